@@ -1,0 +1,2 @@
+//! The `bitnetd-bench` binary.
+fn main() {}

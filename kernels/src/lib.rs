@@ -1,0 +1,2 @@
+//! Slices in, slices out: the arithmetic of ternary models on CPUs.
+#![deny(unsafe_code)]

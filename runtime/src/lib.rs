@@ -1,0 +1,2 @@
+//! The serving runtime of bitnetd.
+#![deny(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The `bitnetd` binary.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The machine: topology, placement, pinning and memory.
+#![deny(unsafe_code)]
