@@ -1,2 +1,10 @@
 //! Slices in, slices out: the arithmetic of ternary models on CPUs.
+//!
+//! Each operation takes an [`Isa`] and gives the same bits whichever it is: integer sums are exact, float
+//! reductions run in 16 virtual lanes merged by one fixed tree, products and sums are fused (`mul_add`) where
+//! the definition says so and nowhere else.
 #![deny(unsafe_code)]
+
+mod isa;
+
+pub use isa::{Avx2, Avx512, Isa};
