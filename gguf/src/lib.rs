@@ -7,11 +7,13 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3, little endian.
 #![forbid(unsafe_code)]
 
+pub mod blocks;
 mod cursor;
 mod error;
 mod metadata;
 mod parse;
 mod tensor;
+pub mod ternary;
 
 pub use error::{Error, Part, ShapeError};
 pub use metadata::{Array, ArrayIter, F32s, I32s, Metadata, Strings, Value, ValueKind};

@@ -1,5 +1,7 @@
 //! Metadata: typed values that borrow from the file, and getters that say what was wrong with which key.
 
+use std::fmt;
+
 use crate::error::{Error, clip};
 
 /// The type of a value; the discriminant is its id in the file.
@@ -162,7 +164,7 @@ impl<'a> Value<'a> {
 }
 
 /// An array as it lies in the file: checked when the file was parsed, decoded when read.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub struct Array<'a> {
     kind: ValueKind,
     len: usize,
@@ -197,6 +199,12 @@ impl<'a> Array<'a> {
 
     pub fn iter(&self) -> ArrayIter<'a> {
         ArrayIter { kind: self.kind, left: self.len, bytes: self.bytes }
+    }
+}
+
+impl fmt::Debug for Array<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}; {}]", self.kind.name(), self.len)
     }
 }
 

@@ -6,5 +6,6 @@
 #![deny(unsafe_code)]
 
 mod isa;
+pub mod ternary;
 
 pub use isa::{Avx2, Avx512, Isa};

@@ -1,0 +1,116 @@
+//! AVX2: `vpmaddubsw` on half tiles (8 rows), 16-bit sums for as long as they are exact.
+#![expect(unsafe_code, reason = "loads and calls of functions with target features")]
+
+use std::arch::x86_64::{
+    __m256i, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
+    _mm256_srli_epi16, _mm256_storeu_si256,
+};
+
+use super::layout::{TILE_ROWS, Tile};
+use super::linear::{Finish, Job};
+use super::quantize::{Quantized, quantize_lanes};
+use crate::Avx2;
+
+pub(super) fn quantize(_: Avx2, x: &[f32], q: &mut [i8]) -> Quantized {
+    #[target_feature(enable = "avx2,fma")]
+    fn body(x: &[f32], q: &mut [i8]) -> Quantized {
+        quantize_lanes(x, q)
+    }
+    // SAFETY: the token proves that these instructions exist.
+    unsafe { body(x, q) }
+}
+
+pub(super) fn linear<F: Finish>(_: Avx2, job: Job<'_>, finish: F, out: &mut [F::Out]) {
+    // SAFETY: the token proves that these instructions exist.
+    unsafe { blocks(job, finish, out) }
+}
+
+/// Near-equal groups of at most [`TOKENS_MAX`] activation rows; a row tile stays in the first-level cache meanwhile.
+#[target_feature(enable = "avx2")]
+fn blocks<F: Finish>(job: Job<'_>, finish: F, out: &mut [F::Out]) {
+    let groups = job.n().div_ceil(TOKENS_MAX);
+    for index in 0..job.row_tiles() {
+        for group in 0..groups {
+            let start = group * job.n() / groups;
+            match (group + 1) * job.n() / groups - start {
+                1 => panel::<F, 1>(job, finish, out, index, start),
+                2 => panel::<F, 2>(job, finish, out, index, start),
+                3 => panel::<F, 3>(job, finish, out, index, start),
+                _ => panel::<F, 4>(job, finish, out, index, start),
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn panel<F: Finish, const N: usize>(job: Job<'_>, finish: F, out: &mut [F::Out], index: usize, start: usize) {
+    let acc = dot::<N>(job.row_tile(index), std::array::from_fn(|t| job.x_row(start + t)));
+    for (t, acc) in acc.into_iter().enumerate() {
+        job.store(finish, out, index, start + t, lanes(acc));
+    }
+}
+
+/// Sums of `code * q` for one row tile and `N` activation rows; halves are rows 0 to 7 and 8 to 15.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn dot<const N: usize>(w: &[Tile], x: [&[[i8; 16]]; N]) -> [[__m256i; 2]; N] {
+    let mask = _mm256_set1_epi8(3);
+    let ones = _mm256_set1_epi16(1);
+    let mut acc = [[_mm256_setzero_si256(); 2]; N];
+    for (run, w) in w.chunks(TILES_EXACT_IN_I16).enumerate() {
+        let first = run * TILES_EXACT_IN_I16;
+        let x: [_; N] = std::array::from_fn(|t| &x[t][first..first + w.len()]);
+        let mut short = [[_mm256_setzero_si256(); 2]; N];
+        for (i, tile) in w.iter().enumerate() {
+            let mut fields = load(tile);
+            for s in 0..4 {
+                let codes = [_mm256_and_si256(fields[0], mask), _mm256_and_si256(fields[1], mask)];
+                fields = [_mm256_srli_epi16::<2>(fields[0]), _mm256_srli_epi16::<2>(fields[1])];
+                for t in 0..N {
+                    let q = &x[t][i];
+                    let q = _mm256_set1_epi32(i32::from_ne_bytes(
+                        [q[4 * s], q[4 * s + 1], q[4 * s + 2], q[4 * s + 3]].map(|q| q.cast_unsigned()),
+                    ));
+                    for half in 0..2 {
+                        short[t][half] = _mm256_add_epi16(short[t][half], _mm256_maddubs_epi16(codes[half], q));
+                    }
+                }
+            }
+        }
+        for t in 0..N {
+            for half in 0..2 {
+                acc[t][half] = _mm256_add_epi32(acc[t][half], _mm256_madd_epi16(short[t][half], ones));
+            }
+        }
+    }
+    acc
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load(tile: &Tile) -> [__m256i; 2] {
+    let (low, high) = (tile.as_ptr(), tile[32..].as_ptr());
+    // SAFETY: the first half of a tile is 32 readable bytes; the load has no alignment requirement.
+    let low = unsafe { _mm256_loadu_si256(low.cast()) };
+    // SAFETY: so is the second half.
+    let high = unsafe { _mm256_loadu_si256(high.cast()) };
+    [low, high]
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn lanes(v: [__m256i; 2]) -> [i32; TILE_ROWS] {
+    let mut lanes = [[0_i32; 8]; 2];
+    for (lanes, v) in lanes.iter_mut().zip(v) {
+        // SAFETY: the array has 32 writable bytes; the store has no alignment requirement.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), v) }
+    }
+    std::array::from_fn(|r| lanes[r / 8][r % 8])
+}
+
+/// A pair of products is in -512 ..= 508 (codes to 2, `q` in -128 ..= 127), a tile adds four pairs to each 16-bit sum:
+/// 16 tiles give -32768 ..= 32512, the whole of an i16 and not a pair more.
+const TILES_EXACT_IN_I16: usize = 16;
+/// 4 rows x 2 halves of 16-bit sums, 4 registers for fields and codes; the 32-bit sums live in memory.
+const TOKENS_MAX: usize = 4;

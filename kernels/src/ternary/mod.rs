@@ -1,0 +1,21 @@
+//! Linear layers with ternary weights: int8 activations, exact int32 sums, one float scale per matrix.
+//!
+//! [`quantize`] turns a row of activations into int8, [`linear`] multiplies. Weights are packed once, at load, into
+//! the layout that [`TernaryMatrix`] documents; it is the same on every machine and serves every [`Isa`](crate::Isa).
+
+mod layout;
+mod linear;
+mod pack;
+mod portable;
+mod quantize;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+pub use layout::{
+    COLS_MAX, ShapeError, TILE_BYTES, TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, packed_bytes, padded_cols,
+};
+pub use linear::{Activations, activation_stride, linear, linear_raw};
+pub use pack::{Code3Found, pack_codes, pack_i2s};
+pub use quantize::{Quantized, quantize};
