@@ -4,7 +4,7 @@
 //! |-------|------|-----|------------------------------------------------------------------------|
 //! | Q4_0  | 32   | 18  | f16 d; 16 bytes: element j in the low, j + 16 in the high nibble; d (q - 8) |
 //! | Q8_0  | 32   | 34  | f16 d; 32 i8; d q |
-//! | Q6_K  | 256  | 210 | see [`q6_k`](self): low bits, high bits, 16 i8 scales, f16 d; d s (q - 32) |
+//! | Q6_K  | 256  | 210 | 128 bytes of low, 64 of high bits, 16 i8 scales s, f16 d (q6_k.rs); d s (q - 32) |
 //! | TQ1_0, TQ2_0 | 256 | 54, 66 | see [`crate::ternary`] |
 
 mod float;

@@ -14,6 +14,7 @@ mod metadata;
 mod parse;
 mod tensor;
 pub mod ternary;
+pub mod writer;
 
 pub use error::{Error, Part, ShapeError};
 pub use metadata::{Array, ArrayIter, F32s, I32s, Metadata, Strings, Value, ValueKind};

@@ -177,6 +177,10 @@ impl<'a> Array<'a> {
         Self { kind, len, bytes }
     }
 
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     pub fn kind(&self) -> ValueKind {
         self.kind
     }
