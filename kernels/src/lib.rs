@@ -5,6 +5,15 @@
 //! the definition says so and nowhere else.
 #![deny(unsafe_code)]
 
+pub mod activation;
+pub mod attention;
 mod isa;
+pub mod math;
+pub mod norm;
+pub mod rope;
+mod simd;
+pub mod softmax;
+#[cfg(test)]
+mod testing;
 
 pub use isa::{Avx2, Avx512, Isa};
