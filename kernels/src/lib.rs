@@ -5,7 +5,16 @@
 //! the definition says so and nowhere else.
 #![deny(unsafe_code)]
 
+pub mod activation;
+pub mod attention;
 mod isa;
+pub mod math;
+pub mod norm;
+pub mod rope;
+mod simd;
+pub mod softmax;
 pub mod ternary;
+#[cfg(test)]
+mod testing;
 
 pub use isa::{Avx2, Avx512, Isa};
