@@ -13,11 +13,10 @@ pub(super) struct Buffers {
     pub(super) x: Shared<f32>,
     /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones.
     pub(super) normed: Shared<f32>,
-    /// n x stride: the same as int8.
+    /// n x the width's stride: the same as int8.
     pub(super) quantized: Shared<i8>,
     pub(super) scale: Shared<f32>,
     pub(super) sum: Shared<i32>,
-    pub(super) stride: usize,
     /// n x (heads x head_dim): rotated queries.
     pub(super) q: Shared<f32>,
     /// n x (heads x head_dim): attention output.
@@ -43,14 +42,13 @@ pub(super) struct Scratch {
 
 impl Buffers {
     pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
-        let (n, stride) = (limits.rows_max, ternary::padded_cols(params.widest()));
+        let n = limits.rows_max;
         Self {
             x: Shared::new(n * params.hidden),
             normed: Shared::new(n * params.widest()),
-            quantized: Shared::new(n * stride),
+            quantized: Shared::new(n * ternary::activation_stride(params.widest())),
             scale: Shared::new(n),
             sum: Shared::new(n),
-            stride,
             q: Shared::new(n * params.attention_width()),
             attention: Shared::new(n * params.attention_width()),
             ffn: Shared::new(n * params.feed_forward),
@@ -69,7 +67,7 @@ impl Scratch {
             scale: [0.0],
             sum: [0],
             dense: Vec::new(),
-            attention: attention::Scratch::new(params.head_dim, params.heads / params.kv_heads),
+            attention: attention::Scratch::new(params.head_dim),
         }
     }
 }

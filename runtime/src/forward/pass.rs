@@ -153,7 +153,7 @@ impl Pass<'_> {
             (scratch.scale, scratch.sum) = ([quantized.scale], [quantized.sum]);
             return;
         }
-        let (stride, padded) = (self.buffers.stride, ternary::padded_cols(rows.width));
+        let (stride, padded) = (ternary::activation_stride(rows.width), ternary::padded_cols(rows.width));
         while let Some(row) = member.claim(counter, rows.count) {
             self.normalise(rows, row, &mut scratch.row);
             if rows.floats {
@@ -193,7 +193,7 @@ impl Pass<'_> {
                 floats: &own.row[..width],
             };
         }
-        let stride = self.buffers.stride;
+        let stride = ternary::activation_stride(width);
         // SAFETY: written before the barrier of `prepare`, only read until the next one.
         let q = unsafe { self.buffers.quantized.read(0..count * stride) };
         // SAFETY: as above.

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gguf::{Gguf, TensorInfo, TensorType};
-use kernels::dense::{self, DenseKind};
+use kernels::dense::DenseKind;
 use kernels::rope::RopeTable;
-use kernels::{Isa, ternary};
+use kernels::ternary;
 use tuning::NodeId;
 use tuning::memory::Arena;
 
@@ -15,7 +15,6 @@ use super::{Error, HyperParameters, Source};
 /// How a replica is made.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    pub isa: Isa,
     /// Threads that read and pack.
     pub threads: usize,
     /// Node that the memory should lie on.
@@ -209,13 +208,13 @@ impl Part {
     }
 
     /// Reads the tensor and packs it into `out`. `buffer` is reused between tensors.
-    fn pack(&self, source: &Source, isa: Isa, buffer: &mut Vec<u8>, out: &mut [u8]) -> Result<(), Error> {
+    fn pack(&self, source: &Source, buffer: &mut Vec<u8>, out: &mut [u8]) -> Result<(), Error> {
         buffer.resize(self.file_bytes, 0);
         source.read_at(self.offset, buffer)?;
         let scale = if self.kind == TensorType::I2S {
-            ternary::pack_i2s(isa, buffer, 0..self.rows, self.cols, out)
+            ternary::pack_i2s(buffer, 0..self.rows, self.cols, out)
                 .map_err(|error| self.bad(error.to_string()))?;
-            gguf::ternary::i2s_scale(buffer, self.rows * self.cols).map_err(|error| self.bad(error.to_string()))?
+            gguf::ternary::i2s_scale(buffer, self.rows * self.cols)
         } else {
             self.pack_block_ternary(buffer, out)?
         };
@@ -248,7 +247,8 @@ impl Part {
                 }
             }
             let out = &mut out[tile * tile_bytes..][..tile_bytes];
-            ternary::pack_codes(&codes[..count * self.cols], self.cols, out);
+            ternary::pack_codes(&codes[..count * self.cols], self.cols, out)
+                .map_err(|error| self.bad(error.to_string()))?;
         }
         Ok(scale.unwrap_or(1.0))
     }
@@ -283,7 +283,7 @@ fn fill(
         let mut buffer = Vec::new();
         for job in jobs {
             let bytes = job.out.len() as u64;
-            job.run(source, options.isa, &mut buffer)?;
+            job.run(source, &mut buffer)?;
             progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
         }
         Ok(())
@@ -314,9 +314,9 @@ fn split_jobs<'a>(plan: &'a Plan, mut arena: &'a mut [u8]) -> Vec<Job<'a>> {
 }
 
 impl Job<'_> {
-    fn run(self, source: &Source, isa: Isa, buffer: &mut Vec<u8>) -> Result<(), Error> {
+    fn run(self, source: &Source, buffer: &mut Vec<u8>) -> Result<(), Error> {
         if is_ternary(self.part.kind) {
-            return self.part.pack(source, isa, buffer, self.out);
+            return self.part.pack(source, buffer, self.out);
         }
         source.read_at(self.part.offset + self.from as u64, self.out)
     }

@@ -34,7 +34,7 @@ pub enum Error {
     #[error("{0} is not supported")]
     Unsupported(String),
     #[error(transparent)]
-    Memory(#[from] tuning::memory::Error),
+    Memory(#[from] tuning::Error),
     #[error("the tokenizer can't be built: {0}")]
     Tokenizer(String),
     #[error("the chat template can't be compiled: {0}")]

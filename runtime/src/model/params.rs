@@ -107,6 +107,9 @@ impl HyperParameters {
             None => return Err(Error::BadShape(format!("hidden size {hidden} is no multiple of {heads} heads"))),
         };
         let value_dim = keys.count_or("attention.value_length", HEAD_DIM_MAX, head_dim)?;
+        if head_dim < HEAD_DIM_MIN {
+            return Err(Error::BadShape(format!("heads of {head_dim} values, {HEAD_DIM_MIN} at least are supported")));
+        }
         if value_dim != head_dim {
             return Err(Error::BadShape(format!("key length {head_dim} and value length {value_dim} differ")));
         }
@@ -200,6 +203,8 @@ fn rope_scale(keys: &Keys<'_, '_>) -> Result<f32, Error> {
 
 const HIDDEN_MAX: usize = 1 << 16;
 const HEADS_MAX: usize = 1 << 10;
+/// One vector of the attention kernel.
+const HEAD_DIM_MIN: usize = 16;
 const HEAD_DIM_MAX: usize = 1 << 10;
 const LAYERS_MAX: usize = 1 << 10;
 const FEED_FORWARD_MAX: usize = 1 << 18;
