@@ -5,6 +5,8 @@
 //! the definition says so and nowhere else.
 #![deny(unsafe_code)]
 
+pub mod dense;
+mod half;
 mod isa;
 pub mod ternary;
 
