@@ -228,7 +228,8 @@ pub fn check_environment() -> Result<(), Error> {
     }
     let command = Known::command();
     let known = |name: &str| {
-        OTHER_VARIABLES.contains(&name) || command.get_arguments().any(|arg| arg.get_env().is_some_and(|env| env == name))
+        OTHER_VARIABLES.contains(&name)
+            || command.get_arguments().any(|arg| arg.get_env().is_some_and(|env| env == name))
     };
     for (name, value) in std::env::vars_os() {
         let Some(name) = name.to_str() else { continue };

@@ -1,6 +1,7 @@
 //! The serving runtime of bitnetd: models, the forward pass, shards, and the server around them.
 #![deny(unsafe_code)]
 
+pub mod config;
 pub mod engine;
 pub mod executor;
 pub mod forward;
@@ -12,7 +13,6 @@ pub mod metrics;
 pub mod model;
 pub mod probe;
 pub mod schedule;
-pub mod config;
 pub mod shared;
 pub mod signals;
 pub mod team;

@@ -56,11 +56,7 @@ impl Team {
     ///
     /// # Errors
     /// The operating system's, when a thread can't be started.
-    pub fn start(
-        size: usize,
-        counters: usize,
-        setup: impl Fn(usize) + Send + Sync + 'static,
-    ) -> std::io::Result<Self> {
+    pub fn start(size: usize, counters: usize, setup: impl Fn(usize) + Send + Sync + 'static) -> std::io::Result<Self> {
         assert!(size >= 1, "a team has at least its leader");
         let shared = Arc::new(Shared {
             size: u32::try_from(size).expect("a team fits one machine"),

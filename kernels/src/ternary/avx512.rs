@@ -83,10 +83,7 @@ fn panel<F: Finish, const R: usize, const N: usize, const SPLIT: usize>(
 /// shifted at the end, exactly (`COLS_MAX` keeps it inside 32 bits). That saves the shifts where registers allow.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn dot<const R: usize, const N: usize, const SPLIT: usize>(
-    w: [&[Tile]; R],
-    x: [&[[i8; 16]]; N],
-) -> [[__m512i; N]; R] {
+fn dot<const R: usize, const N: usize, const SPLIT: usize>(w: [&[Tile]; R], x: [&[[i8; 16]]; N]) -> [[__m512i; N]; R] {
     let tiles = w[0].len();
     let w: [_; R] = std::array::from_fn(|r| &w[r][..tiles]);
     let x: [_; N] = std::array::from_fn(|t| &x[t][..tiles]);

@@ -135,10 +135,7 @@ mod tests {
         let bytes = vec![0x55; packed_bytes(17, 65)];
         assert_eq!(bytes.len(), 2 * 8 * 64);
         assert!(TernaryMatrix::new(&bytes, 17, 65, 1.0).is_ok());
-        assert_eq!(
-            TernaryMatrix::new(&bytes, 33, 65, 1.0).unwrap_err(),
-            ShapeError::Bytes { got: 1024, need: 1536 }
-        );
+        assert_eq!(TernaryMatrix::new(&bytes, 33, 65, 1.0).unwrap_err(), ShapeError::Bytes { got: 1024, need: 1536 });
         assert!(matches!(TernaryMatrix::new(&bytes, 17, 0, 1.0), Err(ShapeError::Cols { got: 0, .. })));
         assert!(matches!(TernaryMatrix::new(&bytes, 17, COLS_MAX + 1, 1.0), Err(ShapeError::Cols { .. })));
         assert!(matches!(TernaryMatrix::new(&bytes, usize::MAX, 65, 1.0), Err(ShapeError::Bytes { .. })));

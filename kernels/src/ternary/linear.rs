@@ -21,7 +21,7 @@ pub struct Activations<'a> {
 /// cache lines.
 #[must_use]
 pub const fn activation_stride(cols: usize) -> usize {
-    (padded_cols(cols) / 64 | 1) * 64
+    ((padded_cols(cols) / 64) | 1) * 64
 }
 
 /// `out[t][r] = ((acc - sum[t]) as f32) / scale[t] * w.scale` with `acc` the exact sum of `code * q`, for all rows `t`
@@ -104,7 +104,14 @@ impl<'a> Job<'a> {
 
     /// Writes the sums of row tile `index` against activation row `t`.
     #[inline(always)]
-    pub(super) fn store<F: Finish>(&self, finish: F, out: &mut [F::Out], index: usize, t: usize, acc: [i32; TILE_ROWS]) {
+    pub(super) fn store<F: Finish>(
+        &self,
+        finish: F,
+        out: &mut [F::Out],
+        index: usize,
+        t: usize,
+        acc: [i32; TILE_ROWS],
+    ) {
         let (sum, scale) = (self.x.sum[t], self.x.scale[t]);
         let first = index * TILE_ROWS;
         let out = &mut out[t * self.rows..(t + 1) * self.rows][first..];

@@ -3,15 +3,15 @@
 //! [`quantize`] turns a row of activations into int8, [`linear`] multiplies. Weights are packed once, at load, into
 //! the layout that [`TernaryMatrix`] documents; it is the same on every machine and serves every [`Isa`](crate::Isa).
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod layout;
 mod linear;
 mod pack;
 mod portable;
 mod quantize;
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 
 pub use layout::{
     COLS_MAX, ShapeError, TILE_BYTES, TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, packed_bytes, padded_cols,

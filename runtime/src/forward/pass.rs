@@ -148,8 +148,7 @@ impl Pass<'_> {
         if rows.count == 1 {
             self.normalise(rows, 0, &mut scratch.row);
             let padded = ternary::padded_cols(rows.width);
-            let quantized =
-                ternary::quantize(self.isa, &scratch.row[..rows.width], &mut scratch.quantized[..padded]);
+            let quantized = ternary::quantize(self.isa, &scratch.row[..rows.width], &mut scratch.quantized[..padded]);
             (scratch.scale, scratch.sum) = ([quantized.scale], [quantized.sum]);
             return;
         }
@@ -165,9 +164,11 @@ impl Pass<'_> {
             let q = unsafe { self.buffers.quantized.write(row * stride..row * stride + padded) };
             let quantized = ternary::quantize(self.isa, &scratch.row[..rows.width], q);
             // SAFETY: as above.
-            unsafe { self.buffers.scale.write(row..row + 1) }[0] = quantized.scale;
+            unsafe { self.buffers.scale.write(row..row + 1) }
+            [0] = quantized.scale;
             // SAFETY: as above.
-            unsafe { self.buffers.sum.write(row..row + 1) }[0] = quantized.sum;
+            unsafe { self.buffers.sum.write(row..row + 1) }
+            [0] = quantized.sum;
         }
         member.barrier();
     }
@@ -189,7 +190,12 @@ impl Pass<'_> {
         let padded = ternary::padded_cols(width);
         if count == 1 {
             return Input {
-                activations: Activations { q: &own.quantized[..padded], stride: padded, scale: own.scale, sum: own.sum },
+                activations: Activations {
+                    q: &own.quantized[..padded],
+                    stride: padded,
+                    scale: own.scale,
+                    sum: own.sum,
+                },
                 floats: &own.row[..width],
             };
         }
@@ -251,7 +257,13 @@ impl Pass<'_> {
             for i in 0..segment.rows {
                 let row = &mut values[(segment.first_row + i) * width..][..width];
                 for head in row.chunks_exact_mut(params.head_dim) {
-                    rope::apply(self.isa, &self.weights.rope, params.family.rope_kind(), segment.first_position + i, head);
+                    rope::apply(
+                        self.isa,
+                        &self.weights.rope,
+                        params.family.rope_kind(),
+                        segment.first_position + i,
+                        head,
+                    );
                 }
             }
         }

@@ -34,29 +34,46 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn requests(&mut self) {
-        self.counter("bitnet_inference_requests_total", "Requests for tokens that were taken in.", |s| &s.requests.started);
+        self.counter("bitnet_inference_requests_total", "Requests for tokens that were taken in.", |s| {
+            &s.requests.started
+        });
         self.gauge("bitnet_active_inference_requests", "Requests for tokens in progress.", |s| &s.requests.active);
         self.gauge("bitnet_connections", "Open client connections.", |s| &s.requests.connections);
         self.counter("bitnet_prompt_tokens_total", "Prompt tokens taken in.", |s| &s.requests.prompt_tokens);
         self.counter("bitnet_generation_tokens_total", "Tokens generated.", |s| &s.requests.generated_tokens);
-        self.labelled("bitnet_request_success_total", "Requests that ended, by reason.", "finish_reason", &[
-            ("stop", |s| &s.requests.outcomes.stop),
-            ("length", |s| &s.requests.outcomes.length),
-            ("cancelled", |s| &s.requests.outcomes.cancelled),
-            ("failed", |s| &s.requests.outcomes.failed),
-        ]);
-        self.labelled("bitnet_admission_rejections_total", "Requests refused, by reason.", "reason", &[
-            ("queue_full", |s| &s.requests.outcomes.refused_queue),
-            ("draining", |s| &s.requests.outcomes.refused_draining),
-            ("connections", |s| &s.requests.outcomes.refused_connections),
-        ]);
-        self.labelled("bitnet_http_responses_total", "HTTP answers, by class of status.", "class", &[
-            ("1xx", |s| &s.requests.answers[0]),
-            ("2xx", |s| &s.requests.answers[1]),
-            ("3xx", |s| &s.requests.answers[2]),
-            ("4xx", |s| &s.requests.answers[3]),
-            ("5xx", |s| &s.requests.answers[4]),
-        ]);
+        self.labelled(
+            "bitnet_request_success_total",
+            "Requests that ended, by reason.",
+            "finish_reason",
+            &[
+                ("stop", |s| &s.requests.outcomes.stop),
+                ("length", |s| &s.requests.outcomes.length),
+                ("cancelled", |s| &s.requests.outcomes.cancelled),
+                ("failed", |s| &s.requests.outcomes.failed),
+            ],
+        );
+        self.labelled(
+            "bitnet_admission_rejections_total",
+            "Requests refused, by reason.",
+            "reason",
+            &[
+                ("queue_full", |s| &s.requests.outcomes.refused_queue),
+                ("draining", |s| &s.requests.outcomes.refused_draining),
+                ("connections", |s| &s.requests.outcomes.refused_connections),
+            ],
+        );
+        self.labelled(
+            "bitnet_http_responses_total",
+            "HTTP answers, by class of status.",
+            "class",
+            &[
+                ("1xx", |s| &s.requests.answers[0]),
+                ("2xx", |s| &s.requests.answers[1]),
+                ("3xx", |s| &s.requests.answers[2]),
+                ("4xx", |s| &s.requests.answers[3]),
+                ("5xx", |s| &s.requests.answers[4]),
+            ],
+        );
         self.histogram("bitnet_request_queue_time_seconds", "Arrival to a slot.", |s| &s.requests.queue);
         self.histogram("bitnet_request_prefill_time_seconds", "Slot to first token.", |s| &s.requests.prefill);
         self.histogram("bitnet_request_decode_time_seconds", "First token to last.", |s| &s.requests.decode);
@@ -81,7 +98,11 @@ impl Page<'_> {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
         let (rss, cpus) = (process.rss_bytes as f64, process.cpus as f64);
         self.push_gauge("bitnet_system_memory_usage_bytes", "Resident memory of the process.", rss);
-        self.push_gauge("bitnet_model_load_duration_seconds", "How long the model took to load.", process.model_load_seconds);
+        self.push_gauge(
+            "bitnet_model_load_duration_seconds",
+            "How long the model took to load.",
+            process.model_load_seconds,
+        );
         self.push_gauge("bitnet_uptime_seconds", "Seconds since start.", process.uptime_seconds);
         let share = process.cpu_seconds / (process.uptime_seconds.max(1e-9) * cpus.max(1.0));
         self.push_gauge("bitnet_cpu_utilization_ratio", "Share of the machine's cpu time since start.", share);

@@ -111,11 +111,7 @@ impl Tensors<'_, '_> {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
         let info = self.info(name)?;
         if info.dim_count != 1 || info.dims[0] != len as u64 {
-            return Err(Error::TensorShape {
-                name: name.to_owned(),
-                got: shape(info),
-                wanted: format!("{len}"),
-            });
+            return Err(Error::TensorShape { name: name.to_owned(), got: shape(info), wanted: format!("{len}") });
         }
         let mut values = vec![0.0; len];
         gguf::blocks::dequantize_row(info.kind, &self.read(info)?, len, &mut values)
@@ -186,9 +182,10 @@ impl Plan {
 
     /// Puts the scales that packing found into the linear layers.
     fn settle_scales(&self, weights: &mut Weights) {
-        let layers = weights.layers.iter_mut().flat_map(|l| {
-            [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.gate, &mut l.up, &mut l.down]
-        });
+        let layers = weights
+            .layers
+            .iter_mut()
+            .flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.gate, &mut l.up, &mut l.down]);
         for linear in layers.chain(weights.head.as_mut()) {
             let part = self.parts.binary_search_by_key(&linear.start, |part| part.start);
             if let (Ok(index), Storage::Ternary { scale }) = (part, &mut linear.storage) {
@@ -212,8 +209,7 @@ impl Part {
         buffer.resize(self.file_bytes, 0);
         source.read_at(self.offset, buffer)?;
         let scale = if self.kind == TensorType::I2S {
-            ternary::pack_i2s(buffer, 0..self.rows, self.cols, out)
-                .map_err(|error| self.bad(error.to_string()))?;
+            ternary::pack_i2s(buffer, 0..self.rows, self.cols, out).map_err(|error| self.bad(error.to_string()))?;
             gguf::ternary::i2s_scale(buffer, self.rows * self.cols)
         } else {
             self.pack_block_ternary(buffer, out)?

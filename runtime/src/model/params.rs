@@ -92,8 +92,8 @@ impl HyperParameters {
     pub fn from_metadata(metadata: &Metadata<'_>, embedding_rows: usize) -> Result<Self, Error> {
         let architecture =
             metadata.str("general.architecture")?.ok_or(Error::MissingKey("general.architecture".into()))?;
-        let family = Family::by_architecture(architecture)
-            .ok_or_else(|| Error::UnknownArchitecture(architecture.to_owned()))?;
+        let family =
+            Family::by_architecture(architecture).ok_or_else(|| Error::UnknownArchitecture(architecture.to_owned()))?;
         let keys = Keys { metadata, architecture };
         let hidden = keys.count("embedding_length", HIDDEN_MAX)?;
         let heads = keys.count("attention.head_count", HEADS_MAX)?;

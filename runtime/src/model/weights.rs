@@ -77,12 +77,12 @@ impl Weights {
         let bytes = &self.arena.as_slice()[linear.start..linear.start + linear.bytes];
         let Linear { rows, cols, .. } = *linear;
         match linear.storage {
-            Storage::Ternary { scale } => LinearView::Ternary(
-                TernaryMatrix::new(bytes, rows, cols, scale).expect("the loader sized the matrix"),
-            ),
-            Storage::Dense(kind) => LinearView::Dense(
-                DenseMatrix::new(kind, bytes, rows, cols).expect("the loader sized the matrix"),
-            ),
+            Storage::Ternary { scale } => {
+                LinearView::Ternary(TernaryMatrix::new(bytes, rows, cols, scale).expect("the loader sized the matrix"))
+            }
+            Storage::Dense(kind) => {
+                LinearView::Dense(DenseMatrix::new(kind, bytes, rows, cols).expect("the loader sized the matrix"))
+            }
         }
     }
 

@@ -1,0 +1,331 @@
+//! Speed of the linear layers beside the limits of one core, measured in the same run: GB/s of weights against plain
+//! reads, GOPS against `vpdpbusd` (ternary) or fused multiply-adds (dense). Each answer is checked before it is timed.
+//!
+//! `cargo run --release -p kernels --example throughput [-- ISA [SECTION]]`, SECTION one of ternary, dense, other.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use kernels::Isa;
+use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
+use kernels::ternary::{self, Activations, TernaryMatrix};
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let name = args.next();
+    let isa = match &name {
+        Some(name) => Isa::by_name(name).expect("this machine has that instruction set"),
+        None => Isa::detect(),
+    };
+    let section = args.next();
+    let wanted = |name: &str| section.as_deref().is_none_or(|section| section == name);
+
+    let limits = Limits::measure();
+    println!("isa {}, 1 thread, best of many", isa.name());
+    println!("limits: read {:.1} GB/s, {}", limits.read / 1e9, limits.units());
+    if wanted("ternary") {
+        ternary_table(isa, &limits);
+    }
+    if wanted("dense") {
+        dense_table(isa, &limits);
+    }
+    if wanted("other") {
+        other_table(isa);
+    }
+}
+
+/// Shortest of many runs within about `budget`, in seconds.
+fn best(budget: Duration, mut run: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    let mut runs = 0;
+    while runs < 3 || start.elapsed() < budget {
+        let start = Instant::now();
+        run();
+        best = best.min(start.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    best
+}
+
+struct Limits {
+    /// Bytes per second.
+    read: f64,
+    /// int8 operations (two a product) per second; none where there is no VNNI.
+    int8: Option<f64>,
+    /// f32 operations per second, 512-bit FMA.
+    float: Option<f64>,
+}
+
+impl Limits {
+    fn measure() -> Self {
+        let buffer = Memory::new(READ_BYTES);
+        let read = READ_BYTES as f64
+            / best(BUDGET * 4, || {
+                black_box(read_all(buffer.bytes()));
+            });
+        drop(buffer);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(proof) = kernels::Avx512::detect() {
+            return Self { read, int8: Some(x86::int8_peak(proof)), float: Some(x86::float_peak(proof)) };
+        }
+        Self { read, int8: None, float: None }
+    }
+
+    fn units(&self) -> String {
+        match (self.int8, self.float) {
+            (Some(int8), Some(float)) => format!("vpdpbusd {:.0} GOPS, fma {:.0} GFLOPS", int8 / 1e9, float / 1e9),
+            _ => "no 512-bit units".into(),
+        }
+    }
+}
+
+fn read_all(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(proof) = kernels::Avx512::detect() {
+        return x86::read_all(proof, bytes);
+    }
+    bytes.as_chunks().0.iter().fold(0, |sum: u64, word| sum.wrapping_add(u64::from_le_bytes(*word)))
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! The machine's own limits in plain loops.
+
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    use kernels::Avx512;
+
+    /// Four interleaved streams, each a quarter: the best pattern found on the machines at hand.
+    pub(crate) fn read_all(_: Avx512, bytes: &[u8]) -> u64 {
+        #[target_feature(enable = "avx512f")]
+        fn body(bytes: &[u8]) -> u64 {
+            let mut sums = [_mm512_setzero_si512(); 4];
+            for line in bytes.as_chunks::<256>().0 {
+                for (sum, part) in sums.iter_mut().zip(line.as_chunks::<64>().0) {
+                    // SAFETY: 64 readable bytes.
+                    let v = unsafe { _mm512_loadu_si512(part.as_ptr().cast()) };
+                    // SAFETY: a hint, whatever the address.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(part.as_ptr().wrapping_add(2048).cast()) };
+                    *sum = _mm512_xor_si512(*sum, v);
+                }
+            }
+            let sum = _mm512_xor_si512(_mm512_xor_si512(sums[0], sums[1]), _mm512_xor_si512(sums[2], sums[3]));
+            _mm512_reduce_add_epi64(sum).cast_unsigned()
+        }
+        // SAFETY: the token proves that AVX-512 F exists.
+        unsafe { body(bytes) }
+    }
+
+    pub(crate) fn int8_peak(_: Avx512) -> f64 {
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn body() {
+            let (a, b) = (_mm512_set1_epi32(black_box(0x0102_0102)), _mm512_set1_epi32(black_box(0x0102_0304)));
+            let mut sums = [_mm512_setzero_si512(); 16];
+            for _ in 0..ROUNDS {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbusd_epi32(*sum, a, b);
+                }
+            }
+            black_box(sums);
+        }
+        // SAFETY: the token proves that VNNI exists.
+        (ROUNDS * 16 * 128) as f64 / super::best(super::BUDGET, || unsafe { body() })
+    }
+
+    pub(crate) fn float_peak(_: Avx512) -> f64 {
+        #[target_feature(enable = "avx512f")]
+        fn body() {
+            let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
+            let mut sums = [_mm512_setzero_ps(); 16];
+            for _ in 0..ROUNDS {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(a, b, *sum);
+                }
+            }
+            black_box(sums);
+        }
+        // SAFETY: the token proves that AVX-512 F exists.
+        (ROUNDS * 16 * 32) as f64 / super::best(super::BUDGET, || unsafe { body() })
+    }
+
+    const ROUNDS: usize = 100_000;
+}
+
+/// Zeroed memory aligned to 2 MiB, on huge pages where the machine gives them.
+struct Memory {
+    words: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Memory {
+    fn new(len: usize) -> Self {
+        let mut words = vec![0; len + HUGE];
+        let start = words.as_ptr().align_offset(HUGE);
+        huge_pages(&mut words[start..]);
+        words.fill(1);
+        Self { words, start, len }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.words[self.start..self.start + self.len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.words[self.start..self.start + self.len]
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn huge_pages(bytes: &mut [u8]) {
+    // SAFETY: the range is ours; the advice changes how it is backed, not what it holds.
+    unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len() / HUGE * HUGE, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn huge_pages(_: &mut [u8]) {}
+
+fn noise(i: usize) -> u8 {
+    ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+}
+
+fn ternary_table(isa: Isa, limits: &Limits) {
+    println!("ternary: rows x cols, n | GB/s of weights, of read limit | GOPS, of int8 limit");
+    for (rows, cols) in [(2560, 2560), (6912, 2560), (2560, 6912)] {
+        // Enough copies that no call finds its weights in a cache.
+        let bytes = ternary::packed_bytes(rows, cols);
+        let copies = READ_BYTES.div_ceil(bytes);
+        let mut memory = Memory::new(bytes * copies);
+        let codes: Vec<u8> = (0..rows * cols).map(|i| noise(i) % 3).collect();
+        let mut packed = vec![0; bytes];
+        ternary::pack_codes(&codes, cols, &mut packed).expect("codes are 0 to 2");
+        for copy in memory.bytes_mut().chunks_exact_mut(bytes) {
+            copy.copy_from_slice(&packed);
+        }
+        for n in TOKENS {
+            let stride = ternary::activation_stride(cols);
+            let mut q = vec![0_i8; n * stride];
+            let (mut scale, mut sum) = (vec![0.0; n], vec![0; n]);
+            for t in 0..n {
+                let x: Vec<f32> = (0..cols).map(|k| f32::from(noise(k + t * 7)) - 127.5).collect();
+                let q = &mut q[t * stride..][..ternary::padded_cols(cols)];
+                let found = ternary::quantize(isa, &x, q);
+                (scale[t], sum[t]) = (found.scale, found.sum);
+            }
+            let x = Activations { q: &q, stride, scale: &scale, sum: &sum };
+            let mut out = vec![0.0; n * CHUNK_ROWS];
+            check_ternary(isa, &memory.bytes()[..bytes], (rows, cols), x, &codes);
+
+            let mut copy = 0;
+            let seconds = best(BUDGET, || {
+                copy = (copy + 1) % copies;
+                let w = TernaryMatrix::new(&memory.bytes()[copy * bytes..][..bytes], rows, cols, 0.5).expect("packed");
+                for first in (0..rows).step_by(CHUNK_ROWS) {
+                    let chunk = first..(first + CHUNK_ROWS).min(rows);
+                    let out = &mut out[..n * chunk.len()];
+                    ternary::linear(isa, w, chunk, x, out);
+                }
+                black_box(&out);
+            });
+            let (rate, ops) = (bytes as f64 / seconds, (2 * rows * cols * n) as f64 / seconds);
+            let of_int8 = limits.int8.map_or("-".into(), |peak| format!("{:3.0} %", 100.0 * ops / peak));
+            println!(
+                "{rows:6} x {cols:4}, {n:3} | {:5.1} {:3.0} % | {:6.0} {of_int8} | {:8.1} us",
+                rate / 1e9,
+                100.0 * rate / limits.read,
+                ops / 1e9,
+                seconds * 1e6
+            );
+        }
+    }
+}
+
+fn check_ternary(isa: Isa, bytes: &[u8], (rows, cols): (usize, usize), x: Activations<'_>, codes: &[u8]) {
+    let w = TernaryMatrix::new(bytes, rows, cols, 0.5).expect("packed");
+    let mut raw = vec![0; x.sum.len() * 32];
+    ternary::linear_raw(isa, w, 32..64, x, &mut raw);
+    for (t, raw) in raw.chunks(32).enumerate() {
+        for (r, &raw) in raw.iter().enumerate() {
+            let (codes, q) = (&codes[(32 + r) * cols..][..cols], &x.q[t * x.stride..]);
+            let want: i32 = codes.iter().zip(q).map(|(&w, &q)| (i32::from(w) - 1) * i32::from(q)).sum();
+            assert_eq!(raw, want, "wrong answer at row {r}, token {t}");
+        }
+    }
+}
+
+fn dense_table(isa: Isa, limits: &Limits) {
+    println!("dense head {HEAD_ROWS} x {HEAD_COLS}: kind, n | GB/s of weights, of read limit | GFLOPS, of fma limit");
+    for kind in [DenseKind::F16, DenseKind::Q8_0, DenseKind::Q6K] {
+        let bytes = kind.row_bytes(HEAD_COLS) * HEAD_ROWS;
+        let mut memory = Memory::new(bytes);
+        fill_dense(kind, memory.bytes_mut());
+        let w = DenseMatrix::new(kind, memory.bytes(), HEAD_ROWS, HEAD_COLS).expect("whole rows");
+        for n in [1, 2, 4, 8, 16, 32] {
+            let x: Vec<f32> = (0..n * HEAD_COLS).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
+            let mut scratch = DenseScratch::new(n);
+            let (mut want, mut out) = (vec![0.0; n * 32], vec![0.0; n * CHUNK_ROWS]);
+            dense::linear(Isa::Portable, w, 64..96, &x, &mut want, &mut scratch);
+            dense::linear(isa, w, 64..96, &x, &mut out[..n * 32], &mut scratch);
+            assert_eq!(out[..n * 32], want, "wrong answer");
+            // A part of the head is enough where the arithmetic takes long.
+            let rows = (HEAD_ROWS * 2 / (n + 1)).min(HEAD_ROWS) / CHUNK_ROWS * CHUNK_ROWS;
+            let seconds = best(BUDGET, || {
+                for first in (0..rows).step_by(CHUNK_ROWS) {
+                    dense::linear(isa, w, first..first + CHUNK_ROWS, &x, &mut out, &mut scratch);
+                }
+                black_box(&out);
+            });
+            let rate = (kind.row_bytes(HEAD_COLS) * rows) as f64 / seconds;
+            let ops = (2 * rows * HEAD_COLS * n) as f64 / seconds;
+            let of_float = limits.float.map_or("-".into(), |peak| format!("{:3.0} %", 100.0 * ops / peak));
+            println!(
+                "{kind:?}, {n:3} | {:5.1} {:3.0} % | {:6.1} {of_float}",
+                rate / 1e9,
+                100.0 * rate / limits.read,
+                ops / 1e9
+            );
+        }
+    }
+}
+
+/// Any finite weights.
+fn fill_dense(kind: DenseKind, bytes: &mut [u8]) {
+    for (i, block) in bytes.chunks_exact_mut(kind.block_bytes()).enumerate() {
+        for (j, byte) in block.iter_mut().enumerate() {
+            *byte = noise(i * 210 + j);
+        }
+        let half = (0x2400 | u16::from(noise(i))).to_le_bytes();
+        match kind {
+            DenseKind::Q6K => block[208..].copy_from_slice(&half),
+            _ => block[..2].copy_from_slice(&half),
+        }
+    }
+}
+
+fn other_table(isa: Isa) {
+    let x: Vec<f32> = (0..6912).map(|k| f32::from(noise(k)) - 127.5).collect();
+    let mut q = vec![0; ternary::padded_cols(x.len())];
+    let seconds = best(BUDGET, || {
+        black_box(ternary::quantize(isa, black_box(&x), &mut q));
+    });
+    println!("quantize 6912: {:.2} us, {:.1} GB/s of input", seconds * 1e6, x.len() as f64 * 4.0 / seconds / 1e9);
+
+    let (rows, cols) = (6912, 2560);
+    let data = vec![0b01_10_00_01; rows * cols / 4];
+    let mut out = vec![0; ternary::packed_bytes(rows, cols)];
+    let seconds = best(BUDGET, || {
+        ternary::pack_i2s(black_box(&data), 0..rows, cols, &mut out).expect("codes are 0 to 2");
+    });
+    println!("pack_i2s {rows} x {cols}: {:.2} GB/s of packed bytes", out.len() as f64 / seconds / 1e9);
+}
+
+const BUDGET: Duration = Duration::from_millis(400);
+const READ_BYTES: usize = 512 << 20;
+const HUGE: usize = 2 << 20;
+/// Rows of a call, as a worker makes them.
+const CHUNK_ROWS: usize = 256;
+const TOKENS: [usize; 8] = [1, 2, 4, 8, 16, 32, 128, 512];
+const HEAD_ROWS: usize = 128_256;
+const HEAD_COLS: usize = 2560;

@@ -1,0 +1,317 @@
+//! `y = W x` in float: element `k` of a row goes to lane `k % 16` of the sum by fused multiply-add, `k` ascending; the
+//! lanes merge by one fixed tree. Same bits on every ISA and for every number of activation rows.
+
+use std::ops::Range;
+
+use super::format::{Bf16, F16, F32, Format, Q4_0, Q6K, Q8_0};
+use super::lanes::{Kernel, LANES, Lanes, TILE_ROWS, tree};
+use super::matrix::{DenseKind, DenseMatrix};
+use super::portable::Portable;
+use crate::Isa;
+
+/// Working memory of [`linear`]; grows to the largest number of activation rows seen and stays.
+#[derive(Clone, Debug, Default)]
+pub struct DenseScratch {
+    /// `PANEL_ROWS` dequantised rows of at most `PANEL_COLS` columns.
+    weights: Vec<[f32; LANES]>,
+    /// Lane sums of `PANEL_ROWS` rows x n.
+    sums: Vec<[f32; LANES]>,
+}
+
+impl DenseScratch {
+    /// Scratch for calls of at most `n_max` activation rows: these do not allocate.
+    #[must_use]
+    pub fn new(n_max: usize) -> Self {
+        let mut scratch = Self::default();
+        scratch.grow(n_max);
+        scratch
+    }
+
+    fn grow(&mut self, n: usize) {
+        if n > 1 && self.sums.len() < PANEL_ROWS * n {
+            self.weights.resize(PANEL_ROWS * PANEL_GROUPS, [0.0; LANES]);
+            self.sums.resize(PANEL_ROWS * n, [0.0; LANES]);
+        }
+    }
+}
+
+/// `out[t][r] = sum over k of w[r][k] * x[t][k]` for the rows `rows` of `w`; `x` is `n x cols`, `out` is
+/// `n x rows.len()`.
+///
+/// # Panics
+/// Where `rows` leaves the matrix, `x` is not whole rows or `out` has another length.
+pub fn linear(
+    isa: Isa,
+    w: DenseMatrix<'_>,
+    rows: Range<usize>,
+    x: &[f32],
+    out: &mut [f32],
+    scratch: &mut DenseScratch,
+) {
+    assert!(rows.start <= rows.end && rows.end <= w.rows(), "rows lie in the matrix");
+    assert!(x.len().is_multiple_of(w.cols()), "activations are whole rows");
+    let n = x.len() / w.cols();
+    assert_eq!(out.len(), n * rows.len(), "output length");
+    if out.is_empty() {
+        return;
+    }
+    scratch.grow(n);
+    run(isa, Linear { w, rows, x, n, out, scratch });
+}
+
+/// Row `row` of `w` as floats.
+///
+/// # Panics
+/// Where `row` is not in the matrix or `out` is not `cols` long.
+pub fn dequantize_row(isa: Isa, w: DenseMatrix<'_>, row: usize, out: &mut [f32]) {
+    assert!(row < w.rows(), "row lies in the matrix");
+    assert_eq!(out.len(), w.cols(), "output length");
+    run(isa, DequantizeRow { w, row, out });
+}
+
+fn run(isa: Isa, kernel: impl Kernel) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => super::avx2::run(proof, kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(proof) => super::avx512::run(proof, kernel),
+        _ => kernel.run(Portable),
+    }
+}
+
+/// Calls a generic method with the [`Format`] of a kind.
+macro_rules! by_kind {
+    ($kind:expr, $self:ident.$method:ident($($arg:expr),*)) => {
+        match $kind {
+            DenseKind::F32 => $self.$method::<S, F32>($($arg),*),
+            DenseKind::F16 => $self.$method::<S, F16>($($arg),*),
+            DenseKind::Bf16 => $self.$method::<S, Bf16>($($arg),*),
+            DenseKind::Q8_0 => $self.$method::<S, Q8_0>($($arg),*),
+            DenseKind::Q6K => $self.$method::<S, Q6K>($($arg),*),
+            DenseKind::Q4_0 => $self.$method::<S, Q4_0>($($arg),*),
+        }
+    };
+}
+
+struct DequantizeRow<'a> {
+    w: DenseMatrix<'a>,
+    row: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for DequantizeRow<'_> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, lanes: S) {
+        by_kind!(self.w.kind(), self.by_format(lanes));
+    }
+}
+
+impl DequantizeRow<'_> {
+    #[inline(always)]
+    fn by_format<S: Lanes, F: Format>(self, lanes: S) {
+        let bytes = self.w.row(self.row);
+        dequantize::<S, F>(lanes, bytes, self.out.as_chunks_mut().0);
+        for k in self.w.tail() {
+            self.out[k] = self.w.float(bytes, k);
+        }
+    }
+}
+
+/// Fills `out`, whole blocks of `F`, from the start of `bytes`.
+#[inline(always)]
+fn dequantize<S: Lanes, F: Format>(lanes: S, bytes: &[u8], out: &mut [[f32; LANES]]) {
+    let mut opened = F::empty(lanes);
+    for (out, bytes) in out.chunks_exact_mut(F::COLS / LANES).zip(bytes.chunks_exact(F::BYTES)) {
+        F::open(lanes, bytes, &mut opened);
+        for (g, out) in out.iter_mut().enumerate() {
+            lanes.store(F::group(lanes, bytes, &opened, g), out);
+        }
+    }
+}
+
+struct Linear<'a> {
+    w: DenseMatrix<'a>,
+    rows: Range<usize>,
+    x: &'a [f32],
+    n: usize,
+    out: &'a mut [f32],
+    scratch: &'a mut DenseScratch,
+}
+
+impl Kernel for Linear<'_> {
+    #[inline(always)]
+    fn run<S: Lanes>(mut self, lanes: S) {
+        if self.n == 1 {
+            by_kind!(self.w.kind(), self.vector(lanes));
+        } else {
+            self.matrix(lanes);
+        }
+    }
+}
+
+impl Linear<'_> {
+    /// One activation row: weights are decoded into registers and used once.
+    #[inline(always)]
+    fn vector<S: Lanes, F: Format>(&mut self, lanes: S) {
+        let mut row = self.rows.start;
+        while row + VECTOR_ROWS <= self.rows.end {
+            let mut weights = [&[][..]; VECTOR_ROWS];
+            for (r, weights) in weights.iter_mut().enumerate() {
+                *weights = self.w.row(row + r);
+            }
+            for (r, sums) in dot::<S, F, VECTOR_ROWS>(lanes, weights, self.x).into_iter().enumerate() {
+                self.finish(row + r, 0, sums);
+            }
+            row += VECTOR_ROWS;
+        }
+        while row < self.rows.end {
+            let [sums] = dot::<S, F, 1>(lanes, [self.w.row(row)], self.x);
+            self.finish(row, 0, sums);
+            row += 1;
+        }
+    }
+
+    /// Several activation rows: panels of weights are decoded once into the first-level cache.
+    #[inline(always)]
+    fn matrix<S: Lanes>(&mut self, lanes: S) {
+        let groups = self.w.cols() / LANES;
+        for first in self.rows.clone().step_by(PANEL_ROWS) {
+            let rows = first..(first + PANEL_ROWS).min(self.rows.end);
+            self.scratch.sums[..PANEL_ROWS * self.n].fill([0.0; LANES]);
+            for start in (0..groups).step_by(PANEL_GROUPS) {
+                let len = PANEL_GROUPS.min(groups - start);
+                by_kind!(self.w.kind(), self.panel(lanes, rows.clone(), start, len));
+                self.multiply(lanes, rows.len(), start, len);
+            }
+            for row in rows.clone() {
+                for t in 0..self.n {
+                    self.finish(row, t, self.scratch.sums[(row - first) * self.n + t]);
+                }
+            }
+        }
+    }
+
+    /// Decodes the groups `start ..+ len` of `rows`.
+    #[inline(always)]
+    fn panel<S: Lanes, F: Format>(&mut self, lanes: S, rows: Range<usize>, start: usize, len: usize) {
+        for (row, panel) in rows.zip(self.scratch.weights.chunks_exact_mut(PANEL_GROUPS)) {
+            let bytes = &self.w.row(row)[start * LANES / F::COLS * F::BYTES..];
+            dequantize::<S, F>(lanes, bytes, &mut panel[..len]);
+        }
+    }
+
+    /// Adds the products of `rows` panel rows and all activation rows over the groups `start ..+ len`.
+    #[inline(always)]
+    fn multiply<S: Lanes>(&mut self, lanes: S, rows: usize, start: usize, len: usize) {
+        let tiles = self.n.div_ceil(S::TILE_TOKENS);
+        for tile in 0..tiles {
+            let t = tile * self.n / tiles;
+            let tokens = (tile + 1) * self.n / tiles - t;
+            let mut row = 0;
+            while row < rows {
+                let height = if rows - row >= TILE_ROWS { TILE_ROWS } else { 1 };
+                let tile = Tile { row, t, start, len };
+                macro_rules! by_size {
+                    ($($n:literal),*) => {
+                        match (height, tokens) {
+                            $((TILE_ROWS, $n) if $n <= S::TILE_TOKENS => self.tile::<S, TILE_ROWS, $n>(lanes, tile),)*
+                            $((_, $n) if $n <= S::TILE_TOKENS => self.tile::<S, 1, $n>(lanes, tile),)*
+                            _ => unreachable!("tiles have at most TILE_TOKENS activation rows"),
+                        }
+                    };
+                }
+                by_size!(1, 2, 3, 4, 5, 6);
+                row += height;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Lanes, const R: usize, const N: usize>(&mut self, lanes: S, tile: Tile) {
+        let Tile { row, t, start, len } = tile;
+        let mut w = [&[][..]; R];
+        for (r, w) in w.iter_mut().enumerate() {
+            *w = &self.scratch.weights[(row + r) * PANEL_GROUPS..][..len];
+        }
+        let mut x = [&[][..]; N];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = &self.x[(t + i) * self.w.cols()..].as_chunks().0[start..start + len];
+        }
+        let mut sums = [[lanes.splat(0.0); N]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = lanes.load(&self.scratch.sums[(row + r) * self.n + t + i]);
+            }
+        }
+        for k in 0..len {
+            let mut weights = [lanes.splat(0.0); R];
+            for (weights, w) in weights.iter_mut().zip(w) {
+                *weights = lanes.load(&w[k]);
+            }
+            for i in 0..N {
+                let x = lanes.load(&x[i][k]);
+                for r in 0..R {
+                    sums[r][i] = lanes.fma(weights[r], x, sums[r][i]);
+                }
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                lanes.store(sum, &mut self.scratch.sums[(row + r) * self.n + t + i]);
+            }
+        }
+    }
+
+    /// Adds the columns after the last whole group and merges the lanes.
+    #[inline(always)]
+    fn finish(&mut self, row: usize, t: usize, mut sums: [f32; LANES]) {
+        let (weights, x) = (self.w.row(row), &self.x[t * self.w.cols()..]);
+        for (sum, k) in sums.iter_mut().zip(self.w.tail()) {
+            *sum = self.w.float(weights, k).mul_add(x[k], *sum);
+        }
+        self.out[t * self.rows.len() + row - self.rows.start] = tree(sums);
+    }
+}
+
+/// A register tile: panel rows from `row`, activation rows from `t`, `len` column groups from `start`.
+#[derive(Clone, Copy)]
+struct Tile {
+    row: usize,
+    t: usize,
+    start: usize,
+    len: usize,
+}
+
+/// Lane sums of `R` rows over the whole groups of columns.
+#[inline(always)]
+fn dot<S: Lanes, F: Format, const R: usize>(lanes: S, rows: [&[u8]; R], x: &[f32]) -> [[f32; LANES]; R] {
+    let mut opened = [F::empty(lanes); R];
+    let mut sums = [lanes.splat(0.0); R];
+    for (block, x) in x.as_chunks::<LANES>().0.chunks_exact(F::COLS / LANES).enumerate() {
+        let mut bytes = rows;
+        for (bytes, opened) in bytes.iter_mut().zip(&mut opened) {
+            *bytes = &bytes[block * F::BYTES..][..F::BYTES];
+            lanes.prefetch(bytes);
+            F::open(lanes, bytes, opened);
+        }
+        for (g, x) in x.iter().enumerate() {
+            let x = lanes.load(x);
+            for r in 0..R {
+                sums[r] = lanes.fma(F::group(lanes, bytes[r], &opened[r], g), x, sums[r]);
+            }
+        }
+    }
+    let mut out = [[0.0; LANES]; R];
+    for (sum, out) in sums.into_iter().zip(&mut out) {
+        lanes.store(sum, out);
+    }
+    out
+}
+
+/// Rows at once for one activation row: as many independent sums as hide the latency of an addition.
+const VECTOR_ROWS: usize = 4;
+/// Rows and 16-column groups of a decoded panel: 16 KiB; columns are whole blocks of every kind.
+const PANEL_ROWS: usize = 8;
+const PANEL_GROUPS: usize = 32;
+
+const _: () = assert!((PANEL_GROUPS * LANES).is_multiple_of(256));

@@ -1,0 +1,14 @@
+//! Linear layers with float or block-quantised weights, used as they stand in a GGUF file.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod format;
+mod lanes;
+mod linear;
+mod matrix;
+mod portable;
+
+pub use linear::{DenseScratch, dequantize_row, linear};
+pub use matrix::{DenseKind, DenseMatrix};
