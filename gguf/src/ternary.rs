@@ -101,9 +101,11 @@ pub fn i2s_pack_codes(codes: &[u8], out: &mut [u8]) {
         "whole blocks, a quarter as long"
     );
     for (codes, packed) in blocks.iter().zip(packed) {
-        for (j, byte) in packed.iter_mut().enumerate() {
-            let [a, b, c, d] = [codes[j], codes[j + 32], codes[j + 64], codes[j + 96]].map(|code| code & 3);
-            *byte = (a << 6) | (b << 4) | (c << 2) | d;
+        *packed = [0; I2S_BLOCK_BYTES];
+        for quarter in codes.as_chunks::<I2S_BLOCK_BYTES>().0 {
+            for (byte, code) in packed.iter_mut().zip(quarter) {
+                *byte = (*byte << 2) | (code & 3);
+            }
         }
     }
 }
@@ -117,13 +119,19 @@ pub fn i2s_tail(scale: f32) -> [u8; I2S_TAIL_BYTES] {
 
 /// True if any of the two-bit codes packed in `packed` is 3, whatever their order. Give it no scales.
 pub fn has_code3(packed: &[u8]) -> bool {
-    const PIECE_BYTES: usize = 4096;
-    packed.chunks(PIECE_BYTES).any(|piece| piece.iter().fold(0, |any, &byte| any | threes(byte)) != 0)
+    packed.chunks(PIECE_BYTES).any(any_three)
 }
 
-/// How many of the two-bit codes packed in `packed` are 3.
+/// How many of the two-bit codes packed in `packed` are 3; as fast as [`has_code3`] where there are none.
 pub fn code3_count(packed: &[u8]) -> u64 {
-    packed.iter().map(|&byte| u64::from(threes(byte).count_ones())).sum()
+    let suspects = packed.chunks(PIECE_BYTES).filter(|piece| any_three(piece));
+    suspects.flatten().map(|&byte| u64::from(threes(byte).count_ones())).sum()
+}
+
+const PIECE_BYTES: usize = 4096;
+
+fn any_three(piece: &[u8]) -> bool {
+    piece.iter().fold(0, |any, &byte| any | threes(byte)) != 0
 }
 
 /// One bit for each code that is 3.

@@ -7,14 +7,12 @@ pub fn f16_to_f32(half: u16) -> f32 {
     const EXPONENT_BIAS_DIFFERENCE: u32 = (127 - 15) << 23;
     let sign = u32::from(half & 0x8000) << 16;
     let magnitude = u32::from(half & 0x7fff);
-    let bits = if magnitude < 0x0400 {
-        (magnitude as f32 * SUBNORMAL_UNIT).to_bits()
-    } else if magnitude < 0x7c00 {
-        (magnitude << 13) + EXPONENT_BIAS_DIFFERENCE
-    } else {
-        (magnitude << 13) | 0x7f80_0000
-    };
-    f32::from_bits(sign | bits)
+    // All three, then selects: with branches a loop over this is not vectorised.
+    let subnormal = (magnitude.cast_signed() as f32 * SUBNORMAL_UNIT).to_bits();
+    let normal = (magnitude << 13) + EXPONENT_BIAS_DIFFERENCE;
+    let special = (magnitude << 13) | 0x7f80_0000;
+    let finite = if magnitude < 0x0400 { subnormal } else { normal };
+    f32::from_bits(sign | if magnitude < 0x7c00 { finite } else { special })
 }
 
 /// Overflow gives an infinity, NaN stays NaN.
@@ -25,17 +23,12 @@ pub fn f32_to_f16(value: f32) -> u16 {
     const INFINITY: u32 = 0x7f80_0000;
     let sign = (value.to_bits() >> 16) as u16 & 0x8000;
     let magnitude = value.to_bits() & 0x7fff_ffff;
-    let half = if magnitude > INFINITY {
-        0x7e00
-    } else if magnitude >= TWO_TO_16 {
-        0x7c00
-    } else if magnitude < SMALLEST_NORMAL {
-        // An ulp of 0.5 is 2^-24, the unit of subnormal halves: the addition rounds to it.
-        (f32::from_bits(magnitude) + 0.5).to_bits() as u16
-    } else {
-        ((magnitude + 0x0fff + ((magnitude >> 13) & 1)) >> 13).wrapping_sub(112 << 10) as u16
-    };
-    sign | half
+    // An ulp of 0.5 is 2^-24, the unit of subnormal halves: the addition rounds to it.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits() as u16;
+    let normal = ((magnitude + 0x0fff + ((magnitude >> 13) & 1)) >> 13).wrapping_sub(112 << 10) as u16;
+    let special = if magnitude > INFINITY { 0x7e00 } else { 0x7c00 };
+    let finite = if magnitude < SMALLEST_NORMAL { subnormal } else { normal };
+    sign | if magnitude < TWO_TO_16 { finite } else { special }
 }
 
 /// Exact.
