@@ -163,9 +163,9 @@ mod tests {
                 let x = draw.floats(head_dim, 4.0);
                 let mut got = x.clone();
                 apply(Isa::detect(), &table, kind, position, &mut got);
-                for i in 0..half {
+                for (i, factor) in factors.iter().enumerate() {
                     let (ia, ib) = if kind == RopeKind::Neox { (i, i + half) } else { (2 * i, 2 * i + 1) };
-                    let frequency = 1e4f64.powf(-2.0 * i as f64 / rot_dims as f64) * 0.25 / f64::from(factors[i]);
+                    let frequency = 1e4f64.powf(-2.0 * i as f64 / rot_dims as f64) * 0.25 / f64::from(*factor);
                     let (sin, cos) = (position as f64 * frequency).sin_cos();
                     let (a, b) = (f64::from(x[ia]), f64::from(x[ib]));
                     assert!((f64::from(got[ia]) - (a * cos - b * sin)).abs() < 1e-6, "{kind:?} pair {i}");

@@ -1,5 +1,7 @@
 //! One tile of rows over one split of positions: scores, softmax weights, weighted values, merge.
 
+#![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
+
 use super::{BLOCK, CHAIN, GROUP, KvView, SPLIT};
 use crate::math::{exp, exp_lanes};
 use crate::simd::{LANES, Simd};
@@ -67,9 +69,9 @@ impl<const R: usize> Tile<'_, R> {
             }
         }
         self.mix(s);
-        for r in 0..self.states.len() {
+        for (r, part) in parts.into_iter().enumerate() {
             if self.seen[r] > 0 {
-                self.merge(s, r, parts[r]);
+                self.merge(s, r, part);
             }
         }
     }
