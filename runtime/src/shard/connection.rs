@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use monoio::io::Splitable;
 use monoio::net::TcpStream;
-use net::api::{ApiError, Dialect};
+use net::error::{ApiError, Dialect};
 use net::http::{self, CONTINUE, Limits, Phase, Request};
 
 use super::peer::{Peer, Writer, read};
