@@ -276,6 +276,8 @@ impl Draft {
                     }
                 }
             }
+            // Even `{}` asks for a search.
+            "web_search_options" => return Err(ApiError::not_supported(path)),
             "prompt" => return Err(ApiError::validation(path, "belongs to /v1/completions; send `messages`")),
             _ => return Ok(false),
         }
@@ -462,7 +464,7 @@ const PROMPT_CHARS_MAX: usize = 8192;
 
 /// Fields of OpenAI and of its imitators that would change the answer and that this server does not honour.
 /// Other unknown fields are ignored.
-const REFUSED: [&str; 36] = [
+const REFUSED: [&str; 35] = [
     "allowed_token_ids",
     "audio",
     "bad_words",
@@ -497,6 +499,5 @@ const REFUSED: [&str; 36] = [
     "tools",
     "truncate_prompt_tokens",
     "use_beam_search",
-    "web_search_options",
     "xtc_probability",
 ];
