@@ -1,2 +1,5 @@
 //! The serving runtime of bitnetd.
 #![deny(unsafe_code)]
+
+pub mod sampler;
+pub mod text;
