@@ -18,15 +18,16 @@ impl Bpe {
     /// as llama.cpp does; a pair that stands twice keeps its first rank.
     pub(super) fn new<'m>(
         vocabulary: &mut Vocabulary,
-        merges: impl ExactSizeIterator<Item = &'m str>,
+        merges: impl ExactSizeIterator<Item = &'m [u8]>,
         pre: PreTokenizer,
     ) -> Self {
-        let byte_ids = std::array::from_fn(|byte| vocabulary.intern(&[u8::try_from(byte).expect("an index below 256")]));
+        let byte_ids =
+            std::array::from_fn(|byte| vocabulary.intern(&[u8::try_from(byte).expect("an index below 256")]));
         let mut pairs = PairTable::with_capacity(merges.len());
         let alphabet = Alphabet::new();
         let mut text = Vec::with_capacity(64);
         for (rank, line) in (0u32..).zip(merges) {
-            let Some((left, right)) = cut(line) else { continue };
+            let Some((left, right)) = std::str::from_utf8(line).ok().and_then(cut) else { continue };
             text.clear();
             if !alphabet.decode(left, &mut text) {
                 continue;
@@ -41,6 +42,11 @@ impl Bpe {
             pairs.insert(left, right, Merge { key: rank, id });
         }
         Self { pre, byte_ids, pairs }
+    }
+
+    /// Whether files of this kind begin texts with a token unless they say otherwise, as in llama.cpp.
+    pub(super) fn adds_bos(&self) -> bool {
+        self.pre == PreTokenizer::Llama3
     }
 
     /// Appends the tokens of `text`, which holds no special tokens.

@@ -3,8 +3,12 @@
 mod bpe;
 mod char_class;
 mod chat_template;
+#[cfg(test)]
+mod chat_template_tests;
 mod detokenizer;
 mod merge;
+#[cfg(test)]
+mod oracle;
 mod pretokenize;
 mod python;
 mod special;
@@ -17,5 +21,5 @@ pub use chat_template::{ChatTemplate, Message, TemplateError};
 pub use detokenizer::Detokenizer;
 pub use pretokenize::PreTokenizer;
 pub use stop::StopMatcher;
-pub use tokenizer::{Note, Tokenizer, TokenizerError, TokenizerParts};
+pub use tokenizer::{Note, Tokenizer, TokenizerError};
 pub use vocabulary::TokenKind;

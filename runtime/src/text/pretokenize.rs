@@ -79,7 +79,8 @@ fn gpt2<'t>(text: &'t str, word: &mut impl FnMut(&'t str)) {
                 PUNCTUATION | OTHER => PUNCTUATION | OTHER,
                 _ => 0,
             };
-            pos = if run == 0 { whitespace_end(text, pos, own_len, false) } else { run_end(text, pos + space_len, run) };
+            pos =
+                if run == 0 { whitespace_end(text, pos, own_len, false) } else { run_end(text, pos + space_len, run) };
         }
         word(&text[start..pos]);
     }
@@ -237,7 +238,10 @@ mod tests {
     #[test]
     fn llama3_splits_as_its_expression() {
         let split = |text| words(PreTokenizer::Llama3, text);
-        assert_eq!(split("Hello world, it's 1234567!"), ["Hello", " world", ",", " it", "'s", " ", "123", "456", "7", "!"]);
+        assert_eq!(
+            split("Hello world, it's 1234567!"),
+            ["Hello", " world", ",", " it", "'s", " ", "123", "456", "7", "!"]
+        );
         assert_eq!(split("a  b   \n\n c\n"), ["a", " ", " b", "   \n\n", " c", "\n"]);
         assert_eq!(split("We'LL (x)"), ["We", "'LL", " (", "x", ")"]);
         assert_eq!(split("{\r\n\tkey"), ["{\r\n", "\tkey"]);

@@ -25,7 +25,10 @@ impl Spm {
                 byte_ids[*byte as usize] = id;
             }
         }
-        let words_apart = vocabulary.ids().all(|id| !vocabulary.bytes(id).trim_ascii_start().contains(&b' '));
+        let words_apart = vocabulary.ids().all(|id| {
+            let mut inner = vocabulary.bytes(id).iter().skip_while(|&&byte| byte == b' ');
+            !inner.any(|&byte| byte == b' ')
+        });
         Self { keys, byte_ids, words_apart }
     }
 
