@@ -11,9 +11,9 @@ use crate::kv::KvCache;
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
 use crate::model::Model;
-use crate::sampler::{Sampled, Sampler};
+use crate::sampler::Sampler;
 use crate::schedule::{NewSequence, Scheduler, Sequence, StreamId};
-use crate::shared::{PerWorker, Shared};
+use crate::shared::PerWorker;
 use crate::team::Team;
 
 /// From the executor to the leader.
@@ -47,6 +47,21 @@ pub enum Event {
     End { stream: StreamId, finish: Finish },
 }
 
+/// A chosen token and what the request wants to know of the choice.
+#[derive(Debug)]
+pub struct Sampled {
+    pub token: u32,
+    pub logprobs: Option<Box<TokenLogprobs>>,
+}
+
+/// Natural logarithms of probabilities under the raw scores.
+#[derive(Debug)]
+pub struct TokenLogprobs {
+    pub logprob: f32,
+    /// The best tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// Limits of a step loop.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineLimits {
@@ -75,7 +90,7 @@ pub struct Engine {
     link: Link,
     metrics: Arc<ShardMetrics>,
     samplers: PerWorker<Sampler>,
-    sampled: Shared<Option<Sampled>>,
+    sampled: PerWorker<Option<Sampled>>,
     step: Step,
     pace: Pace,
 }
@@ -96,7 +111,7 @@ impl Engine {
         let vocab = model.weights.params.vocab;
         Self {
             samplers: PerWorker::new(workers, || Sampler::new(vocab)),
-            sampled: Shared::new(forward.limits().logits_max),
+            sampled: PerWorker::new(forward.limits().logits_max, || None),
             scheduler: Scheduler::new(limits.slots_max, limits.waiting_max),
             pace: Pace::new(limits.itl_target),
             step: Step::default(),
@@ -107,6 +122,22 @@ impl Engine {
             link,
             metrics,
         }
+    }
+
+    /// One step of one row, so that every page and every code path of a step is warm, and the model's scores are
+    /// known to be numbers.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub fn warm_up(&mut self) {
+        self.kv.reserve(0, 1).expect("a cache holds one sequence");
+        self.step.clear();
+        self.step.push(0, 0, &[self.model.tokenizer.bos().unwrap_or(0)], true);
+        let Self { model, team, forward, kv, step, .. } = self;
+        forward.run(team, &model.weights, kv, step, &|_, logits, _| {
+            assert!(logits.iter().all(|logit| logit.is_finite()), "the model's first scores are no numbers");
+        });
+        self.kv.release(0);
     }
 
     /// Runs until the executor has said `stopping` and every sequence has ended.
@@ -145,10 +176,10 @@ impl Engine {
     fn step(&mut self) {
         let started = Instant::now();
         let Self { model, team, forward, kv, scheduler, samplers, sampled, step, .. } = self;
+        let step = &*step;
         let (scheduler, samplers, sampled) = (&*scheduler, &*samplers, &*sampled);
-        let slots = logits_slots(step);
         forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
-            let slot = slots(i);
+            let slot = logits_slot(step, i);
             let sequence = scheduler.sequence(slot).expect("a row belongs to a sequence");
             sample(samplers, sampled, (i, worker), sequence, logits);
         });
@@ -170,7 +201,7 @@ impl Engine {
             if sequence.computed < sequence.tokens.len() {
                 continue;
             }
-            let sampled = self.sampled.as_mut_slice()[logits].take();
+            let sampled = self.sampled.get_mut(logits).take();
             logits += 1;
             let (event, ended) = next_event(&self.model, sequence, sampled);
             if ended {
@@ -192,7 +223,7 @@ fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) 
     if sequence.stop_at_end && model.tokenizer.is_end_of_generation(sampled.token) {
         return (Event::End { stream, finish: Finish::Stop }, true);
     }
-    sequence.tokens.push(sampled.token);
+    sequence.push(sampled.token);
     let finish = (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length);
     (Event::Token { stream, sampled, finish }, finish.is_some())
 }
@@ -208,28 +239,32 @@ fn push(link: &mut Link, event: Event) {
 }
 
 /// Slot of the `i`-th logits row of a step.
-fn logits_slots(step: &Step) -> impl Fn(usize) -> usize + Sync + '_ {
-    |i| {
-        let row = step.logits[i];
-        let at = step.segments.partition_point(|segment| segment.first_row + segment.rows <= row);
-        step.segments[at].slot
-    }
+fn logits_slot(step: &Step, i: usize) -> usize {
+    let row = step.logits[i];
+    let at = step.segments.partition_point(|segment| segment.first_row + segment.rows <= row);
+    step.segments[at].slot
 }
 
 #[expect(unsafe_code, reason = "each worker has its sampler, each row its place for the result")]
 fn sample(
     samplers: &PerWorker<Sampler>,
-    sampled: &Shared<Option<Sampled>>,
+    sampled: &PerWorker<Option<Sampled>>,
     (i, worker): (usize, usize),
     sequence: &Sequence,
     logits: &mut [f32],
 ) {
     // SAFETY: the forward pass calls this on worker `worker` only.
     let sampler = unsafe { samplers.get(worker) };
-    // SAFETY: the forward pass calls this once for row `i`.
-    let result = unsafe { sampled.write(i..i + 1) };
+    // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
+    let result = unsafe { sampled.get(i) };
     let position = sequence.tokens.len() as u64;
-    result[0] = sampler.sample(logits, &sequence.sampling, &sequence.tokens, sequence.prompt_len, position);
+    let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok();
+    *result = choice.map(|choice| Sampled {
+        token: choice.token,
+        logprobs: choice
+            .logprob
+            .map(|logprob| Box::new(TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() })),
+    });
 }
 
 /// How many prompt rows a step may take so that running sequences wait no longer than the target.

@@ -25,7 +25,7 @@ macro_rules! info {
     };
 }
 
-macro_rules! warn {
+macro_rules! warning {
     ($($part:tt)*) => {
         if $crate::log::enabled($crate::config::LogLevel::Warn) {
             eprintln!("bitnetd: warning: {}", format_args!($($part)*));
@@ -33,4 +33,4 @@ macro_rules! warn {
     };
 }
 
-pub(crate) use {info, warn};
+pub(crate) use {info, warning};

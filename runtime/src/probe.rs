@@ -18,7 +18,7 @@ pub enum Io {
 /// Makes `rings` rings of the size and with the flags that the executors will use, and drops them again.
 #[must_use]
 pub fn probe(rings: usize) -> Io {
-    let mut made = Vec::with_capacity(rings);
+    let mut made: Vec<IoUring> = Vec::with_capacity(rings);
     for _ in 0..rings {
         match IoUring::builder().setup_coop_taskrun().setup_single_issuer().build(RING_ENTRIES) {
             Ok(ring) => made.push(ring),

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use crate::forward::Step;
 use crate::kv::{KvCache, blocks_for};
-use crate::sampler::SamplingParams;
+use crate::sampler::{History, SamplingParams};
 
 /// Names a stream of tokens between executor and leader; the executor gives them out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,8 @@ pub struct Sequence {
     pub tokens_max: usize,
     pub sampling: SamplingParams,
     pub stop_at_end: bool,
+    /// What penalties look at.
+    pub history: History,
 }
 
 impl Sequence {
@@ -53,6 +55,12 @@ impl Sequence {
     #[must_use]
     pub fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_len
+    }
+
+    /// Adds a token of the answer.
+    pub fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        self.history.push_output(token);
     }
 
     fn pending(&self) -> usize {
@@ -194,6 +202,8 @@ impl Sequence {
         let prompt_len = new.prompt.len();
         let mut tokens = new.prompt.into_vec();
         tokens.reserve_exact(new.tokens_max);
+        let mut history = History::with_capacity(tokens.capacity());
+        history.push_prompt(&tokens);
         Self {
             stream: new.stream,
             tokens,
@@ -202,6 +212,7 @@ impl Sequence {
             tokens_max: new.tokens_max,
             sampling: new.sampling,
             stop_at_end: new.stop_at_end,
+            history,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::config::{Config, IoChoice};
 use crate::engine::{Engine, EngineLimits, Link};
 use crate::forward::{self, Forward, Limits};
 use crate::kv::{KvCache, blocks_for};
-use crate::log::{info, warn};
+use crate::log::{info, warning};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
 use crate::model::Model;
@@ -173,7 +173,7 @@ fn start_shard(
                 leader_ready.store(true, Ordering::Release);
                 engine.run();
             }
-            Err(error) => warn!("shard {index}: workers can't be started: {error}"),
+            Err(error) => warning!("shard {index}: workers can't be started: {error}"),
         }
     });
     let leader = leader.map_err(fail("a leader thread"))?;
@@ -182,8 +182,8 @@ fn start_shard(
     let (io, address, share_port) = (plan.io.clone(), plan.address, shards > 1);
     let executor = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
         pin(&place.executor);
-        let shard = Shard::new(index, config, model, control, shard_link, (slots_max, waiting_max));
-        crate::executor::run(&io, shard.serve(address, share_port))?
+        let (shard, events) = Shard::new(index, config, model, control, shard_link, (slots_max, waiting_max));
+        crate::executor::run(&io, shard.serve(events, address, share_port))?
     });
     let executor = executor.map_err(fail("an executor thread"))?;
     Ok(Running { executor, leader, ready, doorbell })
@@ -211,7 +211,7 @@ fn build_engine(
 /// A thread that can't be pinned runs all the same.
 fn pin(cpus: &[tuning::CpuId]) {
     if let Err(error) = tuning::pin(cpus) {
-        warn!("{error}");
+        warning!("{error}");
     }
 }
 
@@ -274,7 +274,7 @@ fn pause(time: Duration) {
 /// systemd is told where it listens; elsewhere nothing happens.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!("systemd can't be told: {error}");
+        warning!("systemd can't be told: {error}");
     }
 }
 

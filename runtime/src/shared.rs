@@ -67,7 +67,7 @@ impl<T: Copy + Default> Shared<T> {
     }
 }
 
-/// One `T` per worker, for its own use only.
+/// One `T` per worker (or other unit of work), for its own use only.
 pub struct PerWorker<T> {
     cells: Box<[UnsafeCell<T>]>,
 }
@@ -80,6 +80,12 @@ impl<T> PerWorker<T> {
     #[must_use]
     pub fn new(workers: usize, mut make: impl FnMut() -> T) -> Self {
         Self { cells: (0..workers).map(|_| UnsafeCell::new(make())).collect() }
+    }
+
+    /// The value of worker `index`, where the borrow checker sees that nobody else looks.
+    #[must_use]
+    pub fn get_mut(&mut self, index: usize) -> &mut T {
+        self.cells[index].get_mut()
     }
 
     /// The value of worker `index`.

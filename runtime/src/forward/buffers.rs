@@ -1,6 +1,7 @@
 //! The memory of a forward pass, all of it taken before the first step.
 
 use kernels::attention;
+use kernels::dense::DenseScratch;
 use kernels::ternary;
 
 use super::Limits;
@@ -36,7 +37,7 @@ pub(super) struct Scratch {
     pub(super) quantized: Vec<i8>,
     pub(super) scale: [f32; 1],
     pub(super) sum: [i32; 1],
-    pub(super) dense: Vec<f32>,
+    pub(super) dense: DenseScratch,
     pub(super) attention: attention::Scratch,
 }
 
@@ -66,7 +67,7 @@ impl Scratch {
             quantized: vec![0; ternary::padded_cols(widest)],
             scale: [0.0],
             sum: [0],
-            dense: Vec::new(),
+            dense: DenseScratch::default(),
             attention: attention::Scratch::new(params.head_dim),
         }
     }

@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use kernels::attention::{self, Shape};
+use kernels::dense::DenseScratch;
 use kernels::ternary::{self, Activations};
 use kernels::{Isa, activation, dense, norm, rope};
 
@@ -164,11 +165,11 @@ impl Pass<'_> {
             let q = unsafe { self.buffers.quantized.write(row * stride..row * stride + padded) };
             let quantized = ternary::quantize(self.isa, &scratch.row[..rows.width], q);
             // SAFETY: as above.
-            unsafe { self.buffers.scale.write(row..row + 1) }
-            [0] = quantized.scale;
+            let scale = unsafe { self.buffers.scale.write(row..row + 1) };
+            scale[0] = quantized.scale;
             // SAFETY: as above.
-            unsafe { self.buffers.sum.write(row..row + 1) }
-            [0] = quantized.sum;
+            let sum = unsafe { self.buffers.sum.write(row..row + 1) };
+            sum[0] = quantized.sum;
         }
         member.barrier();
     }
@@ -212,7 +213,7 @@ impl Pass<'_> {
     }
 
     /// `out` (rows x range) = range of W times each input row.
-    fn linear(&self, linear: &Linear, range: Range<usize>, input: Input<'_>, out: &mut [f32], dense: &mut Vec<f32>) {
+    fn linear(&self, linear: &Linear, range: Range<usize>, input: Input<'_>, out: &mut [f32], dense: &mut DenseScratch) {
         match self.weights.view(linear) {
             LinearView::Ternary(w) => ternary::linear(self.isa, w, range, input.activations, out),
             LinearView::Dense(w) => dense::linear(self.isa, w, range, input.floats, out, dense),
@@ -413,7 +414,7 @@ struct OwnRow<'a> {
 
 impl Scratch {
     /// The own input row beside the buffers that are written from it.
-    fn split(&mut self) -> (OwnRow<'_>, &mut [f32], &mut [f32], &mut Vec<f32>) {
+    fn split(&mut self) -> (OwnRow<'_>, &mut [f32], &mut [f32], &mut DenseScratch) {
         let own = OwnRow { row: &self.row, quantized: &self.quantized, scale: &self.scale, sum: &self.sum };
         (own, &mut self.first, &mut self.second, &mut self.dense)
     }

@@ -106,8 +106,8 @@ impl Page<'_> {
         self.push_gauge("bitnet_uptime_seconds", "Seconds since start.", process.uptime_seconds);
         let share = process.cpu_seconds / (process.uptime_seconds.max(1e-9) * cpus.max(1.0));
         self.push_gauge("bitnet_cpu_utilization_ratio", "Share of the machine's cpu time since start.", share);
-        let mut metric = Metric::new();
-        let mut counter = Counter::new();
+        let mut metric = Metric::default();
+        let mut counter = Counter::default();
         counter.set_value(process.cpu_seconds);
         metric.set_counter(counter);
         self.push("bitnet_cpu_seconds_total", "Cpu time of the process.", MetricType::COUNTER, vec![metric]);
@@ -119,9 +119,9 @@ impl Page<'_> {
     }
 
     fn counter(&mut self, name: &str, help: &str, field: fn(&ShardMetrics) -> &Cell) {
-        let mut counter = Counter::new();
+        let mut counter = Counter::default();
         counter.set_value(self.sum(field));
-        let mut metric = Metric::new();
+        let mut metric = Metric::default();
         metric.set_counter(counter);
         self.push(name, help, MetricType::COUNTER, vec![metric]);
     }
@@ -132,17 +132,17 @@ impl Page<'_> {
     }
 
     fn push_gauge(&mut self, name: &str, help: &str, value: f64) {
-        let mut gauge = Gauge::new();
+        let mut gauge = Gauge::default();
         gauge.set_value(value);
         self.push(name, help, MetricType::GAUGE, vec![Metric::from_gauge(gauge)]);
     }
 
     fn labelled(&mut self, name: &str, help: &str, label: &str, values: &[(&str, fn(&ShardMetrics) -> &Cell)]) {
         let metrics = values.iter().map(|(value, field)| {
-            let mut pair = LabelPair::new();
+            let mut pair = LabelPair::default();
             pair.set_name(label.to_owned());
             pair.set_value((*value).to_owned());
-            let mut counter = Counter::new();
+            let mut counter = Counter::default();
             counter.set_value(self.sum(*field));
             let mut metric = Metric::from_label(vec![pair]);
             metric.set_counter(counter);
@@ -157,7 +157,7 @@ impl Page<'_> {
         let mut count = 0;
         let buckets = bounds.iter().enumerate().map(|(i, bound)| {
             count += self.shards.iter().map(|shard| field(shard).counts[i].get()).sum::<u64>();
-            let mut bucket = Bucket::new();
+            let mut bucket = Bucket::default();
             bucket.set_upper_bound(*bound);
             bucket.set_cumulative_count(count);
             bucket
@@ -165,17 +165,17 @@ impl Page<'_> {
         let buckets = buckets.collect();
         let above: u64 = self.shards.iter().map(|shard| field(shard).counts[bounds.len()].get()).sum();
         let sum = self.shards.iter().map(|shard| f64::from_bits(field(shard).sum_bits.get())).sum();
-        let mut histogram = prometheus::proto::Histogram::new();
+        let mut histogram = prometheus::proto::Histogram::default();
         histogram.set_bucket(buckets);
         histogram.set_sample_count(count + above);
         histogram.set_sample_sum(sum);
-        let mut metric = Metric::new();
+        let mut metric = Metric::default();
         metric.set_histogram(histogram);
         self.push(name, help, MetricType::HISTOGRAM, vec![metric]);
     }
 
     fn push(&mut self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) {
-        let mut family = MetricFamily::new();
+        let mut family = MetricFamily::default();
         family.set_name(name.to_owned());
         family.set_help(help.to_owned());
         family.set_field_type(kind);

@@ -1,5 +1,11 @@
 //! A model: where its bytes come from, what they say, and the packed weights that a replica computes with.
 
+use std::time::{Duration, Instant};
+
+use gguf::Gguf;
+
+use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
+
 mod load;
 mod params;
 mod source;
@@ -9,6 +15,60 @@ pub use load::{LoadOptions, load};
 pub use params::{Activation, Family, HyperParameters};
 pub use source::Source;
 pub use weights::{Layer, Linear, LinearView, Weights};
+
+/// A model that can be served: weights, tokenizer and chat template. `quantization` is the name of the ternary layout
+/// in its file.
+pub struct Model {
+    pub name: String,
+    pub weights: Weights,
+    pub tokenizer: Tokenizer,
+    pub template: ChatTemplate,
+    pub quantization: &'static str,
+    pub load_time: Duration,
+}
+
+impl Model {
+    /// Loads the model of `source` under `name`. `progress` gets bytes done and bytes in all.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file: see [`Error`].
+    pub fn load(
+        source: &Source,
+        name: String,
+        options: LoadOptions,
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, Error> {
+        let started = Instant::now();
+        let header = source.header()?;
+        let gguf = Gguf::parse(&header, source.bytes())?;
+        let metadata = gguf.metadata();
+        let tokenizer = Tokenizer::from_gguf(metadata)?;
+        let template = ChatTemplate::for_tokenizer(metadata.str("tokenizer.chat_template")?, &tokenizer)?;
+        let weights = load(source, &gguf, options, progress)?;
+        if tokenizer.vocab_len() > weights.params.vocab {
+            let (tokens, rows) = (tokenizer.vocab_len(), weights.params.vocab);
+            return Err(Error::BadShape(format!("the tokenizer has {tokens} tokens, the embedding {rows} rows")));
+        }
+        let ternary = gguf.tensors().iter().find(|tensor| tensor.kind.is_ternary());
+        let quantization = ternary.map_or("dense", |tensor| tensor.kind.name());
+        Ok(Self { name, weights, tokenizer, template, quantization, load_time: started.elapsed() })
+    }
+
+    /// Tokens of a text that the chat template made: the template may have put the beginning-of-sequence token there
+    /// already, which the tokenizer then must not repeat.
+    #[must_use]
+    pub fn template_tokens(&self, rendered: &str) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        self.tokenizer.encode(rendered, true, true, &mut tokens);
+        if let (Some(bos), [first, second, ..]) = (self.tokenizer.bos(), &tokens[..])
+            && *first == bos
+            && *second == bos
+        {
+            tokens.remove(0);
+        }
+        tokens
+    }
+}
 
 /// Why a model can't be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +96,7 @@ pub enum Error {
     #[error(transparent)]
     Memory(#[from] tuning::Error),
     #[error("the tokenizer can't be built: {0}")]
-    Tokenizer(String),
+    Tokenizer(#[from] TokenizerError),
     #[error("the chat template can't be compiled: {0}")]
-    Template(String),
+    Template(#[from] TemplateError),
 }

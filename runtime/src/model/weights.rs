@@ -92,6 +92,12 @@ impl Weights {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
+    /// The pages that the weights lie in.
+    #[must_use]
+    pub fn page_kind(&self) -> tuning::memory::PageKind {
+        self.arena.page_kind()
+    }
+
     /// Bytes of the packed weights.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {

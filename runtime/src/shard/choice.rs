@@ -2,9 +2,8 @@
 
 use net::api::{FinishReason, Logprob};
 
-use crate::engine::Finish;
+use crate::engine::{Finish, Sampled, TokenLogprobs};
 use crate::model::Model;
-use crate::sampler::Sampled;
 use crate::text::{Detokenizer, StopMatcher};
 
 /// The text side of one sequence.
@@ -46,8 +45,8 @@ impl Choice {
     pub(super) fn push(&mut self, model: &Model, sampled: &Sampled, finish: Option<Finish>) {
         self.tokens += 1;
         self.last_token = sampled.token;
-        if let Some(top) = &sampled.top {
-            self.logprobs.push(logprob(model, sampled, top));
+        if let Some(logprobs) = &sampled.logprobs {
+            self.logprobs.push(logprob(model, sampled.token, logprobs));
         }
         self.decoded.clear();
         self.detokenizer.push(model.tokenizer.piece(sampled.token), &mut self.decoded);
@@ -73,11 +72,11 @@ impl Choice {
     }
 }
 
-fn logprob(model: &Model, sampled: &Sampled, top: &[(u32, f32)]) -> Logprob {
+fn logprob(model: &Model, token: u32, logprobs: &TokenLogprobs) -> Logprob {
     let piece = |token| model.tokenizer.piece(token).to_vec();
     Logprob {
-        token: piece(sampled.token),
-        logprob: Some(sampled.logprob),
-        top: top.iter().map(|(token, logprob)| (piece(*token), *logprob)).collect(),
+        token: piece(token),
+        logprob: Some(logprobs.logprob),
+        top: logprobs.top.iter().map(|(token, logprob)| (piece(*token), *logprob)).collect(),
     }
 }

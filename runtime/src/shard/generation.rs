@@ -10,7 +10,7 @@ use net::api::{self, Endpoint, GenerateRequest, Message, Prompt};
 use net::error::{ApiError, Code};
 use net::http::Request;
 
-use super::answer::{check_model, count};
+use super::answer::check_model;
 use super::choice::Choice;
 use super::peer::{Peer, Writer};
 use super::{Inbox, Shard};

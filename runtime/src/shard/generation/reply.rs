@@ -187,14 +187,13 @@ impl<'a> Reply<'a> {
         count(shard, 200);
         let (created, model) = (unix_time().as_secs(), shard.model.name.as_str());
         let mut body = Vec::with_capacity(512 + choices.iter().map(|choice| choice.ready.len()).sum::<usize>());
-        let logprobs = |choice: &'_ Choice| choice.with_logprobs.then_some(&*choice.logprobs);
         match self.endpoint {
             Endpoint::Chat => {
                 let choices = choices.iter().map(|choice| ChatChoice {
                     index: choice.index,
                     content: &choice.ready,
                     finish_reason: choice.finish.unwrap_or(FinishReason::Stop),
-                    logprobs: if choice.with_logprobs { Some(&choice.logprobs) } else { None },
+                    logprobs: choice.with_logprobs.then_some(&choice.logprobs[..]),
                 });
                 let choices: Vec<_> = choices.collect();
                 api::write_chat_completion(&mut body, &format!("chatcmpl-{}", self.id), created, model, &choices, usage);
@@ -205,7 +204,7 @@ impl<'a> Reply<'a> {
                     index: choice.index,
                     text,
                     finish_reason: choice.finish.unwrap_or(FinishReason::Stop),
-                    logprobs: logprobs(choice),
+                    logprobs: choice.with_logprobs.then_some(&choice.logprobs[..]),
                 });
                 let choices: Vec<_> = choices.collect();
                 api::write_completion(&mut body, &format!("cmpl-{}", self.id), created, model, &choices, usage);
