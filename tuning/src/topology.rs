@@ -39,6 +39,8 @@ pub struct Core {
 impl Topology {
     /// Reads a sysfs tree (`/sys`), cut down to this process' affinity mask and cpuset.
     ///
+    /// To be called before threads are pinned: the mask is the calling thread's.
+    ///
     /// Missing files never fail: without nodes there is one node, without sibling lists every cpu is a core,
     /// without cache files a node is one L3 group.
     ///

@@ -103,9 +103,8 @@ impl Report {
             self.ttft.saturating_record(microseconds(ttft));
         }
         let between: Duration = finished.gaps.iter().sum();
-        if let Some(mean) =
-            microseconds(between).checked_div(finished.tokens.saturating_sub(1)).filter(|_| !between.is_zero())
-        {
+        // Tokens that came with the first event have no gap of their own: one fewer than all share the time between.
+        if let Some(mean) = microseconds(between).checked_div(finished.tokens.saturating_sub(1)) {
             self.tpot.saturating_record(mean);
         }
         let within = |limit_ms: Option<f64>, time: Option<&Duration>| match (limit_ms, time) {
@@ -239,7 +238,7 @@ fn hgrm(histogram: &Histogram<u64>) -> String {
     );
     let _ =
         writeln!(text, "#[Max     = {:12.3}, Total count    = {:12}]", milliseconds(histogram.max()), histogram.len());
-    let _ = writeln!(text, "#[Buckets = {:12}, SubBuckets     = {:12}]", histogram.buckets(), 2048);
+    let _ = writeln!(text, "#[Buckets = {:12}, SubBuckets     = {:12}]", histogram.buckets(), HGRM_SUB_BUCKETS);
     text
 }
 
@@ -255,6 +254,8 @@ const QUANTILES: [(&str, f64); 5] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), 
 /// An hour: the longest latency that is told apart.
 const MICROSECONDS_MAX: u64 = 3_600_000_000;
 const HGRM_TICKS_PER_HALF: u32 = 5;
+/// Of a histogram of three digits.
+const HGRM_SUB_BUCKETS: u32 = 2048;
 
 #[cfg(test)]
 mod tests {
