@@ -239,3 +239,36 @@ const OTHER_TYPES: [OtherType; 30] = [
     other(41, "Q1_0", 128, 18),
     other(TL2_LATER_ID, "TL2 (id 42)", 0, 0),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_id_is_its_own() {
+        let known: Vec<TensorType> = (0..1000).filter_map(TensorType::from_id).collect();
+        assert_eq!(known.len(), 11 + OTHER_TYPES.len());
+        for kind in &known {
+            assert_eq!(TensorType::from_id(kind.id()), Some(*kind));
+            assert_eq!(known.iter().filter(|other| other.name() == kind.name()).count(), 1, "{}", kind.name());
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_of_ggml() {
+        let bytes = |kind: TensorType, dims| kind.tensor_bytes(&dims).unwrap();
+        assert_eq!(bytes(TensorType::F32, [7, 3, 1, 1]), 84);
+        assert_eq!(bytes(TensorType::BF16, [7, 3, 2, 1]), 84);
+        assert_eq!(bytes(TensorType::Q8_0, [64, 3, 1, 1]), 204);
+        assert_eq!(bytes(TensorType::Q4_0, [64, 3, 1, 1]), 108);
+        assert_eq!(bytes(TensorType::Q6_K, [512, 1, 1, 1]), 420);
+        assert_eq!(bytes(TensorType::Tq1_0, [256, 2, 1, 1]), 108);
+        assert_eq!(bytes(TensorType::Tq2_0, [256, 2, 1, 1]), 132);
+        // Rows of 8640 are no whole blocks of 128, the tensor is.
+        assert_eq!(bytes(TensorType::I2S, [8640, 3200, 1, 1]), 8640 * 3200 / 4 + 32);
+        assert_eq!(bytes(TensorType::Tl1, [256, 128, 1, 1]), 256 * 128 / 4 + 32);
+        // As in TL2 files written by bitnet.cpp.
+        assert_eq!(bytes(TensorType::Tl2, [256, 256, 1, 1]), 16_384 + 32);
+        assert_eq!(bytes(TensorType::Tl2, [768, 256, 1, 1]), 43_712 + 32);
+    }
+}
