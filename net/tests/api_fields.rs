@@ -1,4 +1,5 @@
 //! Every field of every schema: defaults, both ends of each range, wrong types, and what is refused by name.
+#![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 
 use net::api::{
     DetokenizeRequest, DevicePreference, Endpoint, GenerateRequest, Message, Priority, Prompt, QuantizationPreference,
@@ -50,8 +51,7 @@ type Range<'a> = (&'a [Endpoint], &'a str, &'a [&'a str], &'a [&'a str]);
 
 #[test]
 fn every_range_ends_where_it_says() {
-    const ALL: [Endpoint; 4] =
-        [Endpoint::Chat, Endpoint::Completion, Endpoint::Inference, Endpoint::InferenceStream];
+    const ALL: [Endpoint; 4] = [Endpoint::Chat, Endpoint::Completion, Endpoint::Inference, Endpoint::InferenceStream];
     let number = ["\"1\"", "[]", "{}", "true"];
     let ranges: &[Range<'_>] = &[
         (&ALL, "temperature", &["0", "0.0", "2", "2.0", "1e0", "-0.0", "null"], &["-0.001", "2.001", "1e999"]),
@@ -135,7 +135,10 @@ fn stop_strings_are_bounded() {
     for value in [strings(11, 1), "\"a\"".into()] {
         assert_eq!(param(with(Endpoint::Inference, &format!("\"stop_sequences\":{value}"))), "stop_sequences");
     }
-    assert_eq!(param(with(Endpoint::Inference, &format!("\"stop_sequences\":{}", strings(1, 65)))), "stop_sequences[0]");
+    assert_eq!(
+        param(with(Endpoint::Inference, &format!("\"stop_sequences\":{}", strings(1, 65)))),
+        "stop_sequences[0]"
+    );
 }
 
 #[test]
@@ -154,10 +157,21 @@ fn prompts_take_four_shapes() {
     assert_eq!(prompt("[1,2,4294967295]"), Ok(Prompt::Tokens(vec![vec![1, 2, u32::MAX]])));
     assert_eq!(prompt("[[1],[2,3]]"), Ok(Prompt::Tokens(vec![vec![1], vec![2, 3]])));
     for (json, at) in [
-        ("[]", "prompt"), ("1", "prompt"), ("{}", "prompt"), ("true", "prompt"), ("[true]", "prompt"),
-        ("[1.5]", "prompt"), ("[null]", "prompt"), ("[1,\"a\"]", "prompt[1]"), ("[1,-1]", "prompt[1]"),
-        ("[4294967296]", "prompt[0]"), ("[\"a\",1]", "prompt[1]"), ("[[1],[]]", "prompt[1]"),
-        ("[[1],2]", "prompt[1]"), ("[[1],[\"a\"]]", "prompt[1][0]"), ("[[]]", "prompt[0]"),
+        ("[]", "prompt"),
+        ("1", "prompt"),
+        ("{}", "prompt"),
+        ("true", "prompt"),
+        ("[true]", "prompt"),
+        ("[1.5]", "prompt"),
+        ("[null]", "prompt"),
+        ("[1,\"a\"]", "prompt[1]"),
+        ("[1,-1]", "prompt[1]"),
+        ("[4294967296]", "prompt[0]"),
+        ("[\"a\",1]", "prompt[1]"),
+        ("[[1],[]]", "prompt[1]"),
+        ("[[1],2]", "prompt[1]"),
+        ("[[1],[\"a\"]]", "prompt[1][0]"),
+        ("[[]]", "prompt[0]"),
     ] {
         assert_eq!(prompt(json).unwrap_err().param.as_deref(), Some(at), "{json}");
     }
@@ -190,8 +204,13 @@ fn messages_hold_text_of_known_roles() {
     ];
     assert_eq!(parsed, Ok(Prompt::Messages(expected)));
     for (json, at) in [
-        ("[]", "messages"), ("\"a\"", "messages"), ("{}", "messages"), ("[1]", "messages[0]"), ("[[]]", "messages[0]"),
-        (r#"[{"content":"a"}]"#, "messages[0].role"), (r#"[{"role":"user"}]"#, "messages[0].content"),
+        ("[]", "messages"),
+        ("\"a\"", "messages"),
+        ("{}", "messages"),
+        ("[1]", "messages[0]"),
+        ("[[]]", "messages[0]"),
+        (r#"[{"content":"a"}]"#, "messages[0].role"),
+        (r#"[{"role":"user"}]"#, "messages[0].content"),
         (r#"[{"role":"king","content":"a"}]"#, "messages[0].role"),
         (r#"[{"role":1,"content":"a"}]"#, "messages[0].role"),
         (r#"[{"role":"user","content":1}]"#, "messages[0].content"),
@@ -199,7 +218,10 @@ fn messages_hold_text_of_known_roles() {
         (r#"[{"role":"user","content":["a"]}]"#, "messages[0].content[0]"),
         (r#"[{"role":"user","content":[{"text":"a"}]}]"#, "messages[0].content[0].type"),
         (r#"[{"role":"user","content":[{"type":"text"}]}]"#, "messages[0].content[0].text"),
-        (r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]"#, "messages[0].content[0].type"),
+        (
+            r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]"#,
+            "messages[0].content[0].type",
+        ),
         (r#"[{"role":"user","content":"a"},{"role":"tool","content":"a"}]"#, "messages[1].tool_call_id"),
         (r#"[{"role":"assistant","content":"a","tool_calls":[{}]}]"#, "messages[0].tool_calls"),
         (r#"[{"role":"user","role":"user","content":"a"}]"#, "messages[0].role"),
@@ -213,19 +235,41 @@ fn messages_hold_text_of_known_roles() {
 fn what_would_change_the_answer_is_refused_by_name() {
     for endpoint in OPENAI {
         for (field, value) in [
-            ("tools", "[{}]"), ("tool_choice", "\"required\""), ("tool_choice", "{}"), ("functions", "[{}]"),
-            ("function_call", "{\"name\":\"f\"}"), ("response_format", "{\"type\":\"json_object\"}"),
-            ("response_format", "{\"type\":\"json_schema\",\"json_schema\":{}}"), ("grammar", "\"root\""),
-            ("regex", "\"a+\""), ("choice", "[\"a\"]"), ("guided_json", "{\"type\":\"object\"}"), ("suffix", "\"x\""),
-            ("min_tokens", "1"), ("stop_token_ids", "[1]"), ("use_beam_search", "true"), ("prompt_logprobs", "1"),
+            ("tools", "[{}]"),
+            ("tool_choice", "\"required\""),
+            ("tool_choice", "{}"),
+            ("functions", "[{}]"),
+            ("function_call", "{\"name\":\"f\"}"),
+            ("response_format", "{\"type\":\"json_object\"}"),
+            ("response_format", "{\"type\":\"json_schema\",\"json_schema\":{}}"),
+            ("grammar", "\"root\""),
+            ("regex", "\"a+\""),
+            ("choice", "[\"a\"]"),
+            ("guided_json", "{\"type\":\"object\"}"),
+            ("suffix", "\"x\""),
+            ("min_tokens", "1"),
+            ("stop_token_ids", "[1]"),
+            ("use_beam_search", "true"),
+            ("prompt_logprobs", "1"),
         ] {
             assert_eq!(param(with(endpoint, &format!("\"{field}\":{value}"))), field, "{value}");
         }
         for harmless in [
-            "\"tools\":[]", "\"tools\":null", "\"tool_choice\":\"none\"", "\"tool_choice\":\"auto\"",
-            "\"parallel_tool_calls\":true", "\"response_format\":{\"type\":\"text\"}", "\"suffix\":null",
-            "\"suffix\":\"\"", "\"min_tokens\":0", "\"use_beam_search\":false", "\"metadata\":{\"a\":\"b\"}",
-            "\"store\":true", "\"service_tier\":\"auto\"", "\"x_unknown\":[1,{\"a\":[]}]", "\"stop\":null",
+            "\"tools\":[]",
+            "\"tools\":null",
+            "\"tool_choice\":\"none\"",
+            "\"tool_choice\":\"auto\"",
+            "\"parallel_tool_calls\":true",
+            "\"response_format\":{\"type\":\"text\"}",
+            "\"suffix\":null",
+            "\"suffix\":\"\"",
+            "\"min_tokens\":0",
+            "\"use_beam_search\":false",
+            "\"metadata\":{\"a\":\"b\"}",
+            "\"store\":true",
+            "\"service_tier\":\"auto\"",
+            "\"x_unknown\":[1,{\"a\":[]}]",
+            "\"stop\":null",
         ] {
             assert!(with(endpoint, harmless).is_ok(), "{harmless}");
         }
@@ -273,10 +317,16 @@ fn logit_bias_is_a_sorted_map_of_ids() {
         let request = with(endpoint, "\"logit_bias\":{\"50\":-100,\"3\":100,\"4294967295\":0.5}").unwrap();
         assert_eq!(request.logit_bias, [(3, 100.0), (50, -100.0), (u32::MAX, 0.5)]);
         for (value, at) in [
-            ("[]", "logit_bias"), ("{\"a\":1}", "logit_bias.a"), ("{\"-1\":1}", "logit_bias.-1"),
-            ("{\"+1\":1}", "logit_bias.+1"), ("{\"4294967296\":1}", "logit_bias.4294967296"),
-            ("{\"1\":101}", "logit_bias.1"), ("{\"1\":-100.5}", "logit_bias.1"), ("{\"1\":\"1\"}", "logit_bias.1"),
-            ("{\"1\":1,\"01\":2}", "logit_bias"), ("{\"1\":1,\"1\":2}", "logit_bias"),
+            ("[]", "logit_bias"),
+            ("{\"a\":1}", "logit_bias.a"),
+            ("{\"-1\":1}", "logit_bias.-1"),
+            ("{\"+1\":1}", "logit_bias.+1"),
+            ("{\"4294967296\":1}", "logit_bias.4294967296"),
+            ("{\"1\":101}", "logit_bias.1"),
+            ("{\"1\":-100.5}", "logit_bias.1"),
+            ("{\"1\":\"1\"}", "logit_bias.1"),
+            ("{\"1\":1,\"01\":2}", "logit_bias"),
+            ("{\"1\":1,\"1\":2}", "logit_bias"),
         ] {
             assert_eq!(param(with(endpoint, &format!("\"logit_bias\":{value}"))), at, "{value}");
         }
@@ -297,7 +347,9 @@ fn tokenize_and_detokenize_are_strict() {
         TokenizeInput::Messages(messages) if messages.len() == 1
     ));
     for (body, at) in [
-        ("{}", "content"), (r#"{"content":1}"#, "content"), (r#"{"content":"a","x":1}"#, "x"),
+        ("{}", "content"),
+        (r#"{"content":1}"#, "content"),
+        (r#"{"content":"a","x":1}"#, "x"),
         (r#"{"content":"a","messages":[{"role":"user","content":"a"}]}"#, "content"),
         (r#"{"content":"a","add_special":1}"#, "add_special"),
     ] {
@@ -307,8 +359,12 @@ fn tokenize_and_detokenize_are_strict() {
     assert_eq!(detokenize(r#"{"tokens":[0,1],"model":"m"}"#).unwrap().tokens, [0, 1]);
     assert!(detokenize(r#"{"tokens":[]}"#).unwrap().tokens.is_empty());
     for (body, at) in [
-        ("{}", "tokens"), (r#"{"tokens":1}"#, "tokens"), (r#"{"tokens":[-1]}"#, "tokens[0]"),
-        (r#"{"tokens":["1"]}"#, "tokens[0]"), (r#"{"tokens":[[1]]}"#, "tokens[0]"), (r#"{"tokens":[],"y":1}"#, "y"),
+        ("{}", "tokens"),
+        (r#"{"tokens":1}"#, "tokens"),
+        (r#"{"tokens":[-1]}"#, "tokens[0]"),
+        (r#"{"tokens":["1"]}"#, "tokens[0]"),
+        (r#"{"tokens":[[1]]}"#, "tokens[0]"),
+        (r#"{"tokens":[],"y":1}"#, "y"),
     ] {
         assert_eq!(detokenize(body).unwrap_err().param.as_deref(), Some(at), "{body}");
     }

@@ -1,11 +1,11 @@
 //! Hostile JSON bodies: 400 with INVALID_REQUEST or VALIDATION_FAILED, never a panic, and the reader works on.
+#![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 
 use net::api::{DetokenizeRequest, Endpoint, GenerateRequest, TokenizeRequest};
 use net::error::Code;
 use net::json::Reader;
 
-const ENDPOINTS: [Endpoint; 4] =
-    [Endpoint::Chat, Endpoint::Completion, Endpoint::Inference, Endpoint::InferenceStream];
+const ENDPOINTS: [Endpoint; 4] = [Endpoint::Chat, Endpoint::Completion, Endpoint::Inference, Endpoint::InferenceStream];
 
 fn refuse(reader: &mut Reader, body: &[u8], code: Code) {
     for endpoint in ENDPOINTS {
@@ -118,8 +118,7 @@ fn too_many_fields_are_refused() {
 #[test]
 fn a_huge_field_name_is_not_repeated_in_the_answer() {
     let body = format!("{{\"{}\":1}}", "x\\u0007".repeat(100_000));
-    let error =
-        GenerateRequest::parse(Endpoint::Inference, &mut Reader::new(), &mut body.into_bytes()).unwrap_err();
+    let error = GenerateRequest::parse(Endpoint::Inference, &mut Reader::new(), &mut body.into_bytes()).unwrap_err();
     assert!(error.message.len() < 400 && error.param.unwrap().len() < 100);
 }
 

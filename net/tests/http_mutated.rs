@@ -25,8 +25,23 @@ const SEEDS: &[&[u8]] = &[
     b"GET /health HTTP/1.1\r\nHost: [::1]\r\nConnection: keep-alive\r\n\r\nOPTIONS * HTTP/1.1\r\nHost:\r\n\r\n",
 ];
 const PIECES: &[&[u8]] = &[
-    b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n",
-    b"Host: b\r\n", b"0\r\n\r\n", b"ffffffffffffffff\r\n", b"HTTP/1.1", b"\xff", b";", b"\"", b"99999999999999999999",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\0",
+    b" ",
+    b"\t",
+    b":",
+    b"Content-Length: 1\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Host: b\r\n",
+    b"0\r\n\r\n",
+    b"ffffffffffffffff\r\n",
+    b"HTTP/1.1",
+    b"\xff",
+    b";",
+    b"\"",
+    b"99999999999999999999",
 ];
 
 fn mutate(random: &mut Random) -> Vec<u8> {

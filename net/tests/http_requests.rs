@@ -145,3 +145,16 @@ fn a_body_longer_than_the_input_buffer_passes() {
     let request = connection.next().unwrap().unwrap();
     assert_eq!((request.method(), request.body.len()), (Method::Post, body.len()));
 }
+
+#[test]
+fn recycled_buffers_serve_the_next_request() {
+    let mut connection = Connection::new(Limits::default());
+    let mut body = None;
+    for _ in 0..3 {
+        connection.receive(POST).unwrap();
+        let request = connection.next().unwrap().unwrap();
+        let at = request.body.as_ptr();
+        assert_eq!(*body.get_or_insert(at), at);
+        connection.recycle(request);
+    }
+}

@@ -1,5 +1,6 @@
 //! What requests and answers mean: routes, request schemas, response bodies.
 
+mod fields;
 mod generate;
 mod messages;
 mod reply;
@@ -16,5 +17,5 @@ pub use reply::{
     write_models, write_tokenized,
 };
 pub(crate) use reply::{write_chat_logprobs, write_completion_logprobs, write_usage};
-pub use route::{Route, check_json_content_type, route};
+pub use route::{Route, check_json_content_type, dialect_of, route};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};

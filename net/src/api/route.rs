@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::error::{ApiError, Dialect};
+use crate::error::{ApiError, Code, Dialect};
 use crate::http::{Method, Request};
 
 /// What a request asks for. HEAD routes as GET does.
@@ -38,12 +38,27 @@ impl Route<'_> {
 /// Finds the route of `path` (as [`Request::path`] gives it).
 ///
 /// # Errors
-/// 404 for an unknown path, 405 with Allow for a known one; both speak the OpenAI dialect.
+/// 404 for an unknown path, 405 with Allow for a known one; [`dialect_of`] says how to word either.
 pub fn route(method: Method, path: &str) -> Result<Route<'_>, ApiError> {
     if path == "*" {
         return Ok(Route::Options(ANY));
     }
-    let (route, allow) = match path {
+    let (route, allow) = find(path).ok_or_else(ApiError::path_not_found)?;
+    match method {
+        Method::Options => Ok(Route::Options(allow)),
+        Method::Get | Method::Head if allow == GET => Ok(route),
+        Method::Post if allow == POST => Ok(route),
+        _ => Err(ApiError::method_not_allowed(allow)),
+    }
+}
+
+/// Which error body answers for `path`, also where [`route`] refuses it; unknown paths speak OpenAI's.
+pub fn dialect_of(path: &str) -> Dialect {
+    find(path).map_or(Dialect::OpenAi, |(route, _)| route.dialect())
+}
+
+fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
+    Some(match path {
         "/v1/chat/completions" => (Route::ChatCompletions, POST),
         "/v1/completions" => (Route::Completions, POST),
         "/v1/inference" => (Route::Inference, POST),
@@ -55,17 +70,11 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, ApiError> {
         "/health/live" => (Route::HealthLive, GET),
         "/health/ready" => (Route::HealthReady, GET),
         "/metrics" => (Route::Metrics, GET),
-        _ => match path.strip_prefix("/v1/models/") {
-            Some(id) if !id.is_empty() => (Route::Model(percent_decode(id)?), GET),
-            _ => return Err(ApiError::path_not_found()),
-        },
-    };
-    match method {
-        Method::Options => Ok(Route::Options(allow)),
-        Method::Get | Method::Head if allow == GET => Ok(route),
-        Method::Post if allow == POST => Ok(route),
-        _ => Err(ApiError::method_not_allowed(allow)),
-    }
+        _ => {
+            let id = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty())?;
+            (Route::Model(percent_decode(id)?), GET)
+        }
+    })
 }
 
 /// A body must be JSON if it says what it is.
@@ -73,7 +82,7 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, ApiError> {
 /// # Errors
 /// 415 for another Content-Type, or a Content-Encoding.
 pub fn check_json_content_type(request: &Request) -> Result<(), ApiError> {
-    let unsupported = |message: &'static str| Err(ApiError::new(415, crate::error::Code::InvalidRequest, message));
+    let unsupported = |message: &'static str| Err(ApiError::new(415, Code::InvalidRequest, message));
     for (name, value) in request.headers() {
         if name.eq_ignore_ascii_case("content-type") && !is_json(value) {
             return unsupported("Content-Type must be application/json in UTF-8");
@@ -101,30 +110,24 @@ fn is_json(value: &[u8]) -> bool {
     })
 }
 
-fn percent_decode(text: &str) -> Result<Cow<'_, str>, ApiError> {
+/// None if `text` decodes to what no name can hold: not UTF-8, or a control character.
+fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
-        return Ok(Cow::Borrowed(text));
+        return Some(Cow::Borrowed(text));
     }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
+        if byte != b'%' {
+            bytes.push(byte);
+            rest = tail;
+            continue;
+        }
         let hex = |at: usize| tail.get(at).and_then(|&digit| char::from(digit).to_digit(16));
-        rest = match (byte, hex(0), hex(1)) {
-            (b'%', Some(high), Some(low)) => {
-                bytes.push((high * 16 + low) as u8);
-                &tail[2..]
-            }
-            (b'%', ..) => return Err(ApiError::path_not_found()),
-            _ => {
-                bytes.push(byte);
-                tail
-            }
-        };
+        bytes.push((hex(0)? * 16 + hex(1)?) as u8);
+        rest = &tail[2..];
     }
-    match String::from_utf8(bytes) {
-        Ok(text) if !text.contains(char::is_control) => Ok(Cow::Owned(text)),
-        _ => Err(ApiError::path_not_found()),
-    }
+    String::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control)).map(Cow::Owned)
 }
 
 const GET: &str = "GET, HEAD, OPTIONS";
@@ -144,6 +147,8 @@ mod tests {
         assert_eq!(route(Method::Options, "/health"), Ok(Route::Options(GET)));
         assert_eq!(route(Method::Options, "*"), Ok(Route::Options(ANY)));
         assert_eq!(route(Method::Head, "/health"), Ok(Route::Health));
+        assert_eq!(dialect_of("/v1/inference"), Dialect::Own);
+        assert_eq!(dialect_of("/v1/completions"), Dialect::OpenAi);
     }
 
     #[test]

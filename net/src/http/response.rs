@@ -14,7 +14,7 @@ pub enum Body {
     None,
     /// That many bytes; they are not sent in answer to HEAD.
     Length(usize),
-    /// Chunks; end with [`Response::end_chunks`].
+    /// Chunks, as [`crate::sse::Framing`] writes them.
     Chunked,
     /// For HTTP/1.0: bytes until the connection closes.
     UntilClose,
@@ -29,6 +29,8 @@ pub struct Response<'a> {
     pub body: Body,
     /// False adds `Connection: close`.
     pub keep_alive: bool,
+    /// The client speaks HTTP/1.0, where keep-alive must be confirmed.
+    pub http_1_0: bool,
     pub request_id: &'a str,
     /// Unix seconds for the Date field; None if the caller has no clock.
     pub unix_s: Option<u64>,
@@ -49,6 +51,7 @@ impl<'a> Response<'a> {
             content_type,
             body: if until_close { Body::UntilClose } else { body },
             keep_alive: request.keep_alive() && !until_close,
+            http_1_0: request.is_http_1_0(),
             request_id,
             unix_s: None,
             retry_after: None,
@@ -69,6 +72,7 @@ impl<'a> Response<'a> {
             content_type: JSON,
             body: Body::Length(0),
             keep_alive: false,
+            http_1_0: false,
             request_id,
             unix_s: None,
             retry_after: None,
@@ -96,8 +100,10 @@ impl<'a> Response<'a> {
             Body::Chunked => field(out, "Transfer-Encoding", "chunked"),
             Body::None | Body::UntilClose => {}
         }
-        if !self.keep_alive {
-            field(out, "Connection", "close");
+        match (self.keep_alive, self.http_1_0) {
+            (false, _) => field(out, "Connection", "close"),
+            (true, true) => field(out, "Connection", "keep-alive"),
+            (true, false) => {}
         }
         if let Some(unix_s) = self.unix_s {
             out.extend_from_slice(b"Date: ");
@@ -127,13 +133,6 @@ impl<'a> Response<'a> {
         Self { body: Body::Length(body.len()), ..*self }.write_head(out);
         if !head_only {
             out.extend_from_slice(body);
-        }
-    }
-
-    /// Appends what ends the body.
-    pub fn end_chunks(&self, out: &mut Vec<u8>) {
-        if self.body == Body::Chunked {
-            out.extend_from_slice(b"0\r\n\r\n");
         }
     }
 }

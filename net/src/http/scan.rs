@@ -28,7 +28,7 @@ impl Scan {
     /// Looks at `section` from where the last call stopped, up to byte `limit`; reaching `limit` is `too_large`.
     pub(super) fn advance(&mut self, section: &[u8], limit: usize, too_large: HttpError) -> Result<Scanned, HttpError> {
         let section = &section[..section.len().min(limit)];
-        while let Some(run) = section[self.seen..].iter().position(|&byte| !PLAIN[byte as usize]) {
+        while let Some(run) = plain_run(&section[self.seen..]) {
             let at = self.seen + run;
             match section[at] {
                 b'\n' => return Err(HttpError::BareLineEnd),
@@ -58,6 +58,27 @@ impl Scan {
     }
 }
 
+/// Index of the first byte that is not plain. Eight bytes at a time while all of them surely are: most of a head.
+fn plain_run(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let (words, _) = bytes.as_chunks::<8>();
+    let maybe_control = |word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        let delete = word ^ (ONES * 0x7f);
+        let below_space = word.wrapping_sub(ONES * 0x20) & !word;
+        (below_space | (delete.wrapping_sub(ONES) & !delete)) & HIGH != 0
+    };
+    let mut at = 8 * words.iter().position(maybe_control).unwrap_or(words.len());
+    while let Some(&byte) = bytes.get(at) {
+        if !PLAIN[byte as usize] {
+            return Some(at);
+        }
+        at += 1;
+    }
+    None
+}
+
 /// Bytes that may stand inside a line: HTAB, visible ASCII, space, obs-text.
 static PLAIN: [bool; 256] = {
     let mut table = [true; 256];
@@ -69,3 +90,19 @@ static PLAIN: [bool; 256] = {
     table[0x7f] = false;
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_at_every_place_is_seen_as_the_table_says() {
+        for byte in 0..=255_u8 {
+            for at in 0..20 {
+                let mut bytes = [b'a'; 20];
+                bytes[at] = byte;
+                assert_eq!(plain_run(&bytes), (!PLAIN[byte as usize]).then_some(at), "{byte:#x} at {at}");
+            }
+        }
+    }
+}

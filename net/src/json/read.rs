@@ -194,13 +194,12 @@ impl<'t, 'i> Value<'t, 'i> {
                 object.len()
             )));
         }
-        let mut keys = [""; FIELDS_MAX];
+        // Pairs, not a set: objects here have about ten fields.
         for (count, key) in object.keys().enumerate() {
-            if keys[..count].contains(&key) {
+            if object.keys().take(count).any(|earlier| earlier == key) {
                 let repeated = Path::Field(&path, key).to_string();
                 return Err(ApiError::invalid_request(format!("field `{repeated}` is repeated")).with_param(repeated));
             }
-            keys[count] = key;
         }
         Ok(Object(object))
     }

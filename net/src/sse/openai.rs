@@ -73,24 +73,21 @@ impl OpenAiStream {
     /// Appends a piece of text of choice `index`.
     pub fn text(&self, out: &mut Vec<u8>, index: u32, text: &str, logprobs: Option<TextLogprobs<'_>>) {
         self.choice(out, index, |out| {
-            match self.kind {
-                Kind::Chat => {
-                    out.extend_from_slice(b",\"delta\":{\"content\":");
-                    write_string(out, text);
-                    out.extend_from_slice(b"},\"logprobs\":");
-                }
-                Kind::Completion => {
-                    out.extend_from_slice(b",\"text\":");
-                    write_string(out, text);
-                    out.extend_from_slice(b",\"logprobs\":");
-                }
+            out.extend_from_slice(match self.kind {
+                Kind::Chat => b",\"delta\":{\"content\":",
+                Kind::Completion => b",\"text\":",
+            });
+            write_string(out, text);
+            if self.kind == Kind::Chat {
+                out.push(b'}');
             }
-            match (logprobs, self.kind) {
-                (None, _) => out.extend_from_slice(b"null"),
-                (Some(logprobs), Kind::Chat) => write_chat_logprobs(out, logprobs.tokens),
-                (Some(logprobs), Kind::Completion) => {
-                    write_completion_logprobs(out, logprobs.tokens, logprobs.text_offset);
-                }
+            let Some(logprobs) = logprobs else {
+                return out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+            };
+            out.extend_from_slice(b",\"logprobs\":");
+            match self.kind {
+                Kind::Chat => write_chat_logprobs(out, logprobs.tokens),
+                Kind::Completion => write_completion_logprobs(out, logprobs.tokens, logprobs.text_offset),
             }
             out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
         });
