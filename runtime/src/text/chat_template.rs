@@ -148,6 +148,7 @@ fn classify(error: Error) -> TemplateError {
 struct Refusal(String);
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`: not escaped for HTML, unlike minijinja's own.
+#[expect(clippy::needless_pass_by_value, reason = "the template engine hands over keyword arguments by value")]
 fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let mut out = String::new();

@@ -125,7 +125,7 @@ mod tests {
             // A made-up merge table over ids: any two ids below 40 may join.
             let lookup = |left: &Symbol, right: &Symbol| {
                 let mixed = (left.id * 31 + right.id * 17 + salt).wrapping_mul(0x9e37_79b9) >> 16;
-                if left.id > 40 || right.id > 40 || mixed % 3 == 0 { return NO_MERGE; }
+                if left.id > 40 || right.id > 40 || mixed.is_multiple_of(3) { return NO_MERGE; }
                 Merge { key: mixed % 16, id: left.id + right.id + 3 }
             };
             let symbols: Vec<Symbol> = (0u32..).zip(&letters).map(|(i, &id)| Symbol { start: i, end: i + 1, id }).collect();

@@ -6,6 +6,7 @@ mod chat_template;
 #[cfg(test)]
 mod chat_template_tests;
 mod detokenizer;
+mod load;
 mod merge;
 #[cfg(test)]
 mod oracle;

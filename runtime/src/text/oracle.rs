@@ -86,7 +86,7 @@ fn hostile_texts_take_no_quadratic_time() {
     let mut samples = vec!["a", " ", "\u{301}", "\n", "'", "1", "<|", "<|start_header_id|>", "é", "ab", " \u{3000}"];
     samples.push("<|eot_id|");
     for sample in samples {
-        let text = sample.repeat((1 << 20) / sample.len());
+        let text = sample.repeat((1 << 18) / sample.len());
         for rule in [PreTokenizer::Llama3, PreTokenizer::Default] {
             let tokenizer =
                 if rule == PreTokenizer::Llama3 { &tokenizer } else { &tokenizer_of(DEFAULT_MODEL, Some(rule)) };
@@ -95,7 +95,7 @@ fn hostile_texts_take_no_quadratic_time() {
             tokenizer.encode(&text, false, true, &mut out);
             assert!(start.elapsed().as_secs() < 10, "{sample:?} took {:?}", start.elapsed());
             if !sample.ends_with("id|>") {
-                assert_eq!(text_of(&tokenizer, &out), text);
+                assert_eq!(text_of(tokenizer, &out), text);
             }
         }
     }

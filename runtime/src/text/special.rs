@@ -25,8 +25,7 @@ impl SpecialTokens {
     pub(super) fn new(vocabulary: &Vocabulary) -> Self {
         let mut specials =
             Self { edges: HashMap::new(), tokens: vec![None], first_bytes: [false; 256], any_user_defined: false };
-        let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined);
-        for id in vocabulary.ids().filter(|&id| is_special(vocabulary.kind(id))) {
+        for id in special_ids(vocabulary) {
             let text = vocabulary.bytes(id);
             if !text.is_empty() && std::str::from_utf8(text).is_ok() {
                 specials.insert(text, id);
@@ -34,6 +33,11 @@ impl SpecialTokens {
             }
         }
         specials
+    }
+
+    /// Bytes of all texts that [`new`](Self::new) puts into the trie.
+    pub(super) fn text_bytes(vocabulary: &Vocabulary) -> usize {
+        special_ids(vocabulary).map(|id| vocabulary.bytes(id).len()).sum()
     }
 
     fn insert(&mut self, text: &[u8], id: u32) {
@@ -95,6 +99,11 @@ impl SpecialTokens {
         }
         found
     }
+}
+
+fn special_ids(vocabulary: &Vocabulary) -> impl Iterator<Item = u32> + '_ {
+    let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined);
+    vocabulary.ids().filter(move |&id| is_special(vocabulary.kind(id)))
 }
 
 #[derive(Clone, Copy)]

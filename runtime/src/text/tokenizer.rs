@@ -2,7 +2,11 @@
 
 use gguf::Metadata;
 
-use super::bpe::{Alphabet, Bpe};
+use super::bpe::Bpe;
+use super::load::{
+    MERGES_MAX, SPACE_MARK, SPECIAL_BYTES_MAX, TOKENS_MAX, TURN_ENDS, byte_level_token, end_tokens, pre_tokenizer,
+    read_merges, read_scores, read_vocabulary, sentencepiece_token, token_id,
+};
 use super::merge::Merger;
 use super::pretokenize::PreTokenizer;
 use super::special::{Fragment, SpecialTokens};
@@ -53,6 +57,10 @@ pub enum TokenizerError {
     Length { key: &'static str, found: usize, tokens: usize },
     #[error("the vocabulary has {found} tokens, allowed are 1 to {TOKENS_MAX}")]
     TokenCount { found: usize },
+    #[error("{found} merges, limit {MERGES_MAX}")]
+    MergeCount { found: usize },
+    #[error("the texts of special tokens have {found} bytes, limit {SPECIAL_BYTES_MAX}")]
+    SpecialBytes { found: usize },
 }
 
 impl Tokenizer {
@@ -78,15 +86,13 @@ impl Tokenizer {
                     Some(pre) => pre,
                     None => pre_tokenizer(metadata, &mut notes)?,
                 };
-                let mut vocabulary = read_vocabulary(metadata, byte_level_token)?;
-                let merges = metadata.strings(MERGES)?.ok_or(TokenizerError::Missing { key: MERGES })?;
-                let bpe = Bpe::new(&mut vocabulary, merges, pre);
+                let mut vocabulary = read_vocabulary(metadata, byte_level_token())?;
+                let bpe = Bpe::new(&mut vocabulary, read_merges(metadata)?, pre);
                 (vocabulary, Model::Bpe(bpe))
             }
             "llama" => {
                 let vocabulary = read_vocabulary(metadata, sentencepiece_token)?;
-                let scores: Vec<f32> = metadata.f32s(SCORES)?.map(|s| s.iter().collect()).unwrap_or_default();
-                check_length(SCORES, scores.len(), vocabulary.len())?;
+                let scores = read_scores(metadata, vocabulary.len())?;
                 let unknown = token_id(metadata, "tokenizer.ggml.unknown_token_id", vocabulary.len(), &mut notes)?;
                 let spm = Spm::new(&vocabulary, &scores, unknown.or(Some(0)));
                 (vocabulary, Model::Spm(spm))
@@ -114,8 +120,13 @@ impl Tokenizer {
         };
         let end_of_generation = end_tokens(&mut vocabulary, [eos, eot, eom]);
         let eot = eot.or_else(|| TURN_ENDS[..4].iter().find_map(|text| vocabulary.find_token(text.as_bytes())));
+        let special_bytes = SpecialTokens::text_bytes(&vocabulary);
+        if special_bytes > SPECIAL_BYTES_MAX {
+            return Err(TokenizerError::SpecialBytes { found: special_bytes });
+        }
+        let specials = SpecialTokens::new(&vocabulary);
         Ok(Self {
-            specials: SpecialTokens::new(&vocabulary),
+            specials,
             bos,
             eos,
             eot,
@@ -250,98 +261,6 @@ impl Tokenizer {
     }
 }
 
-fn pre_tokenizer(metadata: &Metadata<'_>, notes: &mut Vec<Note>) -> Result<PreTokenizer, TokenizerError> {
-    let Some(name) = metadata.str("tokenizer.ggml.pre")? else {
-        notes.push(Note::PreTokenizerMissing);
-        return Ok(PreTokenizer::Llama3);
-    };
-    PreTokenizer::from_name(name).ok_or_else(|| TokenizerError::PreTokenizer { found: name.chars().take(64).collect() })
-}
-
-/// Reads tokens and kinds; `decode(text, kind, out)` gives a token's bytes and says whether text can become it.
-fn read_vocabulary(metadata: &Metadata<'_>, decode: impl Fn() -> TokenDecoder) -> Result<Vocabulary, TokenizerError> {
-    let tokens = metadata.strings(TOKENS)?.ok_or(TokenizerError::Missing { key: TOKENS })?;
-    let count = tokens.len();
-    if count == 0 || count > TOKENS_MAX {
-        return Err(TokenizerError::TokenCount { found: count });
-    }
-    let kinds = metadata.i32s(KINDS)?;
-    if let Some(kinds) = &kinds {
-        check_length(KINDS, kinds.len(), count)?;
-    }
-    let mut kinds = kinds.iter().flat_map(|kinds| kinds.iter());
-    let mut vocabulary = Vocabulary::with_capacity(count);
-    let decode = decode();
-    let mut bytes = Vec::with_capacity(256);
-    for text in tokens {
-        let kind = kinds.next().map_or(TokenKind::Normal, TokenKind::from_code);
-        bytes.clear();
-        let indexed = decode(text, kind, &mut bytes);
-        vocabulary.push(&bytes, kind, indexed);
-    }
-    Ok(vocabulary)
-}
-
-type TokenDecoder = Box<dyn Fn(&[u8], TokenKind, &mut Vec<u8>) -> bool>;
-
-/// GPT-2's alphabet to bytes. Special tokens stand for their own text.
-fn byte_level_token() -> TokenDecoder {
-    let alphabet = Alphabet::new();
-    Box::new(move |text, kind, out| {
-        let decoded = std::str::from_utf8(text).is_ok_and(|text| alphabet.decode(text, out));
-        let special = matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined);
-        if decoded && !special {
-            return true;
-        }
-        let same = decoded && out == text;
-        out.clear();
-        out.extend_from_slice(text);
-        same
-    })
-}
-
-/// U+2581 to spaces and `<0x0A>` to bytes; a token with a plain space is never met, since text has none by then.
-fn sentencepiece_token() -> TokenDecoder {
-    Box::new(|text, kind, out| match kind {
-        TokenKind::Byte => {
-            match byte_name(text) {
-                Some(byte) => out.push(byte),
-                None => out.extend_from_slice(text),
-            }
-            false
-        }
-        TokenKind::Normal | TokenKind::Unused => {
-            let mut rest = text;
-            while let Some((&first, tail)) = rest.split_first() {
-                rest = match rest.strip_prefix(SPACE_MARK.as_bytes()) {
-                    Some(tail) => {
-                        out.push(b' ');
-                        tail
-                    }
-                    None => {
-                        out.push(first);
-                        tail
-                    }
-                };
-            }
-            !text.contains(&b' ')
-        }
-        TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined => {
-            out.extend_from_slice(text);
-            !text.contains(&b' ')
-        }
-    })
-}
-
-/// The byte that a token named `<0xHH>` stands for.
-fn byte_name(text: &[u8]) -> Option<u8> {
-    let hex = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
-    if hex.len() != 2 || !hex.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()
-}
-
 /// A SentencePiece text as its tokens spell it: U+2581 is a space, and one goes first if `prefix`.
 fn with_plain_spaces(text: &str, prefix: bool) -> std::borrow::Cow<'_, str> {
     if !prefix && !text.contains(SPACE_MARK) {
@@ -356,54 +275,4 @@ fn with_plain_spaces(text: &str, prefix: bool) -> std::borrow::Cow<'_, str> {
     spaced.into()
 }
 
-/// The tokens that end a generation, ascending; those known by their text become control tokens.
-fn end_tokens(vocabulary: &mut Vocabulary, ids: [Option<u32>; 3]) -> Vec<u32> {
-    let mut ends: Vec<u32> = ids.into_iter().flatten().collect();
-    for text in TURN_ENDS {
-        if let Some(id) = vocabulary.find_token(text.as_bytes()) {
-            vocabulary.set_kind(id, TokenKind::Control);
-            ends.push(id);
-        }
-    }
-    // Ordinary text in some vocabularies: these end a generation only as control tokens.
-    for text in TEXT_ENDS {
-        ends.extend(vocabulary.find_token(text.as_bytes()).filter(|&id| vocabulary.kind(id) == TokenKind::Control));
-    }
-    ends.sort_unstable();
-    ends.dedup();
-    ends
-}
-
-fn token_id(
-    metadata: &Metadata<'_>,
-    key: &'static str,
-    tokens: usize,
-    notes: &mut Vec<Note>,
-) -> Result<Option<u32>, TokenizerError> {
-    match metadata.u32(key)? {
-        Some(id) if id as usize >= tokens => {
-            notes.push(Note::TokenIdOutOfRange { key, id, tokens });
-            Ok(None)
-        }
-        id => Ok(id),
-    }
-}
-
-fn check_length(key: &'static str, found: usize, tokens: usize) -> Result<(), TokenizerError> {
-    if found == 0 || found == tokens { Ok(()) } else { Err(TokenizerError::Length { key, found, tokens }) }
-}
-
 const MODEL: &str = "tokenizer.ggml.model";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const KINDS: &str = "tokenizer.ggml.token_type";
-const SCORES: &str = "tokenizer.ggml.scores";
-const MERGES: &str = "tokenizer.ggml.merges";
-/// SentencePiece's space.
-const SPACE_MARK: &str = "\u{2581}";
-/// Tokens that end a turn or a message, by their text.
-const TURN_ENDS: [&str; 7] =
-    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>"];
-/// Tokens that end a text, where they are control tokens.
-const TEXT_ENDS: [&str; 2] = ["</s>", "<|return|>"];
-/// Most tokens of a vocabulary; the largest in use have 262,144.
-const TOKENS_MAX: usize = 1 << 21;
