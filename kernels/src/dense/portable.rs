@@ -1,6 +1,6 @@
 //! Sixteen lanes as an array.
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{Kernel, LANES, Lanes};
 use crate::half::{bf16_to_f32, f16_to_f32};
 
 #[derive(Clone, Copy)]
@@ -61,5 +61,10 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn prefetch(self, _bytes: &[u8]) {}
+    fn outline<K: Kernel>(self, kernel: K) {
+        kernel.run(self);
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _bytes: &[u8], _ahead: usize) {}
 }
