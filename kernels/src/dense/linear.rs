@@ -14,9 +14,25 @@ use crate::Isa;
 #[derive(Clone, Debug, Default)]
 pub struct DenseScratch {
     /// `PANEL_ROWS` dequantised rows of at most `PANEL_COLS` columns.
-    weights: Vec<[f32; LANES]>,
+    weights: Box<Panel>,
     /// Lane sums of `PANEL_ROWS` rows x n.
-    sums: Vec<[f32; LANES]>,
+    sums: Vec<Group>,
+}
+
+/// Sixteen floats in a cache line of their own.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Group([f32; LANES]);
+
+/// Decoded weights, `PANEL_ROWS` rows of `PANEL_GROUPS`.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Panel([[f32; LANES]; PANEL_ROWS * PANEL_GROUPS]);
+
+impl Default for Panel {
+    fn default() -> Self {
+        Self([[0.0; LANES]; PANEL_ROWS * PANEL_GROUPS])
+    }
 }
 
 impl DenseScratch {
@@ -30,8 +46,7 @@ impl DenseScratch {
 
     fn grow(&mut self, n: usize) {
         if n > 1 && self.sums.len() < PANEL_ROWS * n {
-            self.weights.resize(PANEL_ROWS * PANEL_GROUPS, [0.0; LANES]);
-            self.sums.resize(PANEL_ROWS * n, [0.0; LANES]);
+            self.sums.resize(PANEL_ROWS * n, Group::default());
         }
     }
 }
@@ -159,22 +174,25 @@ impl Linear<'_> {
     fn vector<S: Lanes, F: Format>(&mut self, lanes: S) {
         let mut row = self.rows.start;
         while row < self.rows.end {
-            let mut sums = [[0.0; LANES]; VECTOR_ROWS];
-            let height = if self.rows.end - row >= VECTOR_ROWS { VECTOR_ROWS } else { 1 };
-            if height == VECTOR_ROWS {
-                let rows = std::array::from_fn(|r| self.w.row(row + r));
-                lanes.outline(Dot::<F, VECTOR_ROWS> { rows, x: self.x, sums: &mut sums, format: PhantomData });
-            } else {
-                let rows = [self.w.row(row)];
-                let [sums, ..] = &mut sums;
-                let sums = std::array::from_mut(sums);
-                lanes.outline(Dot::<F, 1> { rows, x: self.x, sums, format: PhantomData });
-            }
-            for (r, sums) in sums.iter().take(height).enumerate() {
-                self.finish(row + r, 0, *sums);
-            }
-            row += height;
+            let left = self.rows.end - row;
+            row += match S::VECTOR_ROWS {
+                8 if left >= 8 => self.vector_rows::<S, F, 8>(lanes, row),
+                _ if left >= 4 => self.vector_rows::<S, F, 4>(lanes, row),
+                _ => self.vector_rows::<S, F, 1>(lanes, row),
+            };
         }
+    }
+
+    /// Rows `row ..+ R`; returns `R`.
+    #[inline(always)]
+    fn vector_rows<S: Lanes, F: Format, const R: usize>(&mut self, lanes: S, row: usize) -> usize {
+        let mut sums = [Group::default(); R];
+        let rows = std::array::from_fn(|r| self.w.row(row + r));
+        lanes.outline(Dot::<F, R> { rows, x: self.x, sums: &mut sums, format: PhantomData });
+        for (r, sums) in sums.iter().enumerate() {
+            self.finish(row + r, 0, sums.0);
+        }
+        R
     }
 
     /// Several activation rows: panels of weights are decoded once into the first-level cache.
@@ -183,7 +201,7 @@ impl Linear<'_> {
         let groups = self.w.tail().start / LANES;
         for first in self.rows.clone().step_by(PANEL_ROWS) {
             let rows = first..(first + PANEL_ROWS).min(self.rows.end);
-            self.scratch.sums[..PANEL_ROWS * self.n].fill([0.0; LANES]);
+            self.scratch.sums[..PANEL_ROWS * self.n].fill(Group::default());
             for start in (0..groups).step_by(PANEL_GROUPS) {
                 let len = PANEL_GROUPS.min(groups - start);
                 by_kind!(self.w.kind(), self.panel(lanes, rows.clone(), start, len));
@@ -191,7 +209,7 @@ impl Linear<'_> {
             }
             for row in rows.clone() {
                 for t in 0..self.n {
-                    self.finish(row, t, self.scratch.sums[(row - first) * self.n + t]);
+                    self.finish(row, t, self.scratch.sums[(row - first) * self.n + t].0);
                 }
             }
         }
@@ -204,7 +222,7 @@ impl Linear<'_> {
         let (first, piece) = (start * LANES / F::COLS * F::BYTES, len * LANES / F::COLS * F::BYTES);
         let last = start + len == self.w.tail().start / LANES;
         let ahead = if last { PANEL_ROWS * row_bytes - first } else { piece };
-        for (row, panel) in rows.zip(self.scratch.weights.chunks_exact_mut(PANEL_GROUPS)) {
+        for (row, panel) in rows.zip(self.scratch.weights.0.chunks_exact_mut(PANEL_GROUPS)) {
             dequantize::<S, F>(lanes, &self.w.row(row)[first..], ahead, &mut panel[..len]);
         }
     }
@@ -239,7 +257,7 @@ impl Linear<'_> {
     fn tile<S: Lanes, const R: usize, const N: usize>(&mut self, lanes: S, tile: Tile) {
         let Tile { row, t, start, len } = tile;
         let DenseScratch { weights, sums } = &mut *self.scratch;
-        let w = std::array::from_fn(|r| &weights[(row + r) * PANEL_GROUPS..][..len]);
+        let w = std::array::from_fn(|r| &weights.0[(row + r) * PANEL_GROUPS..][..len]);
         let x = std::array::from_fn(|i| &self.x[(t + i) * self.w.cols()..].as_chunks().0[start..start + len]);
         let sums = &mut sums[row * self.n + t..(row + R - 1) * self.n + t + N];
         lanes.outline(Product::<R, N> { w, x, sums, n: self.n });
@@ -248,9 +266,11 @@ impl Linear<'_> {
     /// Adds the columns after the last whole group and merges the lanes.
     #[inline(always)]
     fn finish(&mut self, row: usize, t: usize, mut sums: [f32; LANES]) {
-        let (weights, x) = (self.w.row(row), &self.x[t * self.w.cols()..]);
-        for k in self.w.tail() {
-            sums[k % LANES] = self.w.float(weights, k).mul_add(x[k], sums[k % LANES]);
+        if !self.w.tail().is_empty() {
+            let (weights, x) = (self.w.row(row), &self.x[t * self.w.cols()..]);
+            for k in self.w.tail() {
+                sums[k % LANES] = self.w.float(weights, k).mul_add(x[k], sums[k % LANES]);
+            }
         }
         self.out[t * self.rows.len() + row - self.rows.start] = tree(&sums);
     }
@@ -270,7 +290,7 @@ struct Tile {
 struct Dot<'a, F, const R: usize> {
     rows: [&'a [u8]; R],
     x: &'a [f32],
-    sums: &'a mut [[f32; LANES]; R],
+    sums: &'a mut [Group; R],
     format: PhantomData<F>,
 }
 
@@ -296,7 +316,7 @@ impl<F: Format, const R: usize> Kernel for Dot<'_, F, R> {
             }
         }
         for (sum, out) in sums.into_iter().zip(self.sums) {
-            lanes.store(sum, out);
+            lanes.store(sum, &mut out.0);
         }
     }
 }
@@ -305,7 +325,7 @@ impl<F: Format, const R: usize> Kernel for Dot<'_, F, R> {
 struct Product<'a, const R: usize, const N: usize> {
     w: [&'a [[f32; LANES]]; R],
     x: [&'a [[f32; LANES]]; N],
-    sums: &'a mut [[f32; LANES]],
+    sums: &'a mut [Group],
     n: usize,
 }
 
@@ -314,13 +334,16 @@ impl<const R: usize, const N: usize> Kernel for Product<'_, R, N> {
     fn run<S: Lanes>(self, lanes: S) {
         let len = self.w[0].len();
         let (mut w, mut x) = (self.w, self.x);
-        for groups in w.iter_mut().chain(&mut x) {
-            *groups = &groups[..len];
+        for w in &mut w {
+            *w = &w[..len];
+        }
+        for x in &mut x {
+            *x = &x[..len];
         }
         let mut sums = [[lanes.splat(0.0); N]; R];
         for r in 0..R {
             for i in 0..N {
-                sums[r][i] = lanes.load(&self.sums[r * self.n + i]);
+                sums[r][i] = lanes.load(&self.sums[r * self.n + i].0);
             }
         }
         for k in 0..len {
@@ -337,14 +360,12 @@ impl<const R: usize, const N: usize> Kernel for Product<'_, R, N> {
         }
         for r in 0..R {
             for i in 0..N {
-                lanes.store(sums[r][i], &mut self.sums[r * self.n + i]);
+                lanes.store(sums[r][i], &mut self.sums[r * self.n + i].0);
             }
         }
     }
 }
 
-/// Rows at once for one activation row: as many independent sums as hide the latency of an addition.
-const VECTOR_ROWS: usize = 4;
 /// Rows and 16-column groups of a decoded panel: 16 KiB; columns are whole blocks of every kind.
 const PANEL_ROWS: usize = 8;
 const PANEL_GROUPS: usize = 32;
