@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "instructions of AVX2, and their loads and stores")]
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T0, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
+    __m256, _MM_HINT_T1, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
     _mm_prefetch, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
     _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_slli_epi32,
     _mm256_storeu_ps,
@@ -11,18 +11,21 @@ use std::arch::x86_64::{
 use super::lanes::{Kernel, LANES, Lanes};
 use crate::Avx2;
 
-pub(super) fn run(proof: Avx2, kernel: impl Kernel) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn body(proof: Avx2, kernel: impl Kernel) {
-        kernel.run(proof);
-    }
+pub(super) fn run<K: Kernel>(proof: Avx2, kernel: K) {
     // SAFETY: the token proves that these instructions exist.
     unsafe { body(proof, kernel) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+fn body<K: Kernel>(proof: Avx2, kernel: K) {
+    kernel.run(proof);
 }
 
 impl Lanes for Avx2 {
     type V = [__m256; 2];
     const TILE_TOKENS: usize = 2;
+    const VECTOR_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -131,10 +134,13 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(self, bytes: &[u8]) {
+    fn outline<K: Kernel>(self, kernel: K) {
+        run(self, kernel);
+    }
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], ahead: usize) {
         // SAFETY: a hint that reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(PREFETCH_BYTES).cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead).cast()) }
     }
 }
-
-const PREFETCH_BYTES: usize = 1024;

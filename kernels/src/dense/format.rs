@@ -5,7 +5,7 @@ use super::lanes::{LANES, Lanes};
 
 /// Decoder of one [`DenseKind`](super::DenseKind).
 pub(super) trait Format {
-    /// Elements and bytes that are decoded together; whole groups of 16.
+    /// Elements and bytes that are decoded together; whole pairs of 16-column groups.
     const COLS: usize;
     const BYTES: usize;
     /// What [`Self::open`] leaves for [`Self::group`].
@@ -28,8 +28,8 @@ macro_rules! plain_float {
         pub(super) struct $format;
 
         impl Format for $format {
-            const COLS: usize = LANES;
-            const BYTES: usize = $bytes;
+            const COLS: usize = 2 * LANES;
+            const BYTES: usize = 2 * $bytes;
             type Opened<S: Lanes> = ();
 
             #[inline(always)]
@@ -39,8 +39,8 @@ macro_rules! plain_float {
             fn open<S: Lanes>(_: S, _: &[u8], (): &mut ()) {}
 
             #[inline(always)]
-            fn group<S: Lanes>(lanes: S, bytes: &[u8], (): &(), _: usize) -> S::V {
-                lanes.$from(part(bytes, 0))
+            fn group<S: Lanes>(lanes: S, bytes: &[u8], (): &(), g: usize) -> S::V {
+                lanes.$from(part(bytes, g))
             }
         }
     };

@@ -9,6 +9,8 @@ pub(super) trait Lanes: Copy {
     type V: Copy;
     /// Activation rows of a register tile of [`TILE_ROWS`] weight rows; 6 at most.
     const TILE_TOKENS: usize;
+    /// Weight rows at once for one activation row: independent sums that hide the latency of an addition; 8 or 4.
+    const VECTOR_ROWS: usize;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; LANES]) -> Self::V;
@@ -25,8 +27,10 @@ pub(super) trait Lanes: Copy {
     fn widen_i8(self, x: &[i8; LANES]) -> Self::V;
     /// One half.
     fn half(self, bits: u16) -> f32;
-    /// Asks for the cache line some way behind `bytes`; no effect on results.
-    fn prefetch(self, bytes: &[u8]);
+    /// Runs `kernel` in a function of its own: an inner loop then has all registers to itself.
+    fn outline<K: Kernel>(self, kernel: K);
+    /// Asks for the cache line `ahead` bytes behind the start of `bytes`; no effect on results.
+    fn prefetch(self, bytes: &[u8], ahead: usize);
 }
 
 /// A computation over [`Lanes`]; `run` is `#[inline(always)]`.
@@ -37,13 +41,11 @@ pub(super) trait Kernel {
 /// Weight rows of a register tile.
 pub(super) const TILE_ROWS: usize = 4;
 
-/// Sum of the lanes by the one fixed tree: lanes l and l + 8, then + 4, + 2, + 1.
+/// Sum of the lanes by the one fixed tree: lanes l and l + 8, then + 4, + 2, + 1. Written out: a loop over the steps
+/// stays a loop of scalar additions through memory.
 #[inline(always)]
-pub(super) fn tree(mut lanes: [f32; LANES]) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for l in 0..half {
-            lanes[l] += lanes[l + half];
-        }
-    }
-    lanes[0]
+pub(super) fn tree(lanes: &[f32; LANES]) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|l| lanes[l] + lanes[l + 8]);
+    let four: [f32; 4] = std::array::from_fn(|l| eight[l] + eight[l + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
 }

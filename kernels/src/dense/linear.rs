@@ -1,6 +1,7 @@
 //! `y = W x` in float: element `k` of a row goes to lane `k % 16` of the sum by fused multiply-add, `k` ascending; the
 //! lanes merge by one fixed tree. Same bits on every ISA and for every number of activation rows.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::format::{Bf16, F16, F32, Format, Q4_0, Q6K, Q8_0};
@@ -13,9 +14,25 @@ use crate::Isa;
 #[derive(Clone, Debug, Default)]
 pub struct DenseScratch {
     /// `PANEL_ROWS` dequantised rows of at most `PANEL_COLS` columns.
-    weights: Vec<[f32; LANES]>,
+    weights: Box<Panel>,
     /// Lane sums of `PANEL_ROWS` rows x n.
-    sums: Vec<[f32; LANES]>,
+    sums: Vec<Group>,
+}
+
+/// Sixteen floats in a cache line of their own.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Group([f32; LANES]);
+
+/// Decoded weights, `PANEL_ROWS` rows of `PANEL_GROUPS`.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Panel([[f32; LANES]; PANEL_ROWS * PANEL_GROUPS]);
+
+impl Default for Panel {
+    fn default() -> Self {
+        Self([[0.0; LANES]; PANEL_ROWS * PANEL_GROUPS])
+    }
 }
 
 impl DenseScratch {
@@ -29,8 +46,7 @@ impl DenseScratch {
 
     fn grow(&mut self, n: usize) {
         if n > 1 && self.sums.len() < PANEL_ROWS * n {
-            self.weights.resize(PANEL_ROWS * PANEL_GROUPS, [0.0; LANES]);
-            self.sums.resize(PANEL_ROWS * n, [0.0; LANES]);
+            self.sums.resize(PANEL_ROWS * n, Group::default());
         }
     }
 }
@@ -110,18 +126,21 @@ impl DequantizeRow<'_> {
     #[inline(always)]
     fn by_format<S: Lanes, F: Format>(self, lanes: S) {
         let bytes = self.w.row(self.row);
-        dequantize::<S, F>(lanes, bytes, self.out.as_chunks_mut().0);
+        dequantize::<S, F>(lanes, bytes, 0, self.out.as_chunks_mut().0);
         for k in self.w.tail() {
             self.out[k] = self.w.float(bytes, k);
         }
     }
 }
 
-/// Fills `out`, whole blocks of `F`, from the start of `bytes`.
+/// Fills `out`, whole blocks of `F`, from the start of `bytes`; asks for what lies `ahead` bytes behind them.
 #[inline(always)]
-fn dequantize<S: Lanes, F: Format>(lanes: S, bytes: &[u8], out: &mut [[f32; LANES]]) {
+fn dequantize<S: Lanes, F: Format>(lanes: S, bytes: &[u8], ahead: usize, out: &mut [[f32; LANES]]) {
     let mut opened = F::empty(lanes);
     for (out, bytes) in out.chunks_exact_mut(F::COLS / LANES).zip(bytes.chunks_exact(F::BYTES)) {
+        for line in 0..F::BYTES.div_ceil(64) {
+            lanes.prefetch(bytes, ahead + line * 64);
+        }
         F::open(lanes, bytes, &mut opened);
         for (g, out) in out.iter_mut().enumerate() {
             lanes.store(F::group(lanes, bytes, &opened, g), out);
@@ -154,30 +173,35 @@ impl Linear<'_> {
     #[inline(always)]
     fn vector<S: Lanes, F: Format>(&mut self, lanes: S) {
         let mut row = self.rows.start;
-        while row + VECTOR_ROWS <= self.rows.end {
-            let mut weights = [&[][..]; VECTOR_ROWS];
-            for (r, weights) in weights.iter_mut().enumerate() {
-                *weights = self.w.row(row + r);
-            }
-            for (r, sums) in dot::<S, F, VECTOR_ROWS>(lanes, weights, self.x).into_iter().enumerate() {
-                self.finish(row + r, 0, sums);
-            }
-            row += VECTOR_ROWS;
-        }
         while row < self.rows.end {
-            let [sums] = dot::<S, F, 1>(lanes, [self.w.row(row)], self.x);
-            self.finish(row, 0, sums);
-            row += 1;
+            let left = self.rows.end - row;
+            row += match S::VECTOR_ROWS {
+                8 if left >= 8 => self.vector_rows::<S, F, 8>(lanes, row),
+                _ if left >= 4 => self.vector_rows::<S, F, 4>(lanes, row),
+                _ => self.vector_rows::<S, F, 1>(lanes, row),
+            };
         }
+    }
+
+    /// Rows `row ..+ R`; returns `R`.
+    #[inline(always)]
+    fn vector_rows<S: Lanes, F: Format, const R: usize>(&mut self, lanes: S, row: usize) -> usize {
+        let mut sums = [Group::default(); R];
+        let rows = std::array::from_fn(|r| self.w.row(row + r));
+        lanes.outline(Dot::<F, R> { rows, x: self.x, sums: &mut sums, format: PhantomData });
+        for (r, sums) in sums.iter().enumerate() {
+            self.finish(row + r, 0, sums.0);
+        }
+        R
     }
 
     /// Several activation rows: panels of weights are decoded once into the first-level cache.
     #[inline(always)]
     fn matrix<S: Lanes>(&mut self, lanes: S) {
-        let groups = self.w.cols() / LANES;
+        let groups = self.w.tail().start / LANES;
         for first in self.rows.clone().step_by(PANEL_ROWS) {
             let rows = first..(first + PANEL_ROWS).min(self.rows.end);
-            self.scratch.sums[..PANEL_ROWS * self.n].fill([0.0; LANES]);
+            self.scratch.sums[..PANEL_ROWS * self.n].fill(Group::default());
             for start in (0..groups).step_by(PANEL_GROUPS) {
                 let len = PANEL_GROUPS.min(groups - start);
                 by_kind!(self.w.kind(), self.panel(lanes, rows.clone(), start, len));
@@ -185,18 +209,21 @@ impl Linear<'_> {
             }
             for row in rows.clone() {
                 for t in 0..self.n {
-                    self.finish(row, t, self.scratch.sums[(row - first) * self.n + t]);
+                    self.finish(row, t, self.scratch.sums[(row - first) * self.n + t].0);
                 }
             }
         }
     }
 
-    /// Decodes the groups `start ..+ len` of `rows`.
+    /// Decodes the groups `start ..+ len` of `rows`, and asks for those that come next.
     #[inline(always)]
     fn panel<S: Lanes, F: Format>(&mut self, lanes: S, rows: Range<usize>, start: usize, len: usize) {
-        for (row, panel) in rows.zip(self.scratch.weights.chunks_exact_mut(PANEL_GROUPS)) {
-            let bytes = &self.w.row(row)[start * LANES / F::COLS * F::BYTES..];
-            dequantize::<S, F>(lanes, bytes, &mut panel[..len]);
+        let row_bytes = self.w.row(rows.start).len();
+        let (first, piece) = (start * LANES / F::COLS * F::BYTES, len * LANES / F::COLS * F::BYTES);
+        let last = start + len == self.w.tail().start / LANES;
+        let ahead = if last { PANEL_ROWS * row_bytes - first } else { piece };
+        for (row, panel) in rows.zip(self.scratch.weights.0.chunks_exact_mut(PANEL_GROUPS)) {
+            dequantize::<S, F>(lanes, &self.w.row(row)[first..], ahead, &mut panel[..len]);
         }
     }
 
@@ -229,47 +256,23 @@ impl Linear<'_> {
     #[inline(always)]
     fn tile<S: Lanes, const R: usize, const N: usize>(&mut self, lanes: S, tile: Tile) {
         let Tile { row, t, start, len } = tile;
-        let mut w = [&[][..]; R];
-        for (r, w) in w.iter_mut().enumerate() {
-            *w = &self.scratch.weights[(row + r) * PANEL_GROUPS..][..len];
-        }
-        let mut x = [&[][..]; N];
-        for (i, x) in x.iter_mut().enumerate() {
-            *x = &self.x[(t + i) * self.w.cols()..].as_chunks().0[start..start + len];
-        }
-        let mut sums = [[lanes.splat(0.0); N]; R];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = lanes.load(&self.scratch.sums[(row + r) * self.n + t + i]);
-            }
-        }
-        for k in 0..len {
-            let mut weights = [lanes.splat(0.0); R];
-            for (weights, w) in weights.iter_mut().zip(w) {
-                *weights = lanes.load(&w[k]);
-            }
-            for i in 0..N {
-                let x = lanes.load(&x[i][k]);
-                for r in 0..R {
-                    sums[r][i] = lanes.fma(weights[r], x, sums[r][i]);
-                }
-            }
-        }
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (i, sum) in sums.into_iter().enumerate() {
-                lanes.store(sum, &mut self.scratch.sums[(row + r) * self.n + t + i]);
-            }
-        }
+        let DenseScratch { weights, sums } = &mut *self.scratch;
+        let w = std::array::from_fn(|r| &weights.0[(row + r) * PANEL_GROUPS..][..len]);
+        let x = std::array::from_fn(|i| &self.x[(t + i) * self.w.cols()..].as_chunks().0[start..start + len]);
+        let sums = &mut sums[row * self.n + t..(row + R - 1) * self.n + t + N];
+        lanes.outline(Product::<R, N> { w, x, sums, n: self.n });
     }
 
     /// Adds the columns after the last whole group and merges the lanes.
     #[inline(always)]
     fn finish(&mut self, row: usize, t: usize, mut sums: [f32; LANES]) {
-        let (weights, x) = (self.w.row(row), &self.x[t * self.w.cols()..]);
-        for (sum, k) in sums.iter_mut().zip(self.w.tail()) {
-            *sum = self.w.float(weights, k).mul_add(x[k], *sum);
+        if !self.w.tail().is_empty() {
+            let (weights, x) = (self.w.row(row), &self.x[t * self.w.cols()..]);
+            for k in self.w.tail() {
+                sums[k % LANES] = self.w.float(weights, k).mul_add(x[k], sums[k % LANES]);
+            }
         }
-        self.out[t * self.rows.len() + row - self.rows.start] = tree(sums);
+        self.out[t * self.rows.len() + row - self.rows.start] = tree(&sums);
     }
 }
 
@@ -282,34 +285,87 @@ struct Tile {
     len: usize,
 }
 
-/// Lane sums of `R` rows over the whole groups of columns.
-#[inline(always)]
-fn dot<S: Lanes, F: Format, const R: usize>(lanes: S, rows: [&[u8]; R], x: &[f32]) -> [[f32; LANES]; R] {
-    let mut opened = [F::empty(lanes); R];
-    let mut sums = [lanes.splat(0.0); R];
-    for (block, x) in x.as_chunks::<LANES>().0.chunks_exact(F::COLS / LANES).enumerate() {
-        let mut bytes = rows;
-        for (bytes, opened) in bytes.iter_mut().zip(&mut opened) {
-            *bytes = &bytes[block * F::BYTES..][..F::BYTES];
-            lanes.prefetch(bytes);
-            F::open(lanes, bytes, opened);
+/// Lane sums of `R` rows over the whole groups of columns. Meanwhile the `R` rows behind them are asked for in the order
+/// of their addresses: `R` streams that each end after a row are too short for the machine's own prefetching.
+struct Dot<'a, F, const R: usize> {
+    rows: [&'a [u8]; R],
+    x: &'a [f32],
+    sums: &'a mut [Group; R],
+    format: PhantomData<F>,
+}
+
+impl<F: Format, const R: usize> Kernel for Dot<'_, F, R> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, lanes: S) {
+        let mut opened = [F::empty(lanes); R];
+        let mut sums = [lanes.splat(0.0); R];
+        for (block, x) in self.x.as_chunks::<LANES>().0.chunks_exact(F::COLS / LANES).enumerate() {
+            for line in 0..(R * F::BYTES).div_ceil(64) {
+                lanes.prefetch(self.rows[0], R * self.rows[0].len() + block * R * F::BYTES + line * 64);
+            }
+            let mut bytes = self.rows;
+            for (bytes, opened) in bytes.iter_mut().zip(&mut opened) {
+                *bytes = &bytes[block * F::BYTES..][..F::BYTES];
+                F::open(lanes, bytes, opened);
+            }
+            for (g, x) in x.iter().enumerate() {
+                let x = lanes.load(x);
+                for r in 0..R {
+                    sums[r] = lanes.fma(F::group(lanes, bytes[r], &opened[r], g), x, sums[r]);
+                }
+            }
         }
-        for (g, x) in x.iter().enumerate() {
-            let x = lanes.load(x);
+        for (sum, out) in sums.into_iter().zip(self.sums) {
+            lanes.store(sum, &mut out.0);
+        }
+    }
+}
+
+/// Adds the products of `R` decoded rows and `N` activation rows to their lane sums, which lie `n` apart by row.
+struct Product<'a, const R: usize, const N: usize> {
+    w: [&'a [[f32; LANES]]; R],
+    x: [&'a [[f32; LANES]]; N],
+    sums: &'a mut [Group],
+    n: usize,
+}
+
+impl<const R: usize, const N: usize> Kernel for Product<'_, R, N> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, lanes: S) {
+        let len = self.w[0].len();
+        let (mut w, mut x) = (self.w, self.x);
+        for w in &mut w {
+            *w = &w[..len];
+        }
+        for x in &mut x {
+            *x = &x[..len];
+        }
+        let mut sums = [[lanes.splat(0.0); N]; R];
+        for r in 0..R {
+            for i in 0..N {
+                sums[r][i] = lanes.load(&self.sums[r * self.n + i].0);
+            }
+        }
+        for k in 0..len {
+            let mut weights = [lanes.splat(0.0); R];
             for r in 0..R {
-                sums[r] = lanes.fma(F::group(lanes, bytes[r], &opened[r], g), x, sums[r]);
+                weights[r] = lanes.load(&w[r][k]);
+            }
+            for i in 0..N {
+                let x = lanes.load(&x[i][k]);
+                for r in 0..R {
+                    sums[r][i] = lanes.fma(weights[r], x, sums[r][i]);
+                }
+            }
+        }
+        for r in 0..R {
+            for i in 0..N {
+                lanes.store(sums[r][i], &mut self.sums[r * self.n + i].0);
             }
         }
     }
-    let mut out = [[0.0; LANES]; R];
-    for (sum, out) in sums.into_iter().zip(&mut out) {
-        lanes.store(sum, out);
-    }
-    out
 }
 
-/// Rows at once for one activation row: as many independent sums as hide the latency of an addition.
-const VECTOR_ROWS: usize = 4;
 /// Rows and 16-column groups of a decoded panel: 16 KiB; columns are whole blocks of every kind.
 const PANEL_ROWS: usize = 8;
 const PANEL_GROUPS: usize = 32;

@@ -99,10 +99,10 @@ impl<'a> DenseMatrix<'a> {
         &self.bytes[index * row_bytes..(index + 1) * row_bytes]
     }
 
-    /// Columns after the last whole group of 16; only plain floats have any.
+    /// Columns after the last whole pair of 16-column groups; only plain floats have any.
     #[inline]
     pub(super) fn tail(&self) -> Range<usize> {
-        self.cols / 16 * 16..self.cols
+        self.cols / 32 * 32..self.cols
     }
 
     /// Element `k` of a row of plain floats; the column tail of other kinds is empty.
@@ -112,7 +112,7 @@ impl<'a> DenseMatrix<'a> {
             DenseKind::F32 => f32::from_le_bytes(row.as_chunks().0[k]),
             DenseKind::F16 => f16_to_f32(u16::from_le_bytes(row.as_chunks().0[k])),
             DenseKind::Bf16 => bf16_to_f32(u16::from_le_bytes(row.as_chunks().0[k])),
-            DenseKind::Q8_0 | DenseKind::Q6K | DenseKind::Q4_0 => unreachable!("blocks are whole groups of 16"),
+            DenseKind::Q8_0 | DenseKind::Q6K | DenseKind::Q4_0 => unreachable!("blocks are whole pairs of groups"),
         }
     }
 }

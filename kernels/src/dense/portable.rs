@@ -1,6 +1,6 @@
 //! Sixteen lanes as an array.
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{Kernel, LANES, Lanes};
 use crate::half::{bf16_to_f32, f16_to_f32};
 
 #[derive(Clone, Copy)]
@@ -9,6 +9,7 @@ pub(super) struct Portable;
 impl Lanes for Portable {
     type V = [f32; LANES];
     const TILE_TOKENS: usize = 2;
+    const VECTOR_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -61,5 +62,10 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn prefetch(self, _bytes: &[u8]) {}
+    fn outline<K: Kernel>(self, kernel: K) {
+        kernel.run(self);
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _bytes: &[u8], _ahead: usize) {}
 }

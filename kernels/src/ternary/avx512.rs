@@ -2,9 +2,9 @@
 #![expect(unsafe_code, reason = "loads, prefetches and calls of functions with target features")]
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srai_epi32, _mm512_srli_epi32,
-    _mm512_storeu_si512,
+    __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32,
+    _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srai_epi32,
+    _mm512_srli_epi32, _mm512_storeu_si512,
 };
 
 use super::layout::{TILE_ROWS, Tile};
@@ -92,7 +92,11 @@ fn dot<const R: usize, const N: usize, const SPLIT: usize>(w: [&[Tile]; R], x: [
         let mut fields = [_mm512_setzero_si512(); R];
         for r in 0..R {
             fields[r] = load(&w[r][i]);
-            prefetch(&w[r][i]);
+            if R == 1 {
+                prefetch::<_MM_HINT_T0>(&w[0][i], PREFETCH_BYTES);
+            } else {
+                prefetch::<_MM_HINT_T1>(&w[0][0], (tiles * R + i * R + r) * size_of::<Tile>());
+            }
         }
         for s in 0..4 {
             let mask = _mm512_set1_epi8(if SPLIT == 4 { 3 << (2 * s) } else { 3 });
@@ -142,11 +146,13 @@ fn load(tile: &Tile) -> __m512i {
     unsafe { _mm512_loadu_si512(tile.as_ptr().cast()) }
 }
 
-/// Row tiles follow one another in memory, so what lies ahead is the next row tile at the end of this one.
+/// Row tiles follow one another in memory: what lies ahead is the next row tile at the end of this one. Several at once
+/// ask for their successors in the order of addresses, since each is too short a stream to run ahead of itself
+/// (2560 columns, 2 rows: 14 GB/s of weights with a prefetch 2 KiB ahead in each).
 #[inline(always)]
-fn prefetch(tile: &Tile) {
+fn prefetch<const HINT: i32>(tile: &Tile, ahead: usize) {
     // SAFETY: a prefetch reads nothing that a program can see and never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(PREFETCH_BYTES).cast()) }
+    unsafe { _mm_prefetch::<HINT>(tile.as_ptr().wrapping_add(ahead).cast()) }
 }
 
 #[target_feature(enable = "avx512f")]
