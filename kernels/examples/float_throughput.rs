@@ -1,6 +1,6 @@
 //! Throughput of the float kernels beside the limits measured in the same run, one thread.
 //!
-//! `cargo run --release -p kernels --example float_throughput [isa]`
+//! `cargo run --release -p kernels --example float_throughput [isa [cached|memory|prefill|elementwise]]`
 
 use kernels::Isa;
 use kernels::attention::{BLOCK, KvView, Scratch, Shape, attend, head_block_len, store};
@@ -22,13 +22,22 @@ fn main() {
     };
     let (read, fma) = (read_gb_s(isa), fma_gflops(isa));
     println!("isa {}  limits: read {read:.1} GB/s, fma {fma:.0} GFLOP/s", isa.name());
+    let part = std::env::args().nth(2);
+    let chosen = |name: &str| part.as_deref().is_none_or(|part| part == name);
     for context in [128, 1024, 4096] {
-        decode(isa, context, read);
+        let bytes = context * HEAD_DIM * 2 * 2;
+        for (name, count) in [("cached", 1), ("memory", COLD_BYTES / bytes)] {
+            if chosen(name) {
+                decode(isa, context, name, count, read);
+            }
+        }
+        if chosen("prefill") {
+            prefill(isa, context, fma);
+        }
     }
-    for context in [128, 1024, 4096] {
-        prefill(isa, context, fma);
+    if chosen("elementwise") {
+        elementwise(isa);
     }
-    elementwise(isa);
 }
 
 /// Median seconds of one call, over a second or so.
@@ -74,29 +83,27 @@ impl Caches {
 
 const SHAPE: Shape = Shape { head_dim: HEAD_DIM, group: GROUP, scale: 0.088_388_35 };
 
-fn decode(isa: Isa, context: usize, read: f64) {
+fn decode(isa: Isa, context: usize, name: &str, count: usize, read: f64) {
     let bytes = context * HEAD_DIM * 2 * 2;
-    for (label, count) in [("cached", 1), ("memory", COLD_BYTES / bytes)] {
-        let caches = Caches::new(isa, context, count);
-        let table: Vec<u32> = (0..caches.blocks as u32).collect();
-        let q = vec![0.25; GROUP * HEAD_DIM];
-        let mut out = vec![0.0; GROUP * HEAD_DIM];
-        let mut scratch = Scratch::new(HEAD_DIM);
-        let mut index = 0;
-        let time = seconds(|| {
-            for _ in 0..KV_HEADS {
-                let kv = caches.view(&table, index);
-                index += 1;
-                attend(isa, SHAPE, kv, context - 1, 1, &q, q.len(), &mut out, q.len(), &mut scratch);
-            }
-        });
-        let rate = (KV_HEADS * bytes) as f64 / time / 1e9;
-        println!(
-            "attention queries 1   context {context:4} {label}: {:8.1} us  {rate:6.1} GB/s  {:3.0} % of read",
-            time * 1e6,
-            100.0 * rate / read
-        );
-    }
+    let caches = Caches::new(isa, context, count);
+    let table: Vec<u32> = (0..caches.blocks as u32).collect();
+    let q = vec![0.25; GROUP * HEAD_DIM];
+    let mut out = vec![0.0; GROUP * HEAD_DIM];
+    let mut scratch = Scratch::new(HEAD_DIM);
+    let mut index = 0;
+    let time = seconds(|| {
+        for _ in 0..KV_HEADS {
+            let kv = caches.view(&table, index);
+            index += 1;
+            attend(isa, SHAPE, kv, context - 1, 1, &q, q.len(), &mut out, q.len(), &mut scratch);
+        }
+    });
+    let rate = (KV_HEADS * bytes) as f64 / time / 1e9;
+    println!(
+        "attention queries   1 context {context:4} {name}: {:8.1} us  {rate:6.1} GB/s  {:3.0} % of read",
+        time * 1e6,
+        100.0 * rate / read
+    );
 }
 
 fn prefill(isa: Isa, context: usize, fma: f64) {

@@ -172,9 +172,16 @@ impl<const R: usize> Tile<'_, R> {
                 let slot = start % BLOCK;
                 let count = (self.seen[r] - start).min(BLOCK - slot);
                 let values = self.kv.block((self.split * SPLIT + start) / BLOCK, self.head_dim).1;
-                let values = &values[slot * self.head_dim..];
                 let weights = std::array::from_ref(&weights[r]);
-                Mixing { head_dim: self.head_dim, values, next: values, weights, start, count }.run(s, outputs, R, r);
+                let mixing = Mixing {
+                    head_dim: self.head_dim,
+                    values: &values[slot * self.head_dim..],
+                    next: &[],
+                    weights,
+                    start,
+                    count,
+                };
+                mixing.run(s, outputs, R, r);
                 start += count;
             }
         }
@@ -273,9 +280,11 @@ impl<const R: usize> Mixing<'_, R> {
                 sum[r][w] = s.load(&outputs[w * stride + r]);
             }
         }
-        let rows = self.values.chunks_exact(self.head_dim).zip(self.next.chunks_exact(self.head_dim));
-        for (p, (values, next)) in rows.take(self.count).enumerate() {
-            s.prefetch(&next[columns[0]..]);
+        for (p, values) in self.values.chunks_exact(self.head_dim).take(self.count).enumerate() {
+            // In the order of memory, though the values are read by columns: 1.2x from memory (T0, context 4096).
+            if let Some(line) = self.next.get((v * BLOCK + p * W) * LANES..) {
+                s.prefetch(line);
+            }
             let mut value = [s.splat(0.0); W];
             for w in 0..W {
                 let (values, _) = values[columns[w]..].as_chunks::<LANES>();
