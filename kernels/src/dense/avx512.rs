@@ -25,7 +25,6 @@ fn body<K: Kernel>(proof: Avx512, kernel: K) {
 impl Lanes for Avx512 {
     type V = __m512;
     const TILE_TOKENS: usize = 6;
-    const VECTOR_ROWS: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

@@ -9,7 +9,6 @@ pub(super) struct Portable;
 impl Lanes for Portable {
     type V = [f32; LANES];
     const TILE_TOKENS: usize = 2;
-    const VECTOR_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
