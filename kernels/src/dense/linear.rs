@@ -340,9 +340,9 @@ impl<const R: usize, const N: usize> Kernel for Product<'_, R, N> {
             *x = &x[..len];
         }
         let mut sums = [[lanes.splat(0.0); N]; R];
-        for r in 0..R {
-            for i in 0..N {
-                sums[r][i] = lanes.load(&self.sums[r * self.n + i].0);
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = lanes.load(&self.sums[r * self.n + i].0);
             }
         }
         for k in 0..len {
@@ -357,9 +357,9 @@ impl<const R: usize, const N: usize> Kernel for Product<'_, R, N> {
                 }
             }
         }
-        for r in 0..R {
-            for i in 0..N {
-                lanes.store(sums[r][i], &mut self.sums[r * self.n + i].0);
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                lanes.store(sum, &mut self.sums[r * self.n + i].0);
             }
         }
     }
