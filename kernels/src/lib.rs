@@ -5,9 +5,18 @@
 //! the definition says so and nowhere else.
 #![deny(unsafe_code)]
 
+pub mod activation;
+pub mod attention;
 pub mod dense;
 mod half;
 mod isa;
+pub mod math;
+pub mod norm;
+pub mod rope;
+mod simd;
+pub mod softmax;
 pub mod ternary;
+#[cfg(test)]
+mod testing;
 
 pub use isa::{Avx2, Avx512, Isa};

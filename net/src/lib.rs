@@ -1,2 +1,9 @@
 //! Bytes to typed requests and events, and back; no I/O, no clock.
 #![forbid(unsafe_code)]
+
+pub mod api;
+pub mod date;
+pub mod error;
+pub mod http;
+pub mod json;
+pub mod sse;

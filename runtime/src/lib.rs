@@ -1,2 +1,23 @@
-//! The serving runtime of bitnetd.
+//! The serving runtime of bitnetd: models, the forward pass, shards, and the server around them.
 #![deny(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod executor;
+pub mod forward;
+pub mod futex;
+pub mod kv;
+pub mod log;
+pub mod mailbox;
+pub mod metrics;
+pub mod model;
+pub mod probe;
+pub mod sampler;
+pub mod schedule;
+pub mod server;
+pub mod shard;
+pub mod shared;
+pub mod signals;
+pub mod team;
+pub mod text;

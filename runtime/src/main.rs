@@ -1,2 +1,7 @@
-//! The `bitnetd` binary.
-fn main() {}
+//! The `bitnetd` binary: reads the command line and runs one command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runtime::cli::main()
+}

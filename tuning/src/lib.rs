@@ -1,2 +1,17 @@
 //! The machine: topology, placement, pinning and memory.
 #![deny(unsafe_code)]
+
+mod affinity;
+mod cgroup;
+mod cpu;
+mod error;
+pub mod host;
+pub mod memory;
+mod placement;
+mod topology;
+
+pub use affinity::{allowed_cpus, current_cpu, name_thread, pin};
+pub use cpu::{CpuId, NodeId, format_cpus, parse_cpus};
+pub use error::Error;
+pub use placement::{Placement, ShardPlacement, WORKERS_MAX, plan};
+pub use topology::{Core, Node, Topology};

@@ -1,0 +1,139 @@
+//! Gated activations of the feed-forward part, and the residual sum.
+
+use crate::Isa;
+use crate::math::exp_lanes;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+
+/// `out = max(gate, 0)^2 * up`, all slices of one length.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn relu2_mul(isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert_eq!(gate.len(), up.len(), "one factor per gate");
+    assert_eq!(gate.len(), out.len(), "one result per gate");
+    dispatch(isa, Relu2 { gate, up, out });
+}
+
+/// `out = gate / (1 + exp(-gate)) * up`, all slices of one length.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn silu_mul(isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert_eq!(gate.len(), up.len(), "one factor per gate");
+    assert_eq!(gate.len(), out.len(), "one result per gate");
+    dispatch(isa, Silu { gate, up, out });
+}
+
+/// `x += y`, both of one length.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add_assign(isa: Isa, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "one summand per value");
+    dispatch(isa, AddAssign { x, y });
+}
+
+struct Relu2<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Relu2<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for ((gate, up), out) in self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
+            let live = s.max(s.load_part(gate, 0.0), s.splat(0.0));
+            s.store_part(s.mul(s.mul(live, live), s.load_part(up, 0.0)), out);
+        }
+    }
+}
+
+struct Silu<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Silu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for ((gate, up), out) in self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
+            let gate = s.load_part(gate, 0.0);
+            let decay = exp_lanes(s, s.sub(s.splat(0.0), gate));
+            let silu = s.div(gate, s.add(s.splat(1.0), decay));
+            s.store_part(s.mul(silu, s.load_part(up, 0.0)), out);
+        }
+    }
+}
+
+struct AddAssign<'a> {
+    x: &'a mut [f32],
+    y: &'a [f32],
+}
+
+impl Kernel for AddAssign<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (x, y) in self.x.chunks_mut(LANES).zip(self.y.chunks(LANES)) {
+            s.store_part(s.add(s.load_part(x, 0.0), s.load_part(y, 0.0)), x);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Draw, lengths, same_bits};
+
+    type Gated = fn(Isa, &[f32], &[f32], &mut [f32]);
+
+    #[test]
+    fn every_isa_gives_the_same_bits_at_every_length() {
+        let mut draw = Draw::new(3);
+        for n in lengths() {
+            let (gate, up) = (draw.floats(n, 30.0), draw.floats(n, 3.0));
+            for f in [relu2_mul as Gated, silu_mul] {
+                let mut expected = vec![0.0; n];
+                f(Isa::Portable, &gate, &up, &mut expected);
+                for isa in Isa::available() {
+                    let mut out = vec![f32::NAN; n];
+                    f(isa, &gate, &up, &mut out);
+                    same_bits(&out, &expected, isa.name());
+                }
+            }
+            let expected: Vec<f32> = gate.iter().zip(&up).map(|(a, b)| a + b).collect();
+            for isa in Isa::available() {
+                let mut sum = gate.clone();
+                add_assign(isa, &mut sum, &up);
+                same_bits(&sum, &expected, isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn squared_relu_is_exact_and_zero_below_zero() {
+        let mut out = [9.0; 4];
+        relu2_mul(Isa::detect(), &[3.0, -3.0, 0.5, -0.0], &[2.0, 5.0, -8.0, 1.0], &mut out);
+        assert_eq!(out, [18.0, 0.0, -2.0, 0.0]);
+    }
+
+    #[test]
+    fn silu_is_near_the_f64_formula() {
+        let mut draw = Draw::new(4);
+        let (gate, up) = (draw.floats(5000, 90.0), draw.floats(5000, 2.0));
+        let mut out = vec![0.0; 5000];
+        silu_mul(Isa::detect(), &gate, &up, &mut out);
+        for i in 0..out.len() {
+            let g = f64::from(gate[i]);
+            let truth = g / (1.0 + (-g).exp()) * f64::from(up[i]);
+            assert!((f64::from(out[i]) - truth).abs() <= 4e-7 * truth.abs() + 1e-36, "{g}: {} {truth}", out[i]);
+        }
+    }
+}

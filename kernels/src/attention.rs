@@ -1,0 +1,23 @@
+//! Causal attention of grouped queries over a paged F16 KV cache.
+//!
+//! The bits of a result depend on the query, the cached keys and values, and the positions alone: dot products run in
+//! chains of [`CHAIN`] dimensions, softmax in splits of [`SPLIT`] absolute positions that are merged in order. How the
+//! queries are cut into calls and tiles changes nothing.
+
+mod attend;
+mod cache;
+mod tile;
+
+pub use attend::{Scratch, Shape, attend};
+pub use cache::{KvView, head_block_len, store};
+
+/// Positions interleaved in K: the lanes of one vector.
+pub const GROUP: usize = 16;
+/// Positions of one KV block.
+pub const BLOCK: usize = 32;
+/// Positions of one softmax split; splits start at its multiples.
+pub const SPLIT: usize = 256;
+/// Dimensions of one chain of fused products; the chains of a dot product are added in order.
+pub const CHAIN: usize = 32;
+
+const _: () = assert!(BLOCK == 2 * GROUP && SPLIT.is_multiple_of(BLOCK) && GROUP == crate::simd::LANES);

@@ -1,0 +1,202 @@
+//! The attention call: rows in chunks, chunks in tiles, positions in splits.
+
+use super::tile::{RowState, Tile, TileScratch, column};
+use super::{KvView, SPLIT};
+use crate::Isa;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+
+/// What the heads of a call have in common.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// Values of one head; 16 at least.
+    pub head_dim: usize,
+    /// Query heads that share the KV head.
+    pub group: usize,
+    /// Factor of the scores, 1 / sqrt(`head_dim`).
+    pub scale: f32,
+}
+
+/// Working memory of [`attend`], for one thread; nothing is allocated after it.
+#[derive(Debug)]
+pub struct Scratch {
+    head_dim_max: usize,
+    /// Queries rounded to F16, each tile `[head_dim][tile rows]`.
+    q: Vec<f32>,
+    row: Vec<f32>,
+    states: Vec<RowState>,
+    /// Unscaled outputs, `[row][vectors]`.
+    outputs: Vec<[f32; LANES]>,
+    tile: TileScratch,
+}
+
+impl Scratch {
+    /// For heads of up to `head_dim_max` values.
+    #[must_use]
+    pub fn new(head_dim_max: usize) -> Self {
+        let vectors = head_dim_max.div_ceil(LANES);
+        Self {
+            head_dim_max,
+            q: vec![0.0; CHUNK_ROWS_MAX * head_dim_max],
+            row: vec![0.0; head_dim_max],
+            states: vec![RowState::default(); CHUNK_ROWS_MAX],
+            outputs: vec![[0.0; LANES]; CHUNK_ROWS_MAX * vectors],
+            tile: TileScratch::new(vectors),
+        }
+    }
+}
+
+/// Attention of `queries` successive positions, from `first_position` on, over one KV head.
+///
+/// Query i stands at position `first_position + i` and sees positions 0 to its own, which must be in the cache. Its
+/// `group` heads are `q[i * q_stride..][..group * head_dim]`, their results go to `out` likewise. q is rounded to F16;
+/// scores, softmax weights and sums are f32.
+///
+/// # Panics
+/// If `head_dim` is below 16 or above the scratch's, or a slice, the block table or the pool is too short.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "two strided matrices, each with its stride, and their place in the cache"
+)]
+pub fn attend(
+    isa: Isa,
+    shape: Shape,
+    kv: KvView<'_>,
+    first_position: usize,
+    queries: usize,
+    q: &[f32],
+    q_stride: usize,
+    out: &mut [f32],
+    out_stride: usize,
+    scratch: &mut Scratch,
+) {
+    assert!(shape.head_dim >= LANES, "head_dim {} below {LANES}", shape.head_dim);
+    assert!(shape.head_dim <= scratch.head_dim_max, "head_dim {} above {}", shape.head_dim, scratch.head_dim_max);
+    dispatch(isa, Attend { shape, kv, first_position, queries, q, q_stride, out, out_stride, scratch });
+}
+
+struct Attend<'a> {
+    shape: Shape,
+    kv: KvView<'a>,
+    first_position: usize,
+    queries: usize,
+    q: &'a [f32],
+    q_stride: usize,
+    out: &'a mut [f32],
+    out_stride: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let rows = self.queries * self.shape.group;
+        for first in (0..rows).step_by(CHUNK_TILES * S::TILE_ROWS) {
+            self.chunk(s, first, (rows - first).min(CHUNK_TILES * S::TILE_ROWS));
+        }
+    }
+}
+
+impl Attend<'_> {
+    /// Rows `first..first + count`; a row is one head of one query, heads fastest.
+    ///
+    /// Splits outside, tiles inside: a split's keys and values stay in L2 while all rows of the chunk use them.
+    #[inline(always)]
+    fn chunk<S: Simd>(&mut self, s: S, first: usize, count: usize) {
+        for tile in (0..count).step_by(S::TILE_ROWS) {
+            self.pack(s, first, tile, (count - tile).min(S::TILE_ROWS));
+        }
+        for split in 0..=self.position(first + count - 1) / SPLIT {
+            for tile in (0..count).step_by(S::TILE_ROWS) {
+                let rows = (count - tile).min(S::TILE_ROWS);
+                match tile_width(rows) {
+                    1 => self.tile::<S, 1>(s, split, first, tile, rows),
+                    2 => self.tile::<S, 2>(s, split, first, tile, rows),
+                    3 => self.tile::<S, 3>(s, split, first, tile, rows),
+                    4 => self.tile::<S, 4>(s, split, first, tile, rows),
+                    6 => self.tile::<S, 6>(s, split, first, tile, rows),
+                    _ => self.tile::<S, 8>(s, split, first, tile, rows),
+                }
+            }
+        }
+        for row in 0..count {
+            self.finish(s, first, row);
+        }
+    }
+
+    fn position(&self, row: usize) -> usize {
+        self.first_position + row / self.shape.group
+    }
+
+    /// Rounds the rows of a tile to F16 and lays them out as its `[head_dim][R]`.
+    #[inline(always)]
+    fn pack<S: Simd>(&mut self, s: S, first: usize, tile: usize, rows: usize) {
+        let Shape { head_dim, group, .. } = self.shape;
+        let width = tile_width(rows);
+        let packed = &mut self.scratch.q[tile * head_dim..][..width * head_dim];
+        packed.fill(0.0);
+        for r in 0..rows {
+            let row = first + tile + r;
+            let q = &self.q[row / group * self.q_stride + row % group * head_dim..][..head_dim];
+            let rounded = &mut self.scratch.row[..head_dim];
+            for (q, rounded) in q.chunks(LANES).zip(rounded.chunks_mut(LANES)) {
+                let mut half = [0; LANES];
+                s.store_f16(s.load_part(q, 0.0), &mut half);
+                s.store_part(s.load_f16(&half), rounded);
+            }
+            for (packed, q) in packed.chunks_exact_mut(width).zip(rounded) {
+                packed[r] = *q;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize>(&mut self, s: S, split: usize, first: usize, tile: usize, rows: usize) {
+        let mut seen = [0; R];
+        for (r, seen) in seen[..rows].iter_mut().enumerate() {
+            *seen = (self.position(first + tile + r) + 1).saturating_sub(split * SPLIT).min(SPLIT);
+        }
+        let Shape { head_dim, scale, .. } = self.shape;
+        let vectors = head_dim.div_ceil(LANES);
+        let scratch = &mut *self.scratch;
+        let tile = Tile {
+            head_dim,
+            scale,
+            kv: self.kv,
+            split,
+            seen,
+            q: scratch.q[tile * head_dim..][..R * head_dim].as_chunks().0,
+            scratch: &mut scratch.tile,
+            states: &mut scratch.states[tile..tile + rows],
+            outputs: &mut scratch.outputs[tile * vectors..][..rows * vectors],
+        };
+        tile.run(s);
+    }
+
+    /// Divides a row's output by the sum of its weights.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, s: S, first: usize, row: usize) {
+        let Shape { head_dim, group, .. } = self.shape;
+        let vectors = head_dim.div_ceil(LANES);
+        let sum = s.splat(self.scratch.states[row].sum);
+        let place = (first + row) / group * self.out_stride + (first + row) % group * head_dim;
+        let out = &mut self.out[place..][..head_dim];
+        for (v, output) in self.scratch.outputs[row * vectors..][..vectors].iter().enumerate() {
+            s.store_part(s.div(s.load(output), sum), &mut out[column(v, head_dim)..][..LANES]);
+        }
+    }
+}
+
+/// Rows that a tile computes to cover `rows`: those past them are zeros.
+fn tile_width(rows: usize) -> usize {
+    match rows {
+        5 => 6,
+        7 => 8,
+        _ => rows,
+    }
+}
+
+/// Tiles whose queries and outputs are kept at once: 64 KiB of state for head_dim 128 beside 128 KiB of a split.
+const CHUNK_TILES: usize = 8;
+const CHUNK_ROWS_MAX: usize = CHUNK_TILES * super::tile::ROWS_MAX;

@@ -1,0 +1,93 @@
+//! RMS normalisation.
+
+use crate::Isa;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+
+/// `out = x * (1 / sqrt(mean(x^2) + eps)) * weight`, all slices of one length.
+///
+/// ggml's order, so that later int8 roundings fall as in the reference: squares rounded to f32 and summed in f64,
+/// the mean rounded to f32, then f32 throughout, `x * scale` first and the weight after.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert_eq!(x.len(), weight.len(), "one weight per value");
+    assert_eq!(x.len(), out.len(), "one result per value");
+    if !x.is_empty() {
+        dispatch(isa, RmsNorm { x, weight, eps, out });
+    }
+}
+
+struct RmsNorm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // Two accumulators hide the latency of the f64 sums.
+        let mut squares = [s.zero_f64(); 2];
+        for pair in self.x.chunks(2 * LANES) {
+            let (first, second) = pair.split_at(pair.len().min(LANES));
+            let a = s.load_part(first, 0.0);
+            let b = s.load_part(second, 0.0);
+            squares[0] = s.add_f64(squares[0], s.mul(a, a));
+            squares[1] = s.add_f64(squares[1], s.mul(b, b));
+        }
+        let sum = s.sum_f64(squares[0]) + s.sum_f64(squares[1]);
+        let mean = (sum / self.x.len() as f64) as f32;
+        let scale = s.splat(1.0 / (mean + self.eps).sqrt());
+        for ((x, w), out) in self.x.chunks(LANES).zip(self.weight.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
+            let y = s.mul(s.load_part(x, 0.0), scale);
+            s.store_part(s.mul(y, s.load_part(w, 0.0)), out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Draw, lengths, same_bits};
+
+    #[test]
+    fn every_isa_gives_the_same_bits_at_every_length() {
+        let mut draw = Draw::new(7);
+        for n in lengths() {
+            let (x, w) = (draw.floats(n, 40.0), draw.floats(n, 2.0));
+            let mut expected = vec![0.0; n];
+            rms_norm(Isa::Portable, &x, &w, 1e-5, &mut expected);
+            for isa in Isa::available() {
+                let mut out = vec![f32::NAN; n];
+                rms_norm(isa, &x, &w, 1e-5, &mut out);
+                same_bits(&out, &expected, isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn result_is_near_the_f64_formula() {
+        let mut draw = Draw::new(8);
+        for n in [1, 64, 2560, 6912] {
+            let (x, w) = (draw.floats(n, 5.0), draw.floats(n, 2.0));
+            let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n as f64;
+            let mut out = vec![0.0; n];
+            rms_norm(Isa::detect(), &x, &w, 1e-6, &mut out);
+            for i in 0..n {
+                let truth = f64::from(x[i]) / (mean + 1e-6).sqrt() * f64::from(w[i]);
+                assert!((f64::from(out[i]) - truth).abs() <= 4e-7 * truth.abs(), "{i}: {} {truth}", out[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zero() {
+        let mut out = [1.0; 20];
+        rms_norm(Isa::detect(), &[0.0; 20], &[1.5; 20], 1e-5, &mut out);
+        assert_eq!(out, [0.0; 20]);
+    }
+}

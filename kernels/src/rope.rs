@@ -1,0 +1,188 @@
+//! Rotary position embedding: cosines and sines built once per model, applied to one head at a time.
+
+use crate::Isa;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+
+/// Which values of a head form the pairs that are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeKind {
+    /// Value i with value i + `rot_dims` / 2 (bitnet, bitnet-b1.58, qwen3, gemma3).
+    Neox,
+    /// Value 2i with value 2i + 1 (llama).
+    Norm,
+}
+
+/// Cosines and sines of all positions, `positions_max * rot_dims` floats.
+///
+/// The angle of pair i at position p is `p * freq_scale * freq_base^(-2i / rot_dims) / freq_factors[i]`, computed with its
+/// cosine and sine in f64 and rounded to f32 once.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    head_dim: usize,
+    half: usize,
+    /// Per position `half` cosines, then `half` sines.
+    values: Vec<f32>,
+}
+
+impl RopeTable {
+    /// `rot_dims` is even and at most `head_dim`; `freq_scale` is 1 or the reciprocal of a linear scaling factor;
+    /// `freq_factors` has `rot_dims / 2` divisors (`rope_freqs.weight`).
+    ///
+    /// # Panics
+    /// If the sizes contradict each other.
+    #[must_use]
+    pub fn new(
+        head_dim: usize,
+        rot_dims: usize,
+        freq_base: f32,
+        freq_scale: f32,
+        freq_factors: Option<&[f32]>,
+        positions_max: usize,
+    ) -> Self {
+        assert!(rot_dims.is_multiple_of(2) && rot_dims <= head_dim, "{rot_dims} of {head_dim} dimensions rotated");
+        let half = rot_dims / 2;
+        assert!(freq_factors.is_none_or(|f| f.len() == half), "one frequency factor per pair");
+        let frequencies: Vec<f64> = (0..half)
+            .map(|i| {
+                let frequency = libm::pow(f64::from(freq_base), -2.0 * i as f64 / rot_dims as f64);
+                frequency * f64::from(freq_scale) / freq_factors.map_or(1.0, |f| f64::from(f[i]))
+            })
+            .collect();
+        let mut values = Vec::with_capacity(positions_max * rot_dims);
+        for position in 0..positions_max {
+            values.extend(frequencies.iter().map(|f| libm::cos(position as f64 * f) as f32));
+            values.extend(frequencies.iter().map(|f| libm::sin(position as f64 * f) as f32));
+        }
+        Self { head_dim, half, values }
+    }
+
+    /// Positions that this table covers.
+    #[must_use]
+    pub fn positions_max(&self) -> usize {
+        self.values.len().checked_div(2 * self.half).unwrap_or(usize::MAX)
+    }
+
+    /// Cosines and sines of one position.
+    fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        self.values[position * 2 * self.half..][..2 * self.half].split_at(self.half)
+    }
+}
+
+/// Rotates one head (`head_dim` values, of which the first `rot_dims` change) to `position`.
+///
+/// Pair (a, b) becomes (a cos - b sin, a sin + b cos): the products with cos rounded, those with sin fused to them.
+///
+/// # Panics
+/// If `x` is not one head or the position is past the table.
+pub fn apply(isa: Isa, table: &RopeTable, kind: RopeKind, position: usize, x: &mut [f32]) {
+    assert_eq!(x.len(), table.head_dim, "one head");
+    let (cos, sin) = table.at(position);
+    let rotated = &mut x[..2 * table.half];
+    match kind {
+        RopeKind::Neox => dispatch(isa, Halves { cos, sin, x: rotated }),
+        RopeKind::Norm => dispatch(isa, Pairs { cos, sin, x: rotated }),
+    }
+}
+
+struct Halves<'a> {
+    cos: &'a [f32],
+    sin: &'a [f32],
+    x: &'a mut [f32],
+}
+
+impl Kernel for Halves<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (low, high) = self.x.split_at_mut(self.cos.len());
+        let factors = self.cos.chunks(LANES).zip(self.sin.chunks(LANES));
+        for ((low, high), (cos, sin)) in low.chunks_mut(LANES).zip(high.chunks_mut(LANES)).zip(factors) {
+            let (a, b) = (s.load_part(low, 0.0), s.load_part(high, 0.0));
+            let (cos, sin) = (s.load_part(cos, 0.0), s.load_part(sin, 0.0));
+            let minus_sin = s.mul(sin, s.splat(-1.0));
+            s.store_part(s.fma(b, minus_sin, s.mul(a, cos)), low);
+            s.store_part(s.fma(a, sin, s.mul(b, cos)), high);
+        }
+    }
+}
+
+struct Pairs<'a> {
+    cos: &'a [f32],
+    sin: &'a [f32],
+    x: &'a mut [f32],
+}
+
+impl Kernel for Pairs<'_> {
+    type Output = ();
+
+    /// Scalar source: the pairs do not interact, so the compiler vectorises it and the bits stay.
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        for ([a, b], (cos, sin)) in self.x.as_chunks_mut::<2>().0.iter_mut().zip(self.cos.iter().zip(self.sin)) {
+            (*a, *b) = (b.mul_add(-sin, *a * cos), a.mul_add(*sin, *b * cos));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Draw, same_bits};
+
+    const HEADS: [(usize, usize); 7] = [(64, 64), (128, 128), (100, 100), (80, 32), (256, 256), (6, 2), (16, 0)];
+
+    #[test]
+    fn every_isa_gives_the_same_bits() {
+        let mut draw = Draw::new(1);
+        for (head_dim, rot_dims) in HEADS {
+            let table = RopeTable::new(head_dim, rot_dims, 5e5, 1.0, None, 100);
+            for kind in [RopeKind::Neox, RopeKind::Norm] {
+                for position in [0, 1, 37, 99] {
+                    let x = draw.floats(head_dim, 10.0);
+                    let mut expected = x.clone();
+                    apply(Isa::Portable, &table, kind, position, &mut expected);
+                    for isa in Isa::available() {
+                        let mut got = x.clone();
+                        apply(isa, &table, kind, position, &mut got);
+                        same_bits(&got, &expected, isa.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_is_near_the_f64_formula() {
+        let mut draw = Draw::new(2);
+        for (head_dim, rot_dims) in HEADS {
+            let half = rot_dims / 2;
+            let factors: Vec<f32> = (0..half).map(|i| 1.0 + i as f32 / 8.0).collect();
+            let table = RopeTable::new(head_dim, rot_dims, 1e4, 0.25, Some(&factors), 4097);
+            for (kind, position) in [(RopeKind::Neox, 4096usize), (RopeKind::Norm, 4096), (RopeKind::Neox, 3)] {
+                let x = draw.floats(head_dim, 4.0);
+                let mut got = x.clone();
+                apply(Isa::detect(), &table, kind, position, &mut got);
+                for (i, factor) in factors.iter().enumerate() {
+                    let (ia, ib) = if kind == RopeKind::Neox { (i, i + half) } else { (2 * i, 2 * i + 1) };
+                    let frequency = 1e4f64.powf(-2.0 * i as f64 / rot_dims as f64) * 0.25 / f64::from(*factor);
+                    let (sin, cos) = (position as f64 * frequency).sin_cos();
+                    let (a, b) = (f64::from(x[ia]), f64::from(x[ib]));
+                    assert!((f64::from(got[ia]) - (a * cos - b * sin)).abs() < 1e-6, "{kind:?} pair {i}");
+                    assert!((f64::from(got[ib]) - (a * sin + b * cos)).abs() < 1e-6, "{kind:?} pair {i}");
+                }
+                same_bits(&got[rot_dims..], &x[rot_dims..], "dimensions that are not rotated");
+            }
+        }
+    }
+
+    #[test]
+    fn position_zero_changes_nothing() {
+        let table = RopeTable::new(64, 64, 1e4, 1.0, None, 1);
+        let x = Draw::new(5).floats(64, 1.0);
+        let mut got = x.clone();
+        apply(Isa::detect(), &table, RopeKind::Norm, 0, &mut got);
+        assert_eq!(got, x);
+        assert_eq!(table.positions_max(), 1);
+    }
+}

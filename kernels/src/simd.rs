@@ -1,0 +1,255 @@
+//! Sixteen float lanes: the small vector trait that every float kernel is written over, and its dispatch.
+//!
+//! An implementation is a proof token ([`Avx2`], [`Avx512`]) or [`Portable`]; its methods are the only place that
+//! touches instructions. All operations are IEEE 754 single operations, so a kernel gives the same bits on each.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+pub(crate) use portable::Portable;
+
+use crate::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::{Avx2, Avx512};
+
+/// Float lanes of one virtual vector, on every ISA.
+pub(crate) const LANES: usize = 16;
+
+/// Operations on 16 lanes of f32, given by a proof that their instructions exist.
+///
+/// Results for NaN inputs are NaN, of unspecified payload. Everything must be `#[inline(always)]`: the bodies get
+/// their instructions from the `#[target_feature]` function that they end up in, see [`dispatch`].
+pub(crate) trait Simd: Copy {
+    /// 16 lanes of f32.
+    type F: Copy;
+    /// 16 lanes of f64.
+    type D: Copy;
+
+    /// Rows of an attention tile, and vectors side by side in it: as many accumulators as stay in registers.
+    const TILE_ROWS: usize;
+    /// See [`Simd::TILE_ROWS`]; 1 or 2.
+    const TILE_WIDTH: usize;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    fn store(self, v: Self::F, out: &mut [f32; LANES]);
+    /// Exact conversion from F16 bits.
+    fn load_f16(self, x: &[u16; LANES]) -> Self::F;
+    /// Conversion to F16 bits, round to nearest even; overflow to infinity.
+    fn store_f16(self, v: Self::F, out: &mut [u16; LANES]);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a > b ? a : b`: the second where one is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b`: the second where one is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `p * 2^n` rounded once, for |p| in `[0.5, 2]` and integers n in `[-150, 129]`.
+    fn scale_pow2(self, p: Self::F, n: Self::F) -> Self::F;
+    /// Lane l is `v`'s where `l < count`, else `rest`'s.
+    fn first_lanes(self, v: Self::F, count: usize, rest: Self::F) -> Self::F;
+
+    fn zero_f64(self) -> Self::D;
+    /// `acc + v`, lane by lane in f64.
+    fn add_f64(self, acc: Self::D, v: Self::F) -> Self::D;
+    fn store_f64(self, v: Self::D, out: &mut [f64; LANES]);
+
+    /// Asks for the cache line of the first element, into L2: the misses of L1 are too few to keep memory busy (T0 gives
+    /// two thirds of the bandwidth). No effect on results.
+    fn prefetch(self, line: &[u16]);
+
+    /// Up to 16 values; the lanes past the slice's end are `rest`.
+    #[inline(always)]
+    fn load_part(self, x: &[f32], rest: f32) -> Self::F {
+        if let Ok(whole) = x.try_into() {
+            return self.load(whole);
+        }
+        let mut padded = [rest; LANES];
+        padded[..x.len()].copy_from_slice(x);
+        self.load(&padded)
+    }
+
+    /// Writes the first `out.len()` lanes, 16 at most.
+    #[inline(always)]
+    fn store_part(self, v: Self::F, out: &mut [f32]) {
+        if let Ok(whole) = out.try_into() {
+            return self.store(v, whole);
+        }
+        let mut padded = [0.0; LANES];
+        self.store(v, &mut padded);
+        out.copy_from_slice(&padded[..out.len()]);
+    }
+
+    /// Sum of the lanes by the one fixed tree: l and l+8, then +4, +2, +1.
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        for half in [8, 4, 2, 1] {
+            for l in 0..half {
+                lanes[l] += lanes[l + half];
+            }
+        }
+        lanes[0]
+    }
+
+    /// [`Simd::sum`] in f64.
+    #[inline(always)]
+    fn sum_f64(self, v: Self::D) -> f64 {
+        let mut lanes = [0.0; LANES];
+        self.store_f64(v, &mut lanes);
+        for half in [8, 4, 2, 1] {
+            for l in 0..half {
+                lanes[l] += lanes[l + half];
+            }
+        }
+        lanes[0]
+    }
+
+    /// Greatest lane, by the tree of [`Simd::sum`].
+    #[inline(always)]
+    fn greatest(self, v: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        for half in [8, 4, 2, 1] {
+            for l in 0..half {
+                lanes[l] = if lanes[l] > lanes[l + half] { lanes[l] } else { lanes[l + half] };
+            }
+        }
+        lanes[0]
+    }
+}
+
+/// A computation written once over [`Simd`]; `run` must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Runs `kernel` compiled for `isa`: the one branch of an operation.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "enters the functions compiled for an instruction set")]
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        Isa::Portable => kernel.run(Portable),
+        // SAFETY: the token proves that AVX2, FMA and F16C exist.
+        Isa::Avx2(proof) => unsafe { run_avx2(proof, kernel) },
+        // SAFETY: the token proves that AVX-512 F, BW, DQ and VL exist, and those of AVX2.
+        Isa::Avx512(proof) => unsafe { run_avx512(proof, kernel) },
+    }
+}
+
+/// Runs `kernel`; no other ISA has a token here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn dispatch<K: Kernel>(_isa: Isa, kernel: K) -> K::Output {
+    kernel.run(Portable)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<K: Kernel>(proof: Avx2, kernel: K) -> K::Output {
+    kernel.run(proof)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn run_avx512<K: Kernel>(proof: Avx512, kernel: K) -> K::Output {
+    kernel.run(proof)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::math;
+
+    /// Bits of every operation on one set of inputs.
+    struct Probe<'a>(&'a [f32; LANES], &'a [f32; LANES], &'a [f32; LANES]);
+
+    impl Kernel for Probe<'_> {
+        type Output = Vec<u64>;
+        fn run<S: Simd>(self, s: S) -> Vec<u64> {
+            let (a, b, c) = (s.load(self.0), s.load(self.1), s.load(self.2));
+            let mut half = [0; LANES];
+            s.store_f16(a, &mut half);
+            let p = s.first_lanes(s.splat(1.25), 9, s.splat(0.75));
+            let n = s.max(s.splat(-150.0), s.min(s.splat(129.0), s.load(&std::array::from_fn(|l| self.0[l].trunc()))));
+            let vectors = [
+                s.add(a, b),
+                s.sub(a, b),
+                s.mul(a, b),
+                s.div(a, b),
+                s.fma(a, b, c),
+                s.max(a, b),
+                s.min(a, b),
+                s.scale_pow2(p, n),
+                s.load_f16(&half),
+                s.first_lanes(a, 0, b),
+                s.first_lanes(a, 7, b),
+                s.first_lanes(a, 16, b),
+            ];
+            let mut bits: Vec<u64> = half.iter().map(|&h| u64::from(h)).collect();
+            for v in vectors {
+                let mut lanes = [0.0; LANES];
+                s.store(v, &mut lanes);
+                bits.extend(lanes.iter().map(|x| u64::from(x.to_bits())));
+                bits.extend([u64::from(s.sum(v).to_bits()), u64::from(s.greatest(v).to_bits())]);
+            }
+            bits.push(s.sum_f64(s.add_f64(s.add_f64(s.zero_f64(), a), c)).to_bits());
+            bits
+        }
+    }
+
+    #[test]
+    fn every_isa_gives_the_bits_of_portable() {
+        let mut state = 1u32;
+        for round in 0..2000 {
+            let mut draw = |span: f32| {
+                std::array::from_fn(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * span
+                })
+            };
+            let span = [1e-7, 0.01, 3.0, 160.0, 7e4][round % 5];
+            let (a, b, c) = (draw(span), draw(1.0), draw(span));
+            let expected = dispatch(Isa::Portable, Probe(&a, &b, &c));
+            for isa in Isa::available() {
+                assert_eq!(dispatch(isa, Probe(&a, &b, &c)), expected, "{} round {round}", isa.name());
+            }
+        }
+    }
+
+    /// F16 conversions of one vector, there and back.
+    struct HalfRoundTrip<'a>(&'a [u16; LANES]);
+
+    impl Kernel for HalfRoundTrip<'_> {
+        type Output = ([f32; LANES], [u16; LANES]);
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let v = s.load_f16(self.0);
+            let (mut wide, mut narrow) = ([0.0; LANES], [0; LANES]);
+            s.store(v, &mut wide);
+            s.store_f16(v, &mut narrow);
+            (wide, narrow)
+        }
+    }
+
+    #[test]
+    fn f16_vectors_convert_like_the_scalar_for_all_values() {
+        for start in (0..=u16::MAX).step_by(LANES) {
+            let half = std::array::from_fn(|l| start + l as u16);
+            for isa in Isa::available() {
+                let (wide, narrow) = dispatch(isa, HalfRoundTrip(&half));
+                for l in 0..LANES {
+                    assert_eq!(wide[l].to_bits(), math::f16_to_f32(half[l]).to_bits(), "{} {:#x}", isa.name(), half[l]);
+                    assert_eq!(narrow[l], math::f32_to_f16(wide[l]), "{} {:#x}", isa.name(), half[l]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Sixteen lanes as one AVX-512 register.
+#![expect(unsafe_code, reason = "instructions of AVX-512, and their loads and stores")]
+
+use super::{LANES, Simd};
+use crate::Avx512;
+use std::arch::x86_64::{
+    __m512, __m512d, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256, _mm256_storeu_si256,
+    _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256, _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_cvtps_ph,
+    _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd,
+    _mm512_storeu_ps, _mm512_sub_ps,
+};
+
+macro_rules! lanewise {
+    ($($name:ident($($arg:ident),+) = $instruction:ident;)+) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: Self::F),+) -> Self::F {
+            // SAFETY: self proves that the instruction exists.
+            unsafe { $instruction($($arg),+) }
+        }
+    )+};
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type D = [__m512d; 2];
+
+    const TILE_ROWS: usize = 8;
+    const TILE_WIDTH: usize = 2;
+
+    lanewise! {
+        add(a, b) = _mm512_add_ps;
+        sub(a, b) = _mm512_sub_ps;
+        mul(a, b) = _mm512_mul_ps;
+        div(a, b) = _mm512_div_ps;
+        fma(a, b, c) = _mm512_fmadd_ps;
+        max(a, b) = _mm512_max_ps;
+        min(a, b) = _mm512_min_ps;
+        scale_pow2(p, n) = _mm512_scalef_ps;
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: self proves AVX-512 F.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        // SAFETY: 16 readable floats; self proves AVX-512 F.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, v: Self::F, out: &mut [f32; LANES]) {
+        // SAFETY: 16 writable floats; self proves AVX-512 F.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) };
+    }
+
+    #[inline(always)]
+    fn load_f16(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: 16 readable halves; self proves AVX.
+        let half = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        // SAFETY: self proves AVX-512 F.
+        unsafe { _mm512_cvtph_ps(half) }
+    }
+
+    #[inline(always)]
+    fn store_f16(self, v: Self::F, out: &mut [u16; LANES]) {
+        // SAFETY: self proves AVX-512 F.
+        let half = unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v) };
+        // SAFETY: 16 writable halves; self proves AVX.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), half) };
+    }
+
+    #[inline(always)]
+    fn first_lanes(self, v: Self::F, count: usize, rest: Self::F) -> Self::F {
+        let mask = if count < LANES { (1u16 << count) - 1 } else { u16::MAX };
+        // SAFETY: self proves AVX-512 F.
+        unsafe { _mm512_mask_blend_ps(mask, rest, v) }
+    }
+
+    #[inline(always)]
+    fn zero_f64(self) -> Self::D {
+        // SAFETY: self proves AVX-512 F.
+        [unsafe { _mm512_setzero_pd() }; 2]
+    }
+
+    #[inline(always)]
+    fn add_f64(self, acc: Self::D, v: Self::F) -> Self::D {
+        // SAFETY: self proves AVX-512 F.
+        let low = unsafe { _mm512_castps512_ps256(v) };
+        // SAFETY: self proves AVX-512 DQ.
+        let high = unsafe { _mm512_extractf32x8_ps::<1>(v) };
+        let mut sum = acc;
+        for (sum, v) in sum.iter_mut().zip([low, high]) {
+            // SAFETY: self proves AVX-512 F.
+            let wide = unsafe { _mm512_cvtps_pd(v) };
+            // SAFETY: self proves AVX-512 F.
+            *sum = unsafe { _mm512_add_pd(*sum, wide) };
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn store_f64(self, v: Self::D, out: &mut [f64; LANES]) {
+        for (out, v) in out.as_chunks_mut::<8>().0.iter_mut().zip(v) {
+            // SAFETY: 8 writable doubles; self proves AVX-512 F.
+            unsafe { _mm512_storeu_pd(out.as_mut_ptr(), v) };
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, line: &[u16]) {
+        // SAFETY: a hint that reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+}

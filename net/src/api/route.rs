@@ -1,0 +1,178 @@
+//! Method and path to one route; everything else is 404, or 405 with the methods that the path has.
+
+use std::borrow::Cow;
+
+use crate::error::{ApiError, Code, Dialect};
+use crate::http::{Method, Request};
+
+/// What a request asks for. HEAD routes as GET does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route<'a> {
+    ChatCompletions,
+    Completions,
+    Inference,
+    InferenceStream,
+    Models,
+    /// The id, percent-decoded.
+    Model(Cow<'a, str>),
+    Tokenize,
+    Detokenize,
+    Health,
+    HealthLive,
+    HealthReady,
+    Metrics,
+    /// OPTIONS: 204 with these methods in Allow.
+    Options(&'static str),
+}
+
+impl Route<'_> {
+    /// Which error body this route speaks.
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            Self::ChatCompletions | Self::Completions | Self::Models | Self::Model(_) => Dialect::OpenAi,
+            _ => Dialect::Own,
+        }
+    }
+}
+
+/// Finds the route of `path` (as [`Request::path`] gives it).
+///
+/// # Errors
+/// 404 for an unknown path, 405 with Allow for a known one; [`dialect_of`] says how to word either.
+pub fn route(method: Method, path: &str) -> Result<Route<'_>, ApiError> {
+    if path == "*" {
+        return Ok(Route::Options(ANY));
+    }
+    let (route, allow) = find(path).ok_or_else(ApiError::path_not_found)?;
+    match method {
+        Method::Options => Ok(Route::Options(allow)),
+        Method::Get | Method::Head if allow == GET => Ok(route),
+        Method::Post if allow == POST => Ok(route),
+        _ => Err(ApiError::method_not_allowed(allow)),
+    }
+}
+
+/// Which error body answers for `path`, also where [`route`] refuses it; unknown paths speak OpenAI's.
+pub fn dialect_of(path: &str) -> Dialect {
+    find(path).map_or(Dialect::OpenAi, |(route, _)| route.dialect())
+}
+
+fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
+    Some(match path {
+        "/v1/chat/completions" => (Route::ChatCompletions, POST),
+        "/v1/completions" => (Route::Completions, POST),
+        "/v1/inference" => (Route::Inference, POST),
+        "/v1/inference/stream" => (Route::InferenceStream, POST),
+        "/v1/models" => (Route::Models, GET),
+        "/v1/tokenize" => (Route::Tokenize, POST),
+        "/v1/detokenize" => (Route::Detokenize, POST),
+        "/health" => (Route::Health, GET),
+        "/health/live" => (Route::HealthLive, GET),
+        "/health/ready" => (Route::HealthReady, GET),
+        "/metrics" => (Route::Metrics, GET),
+        _ => {
+            let id = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty())?;
+            (Route::Model(percent_decode(id)?), GET)
+        }
+    })
+}
+
+/// A body must be JSON if it says what it is.
+///
+/// # Errors
+/// 415 for another Content-Type, or a Content-Encoding.
+pub fn check_json_content_type(request: &Request) -> Result<(), ApiError> {
+    let unsupported = |message: &'static str| Err(ApiError::new(415, Code::InvalidRequest, message));
+    for (name, value) in request.headers() {
+        if name.eq_ignore_ascii_case("content-type") && !is_json(value) {
+            return unsupported("Content-Type must be application/json in UTF-8");
+        }
+        if name.eq_ignore_ascii_case("content-encoding") && !value.eq_ignore_ascii_case(b"identity") {
+            return unsupported("Content-Encoding is not supported");
+        }
+    }
+    Ok(())
+}
+
+fn is_json(value: &[u8]) -> bool {
+    let mut parts = value.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
+    if !parts.next().is_some_and(|media_type| media_type.eq_ignore_ascii_case(b"application/json")) {
+        return false;
+    }
+    parts.all(|parameter| {
+        let Some(charset) = parameter.get(.."charset=".len()) else { return true };
+        if !charset.eq_ignore_ascii_case(b"charset=") {
+            return true;
+        }
+        let charset = parameter["charset=".len()..].trim_ascii();
+        let charset = charset.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(charset);
+        charset.eq_ignore_ascii_case(b"utf-8") || charset.eq_ignore_ascii_case(b"us-ascii")
+    })
+}
+
+/// None if `text` decodes to what no name can hold: not UTF-8, or a control character.
+fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        if byte != b'%' {
+            bytes.push(byte);
+            rest = tail;
+            continue;
+        }
+        let hex = |at: usize| tail.get(at).and_then(|&digit| char::from(digit).to_digit(16));
+        bytes.push((hex(0)? * 16 + hex(1)?) as u8);
+        rest = &tail[2..];
+    }
+    String::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control)).map(Cow::Owned)
+}
+
+const GET: &str = "GET, HEAD, OPTIONS";
+const POST: &str = "POST, OPTIONS";
+const ANY: &str = "GET, HEAD, POST, OPTIONS";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_path_with_another_method_names_the_right_ones() {
+        let error = route(Method::Get, "/v1/completions").unwrap_err();
+        assert_eq!((error.status, error.allow), (405, Some("POST, OPTIONS")));
+        let error = route(Method::Delete, "/v1/models/x").unwrap_err();
+        assert_eq!((error.status, error.allow), (405, Some("GET, HEAD, OPTIONS")));
+        assert_eq!(route(Method::Options, "/health"), Ok(Route::Options(GET)));
+        assert_eq!(route(Method::Options, "*"), Ok(Route::Options(ANY)));
+        assert_eq!(route(Method::Head, "/health"), Ok(Route::Health));
+        assert_eq!(dialect_of("/v1/inference"), Dialect::Own);
+        assert_eq!(dialect_of("/v1/completions"), Dialect::OpenAi);
+    }
+
+    #[test]
+    fn unknown_paths_are_404() {
+        for path in ["/", "/v1", "/v1/", "/v1/models/", "/health/", "/V1/models", "//v1/models", "/v1/models/%ff"] {
+            assert_eq!(route(Method::Get, path).unwrap_err().status, 404, "{path}");
+        }
+    }
+
+    #[test]
+    fn model_ids_are_percent_decoded() {
+        let decoded = Route::Model(Cow::Borrowed("org/model:1"));
+        assert_eq!(route(Method::Get, "/v1/models/org%2Fmodel:1"), Ok(decoded));
+        assert_eq!(route(Method::Get, "/v1/models/a%00").unwrap_err().status, 404);
+    }
+
+    #[test]
+    fn only_json_content_types_pass() {
+        for value in ["application/json", "Application/JSON; charset=utf-8", "application/json;charset=\"UTF-8\""] {
+            assert!(is_json(value.as_bytes()), "{value}");
+        }
+        for value in ["text/plain", "application/jsonx", "application/json; charset=utf-16", "", "multipart/form-data"]
+        {
+            assert!(!is_json(value.as_bytes()), "{value}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! OpenAI's chunks: everything but the piece is built once per stream.
+
+use super::Framing;
+use crate::api::{FinishReason, Logprob, Usage, write_chat_logprobs, write_completion_logprobs, write_usage};
+use crate::error::{ApiError, Dialect};
+use crate::json::{write_string, write_u64};
+
+/// Template of one stream of chat or text completions.
+#[derive(Debug)]
+pub struct OpenAiStream {
+    kind: Kind,
+    framing: Framing,
+    include_usage: bool,
+    /// `data: {"id":..,"object":..,"created":..,"model":..`, then `[,"usage":null],"choices":[{"index":`
+    prefix: Vec<u8>,
+    base_len: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Chat,
+    Completion,
+}
+
+/// Log-probabilities of the tokens of one piece of text.
+#[derive(Debug, Clone, Copy)]
+pub struct TextLogprobs<'a> {
+    pub tokens: &'a [Logprob],
+    /// Characters of the answer before this piece; legacy completions report it.
+    pub text_offset: usize,
+}
+
+impl OpenAiStream {
+    /// Chunks of `POST /v1/chat/completions`. `created_s` is Unix seconds.
+    pub fn chat(framing: Framing, id: &str, created_s: u64, model: &str, include_usage: bool) -> Self {
+        Self::new(Kind::Chat, framing, id, created_s, model, include_usage)
+    }
+
+    /// Chunks of `POST /v1/completions`. `created_s` is Unix seconds.
+    pub fn completion(framing: Framing, id: &str, created_s: u64, model: &str, include_usage: bool) -> Self {
+        Self::new(Kind::Completion, framing, id, created_s, model, include_usage)
+    }
+
+    fn new(kind: Kind, framing: Framing, id: &str, created_s: u64, model: &str, include_usage: bool) -> Self {
+        let mut prefix = b"data: {\"id\":".to_vec();
+        write_string(&mut prefix, id);
+        prefix.extend_from_slice(match kind {
+            Kind::Chat => b",\"object\":\"chat.completion.chunk\",\"created\":",
+            Kind::Completion => b",\"object\":\"text_completion\",\"created\":",
+        });
+        write_u64(&mut prefix, created_s);
+        prefix.extend_from_slice(b",\"model\":");
+        write_string(&mut prefix, model);
+        let base_len = prefix.len();
+        if include_usage {
+            prefix.extend_from_slice(b",\"usage\":null");
+        }
+        prefix.extend_from_slice(b",\"choices\":[{\"index\":");
+        Self { kind, framing, include_usage, prefix, base_len }
+    }
+
+    /// Appends the first delta of choice `index`, which names the role; nothing for text completions.
+    pub fn begin(&self, out: &mut Vec<u8>, index: u32) {
+        if self.kind == Kind::Chat {
+            self.choice(out, index, |out| {
+                out.extend_from_slice(
+                    b",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+                );
+            });
+        }
+    }
+
+    /// Appends a piece of text of choice `index`.
+    pub fn text(&self, out: &mut Vec<u8>, index: u32, text: &str, logprobs: Option<TextLogprobs<'_>>) {
+        self.choice(out, index, |out| {
+            out.extend_from_slice(match self.kind {
+                Kind::Chat => b",\"delta\":{\"content\":",
+                Kind::Completion => b",\"text\":",
+            });
+            write_string(out, text);
+            if self.kind == Kind::Chat {
+                out.push(b'}');
+            }
+            let Some(logprobs) = logprobs else {
+                return out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+            };
+            out.extend_from_slice(b",\"logprobs\":");
+            match self.kind {
+                Kind::Chat => write_chat_logprobs(out, logprobs.tokens),
+                Kind::Completion => write_completion_logprobs(out, logprobs.tokens, logprobs.text_offset),
+            }
+            out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
+        });
+    }
+
+    /// Appends the last chunk of choice `index`.
+    pub fn finish(&self, out: &mut Vec<u8>, index: u32, reason: FinishReason) {
+        self.choice(out, index, |out| {
+            out.extend_from_slice(match self.kind {
+                Kind::Chat => b",\"delta\":{},\"logprobs\":null,\"finish_reason\":\"",
+                Kind::Completion => b",\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"",
+            });
+            out.extend_from_slice(reason.as_str().as_bytes());
+            out.extend_from_slice(b"\"}]}\n\n");
+        });
+    }
+
+    /// Appends what follows the last choice: the usage chunk if it was asked for, `[DONE]`, the body's end.
+    pub fn done(&self, out: &mut Vec<u8>, usage: &Usage) {
+        if self.include_usage {
+            self.framing.frame(out, |out| {
+                out.extend_from_slice(&self.prefix[..self.base_len]);
+                out.extend_from_slice(b",\"choices\":[],\"usage\":");
+                write_usage(out, usage);
+                out.extend_from_slice(b"}\n\n");
+            });
+        }
+        self.framing.frame(out, |out| out.extend_from_slice(b"data: [DONE]\n\n"));
+        self.framing.end(out);
+    }
+
+    /// Appends an error after the first byte of the stream, and the body's end.
+    pub fn error(&self, out: &mut Vec<u8>, error: &ApiError) {
+        self.framing.frame(out, |out| {
+            out.extend_from_slice(b"data: ");
+            error.write_body(out, Dialect::OpenAi, "", 0);
+            out.extend_from_slice(b"\n\n");
+        });
+        self.framing.end(out);
+    }
+
+    /// Appends a keep-alive comment.
+    pub fn keep_alive(&self, out: &mut Vec<u8>) {
+        self.framing.keep_alive(out);
+    }
+
+    fn choice(&self, out: &mut Vec<u8>, index: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        self.framing.frame(out, |out| {
+            out.extend_from_slice(&self.prefix);
+            write_u64(out, u64::from(index));
+            write(out);
+        });
+    }
+}

@@ -1,0 +1,150 @@
+//! The commands of the `bitnetd` binary.
+
+mod generate;
+pub mod inspect;
+mod load;
+mod serve;
+pub mod synth;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Settings};
+
+pub use load::{load_model, progress_bar};
+
+/// Inference server for ternary (BitNet b1.58) language models. Without a command it serves.
+#[derive(Parser)]
+#[command(name = "bitnetd", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(clap::Args)]
+struct ServeArgs {
+    /// Configuration file (TOML)
+    #[arg(long, env = "BITNET_CONFIG_FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    /// Print the configuration that would be used, and end
+    #[arg(long)]
+    print_config: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a model over HTTP (the default command)
+    Serve(ServeArgs),
+    /// Continue a prompt on the terminal; needs no server
+    Generate(generate::Args),
+    /// Check a GGUF file and say what is in it; exit code 0 ok, 1 I/O, 2 malformed, 3 unsupported, 4 strict finding
+    Inspect {
+        file: PathBuf,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+        /// End with exit code 4 on any finding
+        #[arg(long)]
+        strict: bool,
+        /// List every tensor
+        #[arg(long)]
+        tensors: bool,
+    },
+    /// Write a model of random ternary weights in a real model's shape, for benchmarks
+    Synth(SynthArgs),
+}
+
+#[derive(clap::Args)]
+struct SynthArgs {
+    out: PathBuf,
+    /// tiny, large (0.7B), 2b4t, 3b or 8b
+    #[arg(long)]
+    preset: String,
+    /// Tensor type of the ternary weights
+    #[arg(long, default_value = "i2_s")]
+    r#type: String,
+    /// Tensor type of embedding and head: f16, q8_0, q6_k or f32
+    #[arg(long, default_value = "f16")]
+    embeddings: String,
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+}
+
+/// Runs the command of the command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bitnetd: {}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    match cli.command {
+        None => run_serve(cli.serve),
+        Some(Command::Serve(args)) => run_serve(args),
+        Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::Inspect { file, json, strict, tensors }) => {
+            let (text, code) = inspect::report(&file, inspect::InspectOptions { json, strict, tensors });
+            print!("{text}");
+            Ok(ExitCode::from(code))
+        }
+        Some(Command::Synth(args)) => run_synth(&args),
+    }
+}
+
+fn run_serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    config::check_environment()?;
+    let settings = match &args.config {
+        Some(path) => args.settings.or_file(path)?,
+        None => args.settings,
+    };
+    if args.print_config {
+        print!("{}", toml::to_string(&settings)?);
+        println!("# {:#?}", settings.validate()?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    serve::run(&settings.validate()?)
+}
+
+fn run_synth(args: &SynthArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let preset = synth::Preset::from_name(&args.preset)
+        .ok_or_else(|| format!("preset `{}` is not known: tiny, large, 2b4t, 3b or 8b", args.preset))?;
+    let kind = tensor_type(&args.r#type)?;
+    let embeddings = tensor_type(&args.embeddings)?;
+    let bar = progress_bar("writing");
+    let summary = synth::write(&args.out, preset, kind, embeddings, args.seed, |done, total| bar(done, total))?;
+    println!("{}: {summary:?}", args.out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tensor_type(name: &str) -> Result<gguf::TensorType, String> {
+    let known = (0..64).filter_map(gguf::TensorType::from_id);
+    let wanted = name.to_ascii_lowercase();
+    let mut matching = known.filter(|kind| kind.name().to_ascii_lowercase() == wanted);
+    matching.next().ok_or_else(|| format!("tensor type `{name}` is not known"))
+}
+
+/// An error and what caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let part = cause.to_string();
+        if !text.ends_with(&part) {
+            text = format!("{text}: {part}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,217 @@
+//! The presets: hyper-parameters, tensors and a tokenizer for each shape.
+
+use gguf::TensorType;
+use gguf::writer::Writer;
+
+/// The shape of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// A few layers, for tests.
+    Tiny,
+    /// bitnet_b1_58-large.
+    Large,
+    /// BitNet b1.58 2B4T.
+    B2_4T,
+    /// bitnet_b1_58-3B.
+    B3,
+    /// Llama3-8B-1.58.
+    B8,
+}
+
+impl Preset {
+    pub const ALL: [Self; 5] = [Self::Tiny, Self::Large, Self::B2_4T, Self::B3, Self::B8];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Large => "large",
+            Self::B2_4T => "2b4t",
+            Self::B3 => "3b",
+            Self::B8 => "8b",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|preset| preset.name() == name)
+    }
+
+    pub(super) fn shape(self) -> Shape {
+        let b2_4t = Shape {
+            arch: "bitnet-b1.58",
+            hidden: 2560,
+            ffn: 6912,
+            layers: 30,
+            heads: 20,
+            kv_heads: 5,
+            vocab: 128_256,
+            context: 4096,
+            rope_theta: 5e5,
+            norm_eps: 1e-5,
+            tied: true,
+        };
+        let large = Shape {
+            arch: "bitnet",
+            hidden: 1536,
+            ffn: 4096,
+            layers: 24,
+            heads: 16,
+            kv_heads: 16,
+            vocab: 32_002,
+            context: 2048,
+            rope_theta: 1e4,
+            norm_eps: 1e-6,
+            tied: true,
+        };
+        match self {
+            Self::Tiny => {
+                Shape { hidden: 256, ffn: 768, layers: 3, heads: 4, kv_heads: 2, vocab: 1024, context: 512, ..b2_4t }
+            }
+            Self::Large => large,
+            Self::B2_4T => b2_4t,
+            Self::B3 => Shape { hidden: 3200, ffn: 8640, layers: 26, heads: 32, kv_heads: 32, ..large },
+            Self::B8 => Shape {
+                arch: "llama",
+                hidden: 4096,
+                ffn: 14_336,
+                layers: 32,
+                heads: 32,
+                kv_heads: 8,
+                context: 8192,
+                tied: false,
+                ..b2_4t
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    arch: &'static str,
+    hidden: u32,
+    ffn: u32,
+    layers: u32,
+    heads: u32,
+    kv_heads: u32,
+    vocab: u32,
+    context: u32,
+    rope_theta: f32,
+    norm_eps: f32,
+    tied: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fill {
+    Ternary,
+    Norm,
+    Embedding,
+}
+
+pub(super) struct Tensor {
+    pub(super) name: String,
+    pub(super) cols: u64,
+    pub(super) rows: u64,
+    pub(super) fill: Fill,
+}
+
+impl Tensor {
+    pub(super) fn kind(&self, embeddings: TensorType) -> TensorType {
+        match self.fill {
+            Fill::Ternary => TensorType::I2S,
+            Fill::Norm => TensorType::F32,
+            Fill::Embedding => embeddings,
+        }
+    }
+}
+
+impl Shape {
+    pub(super) fn tensors(&self) -> Vec<Tensor> {
+        let head_dim = self.hidden / self.heads;
+        let (hidden, ffn, kv) = (self.hidden, self.ffn, self.kv_heads * head_dim);
+        let mut tensors = vec![];
+        let mut add = |name: String, cols: u32, rows: u32, fill| {
+            tensors.push(Tensor { name, cols: cols.into(), rows: rows.into(), fill });
+        };
+        add("token_embd.weight".to_owned(), hidden, self.vocab, Fill::Embedding);
+        for layer in 0..self.layers {
+            let mut norm = |name, cols| add(format!("blk.{layer}.{name}.weight"), cols, 1, Fill::Norm);
+            norm("attn_norm", hidden);
+            norm("ffn_norm", hidden);
+            if self.arch != "llama" {
+                norm("attn_sub_norm", hidden);
+                norm("ffn_sub_norm", ffn);
+            }
+            let mut linear = |name, cols, rows| add(format!("blk.{layer}.{name}.weight"), cols, rows, Fill::Ternary);
+            linear("attn_q", hidden, hidden);
+            linear("attn_k", hidden, kv);
+            linear("attn_v", hidden, kv);
+            linear("attn_output", hidden, hidden);
+            linear("ffn_gate", hidden, ffn);
+            linear("ffn_up", hidden, ffn);
+            linear("ffn_down", ffn, hidden);
+        }
+        add("output_norm.weight".to_owned(), hidden, 1, Fill::Norm);
+        if !self.tied {
+            add("output.weight".to_owned(), hidden, self.vocab, Fill::Embedding);
+        }
+        tensors
+    }
+
+    pub(super) fn describe(&self, preset: Preset, writer: &mut Writer) {
+        const FILE_TYPE_I2_S: u32 = 40;
+        let arch = self.arch;
+        let key = |name: &str| format!("{arch}.{name}");
+        writer
+            .kv("general.architecture", arch)
+            .kv("general.name", &*format!("synthetic {}", preset.name()))
+            .kv(&key("vocab_size"), self.vocab)
+            .kv(&key("context_length"), self.context)
+            .kv(&key("embedding_length"), self.hidden)
+            .kv(&key("block_count"), self.layers)
+            .kv(&key("feed_forward_length"), self.ffn)
+            .kv(&key("rope.dimension_count"), self.hidden / self.heads)
+            .kv(&key("attention.head_count"), self.heads)
+            .kv(&key("attention.head_count_kv"), self.kv_heads)
+            .kv(&key("attention.layer_norm_rms_epsilon"), self.norm_eps)
+            .kv(&key("rope.freq_base"), self.rope_theta);
+        if arch == "bitnet" {
+            writer.kv(&key("rope.scaling.type"), "linear").kv(&key("rope.scaling.factor"), 1.0f32);
+        }
+        writer.kv("general.file_type", FILE_TYPE_I2_S).kv("general.quantization_version", 2u32);
+        describe_tokenizer(self.vocab, writer);
+    }
+}
+
+/// A byte-level BPE that turns any text into bytes, with two merges, fillers, and four control tokens at the end.
+fn describe_tokenizer(vocab: u32, writer: &mut Writer) {
+    const CONTROL: [&str; 4] = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|pad|>"];
+    const MERGES: [&str; 2] = ["t h", "h e"];
+    let plain = vocab as usize - CONTROL.len();
+    let mut tokens: Vec<String> = byte_alphabet().map(String::from).collect();
+    tokens.extend(MERGES.iter().map(|merge| merge.replace(' ', "")));
+    tokens.extend((tokens.len()..plain).map(|index| format!("t{index:06}")));
+    tokens.extend(CONTROL.map(str::to_owned));
+    let types: Vec<i32> = (0..tokens.len()).map(|index| if index < plain { 1 } else { 3 }).collect();
+    let control = |index: u32| vocab - 4 + index;
+    writer
+        .kv("tokenizer.ggml.model", "gpt2")
+        .kv("tokenizer.ggml.pre", "llama-bpe")
+        .strings("tokenizer.ggml.tokens", &tokens)
+        .array("tokenizer.ggml.scores", &vec![0.0f32; tokens.len()])
+        .array("tokenizer.ggml.token_type", &types)
+        .strings("tokenizer.ggml.merges", MERGES)
+        .kv("tokenizer.ggml.bos_token_id", control(0))
+        .kv("tokenizer.ggml.eos_token_id", control(1))
+        .kv("tokenizer.ggml.eot_token_id", control(2))
+        .kv("tokenizer.ggml.padding_token_id", control(3))
+        .kv("tokenizer.ggml.add_bos_token", true);
+}
+
+/// GPT-2's characters for the bytes 0 to 255: themselves where printable, from U+0100 on for the others.
+fn byte_alphabet() -> impl Iterator<Item = char> {
+    let mut unprintable = 0x100u32..;
+    (0..=255u8).map(move |byte| match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+        _ => unprintable.next().and_then(char::from_u32).expect("68 characters from U+0100 on"),
+    })
+}

@@ -1,0 +1,340 @@
+//! Settings: flags, then the environment, then the TOML file, then defaults; what comes out is valid.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser};
+use serde::{Deserialize, Serialize};
+
+/// Settings as they are written: each is a flag, an environment variable and a key of the file.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Address to listen on, as ADDR:PORT; goes before host and port
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, env = "BITNET_SERVER_HOST")]
+    pub host: Option<IpAddr>,
+    /// Port to listen on; 0 takes a free one [default: 8080]
+    #[arg(long, env = "BITNET_SERVER_PORT")]
+    pub port: Option<u16>,
+    /// Model file, as PATH or NAME=PATH [default: the model inside the binary]
+    #[arg(long, short, env = "BITNET_DEFAULT_MODEL_PATH")]
+    pub model: Option<String>,
+    /// Executor threads, each with its workers and listener [default: one per NUMA node]
+    #[arg(long, env = "BITNET_SHARDS")]
+    pub shards: Option<usize>,
+    /// Kernel workers of each shard [default: one per core]
+    #[arg(long, env = "BITNET_WORKERS")]
+    pub workers: Option<usize>,
+    /// Where to compute: auto or cpu [default: auto]
+    #[arg(long, env = "BITNET_DEFAULT_DEVICE")]
+    pub device: Option<String>,
+    /// Instruction set of the kernels: portable, avx2 or avx512-vnni [default: the best there is]
+    #[arg(long, env = "BITNET_ISA")]
+    pub isa: Option<String>,
+    /// Socket driver: auto, io_uring or epoll [default: auto]
+    #[arg(long, env = "BITNET_IO")]
+    pub io: Option<String>,
+    /// Sequences that are computed at a time, over all shards [default: 100]
+    #[arg(long, env = "BITNET_MAX_CONCURRENT_REQUESTS")]
+    pub max_concurrent_requests: Option<usize>,
+    /// Sequences that may wait for a place, over all shards [default: 400]
+    #[arg(long, env = "BITNET_MAX_QUEUED_REQUESTS")]
+    pub max_queued_requests: Option<usize>,
+    /// Rows of one forward pass: decoding sequences and prompt chunks together [default: 512]
+    #[arg(long, env = "BITNET_MAX_BATCH_SIZE")]
+    pub max_batch_size: Option<usize>,
+    /// Open client connections, over all shards [default: 4096]
+    #[arg(long, env = "BITNET_MAX_CONNECTIONS")]
+    pub max_connections: Option<usize>,
+    /// Most positions of a sequence [default: the model's context, at most 8192]
+    #[arg(long, env = "BITNET_MAX_CONTEXT")]
+    pub max_context: Option<usize>,
+    /// Memory for the KV cache in MiB, over all shards [default: what the slots need, at most a third of the free memory]
+    #[arg(long, env = "BITNET_KV_CACHE_MB")]
+    pub kv_cache_mb: Option<u64>,
+    /// Longest step that running streams should feel, in milliseconds [default: 50]
+    #[arg(long, env = "BITNET_ITL_TARGET_MS")]
+    pub itl_target_ms: Option<u64>,
+    /// Seconds after which a request is given up [default: 300]
+    #[arg(long, env = "BITNET_REQUEST_TIMEOUT")]
+    pub request_timeout: Option<u64>,
+    /// Seconds that running streams get to finish on SIGTERM [default: 30]
+    #[arg(long, env = "BITNET_DRAIN_TIMEOUT")]
+    pub drain_timeout: Option<u64>,
+    /// Use the fixed seed for requests that give none
+    #[arg(long, env = "BITNET_DETERMINISTIC", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub deterministic: Option<bool>,
+    /// The fixed seed [default: 42]
+    #[arg(long, env = "BITNET_SEED")]
+    pub seed: Option<u64>,
+    /// Serve GET /metrics [default: true]
+    #[arg(long, env = "BITNET_PROMETHEUS_ENABLED", value_parser = parse_bool)]
+    pub prometheus_enabled: Option<bool>,
+    /// error, warn or info [default: info]
+    #[arg(long, env = "BITNET_LOG_LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// Valid settings with every default filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub model: Option<(Option<String>, PathBuf)>,
+    pub shards: Option<usize>,
+    pub workers: Option<usize>,
+    pub isa: kernels::Isa,
+    pub io: IoChoice,
+    pub slots_max: usize,
+    pub waiting_max: usize,
+    pub rows_max: usize,
+    pub connections_max: usize,
+    pub context_max: usize,
+    pub kv_bytes_max: Option<u64>,
+    pub itl_target: Duration,
+    pub request_timeout: Duration,
+    pub drain_timeout: Duration,
+    pub fixed_seed: Option<u64>,
+    pub prometheus: bool,
+    pub log_level: LogLevel,
+}
+
+/// Which socket driver to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoChoice {
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+/// The least important message that is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+}
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("can't read the configuration file {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("`{key}` is `{value}`, allowed are {allowed}")]
+    Invalid { key: &'static str, value: String, allowed: String },
+    #[error("environment variable {0} is not known (see `bitnetd serve --help`)")]
+    UnknownVariable(String),
+    #[error("{0} is not supported yet, so bitnetd won't start with it set")]
+    NotSupported(String),
+}
+
+impl Settings {
+    /// Fills what is unset from the file at `path`.
+    ///
+    /// # Errors
+    /// When the file can't be read, is no TOML, or has a key that isn't known.
+    pub fn or_file(self, path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let file: Self = toml::from_str(&text)
+            .map_err(|error| Error::Parse { path: path.to_owned(), message: error.to_string() })?;
+        Ok(Self {
+            listen: self.listen.or(file.listen),
+            host: self.host.or(file.host),
+            port: self.port.or(file.port),
+            model: self.model.or(file.model),
+            shards: self.shards.or(file.shards),
+            workers: self.workers.or(file.workers),
+            device: self.device.or(file.device),
+            isa: self.isa.or(file.isa),
+            io: self.io.or(file.io),
+            max_concurrent_requests: self.max_concurrent_requests.or(file.max_concurrent_requests),
+            max_queued_requests: self.max_queued_requests.or(file.max_queued_requests),
+            max_batch_size: self.max_batch_size.or(file.max_batch_size),
+            max_connections: self.max_connections.or(file.max_connections),
+            max_context: self.max_context.or(file.max_context),
+            kv_cache_mb: self.kv_cache_mb.or(file.kv_cache_mb),
+            itl_target_ms: self.itl_target_ms.or(file.itl_target_ms),
+            request_timeout: self.request_timeout.or(file.request_timeout),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            deterministic: self.deterministic.or(file.deterministic),
+            seed: self.seed.or(file.seed),
+            prometheus_enabled: self.prometheus_enabled.or(file.prometheus_enabled),
+            log_level: self.log_level.or(file.log_level),
+        })
+    }
+
+    /// Checks every value and fills in the defaults.
+    ///
+    /// # Errors
+    /// The first value that isn't allowed.
+    pub fn validate(self) -> Result<Config, Error> {
+        let host = self.host.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        let device = self.device.unwrap_or_else(|| "auto".into());
+        if !matches!(device.as_str(), "auto" | "cpu") {
+            return Err(invalid("device", &device, "auto and cpu: this build has no GPU offload"));
+        }
+        let slots_max = within("max_concurrent_requests", self.max_concurrent_requests.unwrap_or(100), 1, 4096)?;
+        let rows_max = within("max_batch_size", self.max_batch_size.unwrap_or(512), 1, 4096)?;
+        Ok(Config {
+            listen: self.listen.unwrap_or(SocketAddr::new(host, self.port.unwrap_or(8080))),
+            model: self.model.map(|model| parse_model(&model)).transpose()?,
+            shards: self.shards.map(|n| within("shards", n, 1, 1024)).transpose()?,
+            workers: self.workers.map(|n| within("workers", n, 1, 1024)).transpose()?,
+            isa: parse_isa(self.isa.as_deref())?,
+            io: parse_io(self.io.as_deref())?,
+            slots_max,
+            waiting_max: within("max_queued_requests", self.max_queued_requests.unwrap_or(400), 0, 100_000)?,
+            rows_max: rows_max.max(slots_max),
+            connections_max: within("max_connections", self.max_connections.unwrap_or(4096), 1, 1 << 20)?,
+            context_max: within("max_context", self.max_context.unwrap_or(8192), 32, 1 << 20)?,
+            kv_bytes_max: self.kv_cache_mb.map(|mb| mb << 20),
+            itl_target: Duration::from_millis(within("itl_target_ms", self.itl_target_ms.unwrap_or(50), 1, 10_000)?),
+            request_timeout: Duration::from_secs(within(
+                "request_timeout",
+                self.request_timeout.unwrap_or(300),
+                1,
+                86_400,
+            )?),
+            drain_timeout: Duration::from_secs(within("drain_timeout", self.drain_timeout.unwrap_or(30), 0, 3600)?),
+            fixed_seed: self.deterministic.unwrap_or(false).then_some(self.seed.unwrap_or(42)),
+            prometheus: self.prometheus_enabled.unwrap_or(true),
+            log_level: parse_log_level(self.log_level.as_deref())?,
+        })
+    }
+}
+
+impl Config {
+    /// The default configuration.
+    #[must_use]
+    pub fn standard() -> Self {
+        Settings::default().validate().expect("defaults are allowed")
+    }
+}
+
+/// Refuses environment variables with our prefix that nothing reads.
+///
+/// # Errors
+/// The first such variable.
+pub fn check_environment() -> Result<(), Error> {
+    #[derive(Parser)]
+    struct Known {
+        #[command(flatten)]
+        settings: Settings,
+    }
+    let command = Known::command();
+    let known = |name: &str| {
+        OTHER_VARIABLES.contains(&name)
+            || command.get_arguments().any(|arg| arg.get_env().is_some_and(|env| env == name))
+    };
+    for (name, value) in std::env::vars_os() {
+        let Some(name) = name.to_str() else { continue };
+        if !name.starts_with("BITNET_") || known(name) {
+            continue;
+        }
+        if LATER_VARIABLES.contains(&name) {
+            let off = value.to_str().is_some_and(|value| matches!(value, "" | "0" | "false"));
+            if off {
+                continue;
+            }
+            return Err(Error::NotSupported(name.to_owned()));
+        }
+        return Err(Error::UnknownVariable(name.to_owned()));
+    }
+    Ok(())
+}
+
+fn invalid(key: &'static str, value: &str, allowed: &str) -> Error {
+    Error::Invalid { key, value: value.to_owned(), allowed: allowed.to_owned() }
+}
+
+fn within<T: PartialOrd + std::fmt::Display>(key: &'static str, value: T, min: T, max: T) -> Result<T, Error> {
+    if value < min || value > max {
+        return Err(invalid(key, &value.to_string(), &format!("{min} to {max}")));
+    }
+    Ok(value)
+}
+
+fn parse_model(text: &str) -> Result<(Option<String>, PathBuf), Error> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((Some(name.to_owned()), path.into())),
+        None if !text.is_empty() => Ok((None, text.into())),
+        _ => Err(invalid("model", text, "PATH and NAME=PATH")),
+    }
+}
+
+fn parse_isa(name: Option<&str>) -> Result<kernels::Isa, Error> {
+    let Some(name) = name else { return Ok(kernels::Isa::detect()) };
+    kernels::Isa::by_name(name).ok_or_else(|| {
+        let names: Vec<&str> = kernels::Isa::available().into_iter().map(kernels::Isa::name).collect();
+        invalid("isa", name, &format!("{} on this machine", names.join(", ")))
+    })
+}
+
+fn parse_io(name: Option<&str>) -> Result<IoChoice, Error> {
+    match name.unwrap_or("auto") {
+        "auto" => Ok(IoChoice::Auto),
+        "io_uring" => Ok(IoChoice::IoUring),
+        "epoll" => Ok(IoChoice::Epoll),
+        other => Err(invalid("io", other, "auto, io_uring and epoll")),
+    }
+}
+
+fn parse_log_level(name: Option<&str>) -> Result<LogLevel, Error> {
+    match name.unwrap_or("info") {
+        "error" => Ok(LogLevel::Error),
+        "warn" => Ok(LogLevel::Warn),
+        "info" => Ok(LogLevel::Info),
+        other => Err(invalid("log_level", other, "error, warn and info")),
+    }
+}
+
+fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("true or false is wanted".into()),
+    }
+}
+
+/// Read elsewhere than in [`Settings`].
+const OTHER_VARIABLES: [&str; 1] = ["BITNET_CONFIG_FILE"];
+/// Part of the contract, not built yet: ignoring them could open what was meant to be closed.
+const LATER_VARIABLES: [&str; 6] = [
+    "BITNET_JWT_SECRET",
+    "BITNET_REQUIRE_AUTHENTICATION",
+    "BITNET_ALLOWED_ORIGINS",
+    "BITNET_ALLOWED_MODEL_DIRECTORIES",
+    "BITNET_BACKPRESSURE_THRESHOLD",
+    "BITNET_OTLP_ENDPOINT",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_go_before_the_file_and_the_file_before_defaults() {
+        let path = std::env::temp_dir().join(format!("bitnetd-config-{}.toml", std::process::id()));
+        std::fs::write(&path, "port = 1234\nseed = 7\ndeterministic = true\n").unwrap();
+        let flags = Settings { port: Some(4321), ..Settings::default() };
+        let config = flags.or_file(&path).unwrap().validate().unwrap();
+        std::fs::write(&path, "prot = 1\n").unwrap();
+        let error = Settings::default().or_file(&path).unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!((config.listen.port(), config.fixed_seed, config.slots_max), (4321, Some(7), 100));
+        assert!(error.contains("prot"), "{error}");
+    }
+
+    #[test]
+    fn a_value_out_of_range_names_its_key() {
+        let error = Settings { workers: Some(0), ..Settings::default() }.validate().unwrap_err();
+        assert_eq!(error.to_string(), "`workers` is `0`, allowed are 1 to 1024");
+        let error = Settings { device: Some("gpu".into()), ..Settings::default() }.validate().unwrap_err();
+        assert!(error.to_string().contains("no GPU offload"));
+    }
+}

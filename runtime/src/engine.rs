@@ -1,0 +1,307 @@
+//! The step loop of a shard, run by its leader: commands in, steps through the forward pass, tokens out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rtrb::{Consumer, Producer};
+
+use crate::forward::{Forward, Step};
+use crate::kv::KvCache;
+use crate::mailbox::{Doorbell, LeaderBell};
+use crate::metrics::ShardMetrics;
+use crate::model::Model;
+use crate::sampler::Sampler;
+use crate::schedule::{NewSequence, Scheduler, Sequence, StreamId};
+use crate::shared::PerWorker;
+use crate::team::Team;
+
+/// From the executor to the leader.
+#[derive(Debug)]
+pub enum Command {
+    Start(Box<NewSequence>),
+    Cancel(StreamId),
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// An end-of-generation token, or a stop string.
+    Stop,
+    /// The token limit of the request or of the context.
+    Length,
+    /// The model gave no usable scores.
+    Failed,
+}
+
+/// From the leader to the executor.
+#[derive(Debug)]
+pub enum Event {
+    /// The sequence left the queue.
+    Admitted(StreamId),
+    /// The queue is full.
+    Refused(StreamId),
+    /// One token of the answer, perhaps the last.
+    Token { stream: StreamId, sampled: Sampled, finish: Option<Finish> },
+    /// The end without a further token.
+    End { stream: StreamId, finish: Finish },
+}
+
+/// A chosen token and what the request wants to know of the choice.
+#[derive(Debug)]
+pub struct Sampled {
+    pub token: u32,
+    pub logprobs: Option<Box<TokenLogprobs>>,
+}
+
+/// Natural logarithms of probabilities under the raw scores.
+#[derive(Debug)]
+pub struct TokenLogprobs {
+    pub logprob: f32,
+    /// The best tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Limits of a step loop.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    pub slots_max: usize,
+    pub waiting_max: usize,
+    /// Longest step that running sequences should feel.
+    pub itl_target: Duration,
+}
+
+/// The two ends that the leader holds, and what it needs to wake the other side.
+pub struct Link {
+    pub commands: Consumer<Command>,
+    pub events: Producer<Event>,
+    pub doorbell: Arc<Doorbell>,
+    pub bell: Arc<LeaderBell>,
+    pub stopping: Arc<AtomicBool>,
+}
+
+/// Everything that a shard computes with.
+pub struct Engine {
+    model: Arc<Model>,
+    team: Team,
+    forward: Forward,
+    kv: KvCache,
+    scheduler: Scheduler,
+    link: Link,
+    metrics: Arc<ShardMetrics>,
+    samplers: PerWorker<Sampler>,
+    sampled: PerWorker<Option<Sampled>>,
+    step: Step,
+    pace: Pace,
+}
+
+impl Engine {
+    /// Assembles a step loop; nothing runs yet.
+    #[must_use]
+    pub fn new(
+        model: Arc<Model>,
+        team: Team,
+        forward: Forward,
+        kv: KvCache,
+        limits: EngineLimits,
+        link: Link,
+        metrics: Arc<ShardMetrics>,
+    ) -> Self {
+        let workers = team.size();
+        let vocab = model.weights.params.vocab;
+        Self {
+            samplers: PerWorker::new(workers, || Sampler::new(vocab)),
+            sampled: PerWorker::new(forward.limits().logits_max, || None),
+            scheduler: Scheduler::new(limits.slots_max, limits.waiting_max),
+            pace: Pace::new(limits.itl_target),
+            step: Step::default(),
+            model,
+            team,
+            forward,
+            kv,
+            link,
+            metrics,
+        }
+    }
+
+    /// One step of one row, so that every page and every code path of a step is warm, and the model's scores are
+    /// known to be numbers.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub fn warm_up(&mut self) {
+        self.kv.reserve(0, 1).expect("a cache holds one sequence");
+        self.step.clear();
+        self.step.push(0, 0, &[self.model.tokenizer.bos().unwrap_or(0)], true);
+        let Self { model, team, forward, kv, step, .. } = self;
+        forward.run(team, &model.weights, kv, step, &|_, logits, _| {
+            assert!(logits.iter().all(|logit| logit.is_finite()), "the model's first scores are no numbers");
+        });
+        self.kv.release(0);
+    }
+
+    /// Runs until the executor has said `stopping` and every sequence has ended.
+    pub fn run(mut self) {
+        loop {
+            self.receive();
+            let Self { scheduler, kv, link, .. } = &mut self;
+            scheduler.admit(kv, |stream| push(link, Event::Admitted(stream)));
+            let prefill_rows = self.pace.prefill_rows(self.scheduler.decoding(), self.forward.limits().rows_max);
+            if self.scheduler.form(&mut self.step, self.forward.limits().rows_max, prefill_rows) {
+                self.step();
+            } else if self.link.stopping.load(Ordering::SeqCst) && self.link.commands.is_empty() {
+                return;
+            } else {
+                self.publish();
+                let (commands, stopping) = (&self.link.commands, &self.link.stopping);
+                self.link.bell.sleep_unless(|| !commands.is_empty() || stopping.load(Ordering::SeqCst));
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        while let Ok(command) = self.link.commands.pop() {
+            match command {
+                Command::Start(sequence) => {
+                    if let Err(full) = self.scheduler.submit(*sequence) {
+                        push(&mut self.link, Event::Refused(full.0.stream));
+                    }
+                }
+                Command::Cancel(stream) => self.scheduler.cancel(stream, &mut self.kv),
+            }
+        }
+        self.link.doorbell.ring();
+    }
+
+    fn step(&mut self) {
+        let started = Instant::now();
+        let Self { model, team, forward, kv, scheduler, samplers, sampled, step, .. } = self;
+        let step = &*step;
+        let (scheduler, samplers, sampled) = (&*scheduler, &*samplers, &*sampled);
+        forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
+            let slot = logits_slot(step, i);
+            let sequence = scheduler.sequence(slot).expect("a row belongs to a sequence");
+            sample(samplers, sampled, (i, worker), sequence, logits);
+        });
+        let elapsed = started.elapsed();
+        self.pace.observe(self.step.tokens.len(), elapsed);
+        self.metrics.observe_step(elapsed, self.step.tokens.len(), self.step.logits.len());
+        self.advance();
+        self.publish();
+        self.link.doorbell.ring();
+    }
+
+    /// Moves every sequence of the step on and sends its token.
+    fn advance(&mut self) {
+        let mut logits = 0;
+        for index in 0..self.step.segments.len() {
+            let segment = self.step.segments[index];
+            let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
+            sequence.computed += segment.rows;
+            if sequence.computed < sequence.tokens.len() {
+                continue;
+            }
+            let sampled = self.sampled.get_mut(logits).take();
+            logits += 1;
+            let (event, ended) = next_event(&self.model, sequence, sampled);
+            if ended {
+                self.scheduler.finish(segment.slot, &mut self.kv);
+            }
+            push(&mut self.link, event);
+        }
+    }
+
+    fn publish(&self) {
+        self.metrics.set_queue(self.scheduler.running(), self.scheduler.waiting());
+        self.metrics.set_kv(self.kv.blocks() - self.kv.blocks_free(), self.kv.blocks());
+    }
+}
+
+fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) -> (Event, bool) {
+    let stream = sequence.stream;
+    let Some(sampled) = sampled else { return (Event::End { stream, finish: Finish::Failed }, true) };
+    if sequence.stop_at_end && model.tokenizer.is_end_of_generation(sampled.token) {
+        return (Event::End { stream, finish: Finish::Stop }, true);
+    }
+    sequence.push(sampled.token);
+    let finish = (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length);
+    (Event::Token { stream, sampled, finish }, finish.is_some())
+}
+
+/// The ring holds the events of several steps; an executor that is behind for longer is waited for.
+fn push(link: &mut Link, event: Event) {
+    let mut event = event;
+    while let Err(rtrb::PushError::Full(back)) = link.events.push(event) {
+        event = back;
+        link.doorbell.ring();
+        std::thread::yield_now();
+    }
+}
+
+/// Slot of the `i`-th logits row of a step.
+fn logits_slot(step: &Step, i: usize) -> usize {
+    let row = step.logits[i];
+    let at = step.segments.partition_point(|segment| segment.first_row + segment.rows <= row);
+    step.segments[at].slot
+}
+
+#[expect(unsafe_code, reason = "each worker has its sampler, each row its place for the result")]
+fn sample(
+    samplers: &PerWorker<Sampler>,
+    sampled: &PerWorker<Option<Sampled>>,
+    (i, worker): (usize, usize),
+    sequence: &Sequence,
+    logits: &mut [f32],
+) {
+    // SAFETY: the forward pass calls this on worker `worker` only.
+    let sampler = unsafe { samplers.get(worker) };
+    // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
+    let result = unsafe { sampled.get(i) };
+    let position = sequence.tokens.len() as u64;
+    let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok();
+    *result = choice.map(|choice| Sampled {
+        token: choice.token,
+        logprobs: choice
+            .logprob
+            .map(|logprob| Box::new(TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() })),
+    });
+}
+
+/// How many prompt rows a step may take so that running sequences wait no longer than the target.
+struct Pace {
+    itl_target: Duration,
+    /// Moving average of the cost of one row, in seconds; it falls with the rows of a step, so that the estimate errs
+    /// towards short steps.
+    row_cost: f64,
+}
+
+impl Pace {
+    fn new(itl_target: Duration) -> Self {
+        Self { itl_target, row_cost: 0.0 }
+    }
+
+    fn observe(&mut self, rows: usize, elapsed: Duration) {
+        if rows < PACE_ROWS_MIN {
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "rows are few")]
+        let cost = elapsed.as_secs_f64() / rows as f64;
+        self.row_cost = if self.row_cost == 0.0 { cost } else { self.row_cost * 0.8 + cost * 0.2 };
+    }
+
+    fn prefill_rows(&self, decoding: usize, rows_max: usize) -> usize {
+        if decoding == 0 || self.row_cost == 0.0 {
+            return if decoding == 0 { rows_max } else { PREFILL_ROWS_FIRST };
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
+        let rows = (self.itl_target.as_secs_f64() / self.row_cost) as usize;
+        rows.saturating_sub(decoding).clamp(PREFILL_ROWS_MIN, rows_max)
+    }
+}
+
+/// Steps of fewer rows say little about the cost of a prompt row.
+const PACE_ROWS_MIN: usize = 8;
+/// Chunk of the first prompt that meets running sequences, before any cost is known.
+const PREFILL_ROWS_FIRST: usize = 64;
+/// Smallest chunk: below it a prompt would never end.
+const PREFILL_ROWS_MIN: usize = 16;

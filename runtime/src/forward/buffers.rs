@@ -1,0 +1,92 @@
+//! The memory of a forward pass, all of it taken before the first step.
+
+use kernels::attention;
+use kernels::dense::DenseScratch;
+use kernels::ternary;
+
+use super::Limits;
+use crate::model::HyperParameters;
+use crate::shared::Shared;
+
+/// Row-major activations shared by the workers; `n` below is the rows of a step.
+pub(super) struct Buffers {
+    /// n x hidden: the residual stream.
+    pub(super) x: Shared<f32>,
+    /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones.
+    pub(super) normed: Shared<f32>,
+    /// n x the width's stride: the same as int8.
+    pub(super) quantized: Shared<i8>,
+    pub(super) scale: Shared<f32>,
+    pub(super) sum: Shared<i32>,
+    /// n x (heads x head_dim): rotated queries.
+    pub(super) q: Shared<f32>,
+    /// n x (heads x head_dim): attention output.
+    pub(super) attention: Shared<f32>,
+    /// n x feed_forward: activated gate times up.
+    pub(super) ffn: Shared<f32>,
+}
+
+/// What one worker writes by itself.
+pub(super) struct Scratch {
+    /// Output of a linear unit; a second one for its partner (key and value, gate and up).
+    pub(super) first: Vec<f32>,
+    pub(super) second: Vec<f32>,
+    /// One row, normalised.
+    pub(super) row: Vec<f32>,
+    /// One row, quantised: the input of a single-row step.
+    pub(super) quantized: Vec<i8>,
+    pub(super) scale: [f32; 1],
+    pub(super) sum: [i32; 1],
+    pub(super) dense: DenseScratch,
+    pub(super) attention: attention::Scratch,
+}
+
+impl Buffers {
+    pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
+        let n = limits.rows_max;
+        Self {
+            x: Shared::new(n * params.hidden),
+            normed: Shared::new(n * params.widest()),
+            quantized: Shared::new(n * ternary::activation_stride(params.widest())),
+            scale: Shared::new(n),
+            sum: Shared::new(n),
+            q: Shared::new(n * params.attention_width()),
+            attention: Shared::new(n * params.attention_width()),
+            ffn: Shared::new(n * params.feed_forward),
+        }
+    }
+}
+
+impl Scratch {
+    pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
+        let widest = params.widest();
+        Self {
+            first: vec![0.0; limits.rows_max * unit_rows_max(params)],
+            second: vec![0.0; limits.rows_max * unit_rows_max(params)],
+            row: vec![0.0; widest],
+            quantized: vec![0; ternary::padded_cols(widest)],
+            scale: [0.0],
+            sum: [0],
+            dense: DenseScratch::default(),
+            attention: attention::Scratch::new(params.head_dim),
+        }
+    }
+}
+
+/// The most output rows that one worker computes at a time.
+pub(super) fn unit_rows_max(params: &HyperParameters) -> usize {
+    UNIT_ROWS_MAX.max(head_unit_rows(params.head_dim))
+}
+
+/// Output rows of a unit that holds whole heads and whole 16-row tiles.
+pub(super) fn head_unit_rows(head_dim: usize) -> usize {
+    let tile = ternary::TILE_ROWS;
+    head_dim * tile / gcd(head_dim, tile)
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Rows of W that a worker takes at a time: enough to hide the claim, few enough to balance and to stay in cache.
+pub(super) const UNIT_ROWS_MAX: usize = 256;

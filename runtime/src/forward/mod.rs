@@ -1,0 +1,131 @@
+//! The forward pass: one step of rows through all layers, run by a whole team of workers.
+
+mod buffers;
+mod pass;
+
+use kernels::Isa;
+
+use crate::kv::KvCache;
+use crate::model::{HyperParameters, Weights};
+use crate::shared::{PerWorker, Shared};
+use crate::team::Team;
+
+use buffers::{Buffers, Scratch};
+
+/// Consecutive rows of one sequence: a decode (one row) or a chunk of its prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The sequence's slot in the KV cache.
+    pub slot: usize,
+    pub first_row: usize,
+    pub rows: usize,
+    /// Position of the first row in its sequence.
+    pub first_position: usize,
+}
+
+/// The rows of one forward pass.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// One token per row.
+    pub tokens: Vec<u32>,
+    /// Which sequence each run of rows belongs to; they cover the rows in order.
+    pub segments: Vec<Segment>,
+    /// Rows whose logits are wanted, ascending.
+    pub logits: Vec<usize>,
+}
+
+impl Step {
+    /// Forgets the rows, keeps the memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.segments.clear();
+        self.logits.clear();
+    }
+
+    /// Adds `tokens` of the sequence in `slot` from `first_position` on; `logits` asks for those of the last one.
+    pub fn push(&mut self, slot: usize, first_position: usize, tokens: &[u32], logits: bool) {
+        self.segments.push(Segment { slot, first_row: self.tokens.len(), rows: tokens.len(), first_position });
+        self.tokens.extend_from_slice(tokens);
+        if logits {
+            self.logits.push(self.tokens.len() - 1);
+        }
+    }
+}
+
+/// What a forward pass is sized for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub rows_max: usize,
+    pub logits_max: usize,
+}
+
+/// Buffers of the forward pass of one shard.
+pub struct Forward {
+    isa: Isa,
+    limits: Limits,
+    buffers: Buffers,
+    scratch: PerWorker<Scratch>,
+    logits: Shared<f32>,
+    vocab: usize,
+}
+
+/// Work counters that one pass uses: a fixed few per layer and around them.
+#[must_use]
+pub fn counters_for(params: &HyperParameters) -> usize {
+    params.layers * pass::COUNTERS_PER_LAYER + pass::COUNTERS_AROUND
+}
+
+impl Forward {
+    /// Buffers for `workers` workers and at most `limits` rows.
+    #[must_use]
+    pub fn new(isa: Isa, params: &HyperParameters, workers: usize, limits: Limits) -> Self {
+        Self {
+            isa,
+            limits,
+            buffers: Buffers::new(params, limits),
+            scratch: PerWorker::new(workers, || Scratch::new(params, limits)),
+            logits: Shared::new(limits.logits_max * params.vocab),
+            vocab: params.vocab,
+        }
+    }
+
+    /// The limits it was made for.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Computes `step`: keys and values go into `kv`, and `each(i, logits, worker)` is called once for each entry `i`
+    /// of `step.logits`, on whichever worker is free.
+    pub fn run(
+        &mut self,
+        team: &Team,
+        weights: &Weights,
+        kv: &mut KvCache,
+        step: &Step,
+        each: &(dyn Fn(usize, &mut [f32], usize) + Sync),
+    ) {
+        assert!(step.tokens.len() <= self.limits.rows_max, "a step fits the buffers");
+        assert!(step.logits.len() <= self.limits.logits_max, "a step's logits fit the buffer");
+        let kv = &*kv;
+        let pass = pass::Pass {
+            isa: self.isa,
+            weights,
+            kv,
+            step,
+            buffers: &self.buffers,
+            scratch: &self.scratch,
+            logits: &self.logits,
+            vocab: self.vocab,
+            each,
+        };
+        team.run(&|member| pass.run(member));
+    }
+
+    /// The logits of entry `i` of the last step.
+    #[must_use]
+    pub fn logits(&mut self, i: usize) -> &mut [f32] {
+        let vocab = self.vocab;
+        &mut self.logits.as_mut_slice()[i * vocab..(i + 1) * vocab]
+    }
+}

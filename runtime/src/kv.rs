@@ -1,0 +1,129 @@
+//! The KV cache of a shard: a pool of fixed blocks and the block tables of its slots.
+
+use kernels::attention::{self, KvView};
+
+use crate::model::HyperParameters;
+use crate::shared::Shared;
+
+/// Keys and values of all sequences of a shard, as F16.
+///
+/// The pool is [block][layer][kv head] of [`attention::head_block_len`] values; a slot's table names the block of
+/// each run of [`attention::BLOCK`] positions. Blocks are taken when a sequence is admitted and given back when it
+/// ends, so that an admitted sequence never runs short.
+pub struct KvCache {
+    pool: Shared<u16>,
+    tables: Vec<u32>,
+    free: Vec<u32>,
+    held: Vec<u32>,
+    blocks: usize,
+    blocks_per_slot: usize,
+    block_len: usize,
+    head_len: usize,
+    kv_heads: usize,
+}
+
+/// Fewer blocks are free than a sequence needs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OutOfBlocks {
+    pub wanted: usize,
+    pub free: usize,
+}
+
+impl KvCache {
+    /// A cache for `slots` sequences of at most `context` positions, with `blocks` blocks in all.
+    #[must_use]
+    pub fn new(params: &HyperParameters, context: usize, slots: usize, blocks: usize) -> Self {
+        let head_len = attention::head_block_len(params.head_dim);
+        let block_len = head_len * params.kv_heads * params.layers;
+        let blocks_per_slot = blocks_for(context);
+        let count = u32::try_from(blocks).expect("block ids are 32 bits");
+        Self {
+            pool: Shared::new(block_len * blocks),
+            tables: vec![0; slots * blocks_per_slot],
+            free: (0..count).rev().collect(),
+            held: vec![0; slots],
+            blocks,
+            blocks_per_slot,
+            block_len,
+            head_len,
+            kv_heads: params.kv_heads,
+        }
+    }
+
+    /// Bytes of one block over all layers.
+    #[must_use]
+    pub fn block_bytes(params: &HyperParameters) -> usize {
+        attention::head_block_len(params.head_dim) * params.kv_heads * params.layers * size_of::<u16>()
+    }
+
+    /// Takes the blocks for `positions` positions of `slot`, which holds none.
+    ///
+    /// # Errors
+    /// When too few are free; nothing is taken then.
+    pub fn reserve(&mut self, slot: usize, positions: usize) -> Result<(), OutOfBlocks> {
+        let wanted = blocks_for(positions);
+        assert!(self.held[slot] == 0 && wanted <= self.blocks_per_slot, "a slot is reserved once, within the context");
+        if wanted > self.free.len() {
+            return Err(OutOfBlocks { wanted, free: self.free.len() });
+        }
+        for entry in &mut self.tables[slot * self.blocks_per_slot..][..wanted] {
+            *entry = self.free.pop().expect("counted above");
+        }
+        self.held[slot] = u32::try_from(wanted).expect("bounded by the context");
+        Ok(())
+    }
+
+    /// Gives back everything that `slot` holds.
+    pub fn release(&mut self, slot: usize) {
+        let held = std::mem::take(&mut self.held[slot]) as usize;
+        self.free.extend_from_slice(&self.tables[slot * self.blocks_per_slot..][..held]);
+    }
+
+    /// All blocks, free or not.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Blocks that no slot holds.
+    #[must_use]
+    pub fn blocks_free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Keys and values of one layer and head of `slot`, as the attention kernel reads them.
+    ///
+    /// # Safety
+    /// No worker stores into this layer and head in this phase.
+    #[expect(unsafe_code, reason = "workers read while others may store into other heads")]
+    pub(crate) unsafe fn view(&self, slot: usize, layer: usize, head: usize) -> KvView<'_> {
+        KvView {
+            // SAFETY: the caller vouches for the parts that the kernel reads through the table and offset below.
+            pool: unsafe { self.pool.read(0..self.pool.len()) },
+            table: &self.tables[slot * self.blocks_per_slot..][..self.held[slot] as usize],
+            block_stride: self.block_len,
+            offset: (layer * self.kv_heads + head) * self.head_len,
+        }
+    }
+
+    /// The head block of one layer and head that holds `position` of `slot`, to store into.
+    ///
+    /// # Safety
+    /// No other worker reads or stores into this layer and head of this slot in this phase.
+    #[expect(unsafe_code, reason = "workers store into disjoint heads")]
+    #[expect(clippy::mut_from_ref, reason = "the caller vouches for exclusive use")]
+    pub(crate) unsafe fn head_block(&self, slot: usize, layer: usize, head: usize, position: usize) -> &mut [u16] {
+        let entry = position / attention::BLOCK;
+        assert!(entry < self.held[slot] as usize, "a position lies in the blocks that its slot holds");
+        let block = self.tables[slot * self.blocks_per_slot + entry] as usize;
+        let start = block * self.block_len + (layer * self.kv_heads + head) * self.head_len;
+        // SAFETY: the caller vouches for this head; blocks of different slots are disjoint.
+        unsafe { self.pool.write(start..start + self.head_len) }
+    }
+}
+
+/// Blocks that hold `positions` positions.
+#[must_use]
+pub fn blocks_for(positions: usize) -> usize {
+    positions.div_ceil(attention::BLOCK)
+}

@@ -1,0 +1,188 @@
+//! What a shard counts about itself: plain numbers with one writer each, read by whoever scrapes.
+
+mod render;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+pub use render::{Process, render};
+
+/// A number that only one thread changes, so that a change costs no locked instruction.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    /// The value now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Adds to the value.
+    pub fn add(&self, value: u64) {
+        self.set(self.get() + value);
+    }
+}
+
+/// Counts by upper bound, with one writer.
+#[derive(Debug)]
+pub struct Histogram {
+    bounds: &'static [f64],
+    counts: Box<[Cell]>,
+    sum_bits: Cell,
+}
+
+impl Histogram {
+    fn new(bounds: &'static [f64]) -> Self {
+        let counts = (0..=bounds.len()).map(|_| Cell::default()).collect();
+        Self { bounds, counts, sum_bits: Cell::default() }
+    }
+
+    /// Counts one value.
+    pub fn observe(&self, value: f64) {
+        let at = self.bounds.partition_point(|bound| *bound < value);
+        self.counts[at].add(1);
+        self.sum_bits.set((f64::from_bits(self.sum_bits.get()) + value).to_bits());
+    }
+
+    /// Counts a duration, in seconds.
+    pub fn observe_duration(&self, value: Duration) {
+        self.observe(value.as_secs_f64());
+    }
+}
+
+/// Ways in which a request ends, the labels of `bitnet_request_success_total` and of the refusals.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    pub stop: Cell,
+    pub length: Cell,
+    pub cancelled: Cell,
+    pub failed: Cell,
+    pub refused_queue: Cell,
+    pub refused_draining: Cell,
+    pub refused_connections: Cell,
+}
+
+/// What the leader of a shard counts.
+#[derive(Debug)]
+pub struct StepMetrics {
+    pub duration: Histogram,
+    pub rows: Histogram,
+    pub sequences: Histogram,
+    pub running: Cell,
+    pub waiting: Cell,
+    pub kv_blocks_used: Cell,
+    pub kv_blocks: Cell,
+}
+
+/// What the executor of a shard counts.
+#[derive(Debug)]
+pub struct RequestMetrics {
+    pub started: Cell,
+    pub active: Cell,
+    pub connections: Cell,
+    pub outcomes: Outcomes,
+    pub prompt_tokens: Cell,
+    pub generated_tokens: Cell,
+    pub queue: Histogram,
+    pub first_token: Histogram,
+    pub inter_token: Histogram,
+    pub prefill: Histogram,
+    pub decode: Histogram,
+    pub end_to_end: Histogram,
+    pub tokens_per_second: Histogram,
+    /// HTTP answers by status class: 1xx to 5xx.
+    pub answers: [Cell; 5],
+    /// Turns of the executor's housekeeping: a shard whose number stands still is stuck.
+    pub turns: Cell,
+}
+
+/// All numbers of one shard.
+#[derive(Debug)]
+pub struct ShardMetrics {
+    pub step: StepMetrics,
+    pub requests: RequestMetrics,
+}
+
+impl Default for ShardMetrics {
+    fn default() -> Self {
+        Self {
+            step: StepMetrics {
+                duration: Histogram::new(STEP_SECONDS),
+                rows: Histogram::new(ROWS),
+                sequences: Histogram::new(ROWS),
+                running: Cell::default(),
+                waiting: Cell::default(),
+                kv_blocks_used: Cell::default(),
+                kv_blocks: Cell::default(),
+            },
+            requests: RequestMetrics {
+                started: Cell::default(),
+                active: Cell::default(),
+                connections: Cell::default(),
+                outcomes: Outcomes::default(),
+                prompt_tokens: Cell::default(),
+                generated_tokens: Cell::default(),
+                queue: Histogram::new(REQUEST_SECONDS),
+                first_token: Histogram::new(REQUEST_SECONDS),
+                inter_token: Histogram::new(STEP_SECONDS),
+                prefill: Histogram::new(REQUEST_SECONDS),
+                decode: Histogram::new(REQUEST_SECONDS),
+                end_to_end: Histogram::new(REQUEST_SECONDS),
+                tokens_per_second: Histogram::new(TOKENS_PER_SECOND),
+                answers: Default::default(),
+                turns: Cell::default(),
+            },
+        }
+    }
+}
+
+impl ShardMetrics {
+    /// One step of `rows` rows, `sequences` of which gave a token.
+    #[expect(clippy::cast_precision_loss, reason = "rows are few")]
+    pub fn observe_step(&self, elapsed: Duration, rows: usize, sequences: usize) {
+        self.step.duration.observe_duration(elapsed);
+        self.step.rows.observe(rows as f64);
+        self.step.sequences.observe(sequences as f64);
+    }
+
+    /// Sequences in slots and in the queue.
+    pub fn set_queue(&self, running: usize, waiting: usize) {
+        self.step.running.set(running as u64);
+        self.step.waiting.set(waiting as u64);
+    }
+
+    /// KV blocks in use and in all.
+    pub fn set_kv(&self, used: usize, all: usize) {
+        self.step.kv_blocks_used.set(used as u64);
+        self.step.kv_blocks.set(all as u64);
+    }
+}
+
+const STEP_SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0];
+const REQUEST_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0];
+const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+const TOKENS_PER_SECOND: &[f64] = &[1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0, 200.0, 400.0, 800.0, 1600.0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_counts_below_the_first_bound_that_holds_it() {
+        let histogram = Histogram::new(&[1.0, 2.0]);
+        for value in [0.5, 1.0, 1.5, 7.0] {
+            histogram.observe(value);
+        }
+        let counts: Vec<u64> = histogram.counts.iter().map(Cell::get).collect();
+        assert_eq!(counts, [2, 1, 1]);
+        assert!((f64::from_bits(histogram.sum_bits.get()) - 10.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,185 @@
+//! The Prometheus text of all shards, made when somebody asks for it.
+
+use prometheus::proto::{Bucket, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Result, TextEncoder};
+
+use super::{Cell, Histogram, ShardMetrics};
+
+/// What is known of the process as a whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Process {
+    pub rss_bytes: u64,
+    pub model_load_seconds: f64,
+    pub uptime_seconds: f64,
+    pub cpu_seconds: f64,
+    pub cpus: usize,
+}
+
+/// All metrics as Prometheus text 0.0.4.
+///
+/// # Errors
+/// The encoder's, which means a name that Prometheus does not allow.
+pub fn render(shards: &[std::sync::Arc<ShardMetrics>], process: Process) -> Result<String> {
+    let mut page = Page { shards, families: Vec::new() };
+    page.requests();
+    page.steps();
+    page.process(process);
+    TextEncoder::new().encode_to_string(&page.families)
+}
+
+struct Page<'a> {
+    shards: &'a [std::sync::Arc<ShardMetrics>],
+    families: Vec<MetricFamily>,
+}
+
+impl Page<'_> {
+    fn requests(&mut self) {
+        self.counter("bitnet_inference_requests_total", "Requests for tokens that were taken in.", |s| {
+            &s.requests.started
+        });
+        self.gauge("bitnet_active_inference_requests", "Requests for tokens in progress.", |s| &s.requests.active);
+        self.gauge("bitnet_connections", "Open client connections.", |s| &s.requests.connections);
+        self.counter("bitnet_prompt_tokens_total", "Prompt tokens taken in.", |s| &s.requests.prompt_tokens);
+        self.counter("bitnet_generation_tokens_total", "Tokens generated.", |s| &s.requests.generated_tokens);
+        self.labelled(
+            "bitnet_request_success_total",
+            "Requests that ended, by reason.",
+            "finish_reason",
+            &[
+                ("stop", |s| &s.requests.outcomes.stop),
+                ("length", |s| &s.requests.outcomes.length),
+                ("cancelled", |s| &s.requests.outcomes.cancelled),
+                ("failed", |s| &s.requests.outcomes.failed),
+            ],
+        );
+        self.labelled(
+            "bitnet_admission_rejections_total",
+            "Requests refused, by reason.",
+            "reason",
+            &[
+                ("queue_full", |s| &s.requests.outcomes.refused_queue),
+                ("draining", |s| &s.requests.outcomes.refused_draining),
+                ("connections", |s| &s.requests.outcomes.refused_connections),
+            ],
+        );
+        self.labelled(
+            "bitnet_http_responses_total",
+            "HTTP answers, by class of status.",
+            "class",
+            &[
+                ("1xx", |s| &s.requests.answers[0]),
+                ("2xx", |s| &s.requests.answers[1]),
+                ("3xx", |s| &s.requests.answers[2]),
+                ("4xx", |s| &s.requests.answers[3]),
+                ("5xx", |s| &s.requests.answers[4]),
+            ],
+        );
+        self.histogram("bitnet_request_queue_time_seconds", "Arrival to a slot.", |s| &s.requests.queue);
+        self.histogram("bitnet_request_prefill_time_seconds", "Slot to first token.", |s| &s.requests.prefill);
+        self.histogram("bitnet_request_decode_time_seconds", "First token to last.", |s| &s.requests.decode);
+        self.histogram("bitnet_time_to_first_token_seconds", "Arrival to first token.", |s| &s.requests.first_token);
+        self.histogram("bitnet_inter_token_latency_seconds", "Token to token.", |s| &s.requests.inter_token);
+        self.histogram("bitnet_e2e_request_latency_seconds", "Arrival to last token.", |s| &s.requests.end_to_end);
+        self.histogram("bitnet_inference_duration_seconds", "Arrival to last token.", |s| &s.requests.end_to_end);
+        self.histogram("bitnet_tokens_per_second", "Decode speed of a request.", |s| &s.requests.tokens_per_second);
+    }
+
+    fn steps(&mut self) {
+        self.histogram("bitnet_step_duration_seconds", "Duration of a forward pass.", |s| &s.step.duration);
+        self.histogram("bitnet_step_rows", "Rows of a forward pass.", |s| &s.step.rows);
+        self.histogram("bitnet_batch_size", "Sequences of a forward pass that got a token.", |s| &s.step.sequences);
+        self.gauge("bitnet_requests_running", "Sequences in slots.", |s| &s.step.running);
+        self.gauge("bitnet_requests_waiting", "Sequences in queues.", |s| &s.step.waiting);
+        let (used, all) = (self.sum(|s| &s.step.kv_blocks_used), self.sum(|s| &s.step.kv_blocks));
+        self.push_gauge("bitnet_kv_cache_usage_ratio", "KV blocks in use.", if all > 0.0 { used / all } else { 0.0 });
+    }
+
+    fn process(&mut self, process: Process) {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+        let (rss, cpus) = (process.rss_bytes as f64, process.cpus as f64);
+        self.push_gauge("bitnet_system_memory_usage_bytes", "Resident memory of the process.", rss);
+        self.push_gauge(
+            "bitnet_model_load_duration_seconds",
+            "How long the model took to load.",
+            process.model_load_seconds,
+        );
+        self.push_gauge("bitnet_uptime_seconds", "Seconds since start.", process.uptime_seconds);
+        let share = process.cpu_seconds / (process.uptime_seconds.max(1e-9) * cpus.max(1.0));
+        self.push_gauge("bitnet_cpu_utilization_ratio", "Share of the machine's cpu time since start.", share);
+        let mut metric = Metric::default();
+        let mut counter = Counter::default();
+        counter.set_value(process.cpu_seconds);
+        metric.set_counter(counter);
+        self.push("bitnet_cpu_seconds_total", "Cpu time of the process.", MetricType::COUNTER, vec![metric]);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+    fn sum(&self, field: fn(&ShardMetrics) -> &Cell) -> f64 {
+        self.shards.iter().map(|shard| field(shard).get()).sum::<u64>() as f64
+    }
+
+    fn counter(&mut self, name: &str, help: &str, field: fn(&ShardMetrics) -> &Cell) {
+        let mut counter = Counter::default();
+        counter.set_value(self.sum(field));
+        let mut metric = Metric::default();
+        metric.set_counter(counter);
+        self.push(name, help, MetricType::COUNTER, vec![metric]);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, field: fn(&ShardMetrics) -> &Cell) {
+        let value = self.sum(field);
+        self.push_gauge(name, help, value);
+    }
+
+    fn push_gauge(&mut self, name: &str, help: &str, value: f64) {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        self.push(name, help, MetricType::GAUGE, vec![Metric::from_gauge(gauge)]);
+    }
+
+    fn labelled(&mut self, name: &str, help: &str, label: &str, values: &[(&str, fn(&ShardMetrics) -> &Cell)]) {
+        let metrics = values.iter().map(|(value, field)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(label.to_owned());
+            pair.set_value((*value).to_owned());
+            let mut counter = Counter::default();
+            counter.set_value(self.sum(*field));
+            let mut metric = Metric::from_label(vec![pair]);
+            metric.set_counter(counter);
+            metric
+        });
+        let metrics = metrics.collect();
+        self.push(name, help, MetricType::COUNTER, metrics);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, field: fn(&ShardMetrics) -> &Histogram) {
+        let bounds = self.shards.first().map_or(&[][..], |shard| field(shard).bounds);
+        let mut count = 0;
+        let buckets = bounds.iter().enumerate().map(|(i, bound)| {
+            count += self.shards.iter().map(|shard| field(shard).counts[i].get()).sum::<u64>();
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound);
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let buckets = buckets.collect();
+        let above: u64 = self.shards.iter().map(|shard| field(shard).counts[bounds.len()].get()).sum();
+        let sum = self.shards.iter().map(|shard| f64::from_bits(field(shard).sum_bits.get())).sum();
+        let mut histogram = prometheus::proto::Histogram::default();
+        histogram.set_bucket(buckets);
+        histogram.set_sample_count(count + above);
+        histogram.set_sample_sum(sum);
+        let mut metric = Metric::default();
+        metric.set_histogram(histogram);
+        self.push(name, help, MetricType::HISTOGRAM, vec![metric]);
+    }
+
+    fn push(&mut self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) {
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(kind);
+        family.set_metric(metrics);
+        self.families.push(family);
+    }
+}

@@ -1,0 +1,349 @@
+//! Packs the tensors of a GGUF file into a replica: plan first, memory next, then threads that read and pack.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use gguf::{Gguf, TensorInfo, TensorType};
+use kernels::dense::DenseKind;
+use kernels::rope::RopeTable;
+use kernels::ternary;
+use tuning::NodeId;
+use tuning::memory::Arena;
+
+use super::weights::{Layer, Linear, Storage, Weights};
+use super::{Error, HyperParameters, Source};
+
+/// How a replica is made.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Threads that read and pack.
+    pub threads: usize,
+    /// Node that the memory should lie on.
+    pub node: Option<NodeId>,
+    /// Most positions of a sequence; the model's own context if it is less.
+    pub context_max: usize,
+}
+
+/// Loads the weights of `source`, whose parsed header is `gguf`. `progress` gets bytes done and bytes in all.
+///
+/// # Errors
+/// When a tensor is missing, of another shape than the hyper-parameters say, of a type that isn't supported, or
+/// holds bytes that are no weights.
+pub fn load(
+    source: &Source,
+    gguf: &Gguf<'_>,
+    options: LoadOptions,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Weights, Error> {
+    let file = Tensors { source, gguf };
+    let embedding = file.info("token_embd.weight")?;
+    let vocab = usize::try_from(embedding.rows()).map_err(|_| Error::BadShape("too many rows".into()))?;
+    let params = HyperParameters::from_metadata(gguf.metadata(), vocab)?;
+    let mut plan = Plan::default();
+    let embedding = plan.linear(&file, "token_embd", (vocab, params.hidden))?;
+    if embedding.is_ternary() {
+        return Err(Error::Unsupported("a ternary `token_embd.weight`".into()));
+    }
+    let layers = (0..params.layers).map(|i| plan_layer(&mut plan, &file, &params, i)).collect::<Result<_, Error>>()?;
+    let untied = params.family.may_untie_head() && gguf.tensor("output.weight").is_some();
+    let head = untied.then(|| plan.linear(&file, "output", (vocab, params.hidden))).transpose()?;
+    let output_norm = file.vector("output_norm.weight", params.hidden)?;
+    let context = params.context.min(options.context_max);
+    let rope = rope_table(&file, &params, context)?;
+    let mut arena = Arena::zeroed(plan.bytes.max(1), options.node)?;
+    fill(source, &plan, arena.as_mut_slice(), options, progress)?;
+    let mut weights = Weights { params, embedding, layers, output_norm, head, rope, context, arena };
+    plan.settle_scales(&mut weights);
+    Ok(weights)
+}
+
+fn plan_layer(plan: &mut Plan, file: &Tensors<'_, '_>, params: &HyperParameters, index: usize) -> Result<Layer, Error> {
+    let (hidden, ffn, attention) = (params.hidden, params.feed_forward, params.attention_width());
+    let kv = params.kv_heads * params.head_dim;
+    let name = |part: &str| format!("blk.{index}.{part}");
+    let norm = |part: &str, len| file.vector(&name(&format!("{part}.weight")), len);
+    let sub_norm = |part, len| params.family.has_sub_norms().then(|| norm(part, len)).transpose();
+    Ok(Layer {
+        attn_norm: norm("attn_norm", hidden)?,
+        q: plan.linear(file, &name("attn_q"), (attention, hidden))?,
+        k: plan.linear(file, &name("attn_k"), (kv, hidden))?,
+        v: plan.linear(file, &name("attn_v"), (kv, hidden))?,
+        attn_sub_norm: sub_norm("attn_sub_norm", attention)?,
+        o: plan.linear(file, &name("attn_output"), (hidden, attention))?,
+        ffn_norm: norm("ffn_norm", hidden)?,
+        gate: plan.linear(file, &name("ffn_gate"), (ffn, hidden))?,
+        up: plan.linear(file, &name("ffn_up"), (ffn, hidden))?,
+        ffn_sub_norm: sub_norm("ffn_sub_norm", ffn)?,
+        down: plan.linear(file, &name("ffn_down"), (hidden, ffn))?,
+    })
+}
+
+fn rope_table(file: &Tensors<'_, '_>, params: &HyperParameters, context: usize) -> Result<RopeTable, Error> {
+    let factors = match file.gguf.tensor("rope_freqs.weight") {
+        Some(_) => Some(file.vector("rope_freqs.weight", params.rope_dims / 2)?),
+        None => None,
+    };
+    if let Some(bad) = factors.iter().flatten().find(|f| !(f.is_finite() && **f > 0.0)) {
+        return Err(Error::BadTensor { name: "rope_freqs.weight".into(), why: format!("it holds the factor {bad}") });
+    }
+    let (head_dim, dims) = (params.head_dim, params.rope_dims);
+    Ok(RopeTable::new(head_dim, dims, params.rope_base, params.rope_scale, factors.as_deref(), context))
+}
+
+/// The tensors of a file.
+struct Tensors<'s, 'g> {
+    source: &'s Source,
+    gguf: &'s Gguf<'g>,
+}
+
+impl Tensors<'_, '_> {
+    fn info(&self, name: &str) -> Result<&TensorInfo<'_>, Error> {
+        self.gguf.tensor(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))
+    }
+
+    fn read(&self, info: &TensorInfo<'_>) -> Result<Vec<u8>, Error> {
+        let bytes = usize::try_from(info.bytes).map_err(|_| Error::BadShape("a tensor beyond memory".into()))?;
+        let mut data = vec![0; bytes];
+        self.source.read_at(info.offset, &mut data)?;
+        Ok(data)
+    }
+
+    /// A tensor of one dimension as f32, all of it finite.
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+        let info = self.info(name)?;
+        if info.dim_count != 1 || info.dims[0] != len as u64 {
+            return Err(Error::TensorShape { name: name.to_owned(), got: shape(info), wanted: format!("{len}") });
+        }
+        let mut values = vec![0.0; len];
+        gguf::blocks::dequantize_row(info.kind, &self.read(info)?, len, &mut values)
+            .map_err(|error| Error::BadTensor { name: name.to_owned(), why: error.to_string() })?;
+        match values.iter().find(|v| !v.is_finite()) {
+            Some(bad) => Err(Error::BadTensor { name: name.to_owned(), why: format!("it holds {bad}") }),
+            None => Ok(values),
+        }
+    }
+}
+
+/// What goes where in the arena.
+#[derive(Default)]
+struct Plan {
+    bytes: usize,
+    parts: Vec<Part>,
+}
+
+/// One tensor: its place in the file, its form, its place in the arena.
+struct Part {
+    name: String,
+    kind: TensorType,
+    offset: u64,
+    file_bytes: usize,
+    rows: usize,
+    cols: usize,
+    start: usize,
+    packed_bytes: usize,
+    /// Bits of the scale that packing found in the file.
+    scale: AtomicU64,
+}
+
+impl Plan {
+    fn linear(&mut self, file: &Tensors<'_, '_>, name: &str, (rows, cols): (usize, usize)) -> Result<Linear, Error> {
+        let tensor = format!("{name}.weight");
+        let info = file.info(&tensor)?;
+        if info.dim_count > 2 || info.cols() != cols as u64 || info.rows() != rows as u64 {
+            let wanted = format!("{cols} x {rows}");
+            return Err(Error::TensorShape { name: tensor, got: shape(info), wanted });
+        }
+        let too_big = || Error::BadShape(format!("tensor `{tensor}` is beyond memory"));
+        let file_bytes = usize::try_from(info.bytes).map_err(|_| too_big())?;
+        let (storage, packed_bytes) = match info.kind {
+            TensorType::I2S | TensorType::Tq1_0 | TensorType::Tq2_0 => {
+                (Storage::Ternary { scale: 0.0 }, ternary::packed_bytes(rows, cols))
+            }
+            kind => (Storage::Dense(dense_kind(kind, &tensor)?), file_bytes),
+        };
+        let output_scale = match file.gguf.tensor(&format!("{name}.scale")) {
+            Some(_) => Some(file.vector(&format!("{name}.scale"), 1)?[0]),
+            None => None,
+        };
+        let start = self.bytes;
+        self.bytes = (start + packed_bytes).next_multiple_of(PART_ALIGN_BYTES);
+        self.parts.push(Part {
+            name: tensor,
+            kind: info.kind,
+            offset: info.offset,
+            file_bytes,
+            rows,
+            cols,
+            start,
+            packed_bytes,
+            scale: AtomicU64::new(0),
+        });
+        Ok(Linear { rows, cols, storage, start, bytes: packed_bytes, output_scale })
+    }
+
+    /// Puts the scales that packing found into the linear layers.
+    fn settle_scales(&self, weights: &mut Weights) {
+        let layers = weights
+            .layers
+            .iter_mut()
+            .flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.gate, &mut l.up, &mut l.down]);
+        for linear in layers.chain(weights.head.as_mut()) {
+            let part = self.parts.binary_search_by_key(&linear.start, |part| part.start);
+            if let (Ok(index), Storage::Ternary { scale }) = (part, &mut linear.storage) {
+                *scale = f32::from_bits(self.parts[index].scale_bits());
+            }
+        }
+    }
+}
+
+impl Part {
+    fn scale_bits(&self) -> u32 {
+        u32::try_from(self.scale.load(Ordering::Relaxed)).expect("written from 32 bits")
+    }
+
+    fn bad(&self, why: impl Into<String>) -> Error {
+        Error::BadTensor { name: self.name.clone(), why: why.into() }
+    }
+
+    /// Reads the tensor and packs it into `out`. `buffer` is reused between tensors.
+    fn pack(&self, source: &Source, buffer: &mut Vec<u8>, out: &mut [u8]) -> Result<(), Error> {
+        buffer.resize(self.file_bytes, 0);
+        source.read_at(self.offset, buffer)?;
+        let scale = if self.kind == TensorType::I2S {
+            ternary::pack_i2s(buffer, 0..self.rows, self.cols, out).map_err(|error| self.bad(error.to_string()))?;
+            gguf::ternary::i2s_scale(buffer, self.rows * self.cols)
+        } else {
+            self.pack_block_ternary(buffer, out)?
+        };
+        if !scale.is_finite() {
+            return Err(self.bad(format!("its scale is {scale}")));
+        }
+        self.scale.store(u64::from(scale.to_bits()), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// TQ1_0 and TQ2_0 keep a scale for each 256 weights; a ternary model has one for the tensor, so that all blocks
+    /// which aren't zero carry the same.
+    fn pack_block_ternary(&self, data: &[u8], out: &mut [u8]) -> Result<f32, Error> {
+        let mut scale = None;
+        let mut values = vec![0.0; self.cols];
+        let tile_bytes = ternary::packed_bytes(ternary::TILE_ROWS, self.cols);
+        let mut codes = vec![1_u8; ternary::TILE_ROWS * self.cols];
+        let row_bytes = self.file_bytes / self.rows;
+        for (tile, rows) in data.chunks(row_bytes * ternary::TILE_ROWS).enumerate() {
+            let count = rows.len() / row_bytes;
+            for (row, codes) in rows.chunks_exact(row_bytes).zip(codes.chunks_exact_mut(self.cols)) {
+                gguf::blocks::dequantize_row(self.kind, row, self.cols, &mut values)
+                    .map_err(|error| self.bad(error.to_string()))?;
+                for (code, value) in codes.iter_mut().zip(&values) {
+                    let size = value.abs();
+                    if size > 0.0 && *scale.get_or_insert(size) != size {
+                        return Err(self.bad("its blocks have different scales, so it is not one ternary matrix"));
+                    }
+                    *code = 1 + u8::from(*value > 0.0) - u8::from(*value < 0.0);
+                }
+            }
+            let out = &mut out[tile * tile_bytes..][..tile_bytes];
+            ternary::pack_codes(&codes[..count * self.cols], self.cols, out)
+                .map_err(|error| self.bad(error.to_string()))?;
+        }
+        Ok(scale.unwrap_or(1.0))
+    }
+}
+
+/// A part of the arena and what fills it.
+struct Job<'a> {
+    part: &'a Part,
+    /// First byte of the part that this job copies, for parts that are copied as they stand.
+    from: usize,
+    out: &'a mut [u8],
+}
+
+fn fill(
+    source: &Source,
+    plan: &Plan,
+    arena: &mut [u8],
+    options: LoadOptions,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<(), Error> {
+    let threads = options.threads.max(1);
+    let mut shares: Vec<(usize, Vec<Job<'_>>)> = (0..threads).map(|_| (0, Vec::new())).collect();
+    let mut jobs = split_jobs(plan, arena);
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.out.len()));
+    for job in jobs {
+        let least = shares.iter_mut().min_by_key(|(bytes, _)| *bytes).expect("there is a thread");
+        least.0 += job.out.len();
+        least.1.push(job);
+    }
+    let (done, total) = (AtomicU64::new(0), plan.bytes as u64);
+    let work = |jobs: Vec<Job<'_>>| -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        for job in jobs {
+            let bytes = job.out.len() as u64;
+            job.run(source, &mut buffer)?;
+            progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+        }
+        Ok(())
+    };
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = shares.into_iter().map(|(_, jobs)| scope.spawn(move || work(jobs))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("packing does not panic"))
+    })
+}
+
+/// Cuts the arena into the parts of the plan, and those that are copied as they stand into pieces.
+fn split_jobs<'a>(plan: &'a Plan, mut arena: &'a mut [u8]) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    let mut at = 0;
+    for part in &plan.parts {
+        let (_, rest) = arena.split_at_mut(part.start - at);
+        let (out, rest) = rest.split_at_mut(part.packed_bytes);
+        (arena, at) = (rest, part.start + part.packed_bytes);
+        if is_ternary(part.kind) {
+            jobs.push(Job { part, from: 0, out });
+        } else {
+            let pieces = out.chunks_mut(COPY_BYTES_MAX).enumerate();
+            jobs.extend(pieces.map(|(i, out)| Job { part, from: i * COPY_BYTES_MAX, out }));
+        }
+    }
+    jobs
+}
+
+impl Job<'_> {
+    fn run(self, source: &Source, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        if is_ternary(self.part.kind) {
+            return self.part.pack(source, buffer, self.out);
+        }
+        source.read_at(self.part.offset + self.from as u64, self.out)
+    }
+}
+
+fn is_ternary(kind: TensorType) -> bool {
+    matches!(kind, TensorType::I2S | TensorType::Tq1_0 | TensorType::Tq2_0)
+}
+
+fn dense_kind(kind: TensorType, name: &str) -> Result<DenseKind, Error> {
+    Ok(match kind {
+        TensorType::F32 => DenseKind::F32,
+        TensorType::F16 => DenseKind::F16,
+        TensorType::BF16 => DenseKind::Bf16,
+        TensorType::Q8_0 => DenseKind::Q8_0,
+        TensorType::Q6_K => DenseKind::Q6K,
+        TensorType::Q4_0 => DenseKind::Q4_0,
+        TensorType::Tl1 | TensorType::Tl2 => {
+            let why = format!("tensor `{name}` of type {}, whose tile sizes are not in the file,", kind.name());
+            return Err(Error::Unsupported(why));
+        }
+        other => return Err(Error::Unsupported(format!("tensor `{name}` of type {}", other.name()))),
+    })
+}
+
+fn shape(info: &TensorInfo<'_>) -> String {
+    let dims: Vec<String> = info.dims[..info.dim_count as usize].iter().map(u64::to_string).collect();
+    dims.join(" x ")
+}
+
+/// Parts begin on cache lines, which the packed layout wants.
+const PART_ALIGN_BYTES: usize = 64;
+/// Size of the pieces in which a big table is read, so that all threads take part.
+const COPY_BYTES_MAX: usize = 8 << 20;

@@ -1,0 +1,102 @@
+//! A model: where its bytes come from, what they say, and the packed weights that a replica computes with.
+
+use std::time::{Duration, Instant};
+
+use gguf::Gguf;
+
+use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
+
+mod load;
+mod params;
+mod source;
+mod weights;
+
+pub use load::{LoadOptions, load};
+pub use params::{Activation, Family, HyperParameters};
+pub use source::Source;
+pub use weights::{Layer, Linear, LinearView, Weights};
+
+/// A model that can be served: weights, tokenizer and chat template. `quantization` is the name of the ternary layout
+/// in its file.
+pub struct Model {
+    pub name: String,
+    pub weights: Weights,
+    pub tokenizer: Tokenizer,
+    pub template: ChatTemplate,
+    pub quantization: &'static str,
+    pub load_time: Duration,
+}
+
+impl Model {
+    /// Loads the model of `source` under `name`. `progress` gets bytes done and bytes in all.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file: see [`Error`].
+    pub fn load(
+        source: &Source,
+        name: String,
+        options: LoadOptions,
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, Error> {
+        let started = Instant::now();
+        let header = source.header()?;
+        let gguf = Gguf::parse(&header, source.bytes())?;
+        let metadata = gguf.metadata();
+        let tokenizer = Tokenizer::from_gguf(metadata)?;
+        let template = ChatTemplate::for_tokenizer(metadata.str("tokenizer.chat_template")?, &tokenizer)?;
+        let weights = load(source, &gguf, options, progress)?;
+        if tokenizer.vocab_len() > weights.params.vocab {
+            let (tokens, rows) = (tokenizer.vocab_len(), weights.params.vocab);
+            return Err(Error::BadShape(format!("the tokenizer has {tokens} tokens, the embedding {rows} rows")));
+        }
+        let ternary = gguf.tensors().iter().find(|tensor| tensor.kind.is_ternary());
+        let quantization = ternary.map_or("dense", |tensor| tensor.kind.name());
+        Ok(Self { name, weights, tokenizer, template, quantization, load_time: started.elapsed() })
+    }
+
+    /// Tokens of a text that the chat template made: the template may have put the beginning-of-sequence token there
+    /// already, which the tokenizer then must not repeat.
+    #[must_use]
+    pub fn template_tokens(&self, rendered: &str) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        self.tokenizer.encode(rendered, true, true, &mut tokens);
+        if let (Some(bos), [first, second, ..]) = (self.tokenizer.bos(), &tokens[..])
+            && *first == bos
+            && *second == bos
+        {
+            tokens.remove(0);
+        }
+        tokens
+    }
+}
+
+/// Why a model can't be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("can't read {what}")]
+    Io { what: String, source: std::io::Error },
+    #[error(transparent)]
+    Malformed(#[from] gguf::Error),
+    #[error("metadata lacks `{0}`")]
+    MissingKey(String),
+    #[error("`{key}` is {value}, allowed are {limit}")]
+    OutOfRange { key: String, value: String, limit: String },
+    #[error("architecture `{0}` is not supported: only bitnet-b1.58, bitnet-25, bitnet and llama are")]
+    UnknownArchitecture(String),
+    #[error("tensor `{0}` is missing")]
+    MissingTensor(String),
+    #[error("tensor `{name}` is {got}, the hyper-parameters want {wanted}")]
+    TensorShape { name: String, got: String, wanted: String },
+    #[error("tensor `{name}`: {why}")]
+    BadTensor { name: String, why: String },
+    #[error("{0}")]
+    BadShape(String),
+    #[error("{0} is not supported")]
+    Unsupported(String),
+    #[error(transparent)]
+    Memory(#[from] tuning::Error),
+    #[error("the tokenizer can't be built: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    #[error("the chat template can't be compiled: {0}")]
+    Template(#[from] TemplateError),
+}

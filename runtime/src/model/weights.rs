@@ -1,0 +1,118 @@
+//! The packed weights of one replica: read-only, in one arena, shared by all workers of a node.
+
+use kernels::dense::{DenseKind, DenseMatrix};
+use kernels::rope::RopeTable;
+use kernels::ternary::TernaryMatrix;
+use tuning::memory::Arena;
+
+use super::HyperParameters;
+
+/// One linear layer: y = W x, W is `rows` x `cols`, kept in the replica's arena.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub rows: usize,
+    pub cols: usize,
+    pub(super) storage: Storage,
+    pub(super) start: usize,
+    pub(super) bytes: usize,
+    /// Factor on the result, from an optional `.scale` tensor.
+    pub output_scale: Option<f32>,
+}
+
+/// How the weights of a linear layer are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Storage {
+    Ternary { scale: f32 },
+    Dense(DenseKind),
+}
+
+/// The weights of a linear layer as the kernels take them.
+#[derive(Clone, Copy)]
+pub enum LinearView<'a> {
+    Ternary(TernaryMatrix<'a>),
+    Dense(DenseMatrix<'a>),
+}
+
+/// One transformer block.
+pub struct Layer {
+    pub attn_norm: Vec<f32>,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub attn_sub_norm: Option<Vec<f32>>,
+    pub o: Linear,
+    pub ffn_norm: Vec<f32>,
+    pub gate: Linear,
+    pub up: Linear,
+    pub ffn_sub_norm: Option<Vec<f32>>,
+    pub down: Linear,
+}
+
+/// A replica: everything that a forward pass reads.
+pub struct Weights {
+    pub params: HyperParameters,
+    pub embedding: Linear,
+    pub layers: Vec<Layer>,
+    pub output_norm: Vec<f32>,
+    /// The head of its own; `None` where it is tied to the embedding.
+    pub head: Option<Linear>,
+    pub rope: RopeTable,
+    /// Most positions of a sequence: the model's context, or less where the operator said so.
+    pub context: usize,
+    pub(super) arena: Arena,
+}
+
+impl Linear {
+    /// Whether the input must be quantised to int8 first.
+    #[must_use]
+    pub fn is_ternary(&self) -> bool {
+        matches!(self.storage, Storage::Ternary { .. })
+    }
+}
+
+impl Weights {
+    /// The weights of `linear`, which belongs to this replica.
+    #[must_use]
+    pub fn view(&self, linear: &Linear) -> LinearView<'_> {
+        let bytes = &self.arena.as_slice()[linear.start..linear.start + linear.bytes];
+        let Linear { rows, cols, .. } = *linear;
+        match linear.storage {
+            Storage::Ternary { scale } => {
+                LinearView::Ternary(TernaryMatrix::new(bytes, rows, cols, scale).expect("the loader sized the matrix"))
+            }
+            Storage::Dense(kind) => {
+                LinearView::Dense(DenseMatrix::new(kind, bytes, rows, cols).expect("the loader sized the matrix"))
+            }
+        }
+    }
+
+    /// The layer that turns the last hidden state into logits.
+    #[must_use]
+    pub fn head(&self) -> &Linear {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// The pages that the weights lie in.
+    #[must_use]
+    pub fn page_kind(&self) -> tuning::memory::PageKind {
+        self.arena.page_kind()
+    }
+
+    /// Bytes of the packed weights.
+    #[must_use]
+    pub fn packed_bytes(&self) -> usize {
+        self.arena.as_slice().len()
+    }
+
+    /// Bytes that one decode step of one sequence reads, without its KV cache: all linear layers and the head.
+    #[must_use]
+    pub fn bytes_per_token(&self) -> usize {
+        let layers: usize = self
+            .layers
+            .iter()
+            .flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down])
+            .map(|linear| linear.bytes)
+            .sum();
+        layers + self.head().bytes
+    }
+}

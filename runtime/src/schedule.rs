@@ -1,0 +1,218 @@
+//! Which rows the next step computes: pure logic, no clock, no threads.
+//!
+//! Sequences wait in bounded order of priority and arrival, take a slot and all the KV blocks that they can need,
+//! then go through their prompt in chunks and through their answer a row a step. Decode rows come first in every step;
+//! chunks fill what the row budget leaves.
+
+use std::collections::VecDeque;
+
+use crate::forward::Step;
+use crate::kv::{KvCache, blocks_for};
+use crate::sampler::{History, SamplingParams};
+
+/// Names a stream of tokens between executor and leader; the executor gives them out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StreamId(pub u64);
+
+/// Who goes first among those that wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+}
+
+/// What a stream asks for. `prompt` is not empty and `prompt.len() + tokens_max` is within the context.
+#[derive(Debug)]
+pub struct NewSequence {
+    pub stream: StreamId,
+    pub prompt: Box<[u32]>,
+    pub tokens_max: usize,
+    pub priority: Priority,
+    pub sampling: SamplingParams,
+    /// Whether a token that ends the generation ends the sequence.
+    pub stop_at_end: bool,
+}
+
+/// A sequence in a slot.
+pub struct Sequence {
+    pub stream: StreamId,
+    /// Prompt and answer so far.
+    pub tokens: Vec<u32>,
+    pub prompt_len: usize,
+    /// Positions whose keys and values are in the cache.
+    pub computed: usize,
+    pub tokens_max: usize,
+    pub sampling: SamplingParams,
+    pub stop_at_end: bool,
+    /// What penalties look at.
+    pub history: History,
+}
+
+impl Sequence {
+    /// Tokens of the answer so far.
+    #[must_use]
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Adds a token of the answer.
+    pub fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        self.history.push_output(token);
+    }
+
+    fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+}
+
+/// The queue is full; the sequence comes back.
+#[derive(Debug)]
+pub struct QueueFull(pub NewSequence);
+
+/// Slots, queue and the order among them.
+pub struct Scheduler {
+    slots: Vec<Option<Sequence>>,
+    waiting: VecDeque<NewSequence>,
+    waiting_max: usize,
+    /// Slots in order of arrival: who gets prefill rows first.
+    order: Vec<usize>,
+}
+
+impl Scheduler {
+    /// For `slots` sequences at a time and `waiting_max` more in the queue.
+    #[must_use]
+    pub fn new(slots: usize, waiting_max: usize) -> Self {
+        Self {
+            slots: (0..slots).map(|_| None).collect(),
+            waiting: VecDeque::with_capacity(waiting_max),
+            waiting_max,
+            order: Vec::with_capacity(slots),
+        }
+    }
+
+    /// Takes a sequence into the queue.
+    ///
+    /// # Errors
+    /// When the queue is full.
+    pub fn submit(&mut self, sequence: NewSequence) -> Result<(), QueueFull> {
+        if self.waiting.len() >= self.waiting_max {
+            return Err(QueueFull(sequence));
+        }
+        let behind = self.waiting.iter().rposition(|other| other.priority >= sequence.priority);
+        self.waiting.insert(behind.map_or(0, |at| at + 1), sequence);
+        Ok(())
+    }
+
+    /// Forgets a stream wherever it is; its blocks are free at once. Unknown streams have ended already.
+    pub fn cancel(&mut self, stream: StreamId, kv: &mut KvCache) {
+        self.waiting.retain(|waiting| waiting.stream != stream);
+        let slot = self.slots.iter().position(|slot| slot.as_ref().is_some_and(|s| s.stream == stream));
+        if let Some(slot) = slot {
+            self.finish(slot, kv);
+        }
+    }
+
+    /// Frees a slot and its blocks.
+    pub fn finish(&mut self, slot: usize, kv: &mut KvCache) {
+        self.slots[slot] = None;
+        self.order.retain(|other| *other != slot);
+        kv.release(slot);
+    }
+
+    /// Moves waiting sequences into free slots, first come first served within a priority, as far as slots and KV
+    /// blocks go. Calls `admitted` for each.
+    pub fn admit(&mut self, kv: &mut KvCache, mut admitted: impl FnMut(StreamId)) {
+        while let Some(next) = self.waiting.front() {
+            let Some(slot) = self.slots.iter().position(Option::is_none) else { return };
+            if kv.reserve(slot, next.prompt.len() + next.tokens_max).is_err() {
+                return;
+            }
+            let next = self.waiting.pop_front().expect("looked at above");
+            admitted(next.stream);
+            self.slots[slot] = Some(Sequence::start(next));
+            self.order.push(slot);
+        }
+    }
+
+    /// Fills `step` with decode rows, then with prompt chunks of at most `prefill_rows` in all, within `rows_max`.
+    /// `false` where there is nothing to compute.
+    pub fn form(&self, step: &mut Step, rows_max: usize, prefill_rows: usize) -> bool {
+        step.clear();
+        for &slot in &self.order {
+            let sequence = self.slots[slot].as_ref().expect("ordered slots are taken");
+            if sequence.pending() == 1 && step.tokens.len() < rows_max {
+                step.push(slot, sequence.computed, &sequence.tokens[sequence.computed..], true);
+            }
+        }
+        let mut budget = prefill_rows.min(rows_max - step.tokens.len());
+        for &slot in &self.order {
+            let sequence = self.slots[slot].as_ref().expect("ordered slots are taken");
+            let pending = sequence.pending();
+            if pending > 1 && budget > 0 {
+                let chunk = pending.min(budget);
+                let tokens = &sequence.tokens[sequence.computed..sequence.computed + chunk];
+                step.push(slot, sequence.computed, tokens, chunk == pending);
+                budget -= chunk;
+            }
+        }
+        !step.tokens.is_empty()
+    }
+
+    /// The sequence in `slot`.
+    #[must_use]
+    pub fn sequence(&self, slot: usize) -> Option<&Sequence> {
+        self.slots[slot].as_ref()
+    }
+
+    /// The sequence in `slot`, to advance it.
+    pub fn sequence_mut(&mut self, slot: usize) -> Option<&mut Sequence> {
+        self.slots[slot].as_mut()
+    }
+
+    /// Sequences in slots.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Sequences in the queue.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether any running sequence decodes, that is, would feel a long step.
+    #[must_use]
+    pub fn decoding(&self) -> usize {
+        self.slots.iter().flatten().filter(|sequence| sequence.pending() == 1).count()
+    }
+
+    /// Blocks that the sequence at the head of the queue wants, if one waits.
+    #[must_use]
+    pub fn blocks_wanted(&self) -> Option<usize> {
+        self.waiting.front().map(|next| blocks_for(next.prompt.len() + next.tokens_max))
+    }
+}
+
+impl Sequence {
+    fn start(new: NewSequence) -> Self {
+        let prompt_len = new.prompt.len();
+        let mut tokens = new.prompt.into_vec();
+        tokens.reserve_exact(new.tokens_max);
+        let mut history = History::with_capacity(tokens.capacity());
+        history.push_prompt(&tokens);
+        Self {
+            stream: new.stream,
+            tokens,
+            prompt_len,
+            computed: 0,
+            tokens_max: new.tokens_max,
+            sampling: new.sampling,
+            stop_at_end: new.stop_at_end,
+            history,
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Brings a server up and takes it down: placement, model, shards, readiness, drain.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tuning::{Placement, Topology};
+
+use crate::config::{Config, IoChoice};
+use crate::engine::{Engine, EngineLimits, Link};
+use crate::forward::{self, Forward, Limits};
+use crate::kv::{KvCache, blocks_for};
+use crate::log::{info, warning};
+use crate::mailbox::{Doorbell, LeaderBell};
+use crate::metrics::ShardMetrics;
+use crate::model::Model;
+use crate::probe::{self, Io};
+use crate::shard::{Control, Shard, ShardLink};
+use crate::signals::Termination;
+use crate::team::Team;
+
+/// Why a server doesn't come up, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Model(#[from] crate::model::Error),
+    #[error(transparent)]
+    Machine(#[from] tuning::Error),
+    #[error("can't listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("io_uring was asked for and can't be used: {0}")]
+    NoIoUring(String),
+    #[error("{what}: {source}")]
+    Start { what: &'static str, source: std::io::Error },
+    #[error("not enough memory for a KV cache of one sequence: {wanted_bytes} bytes are needed, {bytes_max} allowed")]
+    KvTooSmall { wanted_bytes: u64, bytes_max: u64 },
+    #[error("shard {0} ended by itself")]
+    ShardEnded(usize),
+    #[error("streams were cut after the drain timeout")]
+    Cut,
+}
+
+/// A placement and the socket driver, decided before the model is loaded.
+pub struct Plan {
+    pub placement: Placement,
+    pub io: Io,
+    pub address: SocketAddr,
+}
+
+impl Plan {
+    /// Looks at the machine and makes sure that the address is free.
+    ///
+    /// # Errors
+    /// When the placement isn't possible, the address is taken, or io_uring was demanded and is refused.
+    pub fn make(config: &Config) -> Result<Self, Error> {
+        let topology = Topology::read(std::path::Path::new("/sys"))?;
+        let placement = tuning::plan(&topology, config.shards, config.workers)?;
+        let io = match config.io {
+            IoChoice::Epoll => Io::Epoll { reason: "epoll was asked for".into() },
+            IoChoice::Auto => probe::probe(placement.shards.len()),
+            IoChoice::IoUring => match probe::probe(placement.shards.len()) {
+                Io::Epoll { reason } => return Err(Error::NoIoUring(reason)),
+                io => io,
+            },
+        };
+        // Every listener shares its port, so that a second server would go unnoticed: this one does not share.
+        let fail = |source| Error::Listen { address: config.listen, source };
+        let alone = TcpListener::bind(config.listen).map_err(fail)?;
+        let address = alone.local_addr().map_err(fail)?;
+        Ok(Self { placement, io, address })
+    }
+
+    /// All kernel workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.placement.shards.iter().map(|shard| shard.workers.len()).sum()
+    }
+}
+
+/// Runs `model` until a termination signal, then drains.
+///
+/// # Errors
+/// When a shard can't start or ends by itself, and when streams had to be cut.
+pub fn serve(config: &Config, plan: &Plan, models: &[Arc<Model>], termination: &Termination) -> Result<(), Error> {
+    let started = Instant::now();
+    let count = plan.placement.shards.len();
+    let metrics: Arc<[Arc<ShardMetrics>]> = (0..count).map(|_| Arc::new(ShardMetrics::default())).collect();
+    let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers()));
+    let kv_blocks = kv_blocks(config, &models[0], count)?;
+    let mut shards = Vec::with_capacity(count);
+    for index in 0..count {
+        let shard = start_shard(config, plan, index, &models[index], &control, kv_blocks)?;
+        shards.push(shard);
+    }
+    for (index, shard) in shards.iter().enumerate() {
+        while !shard.ready.load(Ordering::Acquire) {
+            if shard.executor.is_finished() || shard.leader.is_finished() {
+                return shards.remove(index).failure(index);
+            }
+            pause(Duration::from_millis(1));
+        }
+    }
+    control.set_ready();
+    notify(&[sd_notify::NotifyState::Ready]);
+    info!("serving `{}` on http://{}", models[0].name, plan.address);
+    loop {
+        if termination.wait(Duration::from_millis(500)) {
+            break;
+        }
+        if let Some(index) = shards.iter().position(|s| s.executor.is_finished() || s.leader.is_finished()) {
+            notify(&[sd_notify::NotifyState::Stopping]);
+            return shards.remove(index).failure(index);
+        }
+    }
+    drain(config, &control, shards, termination)
+}
+
+/// The threads of a running shard.
+struct Running {
+    executor: JoinHandle<std::io::Result<()>>,
+    leader: JoinHandle<()>,
+    ready: Arc<AtomicBool>,
+    doorbell: Arc<Doorbell>,
+}
+
+impl Running {
+    fn failure(self, index: usize) -> Result<(), Error> {
+        if self.executor.is_finished()
+            && let Ok(Err(source)) = self.executor.join()
+        {
+            return Err(Error::Start { what: "a shard's executor", source });
+        }
+        Err(Error::ShardEnded(index))
+    }
+}
+
+fn start_shard(
+    config: &Config,
+    plan: &Plan,
+    index: usize,
+    model: &Arc<Model>,
+    control: &Arc<Control>,
+    kv_blocks: usize,
+) -> Result<Running, Error> {
+    let fail = |what| move |source| Error::Start { what, source };
+    let place = plan.placement.shards[index].clone();
+    let shards = plan.placement.shards.len();
+    let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
+    let (commands_in, commands) = rtrb::RingBuffer::new(COMMANDS_PER_SLOT * (slots_max + waiting_max));
+    let (events, events_out) = rtrb::RingBuffer::new(EVENTS_PER_SLOT * slots_max + waiting_max);
+    let doorbell = Arc::new(Doorbell::new().map_err(fail("an event descriptor"))?);
+    let (bell, stopping) = (Arc::new(LeaderBell::default()), Arc::new(AtomicBool::new(false)));
+    let ready = Arc::new(AtomicBool::new(false));
+    let metrics = Arc::clone(&control.metrics[index]);
+
+    let link = Link {
+        commands,
+        events,
+        doorbell: Arc::clone(&doorbell),
+        bell: Arc::clone(&bell),
+        stopping: Arc::clone(&stopping),
+    };
+    let (leader_config, leader_model, leader_metrics) = (config.clone(), Arc::clone(model), Arc::clone(&metrics));
+    let (leader_place, leader_ready) = (place.clone(), Arc::clone(&ready));
+    let leader = std::thread::Builder::new().name(format!("leader-{index}")).spawn(move || {
+        pin(&leader_place.workers[..1]);
+        let engine = build_engine(&leader_config, leader_model, &leader_place, (slots_max, waiting_max), kv_blocks, link, leader_metrics);
+        match engine {
+            Ok(mut engine) => {
+                engine.warm_up();
+                leader_ready.store(true, Ordering::Release);
+                engine.run();
+            }
+            Err(error) => warning!("shard {index}: workers can't be started: {error}"),
+        }
+    });
+    let leader = leader.map_err(fail("a leader thread"))?;
+    let shard_link = ShardLink { commands: commands_in, events: events_out, doorbell: Arc::clone(&doorbell), bell, stopping };
+    let (config, model, control) = (config.clone(), Arc::clone(model), Arc::clone(control));
+    let (io, address, share_port) = (plan.io.clone(), plan.address, shards > 1);
+    let executor = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+        pin(&place.executor);
+        let (shard, events) = Shard::new(index, config, model, control, shard_link, (slots_max, waiting_max));
+        crate::executor::run(&io, shard.serve(events, address, share_port))?
+    });
+    let executor = executor.map_err(fail("an executor thread"))?;
+    Ok(Running { executor, leader, ready, doorbell })
+}
+
+fn build_engine(
+    config: &Config,
+    model: Arc<Model>,
+    place: &tuning::ShardPlacement,
+    (slots_max, waiting_max): (usize, usize),
+    kv_blocks: usize,
+    link: Link,
+    metrics: Arc<ShardMetrics>,
+) -> std::io::Result<Engine> {
+    let params = &model.weights.params;
+    let cpus = place.workers.clone();
+    let team = Team::start(cpus.len(), forward::counters_for(params), move |index| pin(&cpus[index..=index]))?;
+    let limits = Limits { rows_max: config.rows_max, logits_max: slots_max };
+    let forward = Forward::new(config.isa, params, team.size(), limits);
+    let kv = KvCache::new(params, model.weights.context, slots_max, kv_blocks);
+    let limits = EngineLimits { slots_max, waiting_max, itl_target: config.itl_target };
+    Ok(Engine::new(model, team, forward, kv, limits, link, metrics))
+}
+
+/// A thread that can't be pinned runs all the same.
+fn pin(cpus: &[tuning::CpuId]) {
+    if let Err(error) = tuning::pin(cpus) {
+        warning!("{error}");
+    }
+}
+
+/// KV blocks of one shard: enough for every slot at full context, as far as the memory budget goes.
+fn kv_blocks(config: &Config, model: &Model, shards: usize) -> Result<usize, Error> {
+    let params = &model.weights.params;
+    let block_bytes = KvCache::block_bytes(params) as u64;
+    let per_sequence = blocks_for(model.weights.context) as u64;
+    let free = tuning::memory::available_memory_bytes()?;
+    let bytes_max = config.kv_bytes_max.unwrap_or(free / KV_MEMORY_SHARE) / shards as u64;
+    let wanted = per_sequence * config.slots_max.div_ceil(shards) as u64;
+    let blocks = wanted.min(bytes_max / block_bytes);
+    if blocks < per_sequence {
+        return Err(Error::KvTooSmall { wanted_bytes: per_sequence * block_bytes * shards as u64, bytes_max });
+    }
+    info!(
+        "KV cache: {} MiB for {} sequences of up to {} tokens ({} tokens in all) in each of {shards} shards",
+        blocks * block_bytes >> 20,
+        config.slots_max.div_ceil(shards),
+        model.weights.context,
+        blocks * kernels::attention::BLOCK as u64,
+    );
+    Ok(usize::try_from(blocks).expect("bounded by memory"))
+}
+
+fn drain(config: &Config, control: &Control, shards: Vec<Running>, termination: &Termination) -> Result<(), Error> {
+    info!("draining: running streams have {} s", config.drain_timeout.as_secs());
+    notify(&[sd_notify::NotifyState::Stopping]);
+    control.start_drain();
+    let deadline = Instant::now() + config.drain_timeout;
+    let (mut told, mut cut) = (false, false);
+    for shard in &shards {
+        shard.doorbell.ring();
+    }
+    while shards.iter().any(|shard| !shard.executor.is_finished()) {
+        let asked_again = termination.wait(Duration::from_millis(10));
+        if !told && (asked_again || Instant::now() >= deadline) {
+            told = true;
+            cut = control.active_requests() > 0;
+            control.cut();
+            for shard in &shards {
+                shard.doorbell.ring();
+            }
+        }
+    }
+    for shard in shards {
+        // An executor that failed has printed why; its leader stops by the same flag.
+        let _ = shard.executor.join();
+        let _ = shard.leader.join();
+    }
+    info!("stopped");
+    if cut { Err(Error::Cut) } else { Ok(()) }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the control thread waits for shards to come up")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// systemd is told where it listens; elsewhere nothing happens.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warning!("systemd can't be told: {error}");
+    }
+}
+
+/// Commands that may be on their way for each sequence: its start and its cancellation.
+const COMMANDS_PER_SLOT: usize = 2;
+/// Tokens that an executor may be behind by before the leader waits for it.
+const EVENTS_PER_SLOT: usize = 64;
+/// The KV cache takes at most one part in this many of the free memory by default.
+const KV_MEMORY_SHARE: u64 = 3;

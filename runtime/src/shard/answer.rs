@@ -1,0 +1,206 @@
+//! One request, one answer: what needs no sequence is answered here, the rest goes to `generation`.
+
+use std::rc::Rc;
+
+use net::api::{
+    self, Component, DetokenizeRequest, Endpoint, ModelCard, Route, TokenPiece, TokenizeInput, TokenizeRequest,
+};
+use net::error::{ApiError, Dialect};
+use net::http::{self, Body, Method, Request, Response};
+
+use super::connection::unix_ms;
+use super::peer::{Peer, Writer};
+use super::{Shard, generation};
+use crate::metrics::{self, Process};
+use crate::text::Detokenizer;
+
+/// Answers `request` into `writer`; whether the connection may go on.
+pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Request, writer: &mut Writer) -> bool {
+    let id = shard.request_id();
+    let path = request.path().to_owned();
+    let route = match api::route(request.method(), &path) {
+        Ok(route) => route,
+        Err(error) => return refuse(shard, writer, request, &id, &error, Dialect::OpenAi),
+    };
+    let dialect = route.dialect();
+    let result = match route {
+        Route::ChatCompletions => generation::run(shard, peer, Endpoint::Chat, request, &id, writer).await,
+        Route::Completions => generation::run(shard, peer, Endpoint::Completion, request, &id, writer).await,
+        Route::Inference => generation::run(shard, peer, Endpoint::Inference, request, &id, writer).await,
+        Route::InferenceStream => generation::run(shard, peer, Endpoint::InferenceStream, request, &id, writer).await,
+        route => plain(shard, &route, request, &id, writer).map(|()| true),
+    };
+    match result {
+        Ok(open) => open,
+        Err(error) => refuse(shard, writer, request, &id, &error, dialect),
+    }
+}
+
+/// Counts an answer of that status.
+pub(super) fn count(shard: &Shard, status: u16) {
+    let class = usize::from(status / 100).clamp(1, 5);
+    shard.metrics.requests.answers[class - 1].add(1);
+}
+
+fn refuse(
+    shard: &Shard,
+    writer: &mut Writer,
+    request: &Request,
+    id: &str,
+    error: &ApiError,
+    dialect: Dialect,
+) -> bool {
+    count(shard, error.status);
+    http::write_error(&mut writer.out, Some(request), id, error, dialect, unix_ms());
+    true
+}
+
+fn plain(
+    shard: &Shard,
+    route: &Route<'_>,
+    request: &mut Request,
+    id: &str,
+    writer: &mut Writer,
+) -> Result<(), ApiError> {
+    let mut body = Vec::with_capacity(512);
+    let mut status = 200;
+    match route {
+        Route::Models => api::write_models(&mut body, &[card(shard)]),
+        Route::Model(name) if *name == shard.model.name => api::write_model(&mut body, &card(shard)),
+        Route::Model(name) => return Err(ApiError::model_not_found(name)),
+        Route::Tokenize => tokenize(shard, request, &mut body)?,
+        Route::Detokenize => detokenize(shard, request, &mut body)?,
+        Route::HealthLive => api::write_health(&mut body, "healthy", unix_ms(), &[]),
+        Route::HealthReady => status = ready(shard, &mut body),
+        Route::Health => status = health(shard, &mut body),
+        Route::Metrics => return metrics(shard, request, id, writer),
+        Route::Options(allow) => {
+            count(shard, 204);
+            let response = Response::new(request, id, 204, "", Body::None);
+            Response { allow: Some(allow), ..response }.write_head(&mut writer.out);
+            return Ok(());
+        }
+        Route::ChatCompletions | Route::Completions | Route::Inference | Route::InferenceStream => {
+            unreachable!("answered by generation")
+        }
+    }
+    count(shard, status);
+    http::write_json(&mut writer.out, request, id, status, &body);
+    Ok(())
+}
+
+fn card(shard: &Shard) -> ModelCard<'_> {
+    let context = u32::try_from(shard.model.weights.context).unwrap_or(u32::MAX);
+    ModelCard { id: &shard.model.name, created_s: shard.control.started_unix_s, context_max: context }
+}
+
+/// Refuses a request for another model than the one that is served.
+pub(super) fn check_model(shard: &Shard, model: Option<&str>) -> Result<(), ApiError> {
+    match model {
+        Some(name) if name != shard.model.name => Err(ApiError::model_not_found(name)),
+        _ => Ok(()),
+    }
+}
+
+fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {
+    api::check_json_content_type(request)?;
+    let parsed = TokenizeRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
+    check_model(shard, parsed.model.as_deref())?;
+    let tokenizer = &shard.model.tokenizer;
+    let mut tokens = Vec::new();
+    match &parsed.input {
+        TokenizeInput::Content(text) => {
+            tokenizer.encode(text, parsed.add_special, parsed.parse_special, &mut tokens);
+        }
+        TokenizeInput::Messages(messages) => tokens = generation::chat_tokens(shard, messages)?,
+    }
+    let pieces = tokens.iter().map(|&id| TokenPiece { id, piece: tokenizer.token_text(id) });
+    api::write_tokenized(body, pieces, parsed.with_pieces);
+    Ok(())
+}
+
+fn detokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {
+    api::check_json_content_type(request)?;
+    let parsed = DetokenizeRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
+    check_model(shard, parsed.model.as_deref())?;
+    generation::check_vocabulary(shard, &parsed.tokens, "tokens")?;
+    let mut text = String::new();
+    let mut detokenizer = Detokenizer::from_start(shard.model.tokenizer.adds_space_prefix());
+    for &token in &parsed.tokens {
+        detokenizer.push(shard.model.tokenizer.piece(token), &mut text);
+    }
+    detokenizer.finish(&mut text);
+    api::write_detokenized(body, text.as_bytes());
+    Ok(())
+}
+
+fn ready(shard: &Shard, body: &mut Vec<u8>) -> u16 {
+    let full = shard.streams.borrow().len() >= shard.sequences_max;
+    let ready = shard.control.is_ready() && !full;
+    let message = match (shard.control.is_draining(), full, ready) {
+        (true, ..) => "draining",
+        (_, true, _) => "the queue is full",
+        (.., true) => "ready",
+        _ => "starting",
+    };
+    let component = Component { name: "server", status: if ready { "healthy" } else { "unhealthy" }, message };
+    api::write_health(body, component.status, unix_ms(), &[component]);
+    if ready { 200 } else { 503 }
+}
+
+fn health(shard: &Shard, body: &mut Vec<u8>) -> u16 {
+    let metrics = &shard.metrics;
+    let server = if shard.control.is_draining() {
+        Component { name: "server", status: "unhealthy", message: "draining" }
+    } else if shard.control.is_ready() {
+        Component { name: "server", status: "healthy", message: "ready" }
+    } else {
+        Component { name: "server", status: "unhealthy", message: "starting" }
+    };
+    let model = Component { name: "model", status: "healthy", message: &shard.model.name };
+    let queue = format!(
+        "{} running, {} waiting, {} of {} KV blocks in use, shard {}",
+        metrics.step.running.get(),
+        metrics.step.waiting.get(),
+        metrics.step.kv_blocks_used.get(),
+        metrics.step.kv_blocks.get(),
+        shard.index
+    );
+    let full = shard.streams.borrow().len() >= shard.sequences_max;
+    let queue =
+        Component { name: "queue", status: if full { "degraded" } else { "healthy" }, message: &queue };
+    let status = match (server.status, queue.status) {
+        ("unhealthy", _) => "unhealthy",
+        (_, status) => status,
+    };
+    api::write_health(body, status, unix_ms(), &[server, model, queue]);
+    if status == "healthy" { 200 } else { 503 }
+}
+
+fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> Result<(), ApiError> {
+    if !shard.config.prometheus {
+        return Err(ApiError::path_not_found());
+    }
+    let process = Process {
+        rss_bytes: shard.rss_bytes.get(),
+        model_load_seconds: shard.model.load_time.as_secs_f64(),
+        uptime_seconds: shard.control.started.elapsed().as_secs_f64(),
+        cpu_seconds: cpu_seconds(),
+        cpus: shard.control.workers,
+    };
+    let text = metrics::render(&shard.control.metrics, process).map_err(|error| ApiError::internal(error.to_string()))?;
+    count(shard, 200);
+    let response = Response::new(request, id, 200, "text/plain; version=0.0.4; charset=utf-8", Body::Length(0));
+    response.write(&mut writer.out, text.as_bytes(), request.method() == Method::Head);
+    Ok(())
+}
+
+/// Cpu time of all threads since the start of the process.
+#[expect(unsafe_code, reason = "a clock system call")]
+#[expect(clippy::cast_precision_loss, reason = "seconds and nanoseconds are small")]
+fn cpu_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the timespec is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}

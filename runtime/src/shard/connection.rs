@@ -1,0 +1,148 @@
+//! One client connection: requests in order, an answer each, until either side has had enough.
+
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use monoio::io::Splitable;
+use monoio::net::TcpStream;
+use net::error::{ApiError, Dialect};
+use net::http::{self, CONTINUE, Limits, Phase, Request};
+
+use super::peer::{Peer, Writer, read};
+use super::{Shard, answer, unix_time};
+
+/// Serves `stream` until it closes.
+pub(super) async fn run(shard: Rc<Shard>, stream: TcpStream) {
+    // A socket without the option still works, only slower.
+    let _ = stream.set_nodelay(true);
+    let peer = Rc::new(Peer::new(stream.as_raw_fd()));
+    let id = shard.next_id();
+    shard.peers.borrow_mut().insert(id, Rc::clone(&peer));
+    let (read_half, write_half) = stream.into_split();
+    let reading = monoio::spawn(read(read_half, Rc::clone(&peer)));
+    let mut writer = Writer::new(write_half, Rc::clone(&peer));
+    converse(&shard, &peer, &mut writer).await;
+    linger(&peer, &mut writer).await;
+    peer.close();
+    super::shutdown(peer.fd);
+    // The descriptor stays open, and so its number taken, until nobody can shut it down by mistake.
+    reading.await;
+    shard.peers.borrow_mut().remove(&id);
+    if shard.control.is_draining() {
+        shard.doorbell.ring();
+    }
+}
+
+async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
+    let mut connection = http::Connection::new(Limits::default());
+    loop {
+        let mut request = match next_request(shard, peer, &mut connection, writer).await {
+            Ok(Some(request)) => request,
+            Ok(None) => return,
+            Err(error) => {
+                let status = error.status;
+                let id = shard.request_id();
+                http::write_error(&mut writer.out, None, &id, &error, Dialect::OpenAi, unix_ms());
+                answer::count(shard, status);
+                return;
+            }
+        };
+        peer.busy.set(true);
+        let open = answer::answer(shard, peer, &mut request, writer).await;
+        peer.busy.set(false);
+        if !open || !request.keep_alive() || shard.control.is_draining() {
+            return;
+        }
+        connection.recycle(request);
+        // Answers to pipelined requests go out together.
+        if peer.inbox.borrow().is_empty() && writer.flush().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The next request; `None` when the client has closed or stayed silent between requests.
+async fn next_request(
+    shard: &Shard,
+    peer: &Peer,
+    connection: &mut http::Connection,
+    writer: &mut Writer,
+) -> Result<Option<Request>, ApiError> {
+    let mut bytes = Vec::new();
+    let (mut phase, mut since) = (Phase::Idle, Instant::now());
+    let mut body_bytes = 0;
+    loop {
+        if let Some(request) = connection.next()? {
+            peer.wake_at.set(None);
+            return Ok(Some(request));
+        }
+        if connection.wants_continue() {
+            writer.out.extend_from_slice(CONTINUE);
+        }
+        if writer.flush().await.is_err() {
+            return Ok(None);
+        }
+        if !peer.inbox.borrow().is_empty() {
+            bytes.clear();
+            peer.take_inbox(connection.room().max(1), &mut bytes);
+            connection.receive(&bytes)?;
+            continue;
+        }
+        if peer.gone.get() || connection.phase() == Phase::Closed {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let progress = connection.phase() == Phase::Body && connection.body_bytes() >= body_bytes + BODY_BYTES_MIN;
+        if connection.phase() != phase || progress {
+            (phase, since, body_bytes) = (connection.phase(), now, connection.body_bytes());
+        }
+        let patience = match phase {
+            Phase::Idle if shard.control.is_draining() => Duration::ZERO,
+            Phase::Idle | Phase::Closed => IDLE_MAX,
+            Phase::Head => HEAD_MAX,
+            Phase::Body => BODY_STALL_MAX,
+        };
+        if now >= since + patience {
+            return if phase == Phase::Idle { Ok(None) } else { Err(ApiError::request_timeout()) };
+        }
+        peer.wake_at.set(Some(since + patience));
+        peer.wake.wait().await;
+    }
+}
+
+/// Sends what is left and waits a moment for the client to close: closing with unread bytes would make the kernel
+/// reset the connection and take the answer with it.
+async fn linger(peer: &Peer, writer: &mut Writer) {
+    if writer.flush().await.is_err() || peer.gone.get() {
+        return;
+    }
+    shutdown_write(peer);
+    let until = Instant::now() + LINGER_MAX;
+    let mut ignored = Vec::new();
+    while !peer.gone.get() && Instant::now() < until {
+        ignored.clear();
+        peer.take_inbox(usize::MAX, &mut ignored);
+        peer.wake_at.set(Some(until));
+        peer.wake.wait().await;
+    }
+}
+
+#[expect(unsafe_code, reason = "a socket system call")]
+fn shutdown_write(peer: &Peer) {
+    // SAFETY: no pointers are involved.
+    unsafe { libc::shutdown(peer.fd, libc::SHUT_WR) };
+}
+
+pub(super) fn unix_ms() -> u64 {
+    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Between requests.
+const IDLE_MAX: Duration = Duration::from_secs(75);
+/// For a whole request head.
+const HEAD_MAX: Duration = Duration::from_secs(10);
+/// For each [`BODY_BYTES_MIN`] of a body.
+const BODY_STALL_MAX: Duration = Duration::from_secs(10);
+const BODY_BYTES_MIN: usize = 4 << 10;
+const LINGER_MAX: Duration = Duration::from_secs(1);

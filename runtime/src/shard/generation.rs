@@ -1,0 +1,426 @@
+//! A request for tokens: checked against the model, submitted as sequences, answered as one body or as a stream.
+
+mod reply;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use net::api::{self, Endpoint, GenerateRequest, Message, Prompt};
+use net::error::{ApiError, Code};
+use net::http::Request;
+
+use super::answer::check_model;
+use super::choice::Choice;
+use super::peer::{Peer, Writer};
+use super::{Inbox, Shard};
+use crate::engine::{Command, Event, Finish};
+use crate::sampler::SamplingParams;
+use crate::schedule::{NewSequence, Priority, StreamId};
+use crate::text;
+use reply::Reply;
+
+/// Answers one request for tokens. `Ok(false)` where the connection can't go on.
+///
+/// # Errors
+/// A refusal before the first byte of an answer was written.
+pub(super) async fn run(
+    shard: &Rc<Shard>,
+    peer: &Rc<Peer>,
+    endpoint: Endpoint,
+    request: &mut Request,
+    id: &str,
+    writer: &mut Writer,
+) -> Result<bool, ApiError> {
+    let arrival = Instant::now();
+    api::check_json_content_type(request)?;
+    let generate = GenerateRequest::parse(endpoint, &mut shard.json.borrow_mut(), &mut request.body)?;
+    check_model(shard, generate.model.as_deref())?;
+    if shard.control.is_draining() {
+        shard.metrics.requests.outcomes.refused_draining.add(1);
+        return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
+    }
+    check_capabilities(&generate)?;
+    let work = Work::plan(shard, endpoint, &generate)?;
+    let mut generation = Generation::submit(shard, peer, &generate, work, arrival)?;
+    let reply = Reply::new(shard, endpoint, request, id, &generate, &generation.work);
+    let timeout = generate.timeout_ms.map_or(shard.config.request_timeout, Duration::from_millis);
+    generation.answer(reply, writer, arrival + timeout).await
+}
+
+/// Preferences for what this server doesn't have are refused, not ignored.
+fn check_capabilities(generate: &GenerateRequest) -> Result<(), ApiError> {
+    use net::api::{DevicePreference, QuantizationPreference};
+    if generate.device_preference == DevicePreference::Gpu {
+        let message = "no GPU is available on this server";
+        return Err(ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference"));
+    }
+    match generate.quantization_preference {
+        QuantizationPreference::Auto | QuantizationPreference::I2s => Ok(()),
+        _ => Err(ApiError::validation("quantization_preference", "names a layout that this server does not serve")),
+    }
+}
+
+/// What a request comes down to.
+pub(super) struct Work {
+    pub(super) prompts: Vec<Vec<u32>>,
+    /// The text of each prompt where it is to be echoed.
+    pub(super) echoes: Vec<String>,
+    tokens_max: Vec<usize>,
+    stops: Vec<String>,
+    n: u32,
+    with_logprobs: bool,
+}
+
+impl Work {
+    fn plan(shard: &Shard, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
+        let prompts = prompts(shard, &generate.prompt)?;
+        let context = shard.model.weights.context;
+        let mut tokens_max = Vec::with_capacity(prompts.len());
+        for prompt in &prompts {
+            if prompt.is_empty() {
+                return Err(ApiError::validation("prompt", "has no token"));
+            }
+            if prompt.len() >= context {
+                let message = format!("has {} tokens, the context holds {context} with the answer", prompt.len());
+                return Err(ApiError::validation(prompt_field(endpoint), message));
+            }
+            let room = context - prompt.len();
+            tokens_max.push(generate.max_tokens.map_or(room, |max| room.min(max as usize)));
+        }
+        let echoes = if generate.echo { prompts.iter().map(|prompt| decode(shard, prompt)).collect() } else { vec![] };
+        Ok(Self {
+            prompts,
+            echoes,
+            tokens_max,
+            stops: generate.stop.clone(),
+            n: generate.n,
+            with_logprobs: generate.logprobs.is_some(),
+        })
+    }
+}
+
+fn prompt_field(endpoint: Endpoint) -> &'static str {
+    if endpoint == Endpoint::Chat { "messages" } else { "prompt" }
+}
+
+fn prompts(shard: &Shard, prompt: &Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
+    match prompt {
+        Prompt::Messages(messages) => Ok(vec![chat_tokens(shard, messages)?]),
+        Prompt::Text(texts) => Ok(texts
+            .iter()
+            .map(|text| {
+                let mut tokens = Vec::new();
+                shard.model.tokenizer.encode(text, true, true, &mut tokens);
+                tokens
+            })
+            .collect()),
+        Prompt::Tokens(prompts) => {
+            prompts.iter().try_for_each(|tokens| check_vocabulary(shard, tokens, "prompt"))?;
+            Ok(prompts.clone())
+        }
+    }
+}
+
+/// Tokens of a conversation, in the model's chat format.
+pub(super) fn chat_tokens(shard: &Shard, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
+    let messages: Vec<text::Message> = messages
+        .iter()
+        .map(|message| text::Message {
+            name: message.name.clone(),
+            tool_call_id: message.tool_call_id.clone(),
+            ..text::Message::new(message.role.as_str(), &message.content)
+        })
+        .collect();
+    let rendered = shard
+        .model
+        .template
+        .render(&messages, true)
+        .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
+    Ok(shard.model.template_tokens(&rendered))
+}
+
+/// Refuses ids that the model does not know.
+pub(super) fn check_vocabulary(shard: &Shard, tokens: &[u32], field: &'static str) -> Result<(), ApiError> {
+    let vocab = shard.model.weights.params.vocab;
+    match tokens.iter().find(|token| **token as usize >= vocab) {
+        Some(token) => Err(ApiError::validation(field, format_args!("has token {token}, the vocabulary ends at {vocab}"))),
+        None => Ok(()),
+    }
+}
+
+fn decode(shard: &Shard, tokens: &[u32]) -> String {
+    let tokenizer = &shard.model.tokenizer;
+    let mut text = String::new();
+    let mut detokenizer = text::Detokenizer::from_start(tokenizer.adds_space_prefix());
+    for token in tokens {
+        detokenizer.push(tokenizer.piece(*token), &mut text);
+    }
+    detokenizer.finish(&mut text);
+    text
+}
+
+/// The sequences of a request in progress. Dropping it cancels what still runs.
+struct Generation<'a> {
+    shard: &'a Rc<Shard>,
+    peer: &'a Rc<Peer>,
+    work: Work,
+    inbox: Rc<Inbox>,
+    streams: Vec<StreamId>,
+    choices: Vec<Choice>,
+    clock: Clock,
+}
+
+/// When things happened to a request.
+pub(super) struct Clock {
+    pub(super) arrival: Instant,
+    pub(super) admitted: Option<Instant>,
+    pub(super) first_token: Option<Instant>,
+    pub(super) last_token: Cell<Option<Instant>>,
+}
+
+impl<'a> Generation<'a> {
+    fn submit(
+        shard: &'a Rc<Shard>,
+        peer: &'a Rc<Peer>,
+        generate: &GenerateRequest,
+        work: Work,
+        arrival: Instant,
+    ) -> Result<Self, ApiError> {
+        let wanted = work.prompts.len() * work.n as usize;
+        if shard.streams.borrow().len() + wanted > shard.sequences_max {
+            shard.metrics.requests.outcomes.refused_queue.add(1);
+            return Err(queue_full());
+        }
+        let inbox =
+            Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&peer.wake), cut: Cell::new(false) });
+        let requests = &shard.metrics.requests;
+        requests.started.add(1);
+        requests.active.add(1);
+        requests.prompt_tokens.add(work.prompts.iter().map(|prompt| prompt.len() as u64).sum());
+        let clock = Clock { arrival, admitted: None, first_token: None, last_token: Cell::new(None) };
+        let mut generation =
+            Self { shard, peer, work, inbox, streams: Vec::with_capacity(wanted), choices: Vec::with_capacity(wanted), clock };
+        let seed = generate.seed.or(shard.config.fixed_seed).unwrap_or_else(|| shard.next_random());
+        for prompt in 0..generation.work.prompts.len() {
+            for _ in 0..generation.work.n {
+                generation.start(generate, prompt, seed)?;
+            }
+        }
+        Ok(generation)
+    }
+
+    fn start(&mut self, generate: &GenerateRequest, prompt: usize, seed: u64) -> Result<(), ApiError> {
+        let index = self.choices.len();
+        let Work { prompts, tokens_max, stops, with_logprobs, .. } = &self.work;
+        let mut choice = Choice::new(
+            u32::try_from(index).expect("bounded by the schema"),
+            prompt,
+            stops,
+            *with_logprobs,
+        );
+        if tokens_max[prompt] == 0 {
+            choice.end(Finish::Length);
+            self.choices.push(choice);
+            return Ok(());
+        }
+        let stream = StreamId(self.shard.next_id());
+        let sequence = NewSequence {
+            stream,
+            prompt: prompts[prompt].clone().into_boxed_slice(),
+            tokens_max: tokens_max[prompt],
+            priority: priority(generate),
+            sampling: sampling(generate, seed.wrapping_add(index as u64)),
+            stop_at_end: !generate.ignore_eos,
+        };
+        self.shard.streams.borrow_mut().insert(stream, (Rc::clone(&self.inbox), index));
+        self.streams.push(stream);
+        self.choices.push(choice);
+        if !self.shard.start(Command::Start(Box::new(sequence))) {
+            self.shard.streams.borrow_mut().remove(&stream);
+            self.shard.metrics.requests.outcomes.refused_queue.add(1);
+            return Err(queue_full());
+        }
+        Ok(())
+    }
+
+    /// Answers as the tokens come. `Ok(false)` where the client is gone.
+    async fn answer(&mut self, mut reply: Reply<'_>, writer: &mut Writer, deadline: Instant) -> Result<bool, ApiError> {
+        let mut next_comment = Instant::now() + COMMENT_EVERY;
+        loop {
+            while let Some((index, event, at)) = self.next_event() {
+                if let Err(error) = self.take(index, event, at, &mut reply, writer) {
+                    return self.fail(&mut reply, writer, error).await;
+                }
+            }
+            if self.choices.iter().all(|choice| choice.finish.is_some()) {
+                self.record();
+                reply.finish(self.shard, &self.choices, &self.work, &self.clock, writer);
+                return Ok(!reply.is_stream() || writer.flush().await.is_ok());
+            }
+            if writer.flush().await.is_err() || self.peer.gone.get() {
+                self.shard.metrics.requests.outcomes.cancelled.add(1);
+                return Ok(false);
+            }
+            if !self.inbox.events.borrow().is_empty() {
+                continue;
+            }
+            let now = Instant::now();
+            if self.inbox.cut.get() {
+                let error = ApiError::unavailable("the server is shutting down", RETRY_DRAINING);
+                return self.fail(&mut reply, writer, error).await;
+            }
+            if now >= deadline {
+                let error = ApiError::new(408, Code::InferenceFailed, "the request took longer than its timeout");
+                return self.fail(&mut reply, writer, error).await;
+            }
+            if now >= next_comment {
+                reply.keep_alive(self.shard, &self.work, writer);
+                next_comment = now + COMMENT_EVERY;
+                continue;
+            }
+            self.peer.wake_at.set(Some(deadline.min(next_comment)));
+            self.peer.wake.wait().await;
+            self.peer.wake_at.set(None);
+        }
+    }
+
+    fn next_event(&self) -> Option<(usize, Event, Instant)> {
+        self.inbox.events.borrow_mut().pop_front()
+    }
+
+    fn take(
+        &mut self,
+        index: usize,
+        event: Event,
+        at: Instant,
+        reply: &mut Reply<'_>,
+        writer: &mut Writer,
+    ) -> Result<(), ApiError> {
+        let choice = &mut self.choices[index];
+        match event {
+            Event::Admitted(_) => self.clock.admitted = self.clock.admitted.or(Some(at)),
+            Event::Refused(_) => {
+                self.shard.metrics.requests.outcomes.refused_queue.add(1);
+                return Err(queue_full());
+            }
+            // A stop string ended the choice already; its sequence is being cancelled.
+            _ if choice.finish.is_some() => {}
+            Event::Token { stream, sampled, finish } => {
+                self.clock.token(self.shard, at);
+                choice.push(&self.shard.model, &sampled, finish);
+                if finish.is_none() && choice.finish.is_some() {
+                    self.shard.cancel(stream);
+                }
+                reply.token(self.shard, &self.work, choice, sampled.token, &self.clock, writer);
+            }
+            Event::End { finish: Finish::Failed, .. } => {
+                self.shard.metrics.requests.outcomes.failed.add(1);
+                return Err(ApiError::new(500, Code::InferenceFailed, "the model gave no usable scores"));
+            }
+            Event::End { finish, .. } => {
+                choice.end(finish);
+                reply.end(self.shard, &self.work, choice, writer);
+            }
+        }
+        Ok(())
+    }
+
+    /// An error answer, or an error event where the answer has begun.
+    async fn fail(&mut self, reply: &mut Reply<'_>, writer: &mut Writer, error: ApiError) -> Result<bool, ApiError> {
+        if !reply.has_begun() {
+            return Err(error);
+        }
+        reply.error(writer, &error);
+        // The answer ends here either way.
+        let _ = writer.flush().await;
+        Ok(false)
+    }
+
+    fn record(&self) {
+        use net::api::FinishReason;
+        let requests = &self.shard.metrics.requests;
+        for choice in &self.choices {
+            match choice.finish {
+                Some(FinishReason::Length) => requests.outcomes.length.add(1),
+                _ => requests.outcomes.stop.add(1),
+            }
+            requests.generated_tokens.add(choice.tokens);
+        }
+        let Clock { arrival, admitted, first_token, last_token } = &self.clock;
+        let (Some(first), Some(last)) = (*first_token, last_token.get()) else { return };
+        let admitted = admitted.unwrap_or(*arrival);
+        requests.queue.observe_duration(admitted.saturating_duration_since(*arrival));
+        requests.prefill.observe_duration(first.saturating_duration_since(admitted));
+        requests.decode.observe_duration(last.saturating_duration_since(first));
+        requests.end_to_end.observe_duration(last.saturating_duration_since(*arrival));
+        let tokens: u64 = self.choices.iter().map(|choice| choice.tokens).sum();
+        requests.tokens_per_second.observe(rate(tokens, last.saturating_duration_since(*arrival)));
+    }
+}
+
+impl Drop for Generation<'_> {
+    fn drop(&mut self) {
+        for stream in &self.streams {
+            self.shard.cancel(*stream);
+        }
+        let active = &self.shard.metrics.requests.active;
+        active.set(active.get() - 1);
+    }
+}
+
+impl Clock {
+    fn token(&mut self, shard: &Shard, at: Instant) {
+        let requests = &shard.metrics.requests;
+        match self.last_token.replace(Some(at)) {
+            None => {
+                self.first_token = Some(at);
+                requests.first_token.observe_duration(at.saturating_duration_since(self.arrival));
+            }
+            Some(last) => requests.inter_token.observe_duration(at.saturating_duration_since(last)),
+        }
+    }
+
+    /// Seconds from arrival to the last token so far.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.last_token.get().map_or(Duration::ZERO, |last| last.saturating_duration_since(self.arrival))
+    }
+}
+
+/// Tokens per second; 0 where no time has passed.
+#[expect(clippy::cast_precision_loss, reason = "token counts are small")]
+pub(super) fn rate(tokens: u64, elapsed: Duration) -> f64 {
+    if elapsed.is_zero() { 0.0 } else { tokens as f64 / elapsed.as_secs_f64() }
+}
+
+fn priority(generate: &GenerateRequest) -> Priority {
+    match generate.priority {
+        api::Priority::Low => Priority::Low,
+        api::Priority::Normal => Priority::Normal,
+        api::Priority::High => Priority::High,
+    }
+}
+
+fn sampling(generate: &GenerateRequest, seed: u64) -> SamplingParams {
+    SamplingParams {
+        temperature: generate.temperature,
+        top_k: generate.top_k,
+        top_p: generate.top_p,
+        min_p: generate.min_p,
+        repetition_penalty: generate.repetition_penalty,
+        frequency_penalty: generate.frequency_penalty,
+        presence_penalty: generate.presence_penalty,
+        logit_bias: generate.logit_bias.clone(),
+        seed,
+        logprobs: generate.logprobs.map(|top| u8::try_from(top).expect("bounded by the schema")),
+    }
+}
+
+fn queue_full() -> ApiError {
+    ApiError::overloaded("the queue is full", RETRY_QUEUE)
+}
+
+const RETRY_DRAINING: Duration = Duration::from_secs(5);
+const RETRY_QUEUE: Duration = Duration::from_secs(1);
+/// Comments keep a connection alive while a request waits.
+const COMMENT_EVERY: Duration = Duration::from_secs(15);

@@ -1,0 +1,335 @@
+//! The executor side of a shard: its listener, its connections, and the mailbox to its leader.
+
+mod answer;
+mod choice;
+mod connection;
+mod generation;
+mod peer;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use monoio::net::{ListenerOpts, TcpListener};
+use rtrb::{Consumer, Producer};
+
+use crate::config::Config;
+use crate::engine::{Command, Event};
+use crate::executor::{Rings, Signal};
+use crate::mailbox::{Doorbell, LeaderBell};
+use crate::metrics::ShardMetrics;
+use crate::model::Model;
+use crate::schedule::StreamId;
+use peer::Peer;
+
+/// What all shards and the control thread know of each other.
+pub struct Control {
+    pub started: Instant,
+    pub started_unix_s: u64,
+    pub metrics: Arc<[Arc<ShardMetrics>]>,
+    pub workers: usize,
+    ready: AtomicBool,
+    draining: AtomicBool,
+    cutting: AtomicBool,
+}
+
+impl Control {
+    /// A server that is neither ready nor draining.
+    #[must_use]
+    pub fn new(started: Instant, metrics: Arc<[Arc<ShardMetrics>]>, workers: usize) -> Self {
+        Self {
+            started,
+            started_unix_s: unix_time().as_secs(),
+            metrics,
+            workers,
+            ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            cutting: AtomicBool::new(false),
+        }
+    }
+
+    /// Every shard has done its first step.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::SeqCst);
+    }
+
+    /// No new work from now on.
+    pub fn start_drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Running streams end now.
+    pub fn cut(&self) {
+        self.cutting.store(true, Ordering::SeqCst);
+    }
+
+    /// Requests in progress.
+    #[must_use]
+    pub fn active_requests(&self) -> u64 {
+        self.metrics.iter().map(|metrics| metrics.requests.active.get()).sum()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) && !self.is_draining()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    fn is_cutting(&self) -> bool {
+        self.cutting.load(Ordering::Relaxed)
+    }
+}
+
+/// The two ends that the executor holds.
+pub struct ShardLink {
+    pub commands: Producer<Command>,
+    pub events: Consumer<Event>,
+    pub doorbell: Arc<Doorbell>,
+    pub bell: Arc<LeaderBell>,
+    pub stopping: Arc<AtomicBool>,
+}
+
+/// State of one executor; lives and dies on its thread.
+pub struct Shard {
+    index: usize,
+    config: Config,
+    model: Arc<Model>,
+    control: Arc<Control>,
+    metrics: Arc<ShardMetrics>,
+    commands: RefCell<Producer<Command>>,
+    doorbell: Arc<Doorbell>,
+    bell: Arc<LeaderBell>,
+    stopping: Arc<AtomicBool>,
+    streams: RefCell<HashMap<StreamId, (Rc<Inbox>, usize)>>,
+    sequences_max: usize,
+    peers: RefCell<HashMap<u64, Rc<Peer>>>,
+    json: RefCell<net::json::Reader>,
+    counter: Cell<u64>,
+    random: Cell<u64>,
+    rss_bytes: Cell<u64>,
+}
+
+/// Events of one request, in the order of its choices' tokens.
+pub struct Inbox {
+    events: RefCell<VecDeque<(usize, Event, Instant)>>,
+    wake: Rc<Signal>,
+    cut: Cell<bool>,
+}
+
+impl Shard {
+    /// A shard that takes `sequences` (in slots, in the queue) at a time. Returns it with the leader's events.
+    #[must_use]
+    pub fn new(
+        index: usize,
+        config: Config,
+        model: Arc<Model>,
+        control: Arc<Control>,
+        link: ShardLink,
+        (slots_max, waiting_max): (usize, usize),
+    ) -> (Self, Consumer<Event>) {
+        let metrics = Arc::clone(&control.metrics[index]);
+        let shard = Self {
+            index,
+            config,
+            model,
+            control,
+            metrics,
+            commands: RefCell::new(link.commands),
+            doorbell: link.doorbell,
+            bell: link.bell,
+            stopping: link.stopping,
+            streams: RefCell::default(),
+            sequences_max: slots_max + waiting_max,
+            peers: RefCell::default(),
+            json: RefCell::default(),
+            counter: Cell::new(0),
+            random: Cell::new(fresh_random()),
+            rss_bytes: Cell::new(0),
+        };
+        (shard, link.events)
+    }
+
+    /// Listens on `address` and serves until it is drained.
+    ///
+    /// # Errors
+    /// When it can't listen or the driver fails.
+    pub async fn serve(self, mut events: Consumer<Event>, address: SocketAddr, share_port: bool) -> io::Result<()> {
+        let shard = Rc::new(self);
+        let options = ListenerOpts::new().reuse_port(share_port).reuse_addr(true).backlog(LISTEN_BACKLOG);
+        let listener = TcpListener::bind_with_config(address, &options)?;
+        let listener_fd = listener.as_raw_fd();
+        monoio::spawn(accept(Rc::clone(&shard), listener));
+        monoio::spawn(keep_time(Rc::clone(&shard)));
+        let doorbell = Arc::clone(&shard.doorbell);
+        let rings = Rings::new(&doorbell)?;
+        let (mut draining, mut cut) = (false, false);
+        loop {
+            shard.deliver(&mut events);
+            if shard.control.is_draining() && !draining {
+                draining = true;
+                shutdown(listener_fd);
+                shard.close_idle();
+            }
+            if shard.control.is_cutting() && !cut {
+                cut = true;
+                shard.cut();
+            }
+            if draining && shard.peers.borrow().is_empty() && shard.streams.borrow().is_empty() {
+                break;
+            }
+            let control = &shard.control;
+            let busy = || !events.is_empty() || control.is_draining() != draining || control.is_cutting() != cut;
+            rings.sleep_unless(busy).await?;
+        }
+        shard.stopping.store(true, Ordering::SeqCst);
+        shard.bell.ring();
+        Ok(())
+    }
+
+    /// Hands the leader's events to the requests that wait for them.
+    fn deliver(&self, events: &mut Consumer<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut streams = self.streams.borrow_mut();
+        while let Ok(event) = events.pop() {
+            let (stream, last) = match &event {
+                Event::Admitted(stream) => (*stream, false),
+                Event::Refused(stream) | Event::End { stream, .. } => (*stream, true),
+                Event::Token { stream, finish, .. } => (*stream, finish.is_some()),
+            };
+            // A stream that was cancelled meanwhile has no inbox any more.
+            let Some((inbox, choice)) = streams.get(&stream) else { continue };
+            inbox.events.borrow_mut().push_back((*choice, event, now));
+            inbox.wake.notify();
+            if last {
+                streams.remove(&stream);
+            }
+        }
+    }
+
+    /// Ends the connections that have no request in progress.
+    fn close_idle(&self) {
+        for peer in self.peers.borrow().values().filter(|peer| !peer.busy.get()) {
+            shutdown(peer.fd);
+        }
+    }
+
+    fn cut(&self) {
+        for (inbox, _) in self.streams.borrow().values() {
+            inbox.cut.set(true);
+            inbox.wake.notify();
+        }
+    }
+
+    /// Sends a command; `false` if there is no room for it and for the cancellations that may still come.
+    fn start(&self, command: Command) -> bool {
+        let mut commands = self.commands.borrow_mut();
+        let room = commands.slots() > self.streams.borrow().len();
+        let sent = room && commands.push(command).is_ok();
+        self.bell.ring();
+        sent
+    }
+
+    fn cancel(&self, stream: StreamId) {
+        if self.streams.borrow_mut().remove(&stream).is_none() {
+            return;
+        }
+        let sent = self.commands.borrow_mut().push(Command::Cancel(stream));
+        assert!(sent.is_ok(), "every stream that was started has room for its cancellation");
+        self.bell.ring();
+    }
+
+    fn next_id(&self) -> u64 {
+        self.counter.set(self.counter.get() + 1);
+        self.counter.get()
+    }
+
+    /// splitmix64: names requests and seeds those that give no seed.
+    fn next_random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A random UUID (version 4).
+    fn request_id(&self) -> String {
+        let (a, b) = (self.next_random(), self.next_random());
+        format!(
+            "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+            a >> 32,
+            a >> 16 & 0xffff,
+            a & 0xfff,
+            0x8000 | b >> 48 & 0x3fff,
+            b & 0xffff_ffff_ffff
+        )
+    }
+}
+
+async fn accept(shard: Rc<Shard>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if shard.peers.borrow().len() < shard.config.connections_max => {
+                monoio::spawn(connection::run(Rc::clone(&shard), stream));
+            }
+            Ok(_) => {
+                let refused = &shard.metrics.requests.outcomes.refused_connections;
+                refused.add(1);
+            }
+            Err(_) if shard.control.is_draining() => return,
+            // Out of descriptors, or a client that left already: the next one may have more luck.
+            Err(_) => monoio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Wakes what has waited too long. All deadlines of a shard are looked at here, so that none is a timer of its own.
+async fn keep_time(shard: Rc<Shard>) {
+    let mut beats = 0_u64;
+    loop {
+        if beats.is_multiple_of(BEATS_PER_MEMORY_LOOK) {
+            shard.rss_bytes.set(tuning::memory::rss_bytes().unwrap_or(0));
+        }
+        beats += 1;
+        shard.metrics.requests.turns.add(1);
+        shard.metrics.requests.connections.set(shard.peers.borrow().len() as u64);
+        let now = Instant::now();
+        for peer in shard.peers.borrow().values() {
+            peer.check_deadlines(now);
+        }
+        monoio::time::sleep(BEAT).await;
+    }
+}
+
+/// Ends both directions of a socket; pending operations on it return.
+#[expect(unsafe_code, reason = "a socket system call")]
+fn shutdown(fd: RawFd) {
+    // SAFETY: no pointers are involved; a descriptor that is no open socket is an ignored error.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn fresh_random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+const LISTEN_BACKLOG: i32 = 4096;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+/// How often deadlines are looked at.
+const BEAT: Duration = Duration::from_millis(100);
+const BEATS_PER_MEMORY_LOOK: u64 = 10;

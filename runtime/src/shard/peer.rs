@@ -1,0 +1,130 @@
+//! What the tasks of one connection share: received bytes, deadlines, and who wakes whom.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf};
+use monoio::net::TcpStream;
+
+use super::shutdown;
+use crate::executor::Signal;
+
+/// One client connection.
+pub(super) struct Peer {
+    pub(super) fd: RawFd,
+    /// Received and not yet looked at; bounded by [`INBOX_BYTES_MAX`] and one read.
+    pub(super) inbox: RefCell<Vec<u8>>,
+    /// The client has sent its last byte, or is gone.
+    pub(super) gone: Cell<bool>,
+    /// A request is being answered.
+    pub(super) busy: Cell<bool>,
+    /// Wakes the connection's task.
+    pub(super) wake: Rc<Signal>,
+    /// Wakes the reading task, which waits for room.
+    room: Signal,
+    closed: Cell<bool>,
+    /// When the task wants to be woken even if nothing arrives.
+    pub(super) wake_at: Cell<Option<Instant>>,
+    /// When a write that doesn't proceed is given up.
+    write_until: Cell<Option<Instant>>,
+}
+
+impl Peer {
+    pub(super) fn new(fd: RawFd) -> Self {
+        Self {
+            fd,
+            inbox: RefCell::default(),
+            gone: Cell::new(false),
+            busy: Cell::new(false),
+            wake: Rc::default(),
+            room: Signal::default(),
+            closed: Cell::new(false),
+            wake_at: Cell::new(None),
+            write_until: Cell::new(None),
+        }
+    }
+
+    /// Wakes or cuts off what has waited until `now`.
+    pub(super) fn check_deadlines(&self, now: Instant) {
+        if self.write_until.get().is_some_and(|at| at <= now) {
+            shutdown(self.fd);
+        }
+        if self.wake_at.get().is_some_and(|at| at <= now) {
+            self.wake.notify();
+        }
+    }
+
+    /// Takes at most `max` of the received bytes; `out` is empty.
+    pub(super) fn take_inbox(&self, max: usize, out: &mut Vec<u8>) {
+        let mut inbox = self.inbox.borrow_mut();
+        if inbox.len() <= max {
+            std::mem::swap(&mut *inbox, out);
+        } else {
+            out.extend(inbox.drain(..max));
+        }
+        self.room.notify();
+    }
+
+    /// Lets the reading task end.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.room.notify();
+    }
+}
+
+/// Reads for as long as the connection lives, also while an answer is being written, so that a client who leaves is
+/// noticed at once. No read is ever cancelled.
+pub(super) async fn read(mut half: OwnedReadHalf<TcpStream>, peer: Rc<Peer>) {
+    let mut buffer = vec![0; READ_BYTES];
+    while !peer.closed.get() {
+        if peer.inbox.borrow().len() >= INBOX_BYTES_MAX {
+            peer.room.wait().await;
+            continue;
+        }
+        let (result, back) = half.read(buffer).await;
+        buffer = back;
+        match result {
+            Ok(0) | Err(_) => break,
+            Ok(count) => peer.inbox.borrow_mut().extend_from_slice(&buffer[..count]),
+        }
+        peer.wake.notify();
+    }
+    peer.gone.set(true);
+    peer.wake.notify();
+}
+
+/// The writing half with its buffer.
+pub(super) struct Writer {
+    half: OwnedWriteHalf<TcpStream>,
+    peer: Rc<Peer>,
+    pub(super) out: Vec<u8>,
+}
+
+impl Writer {
+    pub(super) fn new(half: OwnedWriteHalf<TcpStream>, peer: Rc<Peer>) -> Self {
+        Self { half, peer, out: Vec::with_capacity(OUT_BYTES) }
+    }
+
+    /// Sends what is in `out`: one send for everything that came together since the last.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        self.peer.write_until.set(Some(Instant::now() + WRITE_STALL_MAX));
+        let out = std::mem::take(&mut self.out);
+        let (result, mut out) = self.half.write_all(out).await;
+        self.peer.write_until.set(None);
+        out.clear();
+        self.out = out;
+        result.map(|_| ())
+    }
+}
+
+const READ_BYTES: usize = 8 << 10;
+const INBOX_BYTES_MAX: usize = 64 << 10;
+const OUT_BYTES: usize = 2 << 10;
+/// A client that takes nothing for so long is cut off.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
