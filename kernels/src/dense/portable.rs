@@ -1,7 +1,8 @@
 //! Sixteen lanes as an array.
 
 use super::lanes::{Kernel, LANES, Lanes};
-use crate::half::{bf16_to_f32, f16_to_f32};
+use super::matrix::bf16_to_f32;
+use crate::math::f16_to_f32;
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
