@@ -8,7 +8,6 @@
 pub mod activation;
 pub mod attention;
 pub mod dense;
-mod half;
 mod isa;
 pub mod math;
 pub mod norm;
