@@ -87,18 +87,19 @@ impl Scheduler {
     pub fn new(slots: usize, waiting_max: usize) -> Self {
         Self {
             slots: (0..slots).map(|_| None).collect(),
-            waiting: VecDeque::with_capacity(waiting_max),
+            waiting: VecDeque::with_capacity(waiting_max + slots),
             waiting_max,
             order: Vec::with_capacity(slots),
         }
     }
 
-    /// Takes a sequence into the queue.
+    /// Takes a sequence into the queue. Free slots count as places in it, since those who wait move on at the next
+    /// [`Scheduler::admit`] only, and many may come before that.
     ///
     /// # Errors
     /// When the queue is full.
     pub fn submit(&mut self, sequence: NewSequence) -> Result<(), QueueFull> {
-        if self.waiting.len() >= self.waiting_max {
+        if self.waiting.len() + self.order.len() >= self.waiting_max + self.slots.len() {
             return Err(QueueFull(sequence));
         }
         let behind = self.waiting.iter().rposition(|other| other.priority >= sequence.priority);
