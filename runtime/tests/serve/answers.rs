@@ -41,12 +41,15 @@ fn a_chat_is_answered_sensibly_and_alike_each_time_and_streamed() {
     assert!(chunks.len() > 20, "tokens come one by one: {} chunks", chunks.len());
     assert_eq!(streamed_text(&chunks, 0), text);
     let [.., last_choice, last] = &chunks[..] else { panic!("no chunks") };
-    assert_eq!((&last_choice["choices"][0]["delta"], &last_choice["choices"][0]["finish_reason"]), (&json!({}), &json!("length")));
+    assert_eq!(
+        (&last_choice["choices"][0]["delta"], &last_choice["choices"][0]["finish_reason"]),
+        (&json!({}), &json!("length"))
+    );
     assert_eq!((&last["choices"], &last["usage"]), (&json!([]), usage));
 
-    let seeded = json!({"temperature": 1, "seed": 5, "n": 3});
-    let whole = server.ask(CHAT, &chat(8, seeded.clone()));
-    let mut streaming = chat(8, seeded);
+    let seeded = json!({"temperature": 2, "seed": 5, "n": 3});
+    let whole = server.ask(CHAT, &chat(16, seeded.clone()));
+    let mut streaming = chat(16, seeded);
     streaming["stream"] = json!(true);
     let chunks = server.post(CHAT, &streaming.to_string()).chunks();
     for index in 0..3 {
@@ -62,7 +65,8 @@ fn stop_strings_end_an_answer_and_are_not_shown_even_across_tokens() {
     let server = Server::start(&[]);
     let text = content(&server.ask(CHAT, &chat(24, json!({})))).to_owned();
     let pieces = server.ask("/v1/tokenize", &json!({"content": text, "with_pieces": true}));
-    let first_tokens: String = pieces["tokens"].as_array().unwrap()[..4].iter().map(|t| t["piece"].as_str().unwrap()).collect();
+    let first_tokens: String =
+        pieces["tokens"].as_array().unwrap()[..4].iter().map(|t| t["piece"].as_str().unwrap()).collect();
     let boundary = first_tokens.len();
     // From inside the fourth token into the fifth.
     let stop = &text[boundary - 2..boundary + 2];
@@ -94,7 +98,8 @@ fn log_probabilities_echo_and_token_prompts() {
     let text = answer["choices"][0]["text"].as_str().unwrap();
     assert!(text.contains(prompt), "{text}");
     let logprobs = &answer["choices"][0]["logprobs"];
-    let lengths = ["tokens", "token_logprobs", "top_logprobs", "text_offset"].map(|key| logprobs[key].as_array().unwrap().len());
+    let lengths =
+        ["tokens", "token_logprobs", "top_logprobs", "text_offset"].map(|key| logprobs[key].as_array().unwrap().len());
     assert!(lengths.iter().all(|length| *length == lengths[0] && *length >= 4), "{logprobs}");
 
     let plain = json!({"prompt": prompt, "max_tokens": 8, "temperature": 0});
@@ -115,7 +120,10 @@ fn own_endpoints_infer_stream_and_tokenise() {
     let server = Server::start(&[]);
     let body = json!({"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0});
     let whole = server.ask("/v1/inference", &body);
-    assert_eq!((&whole["tokens_generated"], &whole["model_id"], &whole["device_used"]), (&json!(20), &json!(MODEL), &json!("cpu")));
+    assert_eq!(
+        (&whole["tokens_generated"], &whole["model_id"], &whole["device_used"]),
+        (&json!(20), &json!(MODEL), &json!("cpu"))
+    );
     assert!(whole["tokens_per_second"].as_f64().unwrap() > 0.0);
 
     let streamed = server.post("/v1/inference/stream", &body.to_string());
@@ -130,7 +138,10 @@ fn own_endpoints_infer_stream_and_tokenise() {
         assert!(events.iter().any(|event| event.name == name), "{name}");
     }
     let last = data.last().unwrap();
-    assert_eq!((&last["type"], &last["total_tokens"], &last["finish_reason"]), (&json!("complete"), &json!(20), &json!("length")));
+    assert_eq!(
+        (&last["type"], &last["total_tokens"], &last["finish_reason"]),
+        (&json!("complete"), &json!(20), &json!("length"))
+    );
     assert_eq!(last["request_id"].as_str(), streamed.header("x-request-id"));
 
     for text in ["The quick brown fox.", " zwölf Boxkämpfer \u{1f98a}\n\n\tend", "", "a\u{0}b"] {

@@ -8,27 +8,27 @@ use serde_json::Value;
 use crate::server::PATIENCE;
 
 /// One connection.
-pub struct Client {
+pub(crate) struct Client {
     reader: BufReader<TcpStream>,
 }
 
 /// A whole answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// One event of a stream: its name, if it has one, and its data.
 #[derive(Debug, PartialEq)]
-pub struct Event {
-    pub name: String,
-    pub data: String,
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) data: String,
 }
 
 impl Client {
-    pub fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -36,15 +36,15 @@ impl Client {
         Self { reader: BufReader::new(stream) }
     }
 
-    pub fn stream(&self) -> &TcpStream {
+    pub(crate) fn stream(&self) -> &TcpStream {
         self.reader.get_ref()
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.reader.get_mut().write_all(bytes).unwrap();
     }
 
-    pub fn send_post(&mut self, path: &str, body: &[u8]) {
+    pub(crate) fn send_post(&mut self, path: &str, body: &[u8]) {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
@@ -52,18 +52,18 @@ impl Client {
         self.send(&[head.as_bytes(), body].concat());
     }
 
-    pub fn post(&mut self, path: &str, body: &[u8]) -> Answer {
+    pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> Answer {
         self.send_post(path, body);
         self.answer()
     }
 
-    pub fn get(&mut self, path: &str) -> Answer {
+    pub(crate) fn get(&mut self, path: &str) -> Answer {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
         self.answer()
     }
 
     /// Status and header fields.
-    pub fn head(&mut self) -> Answer {
+    pub(crate) fn head(&mut self) -> Answer {
         let status_line = self.line();
         assert!(status_line.starts_with("HTTP/1.1 "), "`{status_line}` is no status line");
         let status = status_line[9..12].parse().unwrap();
@@ -79,7 +79,7 @@ impl Client {
     }
 
     /// The next answer with its body.
-    pub fn answer(&mut self) -> Answer {
+    pub(crate) fn answer(&mut self) -> Answer {
         let mut answer = self.head();
         if let Some(length) = answer.header("content-length") {
             answer.body = vec![0; length.parse().unwrap()];
@@ -93,7 +93,7 @@ impl Client {
     }
 
     /// Appends one chunk; `false` after the last.
-    pub fn chunk(&mut self, body: &mut Vec<u8>) -> bool {
+    pub(crate) fn chunk(&mut self, body: &mut Vec<u8>) -> bool {
         let size = usize::from_str_radix(&self.line(), 16).unwrap();
         let start = body.len();
         body.resize(start + size, 0);
@@ -103,7 +103,7 @@ impl Client {
     }
 
     /// Reads until the server closes; what came.
-    pub fn rest(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         // A reset after the last byte is an end, too.
         let _ = self.reader.read_to_end(&mut bytes);
@@ -111,7 +111,7 @@ impl Client {
     }
 
     /// Says that nothing more will be sent.
-    pub fn finish_sending(&self) {
+    pub(crate) fn finish_sending(&self) {
         self.stream().shutdown(Shutdown::Write).unwrap();
     }
 
@@ -125,21 +125,21 @@ impl Client {
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.clone()).unwrap()
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
     /// The events of a stream; comments are passed over.
-    pub fn events(&self) -> Vec<Event> {
-        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    pub(crate) fn events(&self) -> Vec<Event> {
+        assert_eq!(self.header("content-type"), Some("text/event-stream"));
         let text = self.text();
         let blocks = text.split_terminator("\n\n").filter(|block| !block.starts_with(':'));
         let events = blocks.map(|block| {
@@ -150,7 +150,7 @@ impl Answer {
     }
 
     /// The data of an OpenAI stream, whose end must be marked.
-    pub fn chunks(&self) -> Vec<Value> {
+    pub(crate) fn chunks(&self) -> Vec<Value> {
         assert_eq!(self.status, 200, "{}", self.text());
         let mut events = self.events();
         assert_eq!(events.pop().map(|event| event.data), Some("[DONE]".to_owned()), "{}", self.text());
@@ -159,10 +159,10 @@ impl Answer {
 }
 
 /// The text of one choice of a chat stream.
-pub fn streamed_text(chunks: &[Value], index: u64) -> String {
+pub(crate) fn streamed_text(chunks: &[Value], index: u64) -> String {
     let choices = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
-    let texts = choices.filter(|choice| choice["index"] == index).map(|choice| {
-        choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default()
-    });
+    let texts = choices
+        .filter(|choice| choice["index"] == index)
+        .map(|choice| choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default());
     texts.collect()
 }

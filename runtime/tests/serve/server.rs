@@ -10,28 +10,28 @@ use serde_json::Value;
 
 use crate::clients::{Answer, Client};
 
-pub const MODEL: &str = "bitnetd-tiny";
+pub(crate) const MODEL: &str = "bitnetd-tiny";
 /// Longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server; dropping it kills it.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// What it said on standard error until it listened.
-    pub first_words: String,
+    pub(crate) first_words: String,
     further_words: Option<JoinHandle<String>>,
 }
 
 /// How a server ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub code: Option<i32>,
-    pub words: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) words: String,
 }
 
 /// `bitnetd` with `arguments` and without our own environment's settings.
-pub fn bitnetd(arguments: &[&str]) -> Command {
+pub(crate) fn bitnetd(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitnetd"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BITNET_")) {
         command.env_remove(name);
@@ -41,7 +41,7 @@ pub fn bitnetd(arguments: &[&str]) -> Command {
 }
 
 /// Runs a command that is expected to end by itself.
-pub fn run_to_end(command: &mut Command) -> Ended {
+pub(crate) fn run_to_end(command: &mut Command) -> Ended {
     let mut child = command.spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
     let code = loop {
@@ -62,14 +62,14 @@ pub fn run_to_end(command: &mut Command) -> Ended {
 
 impl Server {
     /// Serves the model of the binary on a free port, with further arguments.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut command = bitnetd(&["serve", "--port", "0"]);
         command.args(arguments);
         Self::spawn(&mut command)
     }
 
     /// Runs `command` until it says where it listens.
-    pub fn spawn(command: &mut Command) -> Self {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut first_words = String::new();
@@ -88,18 +88,18 @@ impl Server {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Asks it to end.
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let status = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
     /// Waits for its end.
-    pub fn ended(mut self) -> Ended {
+    pub(crate) fn ended(mut self) -> Ended {
         let deadline = Instant::now() + PATIENCE;
         let code = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -111,27 +111,27 @@ impl Server {
         Ended { code, words: self.further_words.take().unwrap().join().unwrap() }
     }
 
-    pub fn connect(&self) -> Client {
+    pub(crate) fn connect(&self) -> Client {
         Client::connect(self.address)
     }
 
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.connect().get(path)
     }
 
-    pub fn post(&self, path: &str, body: &str) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
         self.connect().post(path, body.as_bytes())
     }
 
     /// The JSON answer to a request that must succeed.
-    pub fn ask(&self, path: &str, body: &Value) -> Value {
+    pub(crate) fn ask(&self, path: &str, body: &Value) -> Value {
         let answer = self.post(path, &body.to_string());
         assert_eq!(answer.status, 200, "{}", answer.text());
         answer.json()
     }
 
     /// The sum of a metric's samples.
-    pub fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text();
         let mut found = text.lines().filter(|line| line.starts_with(name)).peekable();
         assert!(found.peek().is_some(), "no {name} in\n{text}");
@@ -140,18 +140,18 @@ impl Server {
     }
 
     /// Waits until nothing runs, waits or holds KV blocks any more.
-    pub fn is_quiet_within(&self, time: Duration) -> bool {
+    pub(crate) fn is_quiet_within(&self, time: Duration) -> bool {
         let names = ["bitnet_requests_running", "bitnet_requests_waiting", "bitnet_kv_cache_usage_ratio"];
         becomes_true(time, || names.iter().all(|name| self.metric(name) == 0.0))
     }
 
     /// Open descriptors.
-    pub fn descriptors(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
     /// Processor time so far.
-    pub fn cpu_time(&self) -> Duration {
+    pub(crate) fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
@@ -168,7 +168,7 @@ impl Drop for Server {
 }
 
 /// Whether `condition` holds within `time`.
-pub fn becomes_true(time: Duration, condition: impl Fn() -> bool) -> bool {
+pub(crate) fn becomes_true(time: Duration, condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + time;
     loop {
         if condition() {
@@ -182,6 +182,6 @@ pub fn becomes_true(time: Duration, condition: impl Fn() -> bool) -> bool {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a client that waits for another process")]
-pub fn pause(time: Duration) {
+pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);
 }
