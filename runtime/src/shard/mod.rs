@@ -168,7 +168,12 @@ impl Shard {
     /// When it can't listen or the driver fails.
     pub async fn serve(self, mut events: Consumer<Event>, address: SocketAddr, share_port: bool) -> io::Result<()> {
         let shard = Rc::new(self);
-        let options = ListenerOpts::new().reuse_port(share_port).reuse_addr(true).backlog(LISTEN_BACKLOG);
+        // Accepted sockets inherit the size: what the kernel holds for a client that doesn't read is bounded, too.
+        let options = ListenerOpts::new()
+            .reuse_port(share_port)
+            .reuse_addr(true)
+            .backlog(LISTEN_BACKLOG)
+            .send_buf_size(SEND_BUFFER_BYTES);
         let listener = TcpListener::bind_with_config(address, &options)?;
         let listener_fd = listener.as_raw_fd();
         shard.control.listening.fetch_add(1, Ordering::SeqCst);
@@ -338,6 +343,8 @@ fn fresh_random() -> u64 {
 }
 
 const LISTEN_BACKLOG: i32 = 4096;
+/// The kernel doubles it for its own bookkeeping.
+const SEND_BUFFER_BYTES: usize = 128 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// How often deadlines are looked at.
 const BEAT: Duration = Duration::from_millis(100);
