@@ -254,7 +254,7 @@ fn invalid(key: &'static str, value: &str, allowed: &str) -> Error {
     Error::Invalid { key, value: value.to_owned(), allowed: allowed.to_owned() }
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(key: &'static str, value: T, min: T, max: T) -> Result<T, Error> {
+fn within<T: Copy + PartialOrd + std::fmt::Display>(key: &'static str, value: T, min: T, max: T) -> Result<T, Error> {
     if value < min || value > max {
         return Err(invalid(key, &value.to_string(), &format!("{min} to {max}")));
     }

@@ -90,9 +90,8 @@ pub fn serve(config: &Config, plan: &Plan, models: &[Arc<Model>], termination: &
     let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers()));
     let kv_blocks = kv_blocks(config, &models[0], count)?;
     let mut shards = Vec::with_capacity(count);
-    for index in 0..count {
-        let shard = start_shard(config, plan, index, &models[index], &control, kv_blocks)?;
-        shards.push(shard);
+    for (index, model) in models.iter().enumerate() {
+        shards.push(start_shard(config, plan, index, model, &control, kv_blocks)?);
     }
     for (index, shard) in shards.iter().enumerate() {
         while !shard.ready.load(Ordering::Acquire) {
@@ -273,7 +272,7 @@ fn kv_blocks(config: &Config, model: &Model, shards: usize) -> Result<usize, Err
     }
     info!(
         "KV cache: {} MiB for {} sequences of up to {} tokens ({} tokens in all) in each of {shards} shards",
-        blocks * block_bytes >> 20,
+        (blocks * block_bytes) >> 20,
         config.slots_max.div_ceil(shards),
         model.weights.context,
         blocks * kernels::attention::BLOCK as u64,
@@ -372,7 +371,8 @@ mod tests {
         let address = plan.address;
         let options = LoadOptions { threads: 1, node: None, context_max: 512 };
         let model = Model::load(&Source::embedded(), "tiny".into(), options, &|_, _| {}).unwrap();
-        let models = vec![Arc::new(model); plan.placement.shards.len()];
+        let model = Arc::new(model);
+        let models = vec![model; plan.placement.shards.len()];
         let server = std::thread::spawn(move || {
             let termination = Termination::block().unwrap();
             serve(&config, &plan, &models, &termination)

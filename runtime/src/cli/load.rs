@@ -45,7 +45,7 @@ pub fn progress_bar(verb: &'static str) -> impl Fn(u64, u64) + Sync {
     let shown = AtomicU64::new(u64::MAX);
     let terminal = std::io::stderr().is_terminal();
     move |done, total| {
-        let percent = if total == 0 { 100 } else { done * 100 / total };
+        let percent = (done * 100).checked_div(total).unwrap_or(100);
         if !terminal || shown.swap(percent, Ordering::Relaxed) == percent {
             return;
         }
