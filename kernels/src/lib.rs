@@ -9,6 +9,7 @@ pub mod activation;
 pub mod attention;
 pub mod dense;
 mod isa;
+pub mod limits;
 pub mod math;
 pub mod norm;
 pub mod rope;
