@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::clients::streamed_text;
 use crate::server::{MODEL, Server};
 
-fn chat(max_tokens: u32, more: Value) -> Value {
+fn chat(max_tokens: u32, more: &Value) -> Value {
     let messages = json!([{"role": "user", "content": "Tell me a story about a fox."}]);
     let mut body = json!({"model": MODEL, "messages": messages, "max_tokens": max_tokens, "temperature": 0});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -22,7 +22,7 @@ const COMPLETIONS: &str = "/v1/completions";
 #[test]
 fn a_chat_is_answered_sensibly_and_alike_each_time_and_streamed() {
     let server = Server::start(&[]);
-    let answer = server.ask(CHAT, &chat(24, json!({})));
+    let answer = server.ask(CHAT, &chat(24, &json!({})));
     let text = content(&answer);
     assert!(text.to_lowercase().contains("fox"), "{text}");
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
@@ -32,10 +32,10 @@ fn a_chat_is_answered_sensibly_and_alike_each_time_and_streamed() {
         usage["total_tokens"].as_u64().unwrap(),
         usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap()
     );
-    assert_eq!(content(&server.ask(CHAT, &chat(24, json!({})))), text);
+    assert_eq!(content(&server.ask(CHAT, &chat(24, &json!({})))), text);
 
     let more = json!({"stream": true, "stream_options": {"include_usage": true}});
-    let streamed = server.post(CHAT, &chat(24, more).to_string());
+    let streamed = server.post(CHAT, &chat(24, &more).to_string());
     let chunks = streamed.chunks();
     assert_eq!(chunks[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     assert!(chunks.len() > 20, "tokens come one by one: {} chunks", chunks.len());
@@ -48,8 +48,8 @@ fn a_chat_is_answered_sensibly_and_alike_each_time_and_streamed() {
     assert_eq!((&last["choices"], &last["usage"]), (&json!([]), usage));
 
     let seeded = json!({"temperature": 2, "seed": 5, "n": 3});
-    let whole = server.ask(CHAT, &chat(16, seeded.clone()));
-    let mut streaming = chat(16, seeded);
+    let whole = server.ask(CHAT, &chat(16, &seeded));
+    let mut streaming = chat(16, &seeded);
     streaming["stream"] = json!(true);
     let chunks = server.post(CHAT, &streaming.to_string()).chunks();
     for index in 0..3 {
@@ -63,7 +63,7 @@ fn a_chat_is_answered_sensibly_and_alike_each_time_and_streamed() {
 #[test]
 fn stop_strings_end_an_answer_and_are_not_shown_even_across_tokens() {
     let server = Server::start(&[]);
-    let text = content(&server.ask(CHAT, &chat(24, json!({})))).to_owned();
+    let text = content(&server.ask(CHAT, &chat(24, &json!({})))).to_owned();
     let pieces = server.ask("/v1/tokenize", &json!({"content": text, "with_pieces": true}));
     let first_tokens: String =
         pieces["tokens"].as_array().unwrap()[..4].iter().map(|t| t["piece"].as_str().unwrap()).collect();
@@ -71,9 +71,9 @@ fn stop_strings_end_an_answer_and_are_not_shown_even_across_tokens() {
     // From inside the fourth token into the fifth.
     let stop = &text[boundary - 2..boundary + 2];
     let expected = &text[..text.find(stop).unwrap()];
-    let whole = server.ask(CHAT, &chat(24, json!({"stop": stop})));
+    let whole = server.ask(CHAT, &chat(24, &json!({"stop": stop})));
     assert_eq!((content(&whole), &whole["choices"][0]["finish_reason"]), (expected, &json!("stop")));
-    let chunks = server.post(CHAT, &chat(24, json!({"stop": [stop], "stream": true})).to_string()).chunks();
+    let chunks = server.post(CHAT, &chat(24, &json!({"stop": [stop], "stream": true})).to_string()).chunks();
     assert_eq!(streamed_text(&chunks, 0), expected);
     assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
 }
@@ -81,7 +81,7 @@ fn stop_strings_end_an_answer_and_are_not_shown_even_across_tokens() {
 #[test]
 fn log_probabilities_echo_and_token_prompts() {
     let server = Server::start(&[]);
-    let answer = server.ask(CHAT, &chat(4, json!({"logprobs": true, "top_logprobs": 2})));
+    let answer = server.ask(CHAT, &chat(4, &json!({"logprobs": true, "top_logprobs": 2})));
     let entries = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
     assert_eq!(entries.len(), 4);
     for entry in entries {
@@ -173,7 +173,7 @@ fn models_health_and_metrics() {
         "bitnet_request_success_total",
     ];
     let before = counters.map(|name| server.metric(name));
-    server.ask(CHAT, &chat(4, json!({})));
+    server.ask(CHAT, &chat(4, &json!({})));
     let after = counters.map(|name| server.metric(name));
     for ((name, before), after) in counters.iter().zip(before).zip(after) {
         assert!(after > before, "{name} stays at {before}");
