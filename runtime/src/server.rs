@@ -166,7 +166,15 @@ fn start_shard(
     let (leader_place, leader_ready) = (place.clone(), Arc::clone(&ready));
     let leader = std::thread::Builder::new().name(format!("leader-{index}")).spawn(move || {
         pin(&leader_place.workers[..1]);
-        let engine = build_engine(&leader_config, leader_model, &leader_place, (slots_max, waiting_max), kv_blocks, link, leader_metrics);
+        let engine = build_engine(
+            &leader_config,
+            leader_model,
+            &leader_place,
+            (slots_max, waiting_max),
+            kv_blocks,
+            link,
+            leader_metrics,
+        );
         match engine {
             Ok(mut engine) => {
                 engine.warm_up();
@@ -177,7 +185,8 @@ fn start_shard(
         }
     });
     let leader = leader.map_err(fail("a leader thread"))?;
-    let shard_link = ShardLink { commands: commands_in, events: events_out, doorbell: Arc::clone(&doorbell), bell, stopping };
+    let shard_link =
+        ShardLink { commands: commands_in, events: events_out, doorbell: Arc::clone(&doorbell), bell, stopping };
     let (config, model, control) = (config.clone(), Arc::clone(model), Arc::clone(control));
     let (io, address, share_port) = (plan.io.clone(), plan.address, shards > 1);
     let executor = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {

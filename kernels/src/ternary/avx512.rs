@@ -7,7 +7,7 @@ use std::arch::x86_64::{
     _mm512_srli_epi32, _mm512_storeu_si512,
 };
 
-use super::layout::{TILE_ROWS, Tile};
+use super::layout::{TILE_ROWS, Tile, word};
 use super::linear::{Finish, Job};
 use super::quantize::{Quantized, quantize_lanes};
 use crate::Avx512;
@@ -57,10 +57,17 @@ fn panel<F: Finish, const R: usize, const N: usize, const SPLIT: usize>(
     range: std::ops::Range<usize>,
     start: usize,
 ) {
-    let x: [_; N] = std::array::from_fn(|t| job.x_row(start + t));
+    let mut x: [&[[i8; 16]]; N] = [&[]; N];
+    for (t, x) in x.iter_mut().enumerate() {
+        *x = job.x_row(start + t);
+    }
     let mut index = range.start;
     while index + R <= range.end {
-        let acc = dot::<R, N, SPLIT>(std::array::from_fn(|r| job.row_tile(index + r)), x);
+        let mut w: [&[Tile]; R] = [&[]; R];
+        for (r, w) in w.iter_mut().enumerate() {
+            *w = job.row_tile(index + r);
+        }
+        let acc = dot::<R, N, SPLIT>(w, x);
         for (r, acc) in acc.into_iter().enumerate() {
             for (t, acc) in acc.into_iter().enumerate() {
                 job.store(finish, out, index + r, start + t, lanes(acc));
@@ -83,10 +90,17 @@ fn panel<F: Finish, const R: usize, const N: usize, const SPLIT: usize>(
 /// shifted at the end, exactly (`COLS_MAX` keeps it inside 32 bits). That saves the shifts where registers allow.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn dot<const R: usize, const N: usize, const SPLIT: usize>(w: [&[Tile]; R], x: [&[[i8; 16]]; N]) -> [[__m512i; N]; R] {
+fn dot<const R: usize, const N: usize, const SPLIT: usize>(
+    mut w: [&[Tile]; R],
+    mut x: [&[[i8; 16]]; N],
+) -> [[__m512i; N]; R] {
     let tiles = w[0].len();
-    let w: [_; R] = std::array::from_fn(|r| &w[r][..tiles]);
-    let x: [_; N] = std::array::from_fn(|t| &x[t][..tiles]);
+    for w in &mut w {
+        *w = &w[..tiles];
+    }
+    for x in &mut x {
+        *x = &x[..tiles];
+    }
     let mut acc = [[[_mm512_setzero_si512(); SPLIT]; N]; R];
     for i in 0..tiles {
         let mut fields = [_mm512_setzero_si512(); R];
@@ -108,10 +122,7 @@ fn dot<const R: usize, const N: usize, const SPLIT: usize>(w: [&[Tile]; R], x: [
                 }
             }
             for t in 0..N {
-                let q = &x[t][i];
-                let q = _mm512_set1_epi32(i32::from_ne_bytes(
-                    [q[4 * s], q[4 * s + 1], q[4 * s + 2], q[4 * s + 3]].map(|q| q.cast_unsigned()),
-                ));
+                let q = _mm512_set1_epi32(word(&x[t][i], s));
                 for r in 0..R {
                     let acc = &mut acc[r][t][s % SPLIT];
                     *acc = _mm512_dpbusd_epi32(*acc, codes[r], q);

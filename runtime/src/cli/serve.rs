@@ -15,7 +15,7 @@ use crate::signals::Termination;
 ///
 /// # Errors
 /// Whatever keeps it from serving.
-pub fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
+pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
     log::set_level(config.log_level);
     let termination = Termination::block()?;
     let plan = Plan::make(config)?;

@@ -144,7 +144,9 @@ pub(super) fn chat_tokens(shard: &Shard, messages: &[Message]) -> Result<Vec<u32
 pub(super) fn check_vocabulary(shard: &Shard, tokens: &[u32], field: &'static str) -> Result<(), ApiError> {
     let vocab = shard.model.weights.params.vocab;
     match tokens.iter().find(|token| **token as usize >= vocab) {
-        Some(token) => Err(ApiError::validation(field, format_args!("has token {token}, the vocabulary ends at {vocab}"))),
+        Some(token) => {
+            Err(ApiError::validation(field, format_args!("has token {token}, the vocabulary ends at {vocab}")))
+        }
         None => Ok(()),
     }
 }
@@ -192,15 +194,21 @@ impl<'a> Generation<'a> {
             shard.metrics.requests.outcomes.refused_queue.add(1);
             return Err(queue_full());
         }
-        let inbox =
-            Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&peer.wake), cut: Cell::new(false) });
+        let inbox = Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&peer.wake), cut: Cell::new(false) });
         let requests = &shard.metrics.requests;
         requests.started.add(1);
         requests.active.add(1);
         requests.prompt_tokens.add(work.prompts.iter().map(|prompt| prompt.len() as u64).sum());
         let clock = Clock { arrival, admitted: None, first_token: None, last_token: Cell::new(None) };
-        let mut generation =
-            Self { shard, peer, work, inbox, streams: Vec::with_capacity(wanted), choices: Vec::with_capacity(wanted), clock };
+        let mut generation = Self {
+            shard,
+            peer,
+            work,
+            inbox,
+            streams: Vec::with_capacity(wanted),
+            choices: Vec::with_capacity(wanted),
+            clock,
+        };
         let seed = generate.seed.or(shard.config.fixed_seed).unwrap_or_else(|| shard.next_random());
         for prompt in 0..generation.work.prompts.len() {
             for _ in 0..generation.work.n {
@@ -213,12 +221,8 @@ impl<'a> Generation<'a> {
     fn start(&mut self, generate: &GenerateRequest, prompt: usize, seed: u64) -> Result<(), ApiError> {
         let index = self.choices.len();
         let Work { prompts, tokens_max, stops, with_logprobs, .. } = &self.work;
-        let mut choice = Choice::new(
-            u32::try_from(index).expect("bounded by the schema"),
-            prompt,
-            stops,
-            *with_logprobs,
-        );
+        let mut choice =
+            Choice::new(u32::try_from(index).expect("bounded by the schema"), prompt, stops, *with_logprobs);
         if tokens_max[prompt] == 0 {
             choice.end(Finish::Length);
             self.choices.push(choice);
