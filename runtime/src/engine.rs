@@ -290,18 +290,21 @@ impl Pace {
     }
 
     fn prefill_rows(&self, decoding: usize, rows_max: usize) -> usize {
-        if decoding == 0 || self.row_cost == 0.0 {
-            return if decoding == 0 { rows_max } else { PREFILL_ROWS_FIRST };
+        if self.row_cost == 0.0 {
+            return PREFILL_ROWS_FIRST.min(rows_max);
         }
+        let target = if decoding == 0 { self.itl_target * IDLE_TARGETS } else { self.itl_target };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-        let rows = (self.itl_target.as_secs_f64() / self.row_cost) as usize;
-        rows.saturating_sub(decoding).clamp(PREFILL_ROWS_MIN, rows_max)
+        let rows = (target.as_secs_f64() / self.row_cost) as usize;
+        rows.saturating_sub(decoding).max(PREFILL_ROWS_MIN).min(rows_max)
     }
 }
 
 /// Steps of fewer rows say little about the cost of a prompt row.
 const PACE_ROWS_MIN: usize = 8;
-/// Chunk of the first prompt that meets running sequences, before any cost is known.
+/// While nobody waits for a next token a step may take so many targets: new arrivals and cancellations wait for it.
+const IDLE_TARGETS: u32 = 4;
+/// Chunk of the first prompt, before any cost is known.
 const PREFILL_ROWS_FIRST: usize = 64;
 /// Smallest chunk: below it a prompt would never end.
 const PREFILL_ROWS_MIN: usize = 16;

@@ -54,18 +54,11 @@ impl Model {
         Ok(Self { name, weights, tokenizer, template, quantization, load_time: started.elapsed() })
     }
 
-    /// Tokens of a text that the chat template made: the template may have put the beginning-of-sequence token there
-    /// already, which the tokenizer then must not repeat.
+    /// Tokens of a text that the chat template made.
     #[must_use]
     pub fn template_tokens(&self, rendered: &str) -> Vec<u32> {
         let mut tokens = Vec::new();
-        self.tokenizer.encode(rendered, true, true, &mut tokens);
-        if let (Some(bos), [first, second, ..]) = (self.tokenizer.bos(), &tokens[..])
-            && *first == bos
-            && *second == bos
-        {
-            tokens.remove(0);
-        }
+        self.tokenizer.encode_chat(rendered, &mut tokens);
         tokens
     }
 }
