@@ -71,8 +71,8 @@ impl RopeTable {
 
 /// Rotates one head (`head_dim` values, of which the first `rot_dims` change) to `position`.
 ///
-/// Pair (a, b) becomes (a cos - b sin, a sin + b cos): the second product of each rounded, the first fused to it, which
-/// is how C compilers contract ggml's source.
+/// Pair (a, b) becomes (a cos - b sin, a sin + b cos): the second product of each rounded, the first fused to it, as C
+/// compilers usually contract such a line.
 ///
 /// # Panics
 /// If `x` is not one head or the position is past the table.
