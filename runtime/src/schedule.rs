@@ -272,11 +272,20 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_gives_the_sequence_back() {
-        let mut scheduler = Scheduler::new(1, 1);
+    fn a_full_queue_gives_the_sequence_back_and_free_slots_are_places_in_it() {
+        let (mut scheduler, mut kv) = (Scheduler::new(1, 1), cache(1, 4));
         submit(&mut scheduler, 1, 4, 4);
-        let refused = scheduler.submit(sequence(2, 4, 4, Priority::High)).unwrap_err();
-        assert_eq!(refused.0.stream, StreamId(2));
+        submit(&mut scheduler, 2, 4, 4);
+        let refused = scheduler.submit(sequence(3, 4, 4, Priority::High)).unwrap_err();
+        assert_eq!(refused.0.stream, StreamId(3));
+        assert_eq!(admitted(&mut scheduler, &mut kv), [1]);
+        assert!(scheduler.submit(sequence(3, 4, 4, Priority::High)).is_err());
+        scheduler.cancel(StreamId(1), &mut kv);
+        submit(&mut scheduler, 3, 4, 4);
+
+        let mut scheduler = Scheduler::new(1, 0);
+        submit(&mut scheduler, 1, 4, 4);
+        assert!(scheduler.submit(sequence(2, 4, 4, Priority::High)).is_err());
     }
 
     #[test]
