@@ -412,6 +412,7 @@ impl Pass<'_> {
 }
 
 /// The input row that a worker prepared for itself.
+#[derive(Clone, Copy)]
 struct OwnRow<'a> {
     row: &'a [f32],
     quantized: &'a [i8],
