@@ -103,6 +103,7 @@ fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<
     let mut tokens = Vec::new();
     match &parsed.input {
         TokenizeInput::Content(text) => {
+            generation::check_length(shard, text, "content")?;
             tokenizer.encode(text, parsed.add_special, parsed.parse_special, &mut tokens);
         }
         TokenizeInput::Messages(messages) => tokens = generation::chat_tokens(shard, messages)?,

@@ -75,6 +75,11 @@ pub(super) struct Work {
 impl Work {
     fn plan(shard: &Shard, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
         let prompts = prompts(shard, &generate.prompt)?;
+        let vocab = shard.model.weights.params.vocab;
+        if let Some((token, _)) = generate.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
+            let message = format_args!("has token {token}, the vocabulary ends at {vocab}");
+            return Err(ApiError::validation("logit_bias", message));
+        }
         let context = shard.model.weights.context;
         let mut tokens_max = Vec::with_capacity(prompts.len());
         for prompt in &prompts {
@@ -107,14 +112,15 @@ fn prompt_field(endpoint: Endpoint) -> &'static str {
 fn prompts(shard: &Shard, prompt: &Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
     match prompt {
         Prompt::Messages(messages) => Ok(vec![chat_tokens(shard, messages)?]),
-        Prompt::Text(texts) => Ok(texts
+        Prompt::Text(texts) => texts
             .iter()
             .map(|text| {
+                check_length(shard, text, "prompt")?;
                 let mut tokens = Vec::new();
                 shard.model.tokenizer.encode(text, true, true, &mut tokens);
-                tokens
+                Ok(tokens)
             })
-            .collect()),
+            .collect(),
         Prompt::Tokens(prompts) => {
             prompts.iter().try_for_each(|tokens| check_vocabulary(shard, tokens, "prompt"))?;
             Ok(prompts.clone())
@@ -137,7 +143,20 @@ pub(super) fn chat_tokens(shard: &Shard, messages: &[Message]) -> Result<Vec<u32
         .template
         .render(&messages, true)
         .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
+    check_length(shard, &rendered, "messages")?;
     Ok(shard.model.template_tokens(&rendered))
+}
+
+/// Refuses a text that can't fit the context however it is cut into tokens, before it holds up the shard: cutting 4 MB
+/// takes up to half a second.
+pub(super) fn check_length(shard: &Shard, text: &str, field: &'static str) -> Result<(), ApiError> {
+    let (bytes, max) = (text.len(), shard.model.text_bytes_max);
+    if bytes > max {
+        let context = shard.model.weights.context;
+        let message = format_args!("has {bytes} bytes, no text above {max} fits the context of {context} tokens");
+        return Err(ApiError::validation(field, message));
+    }
+    Ok(())
 }
 
 /// Refuses ids that the model does not know.
