@@ -1,0 +1,286 @@
+// Decode attention of grouped queries over a paged F16 cache: RoPE, cache write, one split of 256 positions per unit, merge
+// in order. The bits of kernels/src/attention: chains of 32 dimensions, splits at multiples of 256, sums of 16 lanes.
+#pragma once
+
+#include "device.h"
+#include "plan.h"
+
+enum { CHAIN = 32, HALF_DIMS = 64, SCORE_VECTORS = HALF_DIMS / 8 };
+
+// A split of one sequence for some query heads of one kv head.
+struct Unit {
+    int row, kv_head, first_head, split, splits, position;
+    // Positions of the split that the query sees.
+    int seen;
+    bool writes, last;
+};
+
+// Shared memory of a unit; attention_bytes() counts it.
+struct UnitArea {
+    uint4* values;       // [SPLIT][head_dim] halves
+    float* scores;       // [heads][SPLIT]
+    float* late;         // [2][heads][SPLIT]: chains 2 and 3
+    float* queries;      // [heads][head_dim]
+    float* greatest;     // [heads]
+    unsigned short* key; // [head_dim] of the position itself
+    unsigned short* value;
+    int* merges;
+
+    DEVICE void place(unsigned char* at, int head_dim) {
+        values = (uint4*)at;
+        scores = (float*)(at + SPLIT * head_dim * 2);
+        late = scores + UNIT_HEADS_MAX * SPLIT;
+        queries = late + 2 * UNIT_HEADS_MAX * SPLIT;
+        greatest = queries + UNIT_HEADS_MAX * head_dim;
+        key = (unsigned short*)(greatest + UNIT_HEADS_MAX);
+        value = key + head_dim;
+        merges = (int*)(value + head_dim);
+    }
+};
+
+DEVICE Unit find_unit(const Step& s, int index) {
+    Unit u;
+    int parts = s.heads / s.kv_heads / s.unit_heads;
+    u.row = index / (s.kv_heads * parts * s.splits_max);
+    int rest = index % (s.kv_heads * parts * s.splits_max);
+    u.kv_head = rest / (parts * s.splits_max);
+    rest %= parts * s.splits_max;
+    u.first_head = (u.kv_head * parts + rest / s.splits_max) * s.unit_heads;
+    u.split = rest % s.splits_max;
+    u.position = s.positions[u.row];
+    u.splits = u.position / SPLIT + 1;
+    u.last = u.split == u.splits - 1;
+    u.writes = u.last && rest / s.splits_max == 0;
+    u.seen = min(u.position + 1 - u.split * SPLIT, (int)SPLIT);
+    return u;
+}
+
+// Value d of one head at its position: the products with cos rounded, those with sin fused to them.
+DEVICE float rotated(const Step& s, const float* head, int position, int d) {
+    if (d >= 2 * s.rope_half) return head[d];
+    int pair = s.rope_pairs ? d / 2 : d % s.rope_half;
+    bool second = s.rope_pairs ? d & 1 : d >= s.rope_half;
+    const float* turn = s.rope + (long long)position * 2 * s.rope_half;
+    float cos = turn[pair], sin = turn[s.rope_half + pair];
+    float a = head[s.rope_pairs ? 2 * pair : pair], b = head[s.rope_pairs ? 2 * pair + 1 : pair + s.rope_half];
+    return second ? fused(a, sin, b * cos) : fused(b, -sin, a * cos);
+}
+
+DEVICE float float_of_half(unsigned short half) { return floats_of_halves(half).x; }
+
+// Queries, rounded to F16, and, for the last split, the position's own key and value: into shared memory and the cache.
+DEVICE void project(const Step& s, const Unit& u, const UnitArea& area, unsigned short* own_block) {
+    const int dim = s.head_dim;
+    const float* row = s.qkv + (long long)u.row * (s.heads + 2 * s.kv_heads) * dim;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < s.unit_heads * dim; i += THREADS) {
+        float q = rotated(s, row + (u.first_head + i / dim) * dim, u.position, i % dim);
+        area.queries[i] = float_of_half(half_of_float(q));
+    }
+    if (!u.last) return;
+    int slot = u.position % KV_BLOCK;
+#pragma unroll 1
+    for (int d = threadIdx.x; d < dim; d += THREADS) {
+        unsigned short k = half_of_float(rotated(s, row + (s.heads + u.kv_head) * dim, u.position, d));
+        unsigned short v = half_of_float(row[(s.heads + s.kv_heads + u.kv_head) * dim + d]);
+        area.key[d] = k;
+        area.value[d] = v;
+        if (u.writes) {
+            own_block[(d / 8 * KV_BLOCK + slot) * 8 + d % 8] = k;
+            own_block[(KV_BLOCK + slot) * dim + d] = v;
+        }
+    }
+}
+
+// Products of one query with 64 dimensions of a key, as two chains.
+DEVICE void chains(const uint4 (&key)[SCORE_VECTORS], const float* query, int dims, float (&out)[2]) {
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int v = 0; v < CHAIN / 8; v++) {
+            int d = c * CHAIN + v * 8;
+            if (d >= dims) break;
+            const uint4& k = key[c * (CHAIN / 8) + v];
+            unsigned words[4] = {k.x, k.y, k.z, k.w};
+            for (int j = 0; j < 4; j++) {
+                float2 pair = floats_of_halves(words[j]);
+                sum = fused(query[d + 2 * j], pair.x, sum);
+                sum = fused(query[d + 2 * j + 1], pair.y, sum);
+            }
+        }
+        out[c] = sum;
+    }
+}
+
+// Scores of the split: thread halves take the dimensions below and from 64, for one position each.
+DEVICE void score(const Step& s, const Unit& u, const UnitArea& area, uint4 (&key)[SCORE_VECTORS]) {
+    int place = threadIdx.x % SPLIT, first = (int)threadIdx.x / SPLIT * HALF_DIMS, dims = s.head_dim - first;
+    if (u.last && place == u.seen - 1) {
+        for (int v = 0; v < SCORE_VECTORS; v++) {
+            if (v * 8 < dims) key[v] = *(const uint4*)(area.key + first + v * 8);
+        }
+    }
+    if (place < u.seen && dims > 0) {
+#pragma unroll 1
+        for (int h = 0; h < s.unit_heads; h++) {
+            float out[2];
+            chains(key, area.queries + h * s.head_dim + first, dims, out);
+            if (first == 0) {
+                out[0] = 0.0f + out[0];
+                area.scores[h * SPLIT + place] = dims > CHAIN ? out[0] + out[1] : out[0];
+            } else {
+                area.late[h * SPLIT + place] = out[0];
+                area.late[(UNIT_HEADS_MAX + h) * SPLIT + place] = out[1];
+            }
+        }
+    }
+    __syncthreads();
+    for (int h = (int)threadIdx.x / SPLIT; h < s.unit_heads; h += THREADS / SPLIT) {
+        float total = area.scores[h * SPLIT + place];
+        if (s.head_dim > 2 * CHAIN) total += area.late[h * SPLIT + place];
+        if (s.head_dim > 3 * CHAIN) total += area.late[(UNIT_HEADS_MAX + h) * SPLIT + place];
+        area.scores[h * SPLIT + place] = place < u.seen ? total * s.score_scale : -INFINITE;
+    }
+}
+
+// Scores of one head become weights exp(score - greatest), by one warp; returns greatest and sum. Position p counts to lane
+// p % 16 of the sum, in order; lanes merge by the tree + 8, + 4, + 2, + 1.
+DEVICE float2 soften(float* scores, int seen) {
+    float greatest = -INFINITE;
+    for (int i = lane_id(); i < SPLIT; i += 32) greatest = fmaxf(greatest, scores[i]);
+    for (int mask = 16; mask > 0; mask >>= 1) greatest = fmaxf(greatest, shuffle_xor(greatest, mask));
+#pragma unroll 2
+    for (int i = lane_id(); i < SPLIT; i += 32) scores[i] = i < seen ? exp_exact(scores[i] - greatest) : 0.0f;
+    __syncwarp();
+    float sum = 0.0f;
+    for (int i = lane_id() % 16; i < SPLIT; i += 16) sum += scores[i];
+    for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
+    return make_float2(greatest, sum);
+}
+
+// Weighted values of dimension d in the order of positions.
+DEVICE float mix(const UnitArea& area, const float* weights, int seen, int dim, int d) {
+    const unsigned short* values = (const unsigned short*)area.values + d;
+    float sum = 0.0f;
+    int p = 0;
+    for (; p + 16 <= seen; p += 16) {
+        float w[16], v[16];
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            w[i] = weights[p + i];
+            v[i] = float_of_half(values[(p + i) * dim]);
+        }
+#pragma unroll
+        for (int i = 0; i < 16; i++) sum = fused(w[i], v[i], sum);
+    }
+#pragma unroll 1
+    for (; p < seen; p++) sum = fused(weights[p], float_of_half(values[p * dim]), sum);
+    return sum;
+}
+
+// Splits of one row and unit, merged in order by the block that came last.
+DEVICE void merge(const Step& s, const Unit& u, float* out) {
+    const int dim = s.head_dim, stride = dim + 2;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < s.unit_heads * dim; i += THREADS) {
+        int head = u.first_head + i / dim, d = i % dim;
+        const float* part = s.partial + ((long long)u.row * s.heads + head) * s.splits_max * stride;
+        float value = __ldcg(part + d), greatest = __ldcg(part + dim), sum = __ldcg(part + dim + 1);
+#pragma unroll 1
+        for (int k = 1; k < u.splits; k++) {
+            part += stride;
+            float next = __ldcg(part + dim), max = greatest > next ? greatest : next;
+            float keep = exp_exact(greatest - max), add = exp_exact(next - max);
+            greatest = max;
+            sum = fused(__ldcg(part + dim + 1), add, sum * keep);
+            value = fused(__ldcg(part + d), add, value * keep);
+        }
+        out[head * dim + d] = value / sum;
+    }
+}
+
+DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int layer) {
+    const int dim = s.head_dim, tid = threadIdx.x;
+    const long long head_block = 2 * KV_BLOCK * dim;
+    const int* table = s.block_table + (long long)u.row * s.table_stride + u.split * (SPLIT / KV_BLOCK);
+    unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * head_block;
+    const long long block_stride = (long long)s.layers * s.kv_heads * head_block;
+    // All loads first. The position itself is not read from the cache: another unit may be writing it.
+    uint4 key[SCORE_VECTORS] = {};
+    int stored = u.last ? u.seen - 1 : u.seen, place = tid % SPLIT, first = tid / SPLIT * HALF_DIMS;
+    if (place < stored) {
+        const uint4* from = (const uint4*)(pool + table[place / KV_BLOCK] * block_stride) + place % KV_BLOCK;
+#pragma unroll
+        for (int v = 0; v < SCORE_VECTORS; v++) {
+            if (first + v * 8 < dim) key[v] = from[(first / 8 + v) * KV_BLOCK];
+        }
+    }
+    const int per_row = dim / 8;
+#pragma unroll 1
+    for (int i = tid; i < stored * per_row; i += THREADS) {
+        int p = i / per_row;
+        const uint4* from = (const uint4*)(pool + table[p / KV_BLOCK] * block_stride + KV_BLOCK * dim);
+        copy_async(area.values + i, from + p % KV_BLOCK * per_row + i % per_row);
+    }
+    copy_commit();
+    int own = u.last ? s.block_table[(long long)u.row * s.table_stride + u.position / KV_BLOCK] : 0;
+    project(s, u, area, pool + own * block_stride);
+    __syncthreads();
+    score(s, u, area, key);
+    // Waits for the ring's loads too, which are older; later waits count only groups after them.
+    copy_wait<0>();
+    if (u.last && tid < per_row) area.values[(u.seen - 1) * per_row + tid] = ((const uint4*)area.value)[tid];
+    __syncthreads();
+    float* out = s.attention + (long long)u.row * s.heads * dim;
+    float* partial = s.partial + ((long long)u.row * s.heads + u.first_head) * s.splits_max * (dim + 2);
+    partial += u.split * (dim + 2);
+    if (warp_id() < s.unit_heads) {
+        float2 state = soften(area.scores + warp_id() * SPLIT, u.seen);
+        if (lane_id() == 0) {
+            area.greatest[warp_id()] = state.y;
+            if (u.splits > 1) {
+                float* at = partial + (long long)warp_id() * s.splits_max * (dim + 2) + dim;
+                at[0] = state.x;
+                at[1] = state.y;
+            }
+        }
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = tid; i < s.unit_heads * dim; i += THREADS) {
+        int h = i / dim, d = i % dim;
+        float sum = mix(area, area.scores + h * SPLIT, u.seen, dim, d);
+        if (u.splits == 1) {
+            out[(u.first_head + h) * dim + d] = sum / area.greatest[h];
+        } else {
+            partial[(long long)h * s.splits_max * (dim + 2) + d] = sum;
+        }
+    }
+    if (u.splits > 1) {
+        unsigned* arrived = s.arrived + u.row * s.heads + u.first_head;
+        __syncthreads();
+        if (tid == 0) {
+            __threadfence();
+            *area.merges = atomicAdd(arrived, 1u) == (unsigned)u.splits - 1;
+            __threadfence();
+        }
+        __syncthreads();
+        if (*area.merges) {
+            merge(s, u, out);
+            if (tid == 0) *arrived = 0;
+        }
+    }
+    __syncthreads();
+}
+
+// All units of the step, one after another in each block.
+DEVICE void attend(const Step& s, int layer, unsigned char* work) {
+    UnitArea area;
+    area.place(work, s.head_dim);
+    int units = s.tokens * (s.heads / s.unit_heads) * s.splits_max;
+    for (int i = blockIdx.x; i < units; i += gridDim.x) {
+        Unit u = find_unit(s, i);
+        if (u.split < u.splits) attend_unit(s, u, area, layer);
+    }
+}

@@ -1,0 +1,200 @@
+// Ternary linear layers: weights stream through a ring of shared memory that runs ahead of the phases, tensor cores sum.
+#pragma once
+
+#include "norm.h"
+
+// What the loader knows of a phase.
+struct Stream {
+    const char* base;
+    int tiles, items, first_block, is_head;
+};
+
+// The 512-byte loads of one warp in the order of their use, over all phases of the launch.
+//
+// A LINEAR phase gives row tile i to block (first_block + i) % gridDim and spreads the tile's loads over the warps; a
+// HEAD phase gives each row tile to one warp.
+struct Walk {
+    int tile, item;
+
+    DEVICE void open(const Stream& s, int groups) {
+        int block = blockIdx.x, blocks = gridDim.x;
+        if (s.is_head) {
+            tile = block / groups * WARPS + warp_id();
+            item = 0;
+            if (block >= blocks / groups * groups) tile = s.tiles;
+        } else {
+            tile = block - s.first_block;
+            if (tile < 0) tile += blocks;
+            item = warp_id();
+        }
+    }
+    // False where the phase has no more loads for this warp.
+    DEVICE bool settle(const Stream& s, int groups) {
+        int step = s.is_head ? (int)gridDim.x / groups * WARPS : (int)gridDim.x;
+        while (item >= s.items && tile < s.tiles) {
+            item -= s.items;
+            tile += step;
+        }
+        return tile < s.tiles;
+    }
+    DEVICE void next(const Stream& s) { item += s.is_head ? 1 : WARPS; }
+};
+
+// Each thread loads, ahead of time, exactly the 16 bytes that it will use itself: no barrier between loads and use, and
+// loads for the phases to come are in flight while blocks meet.
+struct Ring {
+    int phase, phases, groups, slot;
+    Walk walk;
+
+    // Slots come first in shared memory, then what is known of the phases.
+    DEVICE uint4* at(int index) const {
+        SHARED_ARENA(arena);
+        return (uint4*)arena + index * THREADS + threadIdx.x;
+    }
+    DEVICE static Stream* streams() {
+        SHARED_ARENA(arena);
+        return (Stream*)(arena + RING_DEPTH * THREADS * 16);
+    }
+
+    // The phases from `first` on; their streams are in shared memory.
+    DEVICE void start(int count, int head_groups) {
+        phases = count;
+        groups = head_groups;
+        phase = slot = 0;
+        walk.open(streams()[0], groups);
+#pragma unroll 1
+        for (int i = 0; i < RING_DEPTH; i++) load_next(i);
+    }
+    DEVICE void load_next(int into) {
+        while (phase < phases && !walk.settle(streams()[phase], groups)) {
+            if (++phase < phases) walk.open(streams()[phase], groups);
+        }
+        if (phase < phases) {
+            const Stream& s = streams()[phase];
+            const char* from = s.base + ((long long)walk.tile * s.items + walk.item) * 512 + lane_id() * 16;
+            copy_async(at(into), from);
+            walk.next(s);
+        }
+        copy_commit();
+    }
+    DEVICE uint4 front() const {
+        copy_wait<RING_DEPTH - 1>();
+        return *at(slot);
+    }
+    // After the value of front() was used.
+    DEVICE void advance() {
+        load_next(slot);
+        slot = slot + 1 == RING_DEPTH ? 0 : slot + 1;
+    }
+};
+
+// Rows of activations as the tensor cores read them.
+struct Rows {
+    const signed char* quantized;
+    const float* scale;
+    const int* sum;
+    int tokens;
+    bool single; // one token, four lanes to a column group
+};
+
+// Token groups whose activations are in registers at once.
+template <int NT> struct Chunk { enum { SIZE = NT == 2 || NT == 4 ? 2 : 1 }; };
+
+template <int NT> DEVICE void multiply(const uint4& weights, const Rows& x, int items, int item, int (&sum)[NT][4]) {
+    const unsigned words[4] = {weights.x, weights.y, weights.z, weights.w};
+    const int lanes = x.single ? 4 : 32;
+    const signed char* at = x.quantized + ((long long)item * lanes + lane_id()) * 32;
+#pragma unroll
+    for (int chunk = 0; chunk < NT; chunk += Chunk<NT>::SIZE) {
+        uint4 b[Chunk<NT>::SIZE][2] = {};
+#pragma unroll
+        for (int i = 0; i < Chunk<NT>::SIZE; i++) {
+            if ((chunk + i) * 8 + lane_id() / 4 < x.tokens) {
+                const uint4* from = (const uint4*)(at + (long long)(chunk + i) * items * 1024);
+                b[i][0] = from[0];
+                b[i][1] = from[1];
+            }
+        }
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            unsigned a[4];
+#pragma unroll
+            for (int r = 0; r < 4; r++) a[r] = (words[s] >> (2 * r)) & 0x03030303u;
+#pragma unroll
+            for (int i = 0; i < Chunk<NT>::SIZE; i++) {
+                const uint4& half = b[i][s / 2];
+                mma(sum[chunk + i], a, s % 2 ? half.z : half.x, s % 2 ? half.w : half.y);
+            }
+        }
+    }
+}
+
+// The exact sum of w * q as a value: the order of kernels/src/ternary/linear.rs, then the matrix's own factor.
+DEVICE float scaled(int sum, const Rows& x, int token, const float* scales) {
+    return (float)(sum - x.sum[token]) / x.scale[token] * scales[0] * scales[1];
+}
+
+DEVICE float gated(float gate, float up, int epilogue) {
+    if (epilogue == EPILOGUE_RELU2) {
+        float live = gate > 0.0f ? gate : 0.0f;
+        return live * live * up;
+    }
+    return gate / (1.0f + exp_exact(0.0f - gate)) * up;
+}
+
+// Sums of one row tile become outputs. Slot (n * 4 + c) * 32 + lane holds row lane / 4 + 8 (c >> 1) of token
+// 8 n + 2 (lane % 4) + (c & 1).
+template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const int* sums, int tile, int i) {
+    int lane = i & 31, c = (i >> 5) & 3, token = (i >> 7) * 8 + (lane & 3) * 2 + (c & 1), row = lane >> 2;
+    if (token >= x.tokens) return;
+    const float* scales = p.scales + tile * 4;
+    if (p.epilogue >= EPILOGUE_RELU2) {
+        int feature = tile * 8 + row, features = p.rows / 2;
+        if (c >= 2 || feature >= features) return;
+        float gate = scaled(sums[i], x, token, scales), up = scaled(sums[i + 64], x, token, scales + 2);
+        p.output[(long long)token * features + feature] = gated(gate, up, p.epilogue);
+        return;
+    }
+    row += tile * 16 + (c >> 1) * 8;
+    if (row >= p.rows) return;
+    float y = scaled(sums[i], x, token, scales + (c >> 1) * 2);
+    float* out = p.output + (long long)token * p.rows + row;
+    *out = p.epilogue == EPILOGUE_ADD ? *out + y : y;
+}
+
+// The row tiles of this block, ROUND_TILES at a time.
+template <int NT> DEVICE void linear(const Phase& p, const Rows& x, Ring& ring, int* sums) {
+    int tile = (int)blockIdx.x - p.first_block;
+    if (tile < 0) tile += gridDim.x;
+    int item = warp_id();
+    while (tile < p.tiles) {
+        int count = min((p.tiles - tile + (int)gridDim.x - 1) / (int)gridDim.x, (int)ROUND_TILES);
+        for (int i = threadIdx.x; i < count * NT * 128; i += THREADS) sums[i] = 0;
+        __syncthreads();
+#pragma unroll 1
+        for (int k = 0; k < count; k++) {
+            int sum[NT][4] = {};
+            bool any = item < p.items;
+#pragma unroll 1
+            for (; item < p.items; item += WARPS) {
+                multiply<NT>(ring.front(), x, p.items, item, sum);
+                ring.advance();
+            }
+            item -= p.items;
+            if (!any) continue;
+            for (int n = 0; n < NT; n++) {
+                for (int c = 0; c < 4; c++) {
+                    int token = n * 8 + (lane_id() & 3) * 2 + (c & 1);
+                    if (token < x.tokens) atomicAdd(&sums[((k * NT + n) * 4 + c) * 32 + lane_id()], sum[n][c]);
+                }
+            }
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < count * NT * 128; i += THREADS) {
+            int k = i / (NT * 128);
+            finish_tile<NT>(p, x, sums + k * NT * 128, tile + k * (int)gridDim.x, i % (NT * 128));
+        }
+        __syncthreads();
+        tile += count * (int)gridDim.x;
+    }
+}
