@@ -15,13 +15,14 @@ struct Unit {
     bool writes, last;
 };
 
-// Shared memory of a unit; attention_bytes() counts it.
+// Shared memory of a unit.
 struct UnitArea {
     uint4* values;       // [SPLIT][head_dim] halves
     float* scores;       // [heads][SPLIT]
     float* late;         // [2][heads][SPLIT]: chains 2 and 3
     float* queries;      // [heads][head_dim]
-    float* greatest;     // [heads]
+    float* greatest;     // [heads][SPLIT / 32]
+    float* sums;         // [heads]
     unsigned short* key; // [head_dim] of the position itself
     unsigned short* value;
     int* merges;
@@ -32,7 +33,8 @@ struct UnitArea {
         late = scores + UNIT_HEADS_MAX * SPLIT;
         queries = late + 2 * UNIT_HEADS_MAX * SPLIT;
         greatest = queries + UNIT_HEADS_MAX * head_dim;
-        key = (unsigned short*)(greatest + UNIT_HEADS_MAX);
+        sums = greatest + UNIT_HEADS_MAX * (SPLIT / 32);
+        key = (unsigned short*)(sums + UNIT_HEADS_MAX);
         value = key + head_dim;
         merges = (int*)(value + head_dim);
     }
@@ -40,17 +42,15 @@ struct UnitArea {
 
 DEVICE Unit find_unit(const Step& s, int index) {
     Unit u;
-    int parts = s.heads / s.kv_heads / s.unit_heads;
-    u.row = index / (s.kv_heads * parts * s.splits_max);
-    int rest = index % (s.kv_heads * parts * s.splits_max);
-    u.kv_head = rest / (parts * s.splits_max);
-    rest %= parts * s.splits_max;
-    u.first_head = (u.kv_head * parts + rest / s.splits_max) * s.unit_heads;
-    u.split = rest % s.splits_max;
+    int parts = s.heads / s.unit_heads, rest = index / s.tokens;
+    u.row = index - rest * s.tokens;
     u.position = s.positions[u.row];
+    u.split = rest / parts;
+    u.first_head = (rest - u.split * parts) * s.unit_heads;
+    u.kv_head = u.first_head / s.group;
     u.splits = u.position / SPLIT + 1;
     u.last = u.split == u.splits - 1;
-    u.writes = u.last && rest / s.splits_max == 0;
+    u.writes = u.last && u.first_head == u.kv_head * s.group;
     u.seen = min(u.position + 1 - u.split * SPLIT, (int)SPLIT);
     return u;
 }
@@ -70,24 +70,25 @@ DEVICE float float_of_half(unsigned short half) { return floats_of_halves(half).
 
 // Queries, rounded to F16, and, for the last split, the position's own key and value: into shared memory and the cache.
 DEVICE void project(const Step& s, const Unit& u, const UnitArea& area, unsigned short* own_block) {
-    const int dim = s.head_dim;
+    const int dim = s.head_dim, slot = u.position % KV_BLOCK;
     const float* row = s.qkv + (long long)u.row * (s.heads + 2 * s.kv_heads) * dim;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < s.unit_heads * dim; i += THREADS) {
-        float q = rotated(s, row + (u.first_head + i / dim) * dim, u.position, i % dim);
-        area.queries[i] = float_of_half(half_of_float(q));
-    }
-    if (!u.last) return;
-    int slot = u.position % KV_BLOCK;
-#pragma unroll 1
-    for (int d = threadIdx.x; d < dim; d += THREADS) {
-        unsigned short k = half_of_float(rotated(s, row + (s.heads + u.kv_head) * dim, u.position, d));
-        unsigned short v = half_of_float(row[(s.heads + s.kv_heads + u.kv_head) * dim + d]);
-        area.key[d] = k;
-        area.value[d] = v;
-        if (u.writes) {
-            own_block[(d / 8 * KV_BLOCK + slot) * 8 + d % 8] = k;
-            own_block[(KV_BLOCK + slot) * dim + d] = v;
+    for (int i = threadIdx.x; i < (s.unit_heads + (u.last ? 2 : 0)) * dim; i += THREADS) {
+        int part = i / dim, d = i - part * dim;
+        if (part > s.unit_heads) {
+            unsigned short v = half_of_float(row[(s.heads + s.kv_heads + u.kv_head) * dim + d]);
+            area.value[d] = v;
+            if (u.writes) own_block[(KV_BLOCK + slot) * dim + d] = v;
+            continue;
+        }
+        bool query = part < s.unit_heads;
+        float x = rotated(s, row + (query ? u.first_head + part : s.heads + u.kv_head) * dim, u.position, d);
+        unsigned short half = half_of_float(x);
+        if (query) {
+            area.queries[i] = float_of_half(half);
+        } else {
+            area.key[d] = half;
+            if (u.writes) own_block[(d / 8 * KV_BLOCK + slot) * 8 + d % 8] = half;
         }
     }
 }
@@ -102,12 +103,12 @@ DEVICE void chains(const uint4 (&key)[SCORE_VECTORS], const float* query, int di
             int d = c * CHAIN + v * 8;
             if (d >= dims) break;
             const uint4& k = key[c * (CHAIN / 8) + v];
-            unsigned words[4] = {k.x, k.y, k.z, k.w};
-            for (int j = 0; j < 4; j++) {
-                float2 pair = floats_of_halves(words[j]);
-                sum = fused(query[d + 2 * j], pair.x, sum);
-                sum = fused(query[d + 2 * j + 1], pair.y, sum);
-            }
+            float4 low = *(const float4*)(query + d), high = *(const float4*)(query + d + 4);
+            float2 a = floats_of_halves(k.x), b = floats_of_halves(k.y);
+            sum = fused(low.w, b.y, fused(low.z, b.x, fused(low.y, a.y, fused(low.x, a.x, sum))));
+            a = floats_of_halves(k.z);
+            b = floats_of_halves(k.w);
+            sum = fused(high.w, b.y, fused(high.z, b.x, fused(high.y, a.y, fused(high.x, a.x, sum))));
         }
         out[c] = sum;
     }
@@ -136,46 +137,98 @@ DEVICE void score(const Step& s, const Unit& u, const UnitArea& area, uint4 (&ke
         }
     }
     __syncthreads();
-    for (int h = (int)threadIdx.x / SPLIT; h < s.unit_heads; h += THREADS / SPLIT) {
+}
+
+// A float's place in the order of unsigned integers.
+DEVICE unsigned ordered(float x) {
+    unsigned bits = bits_of_float(x);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+DEVICE float unordered(unsigned key) { return float_of_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+// The chains become scores, then weights exp(score - greatest). Each half of the threads takes every other head.
+DEVICE void soften(const Step& s, const Unit& u, const UnitArea& area) {
+    const int place = threadIdx.x % SPLIT, half = threadIdx.x / SPLIT;
+    float score[UNIT_HEADS_MAX / 2];
+#pragma unroll
+    for (int i = 0; i < UNIT_HEADS_MAX / 2; i++) {
+        int h = 2 * i + half;
+        if (h >= s.unit_heads) break;
         float total = area.scores[h * SPLIT + place];
         if (s.head_dim > 2 * CHAIN) total += area.late[h * SPLIT + place];
         if (s.head_dim > 3 * CHAIN) total += area.late[(UNIT_HEADS_MAX + h) * SPLIT + place];
-        area.scores[h * SPLIT + place] = place < u.seen ? total * s.score_scale : -INFINITE;
+        score[i] = place < u.seen ? total * s.score_scale : -INFINITE;
+        float greatest = unordered(warp_max(ordered(score[i])));
+        if (lane_id() == 0) area.greatest[h * (SPLIT / 32) + place / 32] = greatest;
     }
-}
-
-// Scores of one head become weights exp(score - greatest), by one warp; returns greatest and sum. Position p counts to lane
-// p % 16 of the sum, in order; lanes merge by the tree + 8, + 4, + 2, + 1.
-DEVICE float2 soften(float* scores, int seen) {
-    float greatest = -INFINITE;
-    for (int i = lane_id(); i < SPLIT; i += 32) greatest = fmaxf(greatest, scores[i]);
-    for (int mask = 16; mask > 0; mask >>= 1) greatest = fmaxf(greatest, shuffle_xor(greatest, mask));
-#pragma unroll 2
-    for (int i = lane_id(); i < SPLIT; i += 32) scores[i] = i < seen ? exp_exact(scores[i] - greatest) : 0.0f;
-    __syncwarp();
-    float sum = 0.0f;
-    for (int i = lane_id() % 16; i < SPLIT; i += 16) sum += scores[i];
-    for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
-    return make_float2(greatest, sum);
-}
-
-// Weighted values of dimension d in the order of positions.
-DEVICE float mix(const UnitArea& area, const float* weights, int seen, int dim, int d) {
-    const unsigned short* values = (const unsigned short*)area.values + d;
-    float sum = 0.0f;
-    int p = 0;
-    for (; p + 16 <= seen; p += 16) {
-        float w[16], v[16];
+    __syncthreads();
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
+    for (int i = 0; i < UNIT_HEADS_MAX / 2; i++) {
+        int h = 2 * i + half;
+        if (h >= s.unit_heads) break;
+        const float* parts = area.greatest + h * (SPLIT / 32);
+        float greatest = parts[0];
+        for (int k = 1; k < SPLIT / 32; k++) greatest = fmaxf(greatest, parts[k]);
+        area.scores[h * SPLIT + place] = place < u.seen ? exp_exact(score[i] - greatest) : 0.0f;
+    }
+    __syncthreads();
+}
+
+DEVICE float greatest_score(const UnitArea& area, int h) {
+    float greatest = area.greatest[h * (SPLIT / 32)];
+    for (int k = 1; k < SPLIT / 32; k++) greatest = fmaxf(greatest, area.greatest[h * (SPLIT / 32) + k]);
+    return greatest;
+}
+
+// Sum of one head's weights, by one warp. Position p counts to lane p % 16, in order; lanes merge by the tree + 8, + 4, + 2,
+// + 1.
+DEVICE float sum_weights(const float* weights) {
+    float part[SPLIT / 16], sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < SPLIT / 16; i++) part[i] = weights[i * 16 + lane_id() % 16];
+#pragma unroll
+    for (int i = 0; i < SPLIT / 16; i++) sum += part[i];
+    for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
+    return sum;
+}
+
+enum { MIX = 8 };
+
+// Weighted values of the dimensions 2 d and 2 d + 1 in the order of positions; the loads of MIX positions run ahead.
+DEVICE float2 mix(const UnitArea& area, const float* weights, int seen, int dim, int d) {
+    const unsigned* values = (const unsigned*)area.values + d;
+    const int stride = dim / 2;
+    float2 sum = make_float2(0.0f, 0.0f);
+    unsigned next[MIX];
+    int p = 0;
+#pragma unroll
+    for (int i = 0; i < MIX; i++) next[i] = values[i * stride];
+#pragma unroll 1
+    for (; p + MIX <= seen; p += MIX) {
+        unsigned now[MIX];
+        float w[MIX];
+#pragma unroll
+        for (int i = 0; i < MIX; i++) {
+            now[i] = next[i];
             w[i] = weights[p + i];
-            v[i] = float_of_half(values[(p + i) * dim]);
+            // Past the last position lies what earlier rounds left: never used.
+            next[i] = values[min(p + MIX + i, SPLIT - 1) * stride];
         }
 #pragma unroll
-        for (int i = 0; i < 16; i++) sum = fused(w[i], v[i], sum);
+        for (int i = 0; i < MIX; i++) {
+            float2 v = floats_of_halves(now[i]);
+            sum.x = fused(w[i], v.x, sum.x);
+            sum.y = fused(w[i], v.y, sum.y);
+        }
     }
-#pragma unroll 1
-    for (; p < seen; p++) sum = fused(weights[p], float_of_half(values[p * dim]), sum);
+#pragma unroll
+    for (int i = 0; i < MIX; i++) {
+        if (p + i < seen) {
+            float2 v = floats_of_halves(next[i]);
+            sum.x = fused(weights[p + i], v.x, sum.x);
+            sum.y = fused(weights[p + i], v.y, sum.y);
+        }
+    }
     return sum;
 }
 
@@ -216,46 +269,45 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
             if (first + v * 8 < dim) key[v] = from[(first / 8 + v) * KV_BLOCK];
         }
     }
-    const int per_row = dim / 8;
+    const int per_row = dim / 8, rows = THREADS / per_row, column = tid % per_row;
 #pragma unroll 1
-    for (int i = tid; i < stored * per_row; i += THREADS) {
-        int p = i / per_row;
+    for (int p = tid / per_row; p < stored && tid < rows * per_row; p += rows) {
         const uint4* from = (const uint4*)(pool + table[p / KV_BLOCK] * block_stride + KV_BLOCK * dim);
-        copy_async(area.values + i, from + p % KV_BLOCK * per_row + i % per_row);
+        copy_async(area.values + p * per_row + column, from + p % KV_BLOCK * per_row + column);
     }
     copy_commit();
-    int own = u.last ? s.block_table[(long long)u.row * s.table_stride + u.position / KV_BLOCK] : 0;
+    int own = u.last ? table[u.position % SPLIT / KV_BLOCK] : 0;
     project(s, u, area, pool + own * block_stride);
     __syncthreads();
     score(s, u, area, key);
     // Waits for the ring's loads too, which are older; later waits count only groups after them.
     copy_wait<0>();
     if (u.last && tid < per_row) area.values[(u.seen - 1) * per_row + tid] = ((const uint4*)area.value)[tid];
-    __syncthreads();
+    soften(s, u, area);
     float* out = s.attention + (long long)u.row * s.heads * dim;
     float* partial = s.partial + ((long long)u.row * s.heads + u.first_head) * s.splits_max * (dim + 2);
     partial += u.split * (dim + 2);
-    if (warp_id() < s.unit_heads) {
-        float2 state = soften(area.scores + warp_id() * SPLIT, u.seen);
+    // The last warps sum the weights while the first mix values: head h, dimensions 2 d and 2 d + 1.
+    int h = tid / (dim / 2), d = tid % (dim / 2), summed = WARPS - 1 - warp_id();
+    float2 sum = make_float2(0.0f, 0.0f);
+    if (h < s.unit_heads) sum = mix(area, area.scores + h * SPLIT, u.seen, dim, d);
+    if (summed < s.unit_heads) {
+        float total = sum_weights(area.scores + summed * SPLIT);
         if (lane_id() == 0) {
-            area.greatest[warp_id()] = state.y;
+            area.sums[summed] = total;
             if (u.splits > 1) {
-                float* at = partial + (long long)warp_id() * s.splits_max * (dim + 2) + dim;
-                at[0] = state.x;
-                at[1] = state.y;
+                float* at = partial + (long long)summed * s.splits_max * (dim + 2) + dim;
+                at[0] = greatest_score(area, summed);
+                at[1] = total;
             }
         }
     }
     __syncthreads();
-#pragma unroll 1
-    for (int i = tid; i < s.unit_heads * dim; i += THREADS) {
-        int h = i / dim, d = i % dim;
-        float sum = mix(area, area.scores + h * SPLIT, u.seen, dim, d);
-        if (u.splits == 1) {
-            out[(u.first_head + h) * dim + d] = sum / area.greatest[h];
-        } else {
-            partial[(long long)h * s.splits_max * (dim + 2) + d] = sum;
-        }
+    if (h < s.unit_heads) {
+        float* to = u.splits == 1 ? out + (u.first_head + h) * dim : partial + (long long)h * s.splits_max * (dim + 2);
+        float divisor = u.splits == 1 ? area.sums[h] : 1.0f;
+        to[2 * d] = sum.x / divisor;
+        to[2 * d + 1] = sum.y / divisor;
     }
     if (u.splits > 1) {
         unsigned* arrived = s.arrived + u.row * s.heads + u.first_head;

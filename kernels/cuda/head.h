@@ -16,11 +16,12 @@ DEVICE void open_piece(const uint4& piece, float (&out)[8]) {
 // Row token_ids[t] of the embedding for every row of the step.
 DEVICE void embed(const Phase& p, const Step& s) {
     int per_row = s.hidden / 8;
+#pragma unroll 1
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < s.tokens * per_row; i += gridDim.x * THREADS) {
         int t = i / per_row, k = i % per_row, id = s.token_ids[t];
-        const uint4* row = (const uint4*)p.weights + (long long)(id / 16) * p.items * 32 + id % 16 * 2;
+        const uint4* row = (const uint4*)p.weights + (long long)(id / 32) * p.items * 32 + id % 32 * 2;
         float values[8];
-        open_piece(row[k / 2 * 32 + k % 2], values);
+        open_piece(row[k / 2 * 64 + k % 2], values);
         for (int j = 0; j < 8; j++) p.output[(long long)t * s.hidden + k * 8 + j] = values[j];
     }
 }
@@ -40,32 +41,42 @@ DEVICE float merge_lanes(const float (&sum)[8]) {
     return ((eight[0] + eight[4]) + (eight[2] + eight[6])) + ((eight[1] + eight[5]) + (eight[3] + eight[7]));
 }
 
-// T rows of activations from `first` on against the row tiles of this warp.
-template <int T> DEVICE void head_rows(const Phase& p, const Step& s, Ring& ring, const float* x, unsigned long long* best, int first,
+// T rows of activations from `first` on against the row tiles of this warp. A lane meets each activation for two rows of
+// weights, 16 apart: the activations' way from shared memory is the narrowest.
+template <int T>
+DEVICE void head_rows(const Phase& p, const Step& s, Ring& ring, const float* x, unsigned long long* best, int first,
                       int rows) {
     Walk walk;
     Stream shape = {nullptr, p.tiles, p.items, 0, 1};
     walk.open(shape, ring.groups);
     while (walk.settle(shape, ring.groups)) {
-        float sum[T][8] = {};
+        float sum[2][T][8] = {};
 #pragma unroll 1
-        for (; walk.item < p.items; walk.item++) {
-            float w[8];
-            open_piece(ring.front(), w);
-            const float4* at = (const float4*)(x + walk.item * 16 + (lane_id() & 1) * 8);
+        for (; walk.item < p.items; walk.item += 2) {
+            uint4 low = ring.front();
+            ring.advance();
+            uint4 high = ring.front();
+            ring.advance();
+            float w[2][8];
+            open_piece(low, w[0]);
+            open_piece(high, w[1]);
+            const float4* at = (const float4*)(x + walk.item * 8 + (lane_id() & 1) * 8);
 #pragma unroll
             for (int t = 0; t < T; t++) {
                 float4 a = at[t * (s.hidden / 4)], b = at[t * (s.hidden / 4) + 1];
                 float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-                for (int j = 0; j < 8; j++) sum[t][j] = fused(w[j], v[j], sum[t][j]);
-                if (t % 2) keep_order();
-            }
-            ring.advance();
-        }
-        int row = walk.tile * 16 + lane_id() / 2;
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            float logit = merge_lanes(sum[t]);
+                for (int j = 0; j < 8; j++) {
+                    sum[0][t][j] = fused(w[0][j], v[j], sum[0][t][j]);
+                    sum[1][t][j] = fused(w[1][j], v[j], sum[1][t][j]);
+                }
+                keep_order();
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * T; i++) {
+            int t = i / 2, row = walk.tile * 32 + i % 2 * 16 + lane_id() / 2;
+            float logit = merge_lanes(sum[i % 2][t]);
             bool live = t < rows && row < p.rows;
             if (live && (lane_id() & 1) == 0) p.output[(long long)(first + t) * p.rows + row] = logit;
             unsigned long long key = live ? greedy_key(logit, row) : 0;
@@ -74,6 +85,7 @@ template <int T> DEVICE void head_rows(const Phase& p, const Step& s, Ring& ring
                 key = other > key ? other : key;
             }
             if (lane_id() == 0) atomicMax(&best[t], key);
+            keep_order();
         }
     }
     __syncthreads();
@@ -87,19 +99,22 @@ DEVICE void head(const Phase& p, const Step& s, Ring& ring, unsigned char* work,
     float* x = (float*)work;
     RowArea area = {(float4*)(x + s.head_tokens * s.hidden), (float4*)(x + (s.head_tokens + 1) * s.hidden)};
     load_gamma(area, p.gamma, s.hidden);
+#pragma unroll 1
     for (int t = 0; t < rows; t++) {
         float scale = row_scale(area, p.input + (long long)(first + t) * s.hidden, s.hidden, p.eps, reduced);
         normalise(area, scale, s.hidden);
+#pragma unroll 1
         for (int i = threadIdx.x; i < s.hidden / 4; i += THREADS) ((float4*)x)[t * (s.hidden / 4) + i] = area.values[i];
         __syncthreads();
     }
     if (threadIdx.x < HEAD_TOKENS_MAX) reduced->best[threadIdx.x] = 0;
+#pragma unroll 1
     for (int i = rows * s.hidden + threadIdx.x; i < s.head_tokens * s.hidden; i += THREADS) x[i] = 0.0f;
     __syncthreads();
     if (s.head_tokens == 1) {
         head_rows<1>(p, s, ring, x, reduced->best, first, rows);
     } else {
-        head_rows<5>(p, s, ring, x, reduced->best, first, rows);
+        head_rows<HEAD_TOKENS_MAX>(p, s, ring, x, reduced->best, first, rows);
     }
 }
 

@@ -94,7 +94,12 @@ struct Rows {
     const float* scale;
     const int* sum;
     int tokens;
-    bool single; // one token, four lanes to a column group
+    bool single; // one token, four lanes to a column group; its scale and sum are in `row`
+    Quantized row;
+
+    DEVICE Quantized at(int token) const {
+        return single ? row : Quantized{scale[token], sum[token]};
+    }
 };
 
 // Token groups whose activations are in registers at once.
@@ -131,7 +136,8 @@ template <int NT> DEVICE void multiply(const uint4& weights, const Rows& x, int 
 
 // The exact sum of w * q as a value: the order of kernels/src/ternary/linear.rs, then the matrix's own factor.
 DEVICE float scaled(int sum, const Rows& x, int token, const float* scales) {
-    return (float)(sum - x.sum[token]) / x.scale[token] * scales[0] * scales[1];
+    Quantized row = x.at(token);
+    return (float)(sum - row.sum) / row.scale * scales[0] * scales[1];
 }
 
 DEVICE float gated(float gate, float up, int epilogue) {
@@ -144,10 +150,9 @@ DEVICE float gated(float gate, float up, int epilogue) {
 
 // Sums of one row tile become outputs. Slot (n * 4 + c) * 32 + lane holds row lane / 4 + 8 (c >> 1) of token
 // 8 n + 2 (lane % 4) + (c & 1).
-template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const int* sums, int tile, int i) {
+template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const int* sums, const float* scales, int tile, int i) {
     int lane = i & 31, c = (i >> 5) & 3, token = (i >> 7) * 8 + (lane & 3) * 2 + (c & 1), row = lane >> 2;
     if (token >= x.tokens) return;
-    const float* scales = p.scales + tile * 4;
     if (p.epilogue >= EPILOGUE_RELU2) {
         int feature = tile * 8 + row, features = p.rows / 2;
         if (c >= 2 || feature >= features) return;
@@ -162,39 +167,62 @@ template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const i
     *out = p.epilogue == EPILOGUE_ADD ? *out + y : y;
 }
 
-// The row tiles of this block, ROUND_TILES at a time.
-template <int NT> DEVICE void linear(const Phase& p, const Rows& x, Ring& ring, int* sums) {
+DEVICE int first_tile(const Phase& p) {
     int tile = (int)blockIdx.x - p.first_block;
-    if (tile < 0) tile += gridDim.x;
-    int item = warp_id();
-    while (tile < p.tiles) {
-        int count = min((p.tiles - tile + (int)gridDim.x - 1) / (int)gridDim.x, (int)ROUND_TILES);
-        for (int i = threadIdx.x; i < count * NT * 128; i += THREADS) sums[i] = 0;
-        __syncthreads();
+    return tile < 0 ? tile + (int)gridDim.x : tile;
+}
+
+// Row tiles of this block from `tile` on, ROUND_TILES at most.
+DEVICE int round_tiles(const Phase& p, int tile) {
+    return tile < p.tiles ? min((p.tiles - tile + (int)gridDim.x - 1) / (int)gridDim.x, (int)ROUND_TILES) : 0;
+}
+
+DEVICE void clear_sums(int* sums, int count) {
+    for (int i = threadIdx.x; i < count; i += THREADS) sums[i] = 0;
+}
+
+// Sums of one row tile by all warps, in shared memory.
+template <int NT> DEVICE void sum_tile(const Phase& p, const Rows& x, Ring& ring, int& item, int* sums) {
+    int sum[NT][4] = {};
+    bool any = item < p.items;
 #pragma unroll 1
-        for (int k = 0; k < count; k++) {
-            int sum[NT][4] = {};
-            bool any = item < p.items;
-#pragma unroll 1
-            for (; item < p.items; item += WARPS) {
-                multiply<NT>(ring.front(), x, p.items, item, sum);
-                ring.advance();
-            }
-            item -= p.items;
-            if (!any) continue;
-            for (int n = 0; n < NT; n++) {
-                for (int c = 0; c < 4; c++) {
-                    int token = n * 8 + (lane_id() & 3) * 2 + (c & 1);
-                    if (token < x.tokens) atomicAdd(&sums[((k * NT + n) * 4 + c) * 32 + lane_id()], sum[n][c]);
-                }
-            }
+    for (; item < p.items; item += WARPS) {
+        multiply<NT>(ring.front(), x, p.items, item, sum);
+        ring.advance();
+    }
+    item -= p.items;
+    if (!any) return;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            int token = n * 8 + (lane_id() & 3) * 2 + (c & 1);
+            if (token < x.tokens) atomicAdd(&sums[(n * 4 + c) * 32 + lane_id()], sum[n][c]);
         }
+    }
+}
+
+// The row tiles of this block, a round at a time. The sums of the first round are clear.
+template <int NT> DEVICE void linear(const Phase& p, const Rows& x, Ring& ring, int* sums, const float* first_scales) {
+    int item = warp_id(), tile = first_tile(p), count = round_tiles(p, tile);
+    const float* scales = first_scales;
+    int stride = 4;
+    while (count > 0) {
+#pragma unroll 1
+        for (int k = 0; k < count; k++) sum_tile<NT>(p, x, ring, item, sums + k * NT * 128);
         __syncthreads();
+#pragma unroll 1
         for (int i = threadIdx.x; i < count * NT * 128; i += THREADS) {
             int k = i / (NT * 128);
-            finish_tile<NT>(p, x, sums + k * NT * 128, tile + k * (int)gridDim.x, i % (NT * 128));
+            finish_tile<NT>(p, x, sums + k * NT * 128, scales + k * stride, tile + k * (int)gridDim.x, i % (NT * 128));
         }
-        __syncthreads();
         tile += count * (int)gridDim.x;
+        count = round_tiles(p, tile);
+        if (count == 0) return;
+        __syncthreads();
+        clear_sums(sums, count * NT * 128);
+        scales = p.scales + tile * 4;
+        stride = 4 * (int)gridDim.x;
+        __syncthreads();
     }
 }

@@ -10,13 +10,16 @@ struct RowArea {
     float4* gamma;
 };
 
-// Results of the block's reductions, in shared memory; `best` belongs to the head.
-struct Reduced {
+// What a block shares besides its work area: results of reductions, and of the phase to come what does not depend on other
+// blocks. `best` belongs to the head.
+struct alignas(16) Reduced {
     double squares[WARPS];
     unsigned greatest[WARPS];
     int sum[WARPS];
     float scale;
     unsigned long long best[HEAD_TOKENS_MAX];
+    float scales[ROUND_TILES * 4]; // of the first round of tiles
+    Phase phases[2];
 };
 
 struct Quantized {
@@ -24,23 +27,49 @@ struct Quantized {
     int sum;
 };
 
+// Copies a row to shared memory, all loads of a thread in flight at once; hands each value to `use`.
+template <class Use> DEVICE void load_row(float4* to, const float* from, int width, Use use) {
+#pragma unroll 1
+    for (int start = threadIdx.x; start < width / 4; start += 4 * THREADS) {
+        float4 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if (start + j * THREADS < width / 4) v[j] = ((const float4*)from)[start + j * THREADS];
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if (start + j * THREADS < width / 4) {
+                to[start + j * THREADS] = v[j];
+                use(v[j]);
+            }
+        }
+    }
+}
+
 DEVICE void load_gamma(const RowArea& area, const float* gamma, int width) {
-    for (int i = threadIdx.x; i < width / 4; i += THREADS) area.gamma[i] = ((const float4*)gamma)[i];
+    load_row(area.gamma, gamma, width, [](const float4&) {});
 }
 
 DEVICE double sum_of_warps(double mine, double* slots) {
     for (int mask = 16; mask > 0; mask >>= 1) mine += shuffle_xor(mine, mask);
     if (lane_id() == 0) slots[warp_id()] = mine;
     __syncthreads();
-    double all = slots[lane_id() % WARPS];
-    for (int mask = WARPS / 2; mask > 0; mask >>= 1) all += shuffle_xor(all, mask);
-    return all;
+    double a = 0.0, b = 0.0, c = 0.0, d = 0.0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w += 4) {
+        a += slots[w];
+        b += slots[w + 1];
+        c += slots[w + 2];
+        d += slots[w + 3];
+    }
+    return (a + b) + (c + d);
 }
 
 // The sum in the order that defines it: 32 lanes, element i in lane i % 32, each half of the lanes merged by the tree
 // + 8, + 4, + 2, + 1. By the first warp alone.
 DEVICE double ordered_sum_of_squares(const float* values, int width) {
     double sum = 0.0;
+#pragma unroll 1
     for (int i = lane_id(); i < width; i += 32) sum += (double)(values[i] * values[i]);
     for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
     return shuffle(sum, 0) + shuffle(sum, 16);
@@ -56,15 +85,13 @@ DEVICE float norm_scale(double sum, int width, float eps) {
 // Any order of adding gives the mean within a relative width * 2^-52 of the defined one. Both are rounded to f32 next: if
 // the two ends of that interval round alike, so does the defined order, and only else is it run (about once in 10^5 rows).
 DEVICE float row_scale(const RowArea& area, const float* row, int width, float eps, Reduced* reduced) {
-    double mine = 0.0;
-    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
-        float4 v = ((const float4*)row)[i];
-        area.values[i] = v;
-        mine += (double)(v.x * v.x) + (double)(v.y * v.y) + (double)(v.z * v.z) + (double)(v.w * v.w);
-    }
-    double sum = sum_of_warps(mine, reduced->squares);
-    double slack = (double)width * 2.220446049250313e-16;
-    float low = (float)(sum * (1.0 - slack) / (double)width), high = (float)(sum * (1.0 + slack) / (double)width);
+    double mine = 0.0, share = 1.0 / (double)width;
+    load_row(area.values, row, width, [&](const float4& v) {
+        mine += ((double)(v.x * v.x) + (double)(v.y * v.y)) + ((double)(v.z * v.z) + (double)(v.w * v.w));
+    });
+    double mean = sum_of_warps(mine, reduced->squares) * share;
+    double slack = (double)(width + 8) * 2.220446049250313e-16;
+    float low = (float)(mean - mean * slack), high = (float)(mean + mean * slack);
     if (low != high) {
         if (warp_id() == 0) {
             float scale = norm_scale(ordered_sum_of_squares((const float*)area.values, width), width, eps);
@@ -79,6 +106,7 @@ DEVICE float row_scale(const RowArea& area, const float* row, int width, float e
 // Normalised row, in the area; returns each thread's greatest magnitude (NaN counts as 0).
 DEVICE float normalise(const RowArea& area, float scale, int width) {
     float greatest = 0.0f;
+#pragma unroll 2
     for (int i = threadIdx.x; i < width / 4; i += THREADS) {
         float4 v = area.values[i], w = area.gamma[i];
         v.x = v.x * scale * w.x;
@@ -112,9 +140,10 @@ DEVICE Quantized quantize_row(const RowArea& area, const float* row, int width, 
     if (lane_id() == 0) reduced->greatest[warp_id()] = greatest;
     __syncthreads();
     greatest = warp_max(reduced->greatest[lane_id() % WARPS]);
-    double amax = (double)float_of_bits(greatest);
-    float factor = (float)(127.0 / (amax > 1e-5 ? amax : 1e-5));
+    // (float)(127.0 / max(amax, 1e-5)): a quotient of two floats, rounded to f64 and then to f32, is the f32 quotient.
+    float amax = float_of_bits(greatest), factor = (double)amax > 1e-5 ? 127.0f / amax : 12700000.0f;
     int sum = 0;
+#pragma unroll 2
     for (int i = threadIdx.x; i < (width + 127) / 128 * 32; i += THREADS) {
         unsigned word = 0;
         if (i < width / 4) {

@@ -12,8 +12,8 @@
 // Quantised rows, in B operand order: [token / 8][column / 128][lane][32 bytes]. Lane 4 g + t of token group n holds token
 // 8 n + g; its bytes 8 s + 4 h + j are the columns 32 s + 16 h + 4 t + j. Columns past the width are zero.
 //
-// Half-precision matrix (head and embedding). A piece is 16 rows x 16 columns in 512 bytes, row tile after row tile:
-// lane L holds row L / 2, columns 8 (L % 2) .. + 8. Rows are padded to 16.
+// Half-precision matrix (head and embedding). A tile is 32 rows x 16 columns in two pieces of 16 rows, 512 bytes each, row
+// tile after row tile: lane L holds row L / 2 of the piece, columns 8 (L % 2) .. + 8. Rows are padded to 32.
 //
 // KV cache, F16: [block][layer][kv head][key: head_dim / 8 x 32 positions x 8, then value: 32 positions x head_dim].
 enum PhaseKind { PHASE_EMBED, PHASE_QUANTIZE, PHASE_LINEAR, PHASE_ATTEND, PHASE_HEAD, PHASE_GREEDY };
@@ -39,6 +39,7 @@ struct Step {
     int heads, kv_heads, head_dim, rope_half;
     int rope_pairs;        // 0: value i rotates with i + rope_half; 1: value 2 i with 2 i + 1.
     int unit_heads;        // query heads of one attention unit, 1 to 4, a divisor of heads / kv_heads.
+    int group;             // heads / kv_heads
     int splits_max;        // at least position / 256 + 1 of every row.
     int table_stride;      // entries of one row of block_table.
     int head_tokens;       // rows of one pass of the head, 1 to HEAD_TOKENS_MAX.
@@ -69,7 +70,7 @@ enum {
     SPLIT = 256,
     HEAD_DIM_MAX = 128,
     UNIT_HEADS_MAX = 4,
-    HEAD_TOKENS_MAX = 5,
+    HEAD_TOKENS_MAX = 4,
 };
 
 // Loads in flight of each thread: 128 KiB a block where shared memory has 227 KiB, 32 KiB where it has 163.

@@ -21,14 +21,31 @@ template <int NT>
 DEVICE void linear_phase(const Phase& p, const Step& s, Ring& ring, unsigned char* work, const RowArea& area,
                          Reduced* reduced) {
     int* sums = (int*)work;
-    if (!p.gamma) {
-        linear<NT>(p, {s.quantized, s.quantized_scale, s.quantized_sum, s.tokens, false}, ring, sums);
-        return;
+    Rows x = {s.quantized, s.quantized_scale, s.quantized_sum, s.tokens, false, {0.0f, 0}};
+    clear_sums(sums, round_tiles(p, first_tile(p)) * NT * 128);
+    if (NT == 1 && p.gamma) {
+        signed char* row = (signed char*)(area.gamma + p.cols / 4);
+        x = {row, nullptr, nullptr, 1, true, quantize_row(area, p.input, p.cols, p.eps, row, 0, 4, reduced)};
+    } else {
+        __syncthreads();
     }
-    if (NT > 1) return;
-    signed char* row = (signed char*)(area.gamma + p.cols / 4);
-    Quantized q = quantize_row(area, p.input, p.cols, p.eps, row, 0, 4, reduced);
-    linear<NT>(p, {row, &q.scale, &q.sum, 1, true}, ring, sums);
+    linear<NT>(p, x, ring, sums, reduced->scales);
+}
+
+// Of a phase to come, what does not depend on other blocks: loaded while they arrive.
+DEVICE void look_ahead(const Phase* from, Phase* to, float4* rows, Reduced* reduced) {
+    if (threadIdx.x < (int)sizeof(Phase) / 8) ((long long*)to)[threadIdx.x] = ((const long long*)from)[threadIdx.x];
+    int kind = from->kind;
+    if (kind != PHASE_LINEAR && kind != PHASE_QUANTIZE) return;
+    if (kind == PHASE_LINEAR && (int)threadIdx.x < 4 * round_tiles(*from, first_tile(*from))) {
+        int tile = first_tile(*from) + (int)threadIdx.x / 4 * (int)gridDim.x;
+        reduced->scales[threadIdx.x] = from->scales[tile * 4 + threadIdx.x % 4];
+    }
+    if (from->gamma) load_gamma({rows, rows + from->cols / 4}, from->gamma, from->cols);
+}
+
+DEVICE void note_time(const Step& s, int index) {
+    if (s.trace && blockIdx.x == 0 && threadIdx.x == 0) s.trace[index] = clock_now();
 }
 
 template <int NT> DEVICE void run_step(const Phase* phases, int count, const Step& s) {
@@ -41,15 +58,13 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         streams[i] = {(const char*)phases[i].weights, loads ? phases[i].tiles : 0, phases[i].items,
                       phases[i].first_block, phases[i].kind == PHASE_HEAD};
     }
+    look_ahead(phases, &reduced->phases[0], rows, reduced);
     __syncthreads();
     Ring ring;
     ring.start(count, (s.tokens + s.head_tokens - 1) / s.head_tokens);
-    bool rows_first = phases[0].kind == PHASE_LINEAR || phases[0].kind == PHASE_QUANTIZE;
-    if (rows_first && phases[0].gamma) {
-        load_gamma({rows, rows + phases[0].cols / 4}, phases[0].gamma, phases[0].cols);
-    }
+#pragma unroll 1
     for (int i = 0; i < count; i++) {
-        const Phase& p = phases[i];
+        const Phase& p = reduced->phases[i & 1];
         RowArea area = {rows, rows + p.cols / 4};
         switch (p.kind) {
         case PHASE_EMBED: embed(p, s); break;
@@ -60,14 +75,11 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         default: greedy(s); break;
         }
         if (i + 1 == count) break;
-        if (s.trace && blockIdx.x == 0 && threadIdx.x == 0) s.trace[2 * i] = clock_now();
+        note_time(s, 2 * i);
         unsigned ticket = barrier_arrive(s.barrier);
-        // What does not depend on other blocks, while they arrive.
-        const Phase& next = phases[i + 1];
-        bool prepares = next.kind == PHASE_LINEAR || next.kind == PHASE_QUANTIZE;
-        if (prepares && next.gamma) load_gamma({rows, rows + next.cols / 4}, next.gamma, next.cols);
+        look_ahead(phases + i + 1, &reduced->phases[(i + 1) & 1], rows, reduced);
         barrier_wait(s.barrier, ticket);
-        if (s.trace && blockIdx.x == 0 && threadIdx.x == 0) s.trace[2 * i + 1] = clock_now();
+        note_time(s, 2 * i + 1);
     }
 }
 

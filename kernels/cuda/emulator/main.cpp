@@ -23,7 +23,7 @@ struct Emulated : Machine {
 };
 
 int main() {
-    Emulated machine(4);
+    Emulated machine(5);
     small_suite(machine);
     return failures > 0;
 }

@@ -105,11 +105,11 @@ struct Model {
                               random_matrix(s.hidden, s.ffn, at + 4)});
             layers.back().gate_up.rows = 2 * s.ffn;
         }
-        head.resize((size_t)(s.vocab + 15) / 16 * 16 * s.hidden);
+        head.resize((size_t)(s.vocab + 31) / 32 * 32 * s.hidden);
         uint16_t* to = head.data();
-        reference::spread((s.vocab + 15) / 16, [=](int first, int last) {
+        reference::spread((s.vocab + 31) / 32, [=](int first, int last) {
             Random random(seed * 77 + (uint64_t)first);
-            for (size_t i = (size_t)first * 16 * s.hidden; i < (size_t)last * 16 * s.hidden; i++) {
+            for (size_t i = (size_t)first * 32 * s.hidden; i < (size_t)last * 32 * s.hidden; i++) {
                 uint32_t r = (uint32_t)(random.bits() >> 32);
                 to[i] = (uint16_t)((r & 0x83ff) | (7 + (r >> 16) % 4) << 10);
             }
@@ -219,6 +219,7 @@ struct Loaded {
         step.head_dim = s.head_dim;
         step.rope_half = s.head_dim / 2;
         step.rope_pairs = s.rope_pairs;
+        step.group = s.heads / s.kv_heads;
         step.splits_max = 1;
         step.table_stride = blocks_per_row;
         step.score_scale = 1.0f / std::sqrt((float)s.head_dim);
@@ -253,11 +254,15 @@ struct Loaded {
         int groups = (tokens + HEAD_TOKENS_MAX - 1) / HEAD_TOKENS_MAX;
         return std::max((tokens + groups - 1) / groups, (tokens + machine.blocks() - 1) / machine.blocks());
     }
-    // Many units for few sequences, few reads of a key for many.
+    // Fewer rounds of units against more heads in each; a unit costs about as much as three heads besides.
     int unit_heads(int tokens) const {
-        int group = model.shape.heads / model.shape.kv_heads, best = 1;
+        int best = 1, least = 1 << 30;
         for (int n = 1; n <= UNIT_HEADS_MAX; n++) {
-            if (group % n == 0 && tokens * model.shape.heads / n >= machine.blocks()) best = n;
+            if (model.shape.heads / model.shape.kv_heads % n) continue;
+            int units = tokens * model.shape.heads / n * (model.positions / SPLIT + 1);
+            int cost = (units + machine.blocks() - 1) / machine.blocks() * (3 + n);
+            if (cost < least) best = n;
+            least = std::min(least, cost);
         }
         return best;
     }
@@ -265,7 +270,7 @@ struct Loaded {
     void plan() {
         const Shape& s = model.shape;
         void* head_there = machine.copy_of(model.head);
-        Phase embed = {head_there, nullptr, nullptr, nullptr, x, PHASE_EMBED, 0, s.vocab, s.hidden, 0, s.hidden / 16, 0, 0};
+        Phase embed = {head_there, nullptr, nullptr, nullptr, x, PHASE_EMBED, 0, s.vocab, s.hidden, 0, s.hidden / 8, 0, 0};
         phases.push_back(embed);
         int first = 0;
         for (int l = 0; l < s.layers; l++) {
@@ -277,7 +282,7 @@ struct Loaded {
             add_linear(layer.down, ffn, x, EPILOGUE_ADD, first);
         }
         phases.push_back({head_there, nullptr, machine.copy_of(model.output_gamma), x, step.logits, PHASE_HEAD, 0, s.vocab,
-                          s.hidden, (s.vocab + 15) / 16, s.hidden / 16, 0, model.eps});
+                          s.hidden, (s.vocab + 31) / 32, s.hidden / 8, 0, model.eps});
         phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_GREEDY, 0, 0, 0, 0, 0, 0, 0});
         phases_there = machine.copy_of(phases);
     }
@@ -293,6 +298,15 @@ struct Loaded {
         first = (first + w.row_tiles()) % machine.blocks();
     }
 
+    // As large as the kernels' Reduced.
+    struct Shared {
+        double squares[WARPS];
+        int integers[2 * WARPS + 2];
+        unsigned long long best[HEAD_TOKENS_MAX];
+        float scales[ROUND_TILES * 4];
+        Phase phases[2];
+        char slack[64];
+    };
     static int aligned(int bytes) { return (bytes + 15) / 16 * 16; }
     // The ring, what the loader knows of the phases, the reductions, and the work area that linear layers, attention and
     // head use in turn.
@@ -300,9 +314,9 @@ struct Loaded {
         const Shape& s = model.shape;
         int widest = (std::max(std::max(s.hidden, s.ffn), s.query_width()) + 127) / 128 * 128;
         int linear = ROUND_TILES * token_tiles * 512 + widest * 9;
-        int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 4) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
+        int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
         int head = ((step.head_tokens == 1 ? 1 : HEAD_TOKENS_MAX) + 2) * s.hidden * 4;
-        return RING_DEPTH * THREADS * 16 + aligned(count * 24) + 512 + std::max(linear, std::max(attention, head));
+        return RING_DEPTH * THREADS * 16 + aligned(count * 24) + (int)sizeof(Shared) + std::max(linear, std::max(attention, head));
     }
 
     void fill(int row, const Cache& cache, int count) {

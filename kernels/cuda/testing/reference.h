@@ -178,7 +178,7 @@ inline void attend(const float* query, const uint16_t* keys, const uint16_t* val
 
 // Element of a half-precision matrix of pieces; plan.h gives the layout.
 inline size_t piece_index(int cols, int row, int k) {
-    return ((size_t)(row / 16) * (cols / 16) + k / 16) * 256 + row % 16 * 16 + k % 16;
+    return ((size_t)(row / 32) * (cols / 16) + k / 16) * 512 + row % 32 * 16 + k % 16;
 }
 
 inline std::vector<float> head(const std::vector<uint16_t>& pieces, int rows, int cols, const std::vector<float>& x) {
