@@ -46,13 +46,13 @@ DEVICE float merge_lanes(const float (&sum)[8]) {
 template <int T>
 DEVICE void head_rows(const Phase& p, const Step& s, Ring& ring, const float* x, unsigned long long* best, int first,
                       int rows) {
-    Walk walk;
-    Stream shape = {nullptr, p.tiles, p.items, 0, 1};
-    walk.open(shape, ring.groups);
-    while (walk.settle(shape, ring.groups)) {
+    int sharing = (int)gridDim.x / ring.groups, tile = (int)blockIdx.x / ring.groups * WARPS + warp_id();
+    if ((int)blockIdx.x / ring.groups >= sharing) tile = p.tiles;
+#pragma unroll 1
+    for (; tile < p.tiles; tile += sharing * WARPS) {
         float sum[2][T][8] = {};
 #pragma unroll 1
-        for (; walk.item < p.items; walk.item += 2) {
+        for (int item = 0; item < p.items; item += 2) {
             uint4 low = ring.front();
             ring.advance();
             uint4 high = ring.front();
@@ -60,7 +60,7 @@ DEVICE void head_rows(const Phase& p, const Step& s, Ring& ring, const float* x,
             float w[2][8];
             open_piece(low, w[0]);
             open_piece(high, w[1]);
-            const float4* at = (const float4*)(x + walk.item * 8 + (lane_id() & 1) * 8);
+            const float4* at = (const float4*)(x + item * 8 + (lane_id() & 1) * 8);
 #pragma unroll
             for (int t = 0; t < T; t++) {
                 float4 a = at[t * (s.hidden / 4)], b = at[t * (s.hidden / 4) + 1];
@@ -75,7 +75,7 @@ DEVICE void head_rows(const Phase& p, const Step& s, Ring& ring, const float* x,
         }
 #pragma unroll
         for (int i = 0; i < 2 * T; i++) {
-            int t = i / 2, row = walk.tile * 32 + i % 2 * 16 + lane_id() / 2;
+            int t = i / 2, row = tile * 32 + i % 2 * 16 + lane_id() / 2;
             float logit = merge_lanes(sum[i % 2][t]);
             bool live = t < rows && row < p.rows;
             if (live && (lane_id() & 1) == 0) p.output[(long long)(first + t) * p.rows + row] = logit;

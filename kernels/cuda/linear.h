@@ -9,35 +9,50 @@ struct Stream {
     int tiles, items, first_block, is_head;
 };
 
-// The 512-byte loads of one warp in the order of their use, over all phases of the launch.
+// The 512-byte loads of one warp in one phase, in the order of their use.
 //
 // A LINEAR phase gives row tile i to block (first_block + i) % gridDim and spreads the tile's loads over the warps; a
-// HEAD phase gives each row tile to one warp.
+// HEAD phase gives each row tile to one warp. Either way the next load is `step` items on, and `wrap` bytes further where
+// that leaves the row tile.
 struct Walk {
-    int tile, item;
+    const char* from;
+    int left, item, items, step, wrap, tile, tile_step;
 
     DEVICE void open(const Stream& s, int groups) {
         int block = blockIdx.x, blocks = gridDim.x;
+        items = s.items;
         if (s.is_head) {
-            tile = block / groups * WARPS + warp_id();
+            int sharing = blocks / groups;
+            tile = block / groups < sharing ? block / groups * WARPS + warp_id() : s.tiles;
+            tile_step = sharing * WARPS;
             item = 0;
-            if (block >= blocks / groups * groups) tile = s.tiles;
+            step = 1;
         } else {
             tile = block - s.first_block;
             if (tile < 0) tile += blocks;
+            tile_step = blocks;
             item = warp_id();
+            step = WARPS;
+        }
+        int tiles = tile < s.tiles ? (s.tiles - tile + tile_step - 1) / tile_step : 0;
+        left = max(tiles * items - item + step - 1, 0) / step;
+        wrap = (tile_step - 1) * items * 512;
+        from = s.base + ((long long)tile * items + item) * 512;
+        settle();
+    }
+    DEVICE void settle() {
+#pragma unroll 1
+        while (item >= items && left > 0) {
+            item -= items;
+            from += wrap;
         }
     }
-    // False where the phase has no more loads for this warp.
-    DEVICE bool settle(const Stream& s, int groups) {
-        int step = s.is_head ? (int)gridDim.x / groups * WARPS : (int)gridDim.x;
-        while (item >= s.items && tile < s.tiles) {
-            item -= s.items;
-            tile += step;
-        }
-        return tile < s.tiles;
+    DEVICE void next() {
+        left--;
+        from += step * 512;
+        item += step;
+        settle();
     }
-    DEVICE void next(const Stream& s) { item += s.is_head ? 1 : WARPS; }
 };
 
 // Each thread loads, ahead of time, exactly the 16 bytes that it will use itself: no barrier between loads and use, and
@@ -60,22 +75,25 @@ struct Ring {
     DEVICE void start(int count, int head_groups) {
         phases = count;
         groups = head_groups;
-        phase = slot = 0;
-        walk.open(streams()[0], groups);
+        phase = -1;
+        slot = walk.left = 0;
 #pragma unroll 1
         for (int i = 0; i < RING_DEPTH; i++) load_next(i);
     }
     DEVICE void load_next(int into) {
-        while (phase < phases && !walk.settle(streams()[phase], groups)) {
-            if (++phase < phases) walk.open(streams()[phase], groups);
-        }
-        if (phase < phases) {
-            const Stream& s = streams()[phase];
-            const char* from = s.base + ((long long)walk.tile * s.items + walk.item) * 512 + lane_id() * 16;
-            copy_async(at(into), from);
-            walk.next(s);
+        if (walk.left == 0) open_next();
+        if (walk.left > 0) {
+            copy_async(at(into), walk.from + lane_id() * 16);
+            walk.next();
         }
         copy_commit();
+    }
+    // The next phase that has loads for this warp, if any.
+    DEVICE void open_next() {
+#pragma unroll 1
+        while (walk.left == 0 && phase < phases) {
+            if (++phase < phases && streams()[phase].tiles > 0) walk.open(streams()[phase], groups);
+        }
     }
     DEVICE uint4 front() const {
         copy_wait<RING_DEPTH - 1>();

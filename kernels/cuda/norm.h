@@ -19,7 +19,7 @@ struct alignas(16) Reduced {
     float scale;
     unsigned long long best[HEAD_TOKENS_MAX];
     float scales[ROUND_TILES * 4]; // of the first round of tiles
-    Phase phases[2];
+    Phase phases[4];
 };
 
 struct Quantized {

@@ -32,16 +32,19 @@ DEVICE void linear_phase(const Phase& p, const Step& s, Ring& ring, unsigned cha
     linear<NT>(p, x, ring, sums, reduced->scales);
 }
 
-// Of a phase to come, what does not depend on other blocks: loaded while they arrive.
-DEVICE void look_ahead(const Phase* from, Phase* to, float4* rows, Reduced* reduced) {
+// One phase's description, to shared memory.
+DEVICE void describe(const Phase* from, Phase* to) {
     if (threadIdx.x < (int)sizeof(Phase) / 8) ((long long*)to)[threadIdx.x] = ((const long long*)from)[threadIdx.x];
-    int kind = from->kind;
-    if (kind != PHASE_LINEAR && kind != PHASE_QUANTIZE) return;
-    if (kind == PHASE_LINEAR && (int)threadIdx.x < 4 * round_tiles(*from, first_tile(*from))) {
-        int tile = first_tile(*from) + (int)threadIdx.x / 4 * (int)gridDim.x;
-        reduced->scales[threadIdx.x] = from->scales[tile * 4 + threadIdx.x % 4];
+}
+
+// Of the phase to come, what does not depend on other blocks: loaded while they arrive.
+DEVICE void look_ahead(const Phase& p, float4* rows, Reduced* reduced) {
+    if (p.kind != PHASE_LINEAR && p.kind != PHASE_QUANTIZE) return;
+    if (p.kind == PHASE_LINEAR && (int)threadIdx.x < 4 * round_tiles(p, first_tile(p))) {
+        int tile = first_tile(p) + (int)threadIdx.x / 4 * (int)gridDim.x;
+        reduced->scales[threadIdx.x] = p.scales[tile * 4 + threadIdx.x % 4];
     }
-    if (from->gamma) load_gamma({rows, rows + from->cols / 4}, from->gamma, from->cols);
+    if (p.gamma) load_gamma({rows, rows + p.cols / 4}, p.gamma, p.cols);
 }
 
 DEVICE void note_time(const Step& s, int index) {
@@ -58,13 +61,16 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         streams[i] = {(const char*)phases[i].weights, loads ? phases[i].tiles : 0, phases[i].items,
                       phases[i].first_block, phases[i].kind == PHASE_HEAD};
     }
-    look_ahead(phases, &reduced->phases[0], rows, reduced);
+    describe(phases, &reduced->phases[0]);
+    if (count > 1) describe(phases + 1, &reduced->phases[1]);
     __syncthreads();
     Ring ring;
     ring.start(count, (s.tokens + s.head_tokens - 1) / s.head_tokens);
+    look_ahead(reduced->phases[0], rows, reduced);
+    __syncthreads();
 #pragma unroll 1
     for (int i = 0; i < count; i++) {
-        const Phase& p = reduced->phases[i & 1];
+        const Phase& p = reduced->phases[i & 3];
         RowArea area = {rows, rows + p.cols / 4};
         switch (p.kind) {
         case PHASE_EMBED: embed(p, s); break;
@@ -77,7 +83,8 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         if (i + 1 == count) break;
         note_time(s, 2 * i);
         unsigned ticket = barrier_arrive(s.barrier);
-        look_ahead(phases + i + 1, &reduced->phases[(i + 1) & 1], rows, reduced);
+        if (i + 2 < count) describe(phases + i + 2, &reduced->phases[(i + 2) & 3]);
+        look_ahead(reduced->phases[(i + 1) & 3], rows, reduced);
         barrier_wait(s.barrier, ticket);
         note_time(s, 2 * i + 1);
     }

@@ -1,4 +1,5 @@
-// Checks the kernels on a real device, then measures them. Usage: check IMAGE [quick].
+// Checks the kernels on a real device, then measures them. Usage: check IMAGE [quick | profile]; profile
+// only runs three steps of one row, for a profiler.
 #include "driver.h"
 
 #include "../testing/suite.h"
@@ -108,6 +109,13 @@ int main(int argc, char** argv) {
     if (argc < 2) return 2;
     bool quick = argc > 2;
     Driver gpu(argv[1]);
+    if (quick && argv[2][0] == 'p') {
+        Model model(BITNET_2B4T, 300, 10);
+        Loaded loaded(model, gpu, 1);
+        loaded.set_rows({1}, {128});
+        for (int i = 0; i < 3; i++) loaded.run(0, (int)loaded.phases.size());
+        return 0;
+    }
     small_suite(gpu);
     if (quick || failures) return failures > 0;
     Shape two_layers = BITNET_2B4T;

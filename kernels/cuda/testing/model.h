@@ -304,7 +304,7 @@ struct Loaded {
         int integers[2 * WARPS + 2];
         unsigned long long best[HEAD_TOKENS_MAX];
         float scales[ROUND_TILES * 4];
-        Phase phases[2];
+        Phase phases[4];
         char slack[64];
     };
     static int aligned(int bytes) { return (bytes + 15) / 16 * 16; }
