@@ -11,47 +11,42 @@ struct Stream {
 
 // The 512-byte loads of one warp in one phase, in the order of their use.
 //
-// A LINEAR phase gives row tile i to block (first_block + i) % gridDim and spreads the tile's loads over the warps; a
-// HEAD phase gives each row tile to one warp. Either way the next load is `step` items on, and `wrap` bytes further where
-// that leaves the row tile.
+// A LINEAR phase gives row tile i to block (first_block + i) % gridDim; the loads of a block's row tiles, one tile after
+// another, are cut into one run for each warp. A HEAD phase gives each row tile to one warp.
 struct Walk {
     const char* from;
-    int left, item, items, step, wrap, tile, tile_step;
+    int left, item, items, wrap, tile;
 
     DEVICE void open(const Stream& s, int groups) {
-        int block = blockIdx.x, blocks = gridDim.x;
+        int blocks = gridDim.x, tile_step = blocks, first;
         items = s.items;
         if (s.is_head) {
-            int sharing = blocks / groups;
-            tile = block / groups < sharing ? block / groups * WARPS + warp_id() : s.tiles;
+            int sharing = blocks / groups, place = (int)blockIdx.x / groups;
+            first = place < sharing ? place * WARPS + warp_id() : s.tiles;
             tile_step = sharing * WARPS;
-            item = 0;
-            step = 1;
         } else {
-            tile = block - s.first_block;
-            if (tile < 0) tile += blocks;
-            tile_step = blocks;
-            item = warp_id();
-            step = WARPS;
+            first = (int)blockIdx.x - s.first_block;
+            if (first < 0) first += blocks;
         }
-        int tiles = tile < s.tiles ? (s.tiles - tile + tile_step - 1) / tile_step : 0;
-        left = max(tiles * items - item + step - 1, 0) / step;
+        int loads = first < s.tiles ? (s.tiles - first + tile_step - 1) / tile_step * items : 0, begin = 0;
+        left = loads;
+        if (!s.is_head) {
+            begin = loads * warp_id() / WARPS;
+            left = loads * (warp_id() + 1) / WARPS - begin;
+        }
+        tile = begin / items;
+        item = begin - tile * items;
         wrap = (tile_step - 1) * items * 512;
-        from = s.base + ((long long)tile * items + item) * 512;
-        settle();
-    }
-    DEVICE void settle() {
-#pragma unroll 1
-        while (item >= items && left > 0) {
-            item -= items;
-            from += wrap;
-        }
+        from = s.base + ((long long)(first + tile * tile_step) * items + item) * 512;
     }
     DEVICE void next() {
         left--;
-        from += step * 512;
-        item += step;
-        settle();
+        from += 512;
+        if (++item == items) {
+            item = 0;
+            tile++;
+            from += wrap;
+        }
     }
 };
 
@@ -175,13 +170,13 @@ template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const i
         int feature = tile * 8 + row, features = p.rows / 2;
         if (c >= 2 || feature >= features) return;
         float gate = scaled(sums[i], x, token, scales), up = scaled(sums[i + 64], x, token, scales + 2);
-        p.output[(long long)token * features + feature] = gated(gate, up, p.epilogue);
+        p.output[(long long)token * p.stride + feature] = gated(gate, up, p.epilogue);
         return;
     }
     row += tile * 16 + (c >> 1) * 8;
     if (row >= p.rows) return;
     float y = scaled(sums[i], x, token, scales + (c >> 1) * 2);
-    float* out = p.output + (long long)token * p.rows + row;
+    float* out = p.output + (long long)token * p.stride + row;
     *out = p.epilogue == EPILOGUE_ADD ? *out + y : y;
 }
 
@@ -190,57 +185,47 @@ DEVICE int first_tile(const Phase& p) {
     return tile < 0 ? tile + (int)gridDim.x : tile;
 }
 
-// Row tiles of this block from `tile` on, ROUND_TILES at most.
-DEVICE int round_tiles(const Phase& p, int tile) {
-    return tile < p.tiles ? min((p.tiles - tile + (int)gridDim.x - 1) / (int)gridDim.x, (int)ROUND_TILES) : 0;
+// Row tiles of this block: TILES_MAX at most, the host cuts larger matrices.
+DEVICE int block_tiles(const Phase& p) {
+    int tile = first_tile(p);
+    return tile < p.tiles ? (p.tiles - tile + (int)gridDim.x - 1) / (int)gridDim.x : 0;
 }
 
 DEVICE void clear_sums(int* sums, int count) {
     for (int i = threadIdx.x; i < count; i += THREADS) sums[i] = 0;
 }
 
-// Sums of one row tile by all warps, in shared memory.
-template <int NT> DEVICE void sum_tile(const Phase& p, const Rows& x, Ring& ring, int& item, int* sums) {
-    int sum[NT][4] = {};
-    bool any = item < p.items;
-#pragma unroll 1
-    for (; item < p.items; item += WARPS) {
-        multiply<NT>(ring.front(), x, p.items, item, sum);
-        ring.advance();
-    }
-    item -= p.items;
-    if (!any) return;
+// Adds a warp's sums of one row tile to the block's.
+template <int NT> DEVICE void add_sums(int* sums, int (&sum)[NT][4], int tokens) {
 #pragma unroll
     for (int n = 0; n < NT; n++) {
 #pragma unroll
         for (int c = 0; c < 4; c++) {
             int token = n * 8 + (lane_id() & 3) * 2 + (c & 1);
-            if (token < x.tokens) atomicAdd(&sums[(n * 4 + c) * 32 + lane_id()], sum[n][c]);
+            if (token < tokens) atomicAdd(&sums[(n * 4 + c) * 32 + lane_id()], sum[n][c]);
+            sum[n][c] = 0;
         }
     }
 }
 
-// The row tiles of this block, a round at a time. The sums of the first round are clear.
-template <int NT> DEVICE void linear(const Phase& p, const Rows& x, Ring& ring, int* sums, const float* first_scales) {
-    int item = warp_id(), tile = first_tile(p), count = round_tiles(p, tile);
-    const float* scales = first_scales;
-    int stride = 4;
-    while (count > 0) {
+// The row tiles of this block; their sums are clear.
+template <int NT> DEVICE void linear(const Phase& p, const Rows& x, Ring& ring, int* sums, const float* scales) {
+    int sum[NT][4] = {};
+    Walk walk;
+    walk.open({nullptr, p.tiles, p.items, p.first_block, 0}, 1);
 #pragma unroll 1
-        for (int k = 0; k < count; k++) sum_tile<NT>(p, x, ring, item, sums + k * NT * 128);
-        __syncthreads();
+    while (walk.left > 0) {
+        multiply<NT>(ring.front(), x, p.items, walk.item, sum);
+        ring.advance();
+        int tile = walk.tile;
+        walk.next();
+        if (walk.tile != tile || walk.left == 0) add_sums<NT>(sums + tile * NT * 128, sum, x.tokens);
+    }
+    __syncthreads();
+    int tiles = block_tiles(p), tile = first_tile(p);
 #pragma unroll 1
-        for (int i = threadIdx.x; i < count * NT * 128; i += THREADS) {
-            int k = i / (NT * 128);
-            finish_tile<NT>(p, x, sums + k * NT * 128, scales + k * stride, tile + k * (int)gridDim.x, i % (NT * 128));
-        }
-        tile += count * (int)gridDim.x;
-        count = round_tiles(p, tile);
-        if (count == 0) return;
-        __syncthreads();
-        clear_sums(sums, count * NT * 128);
-        scales = p.scales + tile * 4;
-        stride = 4 * (int)gridDim.x;
-        __syncthreads();
+    for (int i = threadIdx.x; i < tiles * NT * 128; i += THREADS) {
+        int k = i / (NT * 128);
+        finish_tile<NT>(p, x, sums + k * NT * 128, scales + k * 4, tile + k * (int)gridDim.x, i % (NT * 128));
     }
 }

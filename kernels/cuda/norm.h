@@ -18,7 +18,7 @@ struct alignas(16) Reduced {
     int sum[WARPS];
     float scale;
     unsigned long long best[HEAD_TOKENS_MAX];
-    float scales[ROUND_TILES * 4]; // of the first round of tiles
+    float scales[TILES_MAX * 4]; // of the first round of tiles
     Phase phases[4];
 };
 

@@ -25,12 +25,14 @@ struct Phase {
     const float* scales;   // LINEAR: for each half tile of 8 rows, the matrix's scale and a factor applied last.
     const float* gamma;    // norm weights of the input row; LINEAR without gamma reads quantised rows from Step.
     const float* input;    // rows of `cols` floats; unused by a LINEAR without gamma.
-    float* output;         // rows of `rows` floats (`rows / 2` for RELU2 and SILU).
+    float* output;         // `rows` floats of each row (`rows / 2` for RELU2 and SILU).
     int kind, epilogue;
     int rows, cols;        // of the matrix; ATTEND: `rows` is the layer.
     int tiles, items;      // row tiles; 512-byte loads of one row tile.
+    int stride;            // floats from one output row to the next
     int first_block;       // block of row tile 0: continues where the phase before ended, so that loads even out.
     float eps;
+    int unused;
 };
 
 // Buffers and shape of one step. `tokens` rows, each one position of a sequence of its own.
@@ -65,7 +67,7 @@ struct Step {
 enum {
     THREADS = 512,
     WARPS = THREADS / 32,
-    ROUND_TILES = 8,       // row tiles whose sums are in shared memory at once
+    TILES_MAX = 8,         // row tiles of one block in one LINEAR phase
     KV_BLOCK = 32,
     SPLIT = 256,
     HEAD_DIM_MAX = 128,

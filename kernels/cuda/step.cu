@@ -22,7 +22,7 @@ DEVICE void linear_phase(const Phase& p, const Step& s, Ring& ring, unsigned cha
                          Reduced* reduced) {
     int* sums = (int*)work;
     Rows x = {s.quantized, s.quantized_scale, s.quantized_sum, s.tokens, false, {0.0f, 0}};
-    clear_sums(sums, round_tiles(p, first_tile(p)) * NT * 128);
+    clear_sums(sums, block_tiles(p) * NT * 128);
     if (NT == 1 && p.gamma) {
         signed char* row = (signed char*)(area.gamma + p.cols / 4);
         x = {row, nullptr, nullptr, 1, true, quantize_row(area, p.input, p.cols, p.eps, row, 0, 4, reduced)};
@@ -40,7 +40,7 @@ DEVICE void describe(const Phase* from, Phase* to) {
 // Of the phase to come, what does not depend on other blocks: loaded while they arrive.
 DEVICE void look_ahead(const Phase& p, float4* rows, Reduced* reduced) {
     if (p.kind != PHASE_LINEAR && p.kind != PHASE_QUANTIZE) return;
-    if (p.kind == PHASE_LINEAR && (int)threadIdx.x < 4 * round_tiles(p, first_tile(p))) {
+    if (p.kind == PHASE_LINEAR && (int)threadIdx.x < 4 * block_tiles(p)) {
         int tile = first_tile(p) + (int)threadIdx.x / 4 * (int)gridDim.x;
         reduced->scales[threadIdx.x] = p.scales[tile * 4 + threadIdx.x % 4];
     }
@@ -55,7 +55,7 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
     Stream* streams = Ring::streams();
     Reduced* reduced = (Reduced*)((unsigned char*)streams + (count * (int)sizeof(Stream) + 15) / 16 * 16);
     unsigned char* work = (unsigned char*)(reduced + 1);
-    float4* rows = (float4*)(work + ROUND_TILES * NT * 512);
+    float4* rows = (float4*)(work + TILES_MAX * NT * 512);
     for (int i = threadIdx.x; i < count; i += THREADS) {
         bool loads = phases[i].kind == PHASE_LINEAR || phases[i].kind == PHASE_HEAD;
         streams[i] = {(const char*)phases[i].weights, loads ? phases[i].tiles : 0, phases[i].items,

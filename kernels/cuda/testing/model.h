@@ -270,32 +270,42 @@ struct Loaded {
     void plan() {
         const Shape& s = model.shape;
         void* head_there = machine.copy_of(model.head);
-        Phase embed = {head_there, nullptr, nullptr, nullptr, x, PHASE_EMBED, 0, s.vocab, s.hidden, 0, s.hidden / 8, 0, 0};
+        Phase embed = {head_there, nullptr, nullptr, nullptr, x, PHASE_EMBED, 0, s.vocab, s.hidden, 0, s.hidden / 8, 0, 0, 0, 0};
         phases.push_back(embed);
         int first = 0;
         for (int l = 0; l < s.layers; l++) {
             const Layer& layer = model.layers[l];
             add_linear(layer.qkv, x, (float*)step.qkv, EPILOGUE_STORE, first);
-            phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_ATTEND, 0, l, 0, 0, 0, 0, 0});
+            phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_ATTEND, 0, l, 0, 0, 0, 0, 0, 0, 0});
             add_linear(layer.o, step.attention, x, EPILOGUE_ADD, first);
             add_linear(layer.gate_up, x, ffn, s.epilogue, first);
             add_linear(layer.down, ffn, x, EPILOGUE_ADD, first);
         }
         phases.push_back({head_there, nullptr, machine.copy_of(model.output_gamma), x, step.logits, PHASE_HEAD, 0, s.vocab,
-                          s.hidden, (s.vocab + 31) / 32, s.hidden / 8, 0, model.eps});
-        phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_GREEDY, 0, 0, 0, 0, 0, 0, 0});
+                          s.hidden, (s.vocab + 31) / 32, s.hidden / 8, 0, 0, model.eps, 0});
+        phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_GREEDY, 0, 0, 0, 0, 0, 0, 0, 0, 0});
         phases_there = machine.copy_of(phases);
     }
 
     void add_linear(const Matrix& w, const float* input, float* output, int epilogue, int& first) {
         const float* gamma = machine.copy_of(w.gamma);
         if (step.tokens > 1) {
-            phases.push_back({nullptr, nullptr, gamma, input, nullptr, PHASE_QUANTIZE, 0, 0, w.cols, 0, 0, 0, model.eps});
+            phases.push_back({nullptr, nullptr, gamma, input, nullptr, PHASE_QUANTIZE, 0, 0, w.cols, 0, 0, 0, 0,
+                              model.eps, 0});
             gamma = nullptr;
         }
-        phases.push_back({machine.copy_of(w.tiles), machine.copy_of(w.scales), gamma, input, output, PHASE_LINEAR, epilogue,
-                          w.rows, w.cols, w.row_tiles(), w.items(), first, model.eps});
-        first = (first + w.row_tiles()) % machine.blocks();
+        const uint8_t* tiles = machine.copy_of(w.tiles);
+        const float* scales = machine.copy_of(w.scales);
+        bool gates = epilogue >= EPILOGUE_RELU2;
+        // No block has more than TILES_MAX row tiles of one phase.
+        const int most = TILES_MAX * machine.blocks();
+        for (int tile = 0; tile < w.row_tiles(); tile += most) {
+            int count = std::min(most, w.row_tiles() - tile), rows = std::min(w.rows - tile * 16, count * 16);
+            phases.push_back({tiles + (size_t)tile * w.items() * 512, scales + tile * 4, gamma, input,
+                              output + tile * (gates ? 8 : 16), PHASE_LINEAR, epilogue, rows, w.cols, count, w.items(),
+                              gates ? w.rows / 2 : w.rows, first, model.eps, 0});
+            first = (first + count) % machine.blocks();
+        }
     }
 
     // As large as the kernels' Reduced.
@@ -303,7 +313,7 @@ struct Loaded {
         double squares[WARPS];
         int integers[2 * WARPS + 2];
         unsigned long long best[HEAD_TOKENS_MAX];
-        float scales[ROUND_TILES * 4];
+        float scales[TILES_MAX * 4];
         Phase phases[4];
         char slack[64];
     };
@@ -313,7 +323,7 @@ struct Loaded {
     int shared_bytes(int count) const {
         const Shape& s = model.shape;
         int widest = (std::max(std::max(s.hidden, s.ffn), s.query_width()) + 127) / 128 * 128;
-        int linear = ROUND_TILES * token_tiles * 512 + widest * 9;
+        int linear = TILES_MAX * token_tiles * 512 + widest * 9;
         int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
         int head = ((step.head_tokens == 1 ? 1 : HEAD_TOKENS_MAX) + 2) * s.hidden * 4;
         return RING_DEPTH * THREADS * 16 + aligned(count * 24) + (int)sizeof(Shared) + std::max(linear, std::max(attention, head));

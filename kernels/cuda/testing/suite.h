@@ -71,7 +71,7 @@ inline void rows_agree(Machine& machine, int width) {
     }
     x[5 * width + 3] = NAN;
     Phase phase = {nullptr, nullptr, machine.copy_of(gamma), machine.copy_of(x), nullptr, PHASE_QUANTIZE, 0, 0, width,
-                   0, 0, 0, 1e-5f};
+                   0, 0, 0, 0, 1e-5f, 0};
     machine.run(1, loaded.shared_bytes(1), machine.copy_of(std::vector<Phase>{phase}), 1, loaded.step);
     int items = (width + 127) / 128;
     auto q = machine.read(loaded.step.quantized, (size_t)items * 1024);
