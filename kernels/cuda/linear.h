@@ -94,6 +94,15 @@ struct Ring {
         copy_wait<RING_DEPTH - 1>();
         return *at(slot);
     }
+    // The first `count` loads, at most COUNT; the others are zero. advance() once for each that was used.
+    template <int COUNT> DEVICE void front(uint4 (&loads)[COUNT], int count) const {
+        copy_wait<RING_DEPTH - COUNT>();
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            loads[i] = uint4{0, 0, 0, 0};
+            if (i < count) loads[i] = *at((slot + i) % RING_DEPTH);
+        }
+    }
     // After the value of front() was used.
     DEVICE void advance() {
         load_next(slot);
@@ -124,6 +133,7 @@ template <int NT> DEVICE void multiply(const uint4& weights, const Rows& x, int 
     const signed char* at = x.quantized + ((long long)item * lanes + lane_id()) * 32;
 #pragma unroll
     for (int chunk = 0; chunk < NT; chunk += Chunk<NT>::SIZE) {
+        if (chunk > 0) keep_order();
         uint4 b[Chunk<NT>::SIZE][2] = {};
 #pragma unroll
         for (int i = 0; i < Chunk<NT>::SIZE; i++) {
@@ -210,16 +220,35 @@ template <int NT> DEVICE void add_sums(int* sums, int (&sum)[NT][4], int tokens)
 
 // The row tiles of this block; their sums are clear.
 template <int NT> DEVICE void linear(const Phase& p, const Rows& x, Ring& ring, int* sums, const float* scales) {
-    int sum[NT][4] = {};
+    // Loads of one row tile taken together: one chain of dependent instructions would leave the warp idle most of the time.
+    enum { BATCH = NT == 1 ? 4 : 1 };
+    int sum[NT][4] = {}, other[NT][4] = {};
     Walk walk;
     walk.open({nullptr, p.tiles, p.items, p.first_block, 0}, 1);
 #pragma unroll 1
     while (walk.left > 0) {
-        multiply<NT>(ring.front(), x, p.items, walk.item, sum);
-        ring.advance();
-        int tile = walk.tile;
-        walk.next();
-        if (walk.tile != tile || walk.left == 0) add_sums<NT>(sums + tile * NT * 128, sum, x.tokens);
+        int count = min(min((int)BATCH, walk.left), p.items - walk.item), tile = walk.tile;
+        uint4 loads[BATCH];
+        ring.front(loads, count);
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            multiply<NT>(loads[i], x, p.items, min(walk.item + i, p.items - 1), i % 2 ? other : sum);
+        }
+#pragma unroll 1
+        for (int i = 0; i < count; i++) {
+            ring.advance();
+            walk.next();
+        }
+        if (walk.tile == tile && walk.left > 0) continue;
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                sum[n][c] += other[n][c];
+                other[n][c] = 0;
+            }
+        }
+        add_sums<NT>(sums + tile * NT * 128, sum, x.tokens);
     }
     __syncthreads();
     int tiles = block_tiles(p), tile = first_tile(p);

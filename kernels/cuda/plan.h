@@ -72,7 +72,7 @@ enum {
     SPLIT = 256,
     HEAD_DIM_MAX = 128,
     UNIT_HEADS_MAX = 4,
-    HEAD_TOKENS_MAX = 4,
+    HEAD_TOKENS_MAX = 2,
 };
 
 // Loads in flight of each thread: 128 KiB a block where shared memory has 227 KiB, 32 KiB where it has 163.

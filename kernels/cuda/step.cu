@@ -99,6 +99,3 @@ KERNEL void __launch_bounds__(THREADS) step_16(const Phase* phases, int count, c
 KERNEL void __launch_bounds__(THREADS) step_32(const Phase* phases, int count, const GRID_CONSTANT Step step) {
     run_step<4>(phases, count, step);
 }
-KERNEL void __launch_bounds__(THREADS) step_64(const Phase* phases, int count, const GRID_CONSTANT Step step) {
-    run_step<8>(phases, count, step);
-}

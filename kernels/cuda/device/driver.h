@@ -12,7 +12,7 @@
 
 class Driver : public Machine {
     void* library;
-    void *function[4], *module, *stream;
+    void *function[3], *module, *stream;
     int sms = 0;
 
     template <class... Args> void call(const char* name, Args... args) {
@@ -49,8 +49,8 @@ class Driver : public Machine {
         std::vector<char> image((std::istreambuf_iterator<char>(file)), {});
         image.push_back(0);
         call("cuModuleLoadData", &module, (const void*)image.data());
-        const char* names[4] = {"step_8", "step_16", "step_32", "step_64"};
-        for (int i = 0; i < 4; i++) {
+        const char* names[3] = {"step_8", "step_16", "step_32"};
+        for (int i = 0; i < 3; i++) {
             call("cuModuleGetFunction", &function[i], module, names[i]);
             call("cuFuncSetAttribute", function[i], 8, 232448 - 1024);
         }
@@ -70,7 +70,7 @@ class Driver : public Machine {
         call("cuMemcpyDtoH_v2", to, (void*)from, bytes);
     }
     void run(int token_tiles, int shared_bytes, const Phase* phases, int count, const Step& step) override {
-        int index = token_tiles == 1 ? 0 : token_tiles == 2 ? 1 : token_tiles == 4 ? 2 : 3;
+        int index = token_tiles == 1 ? 0 : token_tiles == 2 ? 1 : 2;
         void* args[] = {(void*)&phases, (void*)&count, (void*)&step};
         call("cuLaunchCooperativeKernel", function[index], (unsigned)sms, 1u, 1u, (unsigned)THREADS, 1u, 1u,
              (unsigned)shared_bytes, stream, (void**)args);

@@ -17,13 +17,13 @@ struct Emulated : Machine {
     void upload(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
     void download(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
     void run(int token_tiles, int shared_bytes, const Phase* phases, int count, const Step& step) override {
-        auto kernel = token_tiles == 1 ? step_8 : token_tiles == 2 ? step_16 : token_tiles == 4 ? step_32 : step_64;
+        auto kernel = token_tiles == 1 ? step_8 : token_tiles == 2 ? step_16 : step_32;
         emulator::launch(grid, THREADS, shared_bytes, [=] { kernel(phases, count, step); });
     }
 };
 
 int main() {
-    Emulated machine(5);
+    Emulated machine(9);
     small_suite(machine);
     return failures > 0;
 }

@@ -209,7 +209,7 @@ struct Loaded {
     Loaded(const Model& m, Machine& on, int tokens) : model(m), machine(on) {
         const Shape& s = m.shape;
         blocks_per_row = (m.positions + KV_BLOCK - 1) / KV_BLOCK;
-        token_tiles = tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;
+        token_tiles = tokens <= 8 ? 1 : tokens <= 16 ? 2 : 4;
         step.tokens = tokens;
         step.hidden = s.hidden;
         step.vocab = s.vocab;
