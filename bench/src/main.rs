@@ -1,6 +1,7 @@
 //! The binary `bitnetd-bench`: one subcommand for each thing that is measured.
 #![deny(unsafe_code)]
 
+mod model;
 mod serve;
 
 use std::process::ExitCode;
@@ -16,12 +17,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Prompt and decode speed of a model beside the machine's limits
+    Model(model::Args),
     /// Load a running server: latency percentiles, throughput, goodput
     Serve(serve::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Model(args) => model::run(&args),
         Command::Serve(args) => serve::run(&args),
     }
 }

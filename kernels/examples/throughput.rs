@@ -102,7 +102,10 @@ fn read_all(bytes: &[u8]) -> u64 {
 mod x86 {
     //! The machine's own limits in plain loops.
 
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        _MM_HINT_T0, _mm_prefetch, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_reduce_add_epi64,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_xor_si512,
+    };
     use std::hint::black_box;
 
     use kernels::Avx512;

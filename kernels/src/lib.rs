@@ -8,8 +8,8 @@
 pub mod activation;
 pub mod attention;
 pub mod dense;
-mod half;
 mod isa;
+pub mod limits;
 pub mod math;
 pub mod norm;
 pub mod rope;

@@ -62,7 +62,7 @@ pub(crate) trait Simd: Copy {
     fn store_f64(self, v: Self::D, out: &mut [f64; LANES]);
 
     /// Asks for the cache line of the first element, into L2: the misses of L1 are too few to keep memory busy (T0 gives
-    /// two thirds of the bandwidth). No effect on results.
+    /// three quarters of the bandwidth at context 4096). No effect on results.
     fn prefetch(self, line: &[u16]);
 
     /// Up to 16 values; the lanes past the slice's end are `rest`.

@@ -1,4 +1,5 @@
 //! Ternary linear layers: every ISA against a plain sum, and against vectors of bitnet.cpp.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 

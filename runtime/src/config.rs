@@ -123,8 +123,8 @@ pub enum LogLevel {
 pub enum Error {
     #[error("can't read the configuration file {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path}: {message}")]
-    Parse { path: PathBuf, message: String },
+    #[error("{path}, line {line}: {message}")]
+    Parse { path: PathBuf, line: usize, message: String },
     #[error("`{key}` is `{value}`, allowed are {allowed}")]
     Invalid { key: &'static str, value: String, allowed: String },
     #[error("environment variable {0} is not known (see `bitnetd serve --help`)")]
@@ -140,8 +140,10 @@ impl Settings {
     /// When the file can't be read, is no TOML, or has a key that isn't known.
     pub fn or_file(self, path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let file: Self = toml::from_str(&text)
-            .map_err(|error| Error::Parse { path: path.to_owned(), message: error.to_string() })?;
+        let file: Self = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            Error::Parse { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
+        })?;
         Ok(Self {
             listen: self.listen.or(file.listen),
             host: self.host.or(file.host),
@@ -252,7 +254,7 @@ fn invalid(key: &'static str, value: &str, allowed: &str) -> Error {
     Error::Invalid { key, value: value.to_owned(), allowed: allowed.to_owned() }
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(key: &'static str, value: T, min: T, max: T) -> Result<T, Error> {
+fn within<T: Copy + PartialOrd + std::fmt::Display>(key: &'static str, value: T, min: T, max: T) -> Result<T, Error> {
     if value < min || value > max {
         return Err(invalid(key, &value.to_string(), &format!("{min} to {max}")));
     }

@@ -140,9 +140,9 @@ impl Engine {
         self.kv.release(0);
     }
 
-    /// Runs until the executor has said `stopping` and every sequence has ended.
+    /// Runs until the executor has said `stopping` and every sequence has ended, or the executor is gone.
     pub fn run(mut self) {
-        loop {
+        while !self.link.events.is_abandoned() {
             self.receive();
             let Self { scheduler, kv, link, .. } = &mut self;
             scheduler.admit(kv, |stream| push(link, Event::Admitted(stream)));
@@ -179,6 +179,8 @@ impl Engine {
         let step = &*step;
         let (scheduler, samplers, sampled) = (&*scheduler, &*samplers, &*sampled);
         forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
+            #[cfg(test)]
+            assert!(!FAIL_NEXT_STEP.swap(false, Ordering::SeqCst), "told to fail");
             let slot = logits_slot(step, i);
             let sequence = scheduler.sequence(slot).expect("a row belongs to a sequence");
             sample(samplers, sampled, (i, worker), sequence, logits);
@@ -228,10 +230,14 @@ fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) 
     (Event::Token { stream, sampled, finish }, finish.is_some())
 }
 
-/// The ring holds the events of several steps; an executor that is behind for longer is waited for.
+/// The ring holds the events of several steps; an executor that is behind for longer is waited for, one that is gone
+/// is not.
 fn push(link: &mut Link, event: Event) {
     let mut event = event;
     while let Err(rtrb::PushError::Full(back)) = link.events.push(event) {
+        if link.events.is_abandoned() {
+            return;
+        }
         event = back;
         link.doorbell.ring();
         std::thread::yield_now();
@@ -290,18 +296,25 @@ impl Pace {
     }
 
     fn prefill_rows(&self, decoding: usize, rows_max: usize) -> usize {
-        if decoding == 0 || self.row_cost == 0.0 {
-            return if decoding == 0 { rows_max } else { PREFILL_ROWS_FIRST };
+        if self.row_cost == 0.0 {
+            return PREFILL_ROWS_FIRST.min(rows_max);
         }
+        let target = if decoding == 0 { self.itl_target * IDLE_TARGETS } else { self.itl_target };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-        let rows = (self.itl_target.as_secs_f64() / self.row_cost) as usize;
-        rows.saturating_sub(decoding).clamp(PREFILL_ROWS_MIN, rows_max)
+        let rows = (target.as_secs_f64() / self.row_cost) as usize;
+        rows.saturating_sub(decoding).max(PREFILL_ROWS_MIN).min(rows_max)
     }
 }
 
+/// Makes a worker panic in the next step of any engine of this process.
+#[cfg(test)]
+pub(crate) static FAIL_NEXT_STEP: AtomicBool = AtomicBool::new(false);
+
 /// Steps of fewer rows say little about the cost of a prompt row.
 const PACE_ROWS_MIN: usize = 8;
-/// Chunk of the first prompt that meets running sequences, before any cost is known.
+/// While nobody waits for a next token a step may take so many targets: new arrivals and cancellations wait for it.
+const IDLE_TARGETS: u32 = 4;
+/// Chunk of the first prompt, before any cost is known.
 const PREFILL_ROWS_FIRST: usize = 64;
 /// Smallest chunk: below it a prompt would never end.
 const PREFILL_ROWS_MIN: usize = 16;

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::forward::Step;
-use crate::kv::{KvCache, blocks_for};
+use crate::kv::KvCache;
 use crate::sampler::{History, SamplingParams};
 
 /// Names a stream of tokens between executor and leader; the executor gives them out.
@@ -87,18 +87,19 @@ impl Scheduler {
     pub fn new(slots: usize, waiting_max: usize) -> Self {
         Self {
             slots: (0..slots).map(|_| None).collect(),
-            waiting: VecDeque::with_capacity(waiting_max),
+            waiting: VecDeque::with_capacity(waiting_max + slots),
             waiting_max,
             order: Vec::with_capacity(slots),
         }
     }
 
-    /// Takes a sequence into the queue.
+    /// Takes a sequence into the queue. Free slots count as places in it, since those who wait move on at the next
+    /// [`Scheduler::admit`] only, and many may come before that.
     ///
     /// # Errors
     /// When the queue is full.
     pub fn submit(&mut self, sequence: NewSequence) -> Result<(), QueueFull> {
-        if self.waiting.len() >= self.waiting_max {
+        if self.waiting.len() + self.order.len() >= self.waiting_max + self.slots.len() {
             return Err(QueueFull(sequence));
         }
         let behind = self.waiting.iter().rposition(|other| other.priority >= sequence.priority);
@@ -189,12 +190,6 @@ impl Scheduler {
     pub fn decoding(&self) -> usize {
         self.slots.iter().flatten().filter(|sequence| sequence.pending() == 1).count()
     }
-
-    /// Blocks that the sequence at the head of the queue wants, if one waits.
-    #[must_use]
-    pub fn blocks_wanted(&self) -> Option<usize> {
-        self.waiting.front().map(|next| blocks_for(next.prompt.len() + next.tokens_max))
-    }
 }
 
 impl Sequence {
@@ -214,5 +209,137 @@ impl Sequence {
             stop_at_end: new.stop_at_end,
             history,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Family, HyperParameters};
+
+    fn cache(slots: usize, blocks: usize) -> KvCache {
+        let params = HyperParameters {
+            family: Family::BitnetB158,
+            architecture: "bitnet-b1.58".into(),
+            name: None,
+            vocab: 8,
+            context: 128,
+            hidden: 16,
+            layers: 1,
+            feed_forward: 16,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 16,
+            rope_dims: 16,
+            rope_base: 1e4,
+            rope_scale: 1.0,
+            norm_eps: 1e-5,
+        };
+        KvCache::new(&params, 128, slots, blocks)
+    }
+
+    fn sequence(id: u64, prompt: usize, tokens_max: usize, priority: Priority) -> NewSequence {
+        NewSequence {
+            stream: StreamId(id),
+            prompt: (0..prompt as u32).collect(),
+            tokens_max,
+            priority,
+            sampling: SamplingParams::default(),
+            stop_at_end: true,
+        }
+    }
+
+    fn submit(scheduler: &mut Scheduler, id: u64, prompt: usize, tokens_max: usize) {
+        scheduler.submit(sequence(id, prompt, tokens_max, Priority::Normal)).unwrap();
+    }
+
+    fn admitted(scheduler: &mut Scheduler, kv: &mut KvCache) -> Vec<u64> {
+        let mut ids = Vec::new();
+        scheduler.admit(kv, |stream| ids.push(stream.0));
+        ids
+    }
+
+    /// Pretends that the step was computed and every complete sequence got token 7.
+    fn compute(scheduler: &mut Scheduler, step: &Step) {
+        for segment in &step.segments {
+            let sequence = scheduler.sequence_mut(segment.slot).unwrap();
+            assert_eq!(segment.first_position, sequence.computed);
+            sequence.computed += segment.rows;
+            if sequence.computed == sequence.tokens.len() {
+                sequence.push(7);
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_queue_gives_the_sequence_back_and_free_slots_are_places_in_it() {
+        let (mut scheduler, mut kv) = (Scheduler::new(1, 1), cache(1, 4));
+        submit(&mut scheduler, 1, 4, 4);
+        submit(&mut scheduler, 2, 4, 4);
+        let refused = scheduler.submit(sequence(3, 4, 4, Priority::High)).unwrap_err();
+        assert_eq!(refused.0.stream, StreamId(3));
+        assert_eq!(admitted(&mut scheduler, &mut kv), [1]);
+        assert!(scheduler.submit(sequence(3, 4, 4, Priority::High)).is_err());
+        scheduler.cancel(StreamId(1), &mut kv);
+        submit(&mut scheduler, 3, 4, 4);
+
+        let mut scheduler = Scheduler::new(1, 0);
+        submit(&mut scheduler, 1, 4, 4);
+        assert!(scheduler.submit(sequence(2, 4, 4, Priority::High)).is_err());
+    }
+
+    #[test]
+    fn higher_priorities_go_first_and_equals_in_order_of_arrival() {
+        let (mut scheduler, mut kv) = (Scheduler::new(4, 8), cache(4, 16));
+        for (id, priority) in [(1, Priority::Low), (2, Priority::Normal), (3, Priority::High), (4, Priority::Normal)] {
+            scheduler.submit(sequence(id, 4, 4, priority)).unwrap();
+        }
+        assert_eq!(admitted(&mut scheduler, &mut kv), [3, 2, 4, 1]);
+    }
+
+    #[test]
+    fn decode_rows_come_before_chunks_and_the_budget_bounds_the_chunks() {
+        let (mut scheduler, mut kv) = (Scheduler::new(3, 8), cache(3, 12));
+        let mut step = Step::default();
+        submit(&mut scheduler, 1, 3, 8);
+        admitted(&mut scheduler, &mut kv);
+        assert!(scheduler.form(&mut step, 64, 64));
+        compute(&mut scheduler, &step);
+        submit(&mut scheduler, 2, 50, 8);
+        submit(&mut scheduler, 3, 10, 8);
+        admitted(&mut scheduler, &mut kv);
+        assert!(scheduler.form(&mut step, 64, 20));
+        let rows: Vec<usize> = step.segments.iter().map(|segment| segment.rows).collect();
+        assert_eq!((rows, step.logits.as_slice()), (vec![1, 20], &[0][..]));
+        compute(&mut scheduler, &step);
+        assert!(scheduler.form(&mut step, 64, 40));
+        let rows: Vec<usize> = step.segments.iter().map(|segment| segment.rows).collect();
+        assert_eq!(rows, [1, 30, 10]);
+        assert_eq!(step.logits, [0, 30, 40]);
+    }
+
+    #[test]
+    fn a_sequence_waits_until_its_blocks_are_free_and_takes_them_all_at_once() {
+        let (mut scheduler, mut kv) = (Scheduler::new(2, 8), cache(2, 4));
+        submit(&mut scheduler, 1, 64, 60);
+        submit(&mut scheduler, 2, 4, 4);
+        assert_eq!(admitted(&mut scheduler, &mut kv), [1]);
+        assert_eq!(kv.blocks_free(), 0);
+        assert_eq!(admitted(&mut scheduler, &mut kv), [0; 0]);
+        scheduler.cancel(StreamId(1), &mut kv);
+        assert_eq!((admitted(&mut scheduler, &mut kv), kv.blocks_free()), (vec![2], 3));
+    }
+
+    #[test]
+    fn cancelling_frees_whatever_the_stream_held_wherever_it_is() {
+        let (mut scheduler, mut kv) = (Scheduler::new(1, 8), cache(1, 4));
+        submit(&mut scheduler, 1, 4, 4);
+        submit(&mut scheduler, 2, 4, 4);
+        admitted(&mut scheduler, &mut kv);
+        for id in [2, 1, 9] {
+            scheduler.cancel(StreamId(id), &mut kv);
+        }
+        assert_eq!((scheduler.running(), scheduler.waiting(), kv.blocks_free()), (0, 0, 4));
+        assert!(!scheduler.form(&mut Step::default(), 8, 8));
     }
 }

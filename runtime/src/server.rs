@@ -90,27 +90,32 @@ pub fn serve(config: &Config, plan: &Plan, models: &[Arc<Model>], termination: &
     let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers()));
     let kv_blocks = kv_blocks(config, &models[0], count)?;
     let mut shards = Vec::with_capacity(count);
-    for index in 0..count {
-        let shard = start_shard(config, plan, index, &models[index], &control, kv_blocks)?;
-        shards.push(shard);
+    for (index, model) in models.iter().enumerate() {
+        shards.push(start_shard(config, plan, index, model, &control, kv_blocks)?);
     }
     for (index, shard) in shards.iter().enumerate() {
         while !shard.ready.load(Ordering::Acquire) {
-            if shard.executor.is_finished() || shard.leader.is_finished() {
+            if shard.is_over() {
                 return shards.remove(index).failure(index);
             }
             pause(Duration::from_millis(1));
         }
     }
+    while control.listening() < count {
+        if let Some(index) = shards.iter().position(Running::is_over) {
+            return shards.remove(index).failure(index);
+        }
+        pause(Duration::from_millis(1));
+    }
     control.set_ready();
     notify(&[sd_notify::NotifyState::Ready]);
     info!("serving `{}` on http://{}", models[0].name, plan.address);
     loop {
-        if termination.wait(Duration::from_millis(500)) {
+        if termination.wait(SHARDS_LOOKED_AT_EVERY) {
             break;
         }
-        if let Some(index) = shards.iter().position(|s| s.executor.is_finished() || s.leader.is_finished()) {
-            notify(&[sd_notify::NotifyState::Stopping]);
+        if let Some(index) = shards.iter().position(Running::is_over) {
+            end_streams(&control, &shards);
             return shards.remove(index).failure(index);
         }
     }
@@ -122,10 +127,20 @@ struct Running {
     executor: JoinHandle<std::io::Result<()>>,
     leader: JoinHandle<()>,
     ready: Arc<AtomicBool>,
+    stopping: Arc<AtomicBool>,
     doorbell: Arc<Doorbell>,
 }
 
 impl Running {
+    /// Whether the leader ended although its executor had not.
+    fn lost_leader(&self) -> bool {
+        self.leader.is_finished() && !self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn is_over(&self) -> bool {
+        self.executor.is_finished() || self.leader.is_finished()
+    }
+
     fn failure(self, index: usize) -> Result<(), Error> {
         if self.executor.is_finished()
             && let Ok(Err(source)) = self.executor.join()
@@ -166,7 +181,15 @@ fn start_shard(
     let (leader_place, leader_ready) = (place.clone(), Arc::clone(&ready));
     let leader = std::thread::Builder::new().name(format!("leader-{index}")).spawn(move || {
         pin(&leader_place.workers[..1]);
-        let engine = build_engine(&leader_config, leader_model, &leader_place, (slots_max, waiting_max), kv_blocks, link, leader_metrics);
+        let engine = build_engine(
+            &leader_config,
+            leader_model,
+            &leader_place,
+            (slots_max, waiting_max),
+            kv_blocks,
+            link,
+            leader_metrics,
+        );
         match engine {
             Ok(mut engine) => {
                 engine.warm_up();
@@ -177,16 +200,36 @@ fn start_shard(
         }
     });
     let leader = leader.map_err(fail("a leader thread"))?;
-    let shard_link = ShardLink { commands: commands_in, events: events_out, doorbell: Arc::clone(&doorbell), bell, stopping };
+    let shard_link = ShardLink {
+        commands: commands_in,
+        events: events_out,
+        doorbell: Arc::clone(&doorbell),
+        bell: Arc::clone(&bell),
+    };
+    let executor_stopping = Arc::clone(&stopping);
     let (config, model, control) = (config.clone(), Arc::clone(model), Arc::clone(control));
     let (io, address, share_port) = (plan.io.clone(), plan.address, shards > 1);
     let executor = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+        let _farewell = Farewell { bell, stopping: executor_stopping };
         pin(&place.executor);
         let (shard, events) = Shard::new(index, config, model, control, shard_link, (slots_max, waiting_max));
         crate::executor::run(&io, shard.serve(events, address, share_port))?
     });
     let executor = executor.map_err(fail("an executor thread"))?;
-    Ok(Running { executor, leader, ready, doorbell })
+    Ok(Running { executor, leader, ready, stopping, doorbell })
+}
+
+/// Tells the leader that its executor is gone, also where a panic took it.
+struct Farewell {
+    bell: Arc<LeaderBell>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.bell.ring();
+    }
 }
 
 fn build_engine(
@@ -229,7 +272,7 @@ fn kv_blocks(config: &Config, model: &Model, shards: usize) -> Result<usize, Err
     }
     info!(
         "KV cache: {} MiB for {} sequences of up to {} tokens ({} tokens in all) in each of {shards} shards",
-        blocks * block_bytes >> 20,
+        (blocks * block_bytes) >> 20,
         config.slots_max.div_ceil(shards),
         model.weights.context,
         blocks * kernels::attention::BLOCK as u64,
@@ -241,6 +284,7 @@ fn drain(config: &Config, control: &Control, shards: Vec<Running>, termination: 
     info!("draining: running streams have {} s", config.drain_timeout.as_secs());
     notify(&[sd_notify::NotifyState::Stopping]);
     control.start_drain();
+    let mut failed = None;
     let deadline = Instant::now() + config.drain_timeout;
     let (mut told, mut cut) = (false, false);
     for shard in &shards {
@@ -248,7 +292,8 @@ fn drain(config: &Config, control: &Control, shards: Vec<Running>, termination: 
     }
     while shards.iter().any(|shard| !shard.executor.is_finished()) {
         let asked_again = termination.wait(Duration::from_millis(10));
-        if !told && (asked_again || Instant::now() >= deadline) {
+        failed = failed.or(shards.iter().position(Running::lost_leader));
+        if !told && (asked_again || failed.is_some() || Instant::now() >= deadline) {
             told = true;
             cut = control.active_requests() > 0;
             control.cut();
@@ -257,13 +302,32 @@ fn drain(config: &Config, control: &Control, shards: Vec<Running>, termination: 
             }
         }
     }
-    for shard in shards {
-        // An executor that failed has printed why; its leader stops by the same flag.
-        let _ = shard.executor.join();
-        let _ = shard.leader.join();
+    for (index, shard) in shards.into_iter().enumerate() {
+        let (executor, leader) = (shard.executor.join(), shard.leader.join());
+        if !matches!(executor, Ok(Ok(()))) || leader.is_err() {
+            failed = Some(index);
+        }
     }
     info!("stopped");
-    if cut { Err(Error::Cut) } else { Ok(()) }
+    match failed {
+        Some(index) => Err(Error::ShardEnded(index)),
+        None if cut => Err(Error::Cut),
+        None => Ok(()),
+    }
+}
+
+/// Ends every stream with an error after a shard has ended by itself, so that no client waits for what never comes.
+fn end_streams(control: &Control, shards: &[Running]) {
+    notify(&[sd_notify::NotifyState::Stopping]);
+    control.start_drain();
+    control.cut();
+    let deadline = Instant::now() + END_STREAMS_MAX;
+    while shards.iter().any(|shard| !shard.executor.is_finished()) && Instant::now() < deadline {
+        for shard in shards {
+            shard.doorbell.ring();
+        }
+        pause(Duration::from_millis(10));
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the control thread waits for shards to come up")]
@@ -278,9 +342,67 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
+/// How soon a shard that ended by itself is noticed.
+const SHARDS_LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
+/// What streams get to take their error event after a shard has ended.
+const END_STREAMS_MAX: Duration = Duration::from_secs(2);
 /// Commands that may be on their way for each sequence: its start and its cancellation.
 const COMMANDS_PER_SLOT: usize = 2;
 /// Tokens that an executor may be behind by before the leader waits for it.
 const EVENTS_PER_SLOT: usize = 64;
 /// The KV cache takes at most one part in this many of the free memory by default.
 const KV_MEMORY_SHARE: u64 = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::engine::FAIL_NEXT_STEP;
+    use crate::model::{LoadOptions, Source};
+
+    #[test]
+    fn a_leader_that_panics_ends_its_streams_with_an_error_and_then_the_server() {
+        let settings = Settings { port: Some(0), kv_cache_mb: Some(64), ..Settings::default() };
+        let config = settings.validate().unwrap();
+        let plan = Plan::make(&config).unwrap();
+        let address = plan.address;
+        let options = LoadOptions { threads: 1, node: None, context_max: 512 };
+        let model = Model::load(&Source::embedded(), "tiny".into(), options, &|_, _| {}).unwrap();
+        let model = Arc::new(model);
+        let models = vec![model; plan.placement.shards.len()];
+        let server = std::thread::spawn(move || {
+            let termination = Termination::block().unwrap();
+            serve(&config, &plan, &models, &termination)
+        });
+
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut client = loop {
+            match TcpStream::connect(address) {
+                Ok(client) => break client,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            pause(Duration::from_millis(10));
+        };
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let body = r#"{"prompt":"Once","max_tokens":400,"stream":true,"ignore_eos":true}"#;
+        let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:";
+        write!(client, "{head} {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = Vec::new();
+        let mut buffer = [0; 4096];
+        while !String::from_utf8_lossy(&answer).contains("data: ") {
+            let count = client.read(&mut buffer).unwrap();
+            assert!(count > 0, "{}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&buffer[..count]);
+        }
+        FAIL_NEXT_STEP.store(true, Ordering::SeqCst);
+        client.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.contains("data: {\"error\":"), "{answer}");
+        assert!(!answer.contains("[DONE]"), "{answer}");
+        let outcome = server.join().unwrap();
+        assert!(matches!(outcome, Err(Error::ShardEnded(0))), "{outcome:?}");
+    }
+}

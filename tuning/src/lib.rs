@@ -4,6 +4,7 @@
 mod affinity;
 mod cgroup;
 mod cpu;
+mod descriptors;
 mod error;
 pub mod host;
 pub mod memory;
@@ -12,6 +13,7 @@ mod topology;
 
 pub use affinity::{allowed_cpus, current_cpu, name_thread, pin};
 pub use cpu::{CpuId, NodeId, format_cpus, parse_cpus};
+pub use descriptors::raise_open_files;
 pub use error::Error;
 pub use placement::{Placement, ShardPlacement, WORKERS_MAX, plan};
 pub use topology::{Core, Node, Topology};

@@ -90,13 +90,7 @@ pub(crate) fn connect(address: &SocketAddr) -> io::Result<TcpStream> {
 
 /// Lets the process open as many descriptors as it may, and its waits end on time; neither is needed to go on.
 pub(crate) fn raise_limits() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is live and writable for the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: `limit` is live for the call.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    }
+    tuning::raise_open_files();
     // SAFETY: this prctl takes an integer; the default slack of 50 us would delay arrivals.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
 }

@@ -25,7 +25,6 @@ fn body<K: Kernel>(proof: Avx2, kernel: K) {
 impl Lanes for Avx2 {
     type V = [__m256; 2];
     const TILE_TOKENS: usize = 2;
-    const VECTOR_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

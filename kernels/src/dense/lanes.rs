@@ -9,8 +9,6 @@ pub(super) trait Lanes: Copy {
     type V: Copy;
     /// Activation rows of a register tile of [`TILE_ROWS`] weight rows; 6 at most.
     const TILE_TOKENS: usize;
-    /// Weight rows at once for one activation row: independent sums that hide the latency of an addition; 8 or 4.
-    const VECTOR_ROWS: usize;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; LANES]) -> Self::V;

@@ -174,11 +174,10 @@ impl Linear<'_> {
     fn vector<S: Lanes, F: Format>(&mut self, lanes: S) {
         let mut row = self.rows.start;
         while row < self.rows.end {
-            let left = self.rows.end - row;
-            row += match S::VECTOR_ROWS {
-                8 if left >= 8 => self.vector_rows::<S, F, 8>(lanes, row),
-                _ if left >= 4 => self.vector_rows::<S, F, 4>(lanes, row),
-                _ => self.vector_rows::<S, F, 1>(lanes, row),
+            row += if self.rows.end - row >= VECTOR_ROWS {
+                self.vector_rows::<S, F, VECTOR_ROWS>(lanes, row)
+            } else {
+                self.vector_rows::<S, F, 1>(lanes, row)
             };
         }
     }
@@ -341,9 +340,9 @@ impl<const R: usize, const N: usize> Kernel for Product<'_, R, N> {
             *x = &x[..len];
         }
         let mut sums = [[lanes.splat(0.0); N]; R];
-        for r in 0..R {
-            for i in 0..N {
-                sums[r][i] = lanes.load(&self.sums[r * self.n + i].0);
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = lanes.load(&self.sums[r * self.n + i].0);
             }
         }
         for k in 0..len {
@@ -358,14 +357,16 @@ impl<const R: usize, const N: usize> Kernel for Product<'_, R, N> {
                 }
             }
         }
-        for r in 0..R {
-            for i in 0..N {
-                lanes.store(sums[r][i], &mut self.sums[r * self.n + i].0);
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                lanes.store(sum, &mut self.sums[r * self.n + i].0);
             }
         }
     }
 }
 
+/// Rows at once for one activation row: as many independent sums as hide the latency of an addition; 8 are no faster.
+const VECTOR_ROWS: usize = 4;
 /// Rows and 16-column groups of a decoded panel: 16 KiB; columns are whole blocks of every kind.
 const PANEL_ROWS: usize = 8;
 const PANEL_GROUPS: usize = 32;

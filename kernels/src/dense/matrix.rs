@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::half::{bf16_to_f32, f16_to_f32};
+use crate::math::f16_to_f32;
 use crate::ternary::ShapeError;
 
 /// Element layout, all little-endian, as ggml defines it. Blocks lie along a row.
@@ -115,6 +115,12 @@ impl<'a> DenseMatrix<'a> {
             DenseKind::Q8_0 | DenseKind::Q6K | DenseKind::Q4_0 => unreachable!("blocks are whole pairs of groups"),
         }
     }
+}
+
+/// The exact value of bfloat16 `bits`.
+#[inline]
+pub(super) fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Far above any model; keeps byte counts of a row far from overflow.

@@ -1,7 +1,8 @@
 //! Sixteen lanes as an array.
 
 use super::lanes::{Kernel, LANES, Lanes};
-use crate::half::{bf16_to_f32, f16_to_f32};
+use super::matrix::bf16_to_f32;
+use crate::math::f16_to_f32;
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
@@ -9,7 +10,6 @@ pub(super) struct Portable;
 impl Lanes for Portable {
     type V = [f32; LANES];
     const TILE_TOKENS: usize = 2;
-    const VECTOR_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

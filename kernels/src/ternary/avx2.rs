@@ -7,7 +7,7 @@ use std::arch::x86_64::{
     _mm256_srli_epi16, _mm256_storeu_si256,
 };
 
-use super::layout::{TILE_ROWS, Tile};
+use super::layout::{TILE_ROWS, Tile, word};
 use super::linear::{Finish, Job};
 use super::quantize::{Quantized, quantize_lanes};
 use crate::Avx2;
@@ -45,7 +45,11 @@ fn blocks<F: Finish>(job: Job<'_>, finish: F, out: &mut [F::Out]) {
 
 #[target_feature(enable = "avx2")]
 fn panel<F: Finish, const N: usize>(job: Job<'_>, finish: F, out: &mut [F::Out], index: usize, start: usize) {
-    let acc = dot::<N>(job.row_tile(index), std::array::from_fn(|t| job.x_row(start + t)));
+    let mut x: [&[[i8; 16]]; N] = [&[]; N];
+    for (t, x) in x.iter_mut().enumerate() {
+        *x = job.x_row(start + t);
+    }
+    let acc = dot::<N>(job.row_tile(index), x);
     for (t, acc) in acc.into_iter().enumerate() {
         job.store(finish, out, index, start + t, lanes(acc));
     }
@@ -60,7 +64,10 @@ fn dot<const N: usize>(w: &[Tile], x: [&[[i8; 16]]; N]) -> [[__m256i; 2]; N] {
     let mut acc = [[_mm256_setzero_si256(); 2]; N];
     for (run, w) in w.chunks(TILES_EXACT_IN_I16).enumerate() {
         let first = run * TILES_EXACT_IN_I16;
-        let x: [_; N] = std::array::from_fn(|t| &x[t][first..first + w.len()]);
+        let mut x = x;
+        for x in &mut x {
+            *x = &x[first..first + w.len()];
+        }
         let mut short = [[_mm256_setzero_si256(); 2]; N];
         for (i, tile) in w.iter().enumerate() {
             let mut fields = load(tile);
@@ -68,10 +75,7 @@ fn dot<const N: usize>(w: &[Tile], x: [&[[i8; 16]]; N]) -> [[__m256i; 2]; N] {
                 let codes = [_mm256_and_si256(fields[0], mask), _mm256_and_si256(fields[1], mask)];
                 fields = [_mm256_srli_epi16::<2>(fields[0]), _mm256_srli_epi16::<2>(fields[1])];
                 for t in 0..N {
-                    let q = &x[t][i];
-                    let q = _mm256_set1_epi32(i32::from_ne_bytes(
-                        [q[4 * s], q[4 * s + 1], q[4 * s + 2], q[4 * s + 3]].map(|q| q.cast_unsigned()),
-                    ));
+                    let q = _mm256_set1_epi32(word(&x[t][i], s));
                     for half in 0..2 {
                         short[t][half] = _mm256_add_epi16(short[t][half], _mm256_maddubs_epi16(codes[half], q));
                     }

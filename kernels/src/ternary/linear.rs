@@ -116,7 +116,9 @@ impl<'a> Job<'a> {
         let first = index * TILE_ROWS;
         let out = &mut out[t * self.rows..(t + 1) * self.rows][first..];
         if let Some(out) = out.first_chunk_mut::<TILE_ROWS>() {
-            *out = acc.map(|acc| finish.finish(acc.wrapping_sub(sum), scale));
+            for l in 0..TILE_ROWS {
+                out[l] = finish.finish(acc[l].wrapping_sub(sum), scale);
+            }
         } else {
             for (out, acc) in out.iter_mut().zip(acc) {
                 *out = finish.finish(acc.wrapping_sub(sum), scale);

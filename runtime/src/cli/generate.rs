@@ -16,7 +16,7 @@ use crate::team::Team;
 use crate::text::{Detokenizer, Message};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Model file [default: the model inside the binary]
     #[arg(short, long)]
     model: Option<PathBuf>,
@@ -61,7 +61,7 @@ struct Session {
 ///
 /// # Errors
 /// Whatever is wrong with the arguments or the model.
-pub fn run(args: &Args) -> Result<ExitCode, Box<dyn std::error::Error>> {
+pub(super) fn run(args: &Args) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let mut session = Session::open(args)?;
     let prompt = session.prompt(args)?;
     let context = session.model.weights.context;
@@ -95,7 +95,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Box<dyn std::error::Error>> {
         println!("{answer}");
     } else {
         println!();
-        eprintln!("[{} tokens, first after {:.0} ms, then {rate:.1} per second]", tokens.len(), first.as_secs_f64() * 1e3);
+        eprintln!(
+            "[{} tokens, first after {:.0} ms, then {rate:.1} per second]",
+            tokens.len(),
+            first.as_secs_f64() * 1e3
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

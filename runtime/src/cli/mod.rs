@@ -40,7 +40,7 @@ struct ServeArgs {
 #[derive(Subcommand)]
 enum Command {
     /// Serve a model over HTTP (the default command)
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Continue a prompt on the terminal; needs no server
     Generate(generate::Args),
     /// Check a GGUF file and say what is in it; exit code 0 ok, 1 I/O, 2 malformed, 3 unsupported, 4 strict finding
@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
     match cli.command {
         None => run_serve(cli.serve),
-        Some(Command::Serve(args)) => run_serve(args),
+        Some(Command::Serve(args)) => run_serve(*args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Inspect { file, json, strict, tensors }) => {
             let (text, code) = inspect::report(&file, inspect::InspectOptions { json, strict, tensors });
@@ -123,7 +123,7 @@ fn run_synth(args: &SynthArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let kind = tensor_type(&args.r#type)?;
     let embeddings = tensor_type(&args.embeddings)?;
     let bar = progress_bar("writing");
-    let summary = synth::write(&args.out, preset, kind, embeddings, args.seed, |done, total| bar(done, total))?;
+    let summary = synth::write(&args.out, preset, kind, embeddings, args.seed, bar)?;
     println!("{}: {summary:?}", args.out.display());
     Ok(ExitCode::SUCCESS)
 }

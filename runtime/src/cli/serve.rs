@@ -15,9 +15,13 @@ use crate::signals::Termination;
 ///
 /// # Errors
 /// Whatever keeps it from serving.
-pub fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
+pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
     log::set_level(config.log_level);
     let termination = Termination::block()?;
+    let open_files_max = tuning::raise_open_files();
+    if open_files_max < (config.connections_max + DESCRIPTORS_RESERVED) as u64 {
+        warning!("{open_files_max} open files are allowed, {} connections would need more", config.connections_max);
+    }
     let plan = Plan::make(config)?;
     for (index, shard) in plan.placement.shards.iter().enumerate() {
         info!(
@@ -83,3 +87,6 @@ fn describe(model: &Model, node: tuning::NodeId) {
         model.weights.page_kind(),
     );
 }
+
+/// Descriptors that are no client connections: rings, listeners, events, the model file.
+const DESCRIPTORS_RESERVED: usize = 64;

@@ -213,7 +213,14 @@ impl Pass<'_> {
     }
 
     /// `out` (rows x range) = range of W times each input row.
-    fn linear(&self, linear: &Linear, range: Range<usize>, input: Input<'_>, out: &mut [f32], dense: &mut DenseScratch) {
+    fn linear(
+        &self,
+        linear: &Linear,
+        range: Range<usize>,
+        input: Input<'_>,
+        out: &mut [f32],
+        dense: &mut DenseScratch,
+    ) {
         match self.weights.view(linear) {
             LinearView::Ternary(w) => ternary::linear(self.isa, w, range, input.activations, out),
             LinearView::Dense(w) => dense::linear(self.isa, w, range, input.floats, out, dense),
@@ -405,6 +412,7 @@ impl Pass<'_> {
 }
 
 /// The input row that a worker prepared for itself.
+#[derive(Clone, Copy)]
 struct OwnRow<'a> {
     row: &'a [f32],
     quantized: &'a [i8],

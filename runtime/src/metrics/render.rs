@@ -27,6 +27,9 @@ pub fn render(shards: &[std::sync::Arc<ShardMetrics>], process: Process) -> Resu
     TextEncoder::new().encode_to_string(&page.families)
 }
 
+/// The value of a label and where its count is.
+type Labelled<'a> = (&'a str, fn(&ShardMetrics) -> &Cell);
+
 struct Page<'a> {
     shards: &'a [std::sync::Arc<ShardMetrics>],
     families: Vec<MetricFamily>,
@@ -137,7 +140,7 @@ impl Page<'_> {
         self.push(name, help, MetricType::GAUGE, vec![Metric::from_gauge(gauge)]);
     }
 
-    fn labelled(&mut self, name: &str, help: &str, label: &str, values: &[(&str, fn(&ShardMetrics) -> &Cell)]) {
+    fn labelled(&mut self, name: &str, help: &str, label: &str, values: &[Labelled<'_>]) {
         let metrics = values.iter().map(|(value, field)| {
             let mut pair = LabelPair::default();
             pair.set_name(label.to_owned());

@@ -24,6 +24,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
     pub quantization: &'static str,
+    /// A longer text has more tokens than the context holds.
+    pub text_bytes_max: usize,
     pub load_time: Duration,
 }
 
@@ -51,21 +53,17 @@ impl Model {
         }
         let ternary = gguf.tensors().iter().find(|tensor| tensor.kind.is_ternary());
         let quantization = ternary.map_or("dense", |tensor| tensor.kind.name());
-        Ok(Self { name, weights, tokenizer, template, quantization, load_time: started.elapsed() })
+        let longest = (0..weights.params.vocab).map(|id| tokenizer.token_text(id as u32).len()).max().unwrap_or(0);
+        let text_bytes_max = weights.context.saturating_mul(longest.max(1));
+        let load_time = started.elapsed();
+        Ok(Self { name, weights, tokenizer, template, quantization, text_bytes_max, load_time })
     }
 
-    /// Tokens of a text that the chat template made: the template may have put the beginning-of-sequence token there
-    /// already, which the tokenizer then must not repeat.
+    /// Tokens of a text that the chat template made.
     #[must_use]
     pub fn template_tokens(&self, rendered: &str) -> Vec<u32> {
         let mut tokens = Vec::new();
-        self.tokenizer.encode(rendered, true, true, &mut tokens);
-        if let (Some(bos), [first, second, ..]) = (self.tokenizer.bos(), &tokens[..])
-            && *first == bos
-            && *second == bos
-        {
-            tokens.remove(0);
-        }
+        self.tokenizer.encode_chat(rendered, &mut tokens);
         tokens
     }
 }

@@ -20,7 +20,7 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
     let path = request.path().to_owned();
     let route = match api::route(request.method(), &path) {
         Ok(route) => route,
-        Err(error) => return refuse(shard, writer, request, &id, &error, Dialect::OpenAi),
+        Err(error) => return refuse(shard, writer, request, &id, &error, api::dialect_of(&path)),
     };
     let dialect = route.dialect();
     let result = match route {
@@ -42,14 +42,7 @@ pub(super) fn count(shard: &Shard, status: u16) {
     shard.metrics.requests.answers[class - 1].add(1);
 }
 
-fn refuse(
-    shard: &Shard,
-    writer: &mut Writer,
-    request: &Request,
-    id: &str,
-    error: &ApiError,
-    dialect: Dialect,
-) -> bool {
+fn refuse(shard: &Shard, writer: &mut Writer, request: &Request, id: &str, error: &ApiError, dialect: Dialect) -> bool {
     count(shard, error.status);
     http::write_error(&mut writer.out, Some(request), id, error, dialect, unix_ms());
     true
@@ -110,6 +103,7 @@ fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<
     let mut tokens = Vec::new();
     match &parsed.input {
         TokenizeInput::Content(text) => {
+            generation::check_length(shard, text, "content")?;
             tokenizer.encode(text, parsed.add_special, parsed.parse_special, &mut tokens);
         }
         TokenizeInput::Messages(messages) => tokens = generation::chat_tokens(shard, messages)?,
@@ -167,8 +161,7 @@ fn health(shard: &Shard, body: &mut Vec<u8>) -> u16 {
         shard.index
     );
     let full = shard.streams.borrow().len() >= shard.sequences_max;
-    let queue =
-        Component { name: "queue", status: if full { "degraded" } else { "healthy" }, message: &queue };
+    let queue = Component { name: "queue", status: if full { "degraded" } else { "healthy" }, message: &queue };
     let status = match (server.status, queue.status) {
         ("unhealthy", _) => "unhealthy",
         (_, status) => status,
@@ -188,7 +181,8 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
         cpu_seconds: cpu_seconds(),
         cpus: shard.control.workers,
     };
-    let text = metrics::render(&shard.control.metrics, process).map_err(|error| ApiError::internal(error.to_string()))?;
+    let text =
+        metrics::render(&shard.control.metrics, process).map_err(|error| ApiError::internal(error.to_string()))?;
     count(shard, 200);
     let response = Response::new(request, id, 200, "text/plain; version=0.0.4; charset=utf-8", Body::Length(0));
     response.write(&mut writer.out, text.as_bytes(), request.method() == Method::Head);

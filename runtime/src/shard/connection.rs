@@ -1,7 +1,11 @@
 //! One client connection: requests in order, an answer each, until either side has had enough.
 
+use std::future::poll_fn;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use monoio::io::Splitable;
@@ -49,8 +53,16 @@ async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
             }
         };
         peer.busy.set(true);
-        let open = answer::answer(shard, peer, &mut request, writer).await;
+        let (sends, before) = (writer.sends, writer.out.len());
+        let open = contain(answer::answer(shard, peer, &mut request, writer)).await;
         peer.busy.set(false);
+        let Some(open) = open else {
+            if writer.sends == sends {
+                writer.out.truncate(before);
+                broken(shard, &request, writer);
+            }
+            return;
+        };
         if !open || !request.keep_alive() || shard.control.is_draining() {
             return;
         }
@@ -60,6 +72,24 @@ async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
             return;
         }
     }
+}
+
+/// Runs `future`; `None` if it panics, so that a fault in one answer ends one connection and not its shard.
+async fn contain<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => Poll::Ready(None),
+    })
+    .await
+}
+
+/// The answer where making one has panicked.
+fn broken(shard: &Shard, request: &Request, writer: &mut Writer) {
+    answer::count(shard, 500);
+    let error = ApiError::internal("the answer could not be made");
+    let dialect = net::api::dialect_of(request.path());
+    http::write_error(&mut writer.out, Some(request), &shard.request_id(), &error, dialect, unix_ms());
 }
 
 /// The next request; `None` when the client has closed or stayed silent between requests.
@@ -146,3 +176,19 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 const BODY_STALL_MAX: Duration = Duration::from_secs(10);
 const BODY_BYTES_MIN: usize = 4 << 10;
 const LINGER_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_contained_and_a_value_passes() {
+        let mut context = Context::from_waker(Waker::noop());
+        let mut value = pin!(contain(async { 7 }));
+        assert_eq!(value.as_mut().poll(&mut context), Poll::Ready(Some(7)));
+        let mut panics = pin!(contain(async { assert!(unix_ms() == 0, "told to fail") }));
+        assert_eq!(panics.as_mut().poll(&mut context), Poll::Ready(None));
+    }
+}

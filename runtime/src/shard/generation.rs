@@ -75,6 +75,11 @@ pub(super) struct Work {
 impl Work {
     fn plan(shard: &Shard, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
         let prompts = prompts(shard, &generate.prompt)?;
+        let vocab = shard.model.weights.params.vocab;
+        if let Some((token, _)) = generate.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
+            let message = format_args!("has token {token}, the vocabulary ends at {vocab}");
+            return Err(ApiError::validation("logit_bias", message));
+        }
         let context = shard.model.weights.context;
         let mut tokens_max = Vec::with_capacity(prompts.len());
         for prompt in &prompts {
@@ -107,14 +112,15 @@ fn prompt_field(endpoint: Endpoint) -> &'static str {
 fn prompts(shard: &Shard, prompt: &Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
     match prompt {
         Prompt::Messages(messages) => Ok(vec![chat_tokens(shard, messages)?]),
-        Prompt::Text(texts) => Ok(texts
+        Prompt::Text(texts) => texts
             .iter()
             .map(|text| {
+                check_length(shard, text, "prompt")?;
                 let mut tokens = Vec::new();
                 shard.model.tokenizer.encode(text, true, true, &mut tokens);
-                tokens
+                Ok(tokens)
             })
-            .collect()),
+            .collect(),
         Prompt::Tokens(prompts) => {
             prompts.iter().try_for_each(|tokens| check_vocabulary(shard, tokens, "prompt"))?;
             Ok(prompts.clone())
@@ -137,14 +143,29 @@ pub(super) fn chat_tokens(shard: &Shard, messages: &[Message]) -> Result<Vec<u32
         .template
         .render(&messages, true)
         .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
+    check_length(shard, &rendered, "messages")?;
     Ok(shard.model.template_tokens(&rendered))
+}
+
+/// Refuses a text that can't fit the context however it is cut into tokens, before it holds up the shard: cutting 4 MB
+/// takes up to half a second.
+pub(super) fn check_length(shard: &Shard, text: &str, field: &'static str) -> Result<(), ApiError> {
+    let (bytes, max) = (text.len(), shard.model.text_bytes_max);
+    if bytes > max {
+        let context = shard.model.weights.context;
+        let message = format_args!("has {bytes} bytes, no text above {max} fits the context of {context} tokens");
+        return Err(ApiError::validation(field, message));
+    }
+    Ok(())
 }
 
 /// Refuses ids that the model does not know.
 pub(super) fn check_vocabulary(shard: &Shard, tokens: &[u32], field: &'static str) -> Result<(), ApiError> {
     let vocab = shard.model.weights.params.vocab;
     match tokens.iter().find(|token| **token as usize >= vocab) {
-        Some(token) => Err(ApiError::validation(field, format_args!("has token {token}, the vocabulary ends at {vocab}"))),
+        Some(token) => {
+            Err(ApiError::validation(field, format_args!("has token {token}, the vocabulary ends at {vocab}")))
+        }
         None => Ok(()),
     }
 }
@@ -188,19 +209,29 @@ impl<'a> Generation<'a> {
         arrival: Instant,
     ) -> Result<Self, ApiError> {
         let wanted = work.prompts.len() * work.n as usize;
+        if wanted > shard.sequences_max {
+            let message = format_args!("times prompts is {wanted}, this server takes {}", shard.sequences_max);
+            return Err(ApiError::validation("n", message));
+        }
         if shard.streams.borrow().len() + wanted > shard.sequences_max {
             shard.metrics.requests.outcomes.refused_queue.add(1);
             return Err(queue_full());
         }
-        let inbox =
-            Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&peer.wake), cut: Cell::new(false) });
+        let inbox = Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&peer.wake), cut: Cell::new(false) });
         let requests = &shard.metrics.requests;
         requests.started.add(1);
         requests.active.add(1);
         requests.prompt_tokens.add(work.prompts.iter().map(|prompt| prompt.len() as u64).sum());
         let clock = Clock { arrival, admitted: None, first_token: None, last_token: Cell::new(None) };
-        let mut generation =
-            Self { shard, peer, work, inbox, streams: Vec::with_capacity(wanted), choices: Vec::with_capacity(wanted), clock };
+        let mut generation = Self {
+            shard,
+            peer,
+            work,
+            inbox,
+            streams: Vec::with_capacity(wanted),
+            choices: Vec::with_capacity(wanted),
+            clock,
+        };
         let seed = generate.seed.or(shard.config.fixed_seed).unwrap_or_else(|| shard.next_random());
         for prompt in 0..generation.work.prompts.len() {
             for _ in 0..generation.work.n {
@@ -213,12 +244,8 @@ impl<'a> Generation<'a> {
     fn start(&mut self, generate: &GenerateRequest, prompt: usize, seed: u64) -> Result<(), ApiError> {
         let index = self.choices.len();
         let Work { prompts, tokens_max, stops, with_logprobs, .. } = &self.work;
-        let mut choice = Choice::new(
-            u32::try_from(index).expect("bounded by the schema"),
-            prompt,
-            stops,
-            *with_logprobs,
-        );
+        let mut choice =
+            Choice::new(u32::try_from(index).expect("bounded by the schema"), prompt, stops, *with_logprobs);
         if tokens_max[prompt] == 0 {
             choice.end(Finish::Length);
             self.choices.push(choice);
@@ -248,7 +275,9 @@ impl<'a> Generation<'a> {
     async fn answer(&mut self, mut reply: Reply<'_>, writer: &mut Writer, deadline: Instant) -> Result<bool, ApiError> {
         let mut next_comment = Instant::now() + COMMENT_EVERY;
         loop {
-            while let Some((index, event, at)) = self.next_event() {
+            while !writer.is_full()
+                && let Some((index, event, at)) = self.next_event()
+            {
                 if let Err(error) = self.take(index, event, at, &mut reply, writer) {
                     return self.fail(&mut reply, writer, error).await;
                 }

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use monoio::net::{ListenerOpts, TcpListener};
@@ -34,6 +34,7 @@ pub struct Control {
     pub started_unix_s: u64,
     pub metrics: Arc<[Arc<ShardMetrics>]>,
     pub workers: usize,
+    listening: AtomicUsize,
     ready: AtomicBool,
     draining: AtomicBool,
     cutting: AtomicBool,
@@ -48,10 +49,17 @@ impl Control {
             started_unix_s: unix_time().as_secs(),
             metrics,
             workers,
+            listening: AtomicUsize::new(0),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             cutting: AtomicBool::new(false),
         }
+    }
+
+    /// Shards that have their listener.
+    #[must_use]
+    pub fn listening(&self) -> usize {
+        self.listening.load(Ordering::SeqCst)
     }
 
     /// Every shard has done its first step.
@@ -94,7 +102,6 @@ pub struct ShardLink {
     pub events: Consumer<Event>,
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
-    pub stopping: Arc<AtomicBool>,
 }
 
 /// State of one executor; lives and dies on its thread.
@@ -107,7 +114,6 @@ pub struct Shard {
     commands: RefCell<Producer<Command>>,
     doorbell: Arc<Doorbell>,
     bell: Arc<LeaderBell>,
-    stopping: Arc<AtomicBool>,
     streams: RefCell<HashMap<StreamId, (Rc<Inbox>, usize)>>,
     sequences_max: usize,
     peers: RefCell<HashMap<u64, Rc<Peer>>>,
@@ -145,7 +151,6 @@ impl Shard {
             commands: RefCell::new(link.commands),
             doorbell: link.doorbell,
             bell: link.bell,
-            stopping: link.stopping,
             streams: RefCell::default(),
             sequences_max: slots_max + waiting_max,
             peers: RefCell::default(),
@@ -163,9 +168,15 @@ impl Shard {
     /// When it can't listen or the driver fails.
     pub async fn serve(self, mut events: Consumer<Event>, address: SocketAddr, share_port: bool) -> io::Result<()> {
         let shard = Rc::new(self);
-        let options = ListenerOpts::new().reuse_port(share_port).reuse_addr(true).backlog(LISTEN_BACKLOG);
+        // Accepted sockets inherit the size: what the kernel holds for a client that doesn't read is bounded, too.
+        let options = ListenerOpts::new()
+            .reuse_port(share_port)
+            .reuse_addr(true)
+            .backlog(LISTEN_BACKLOG)
+            .send_buf_size(SEND_BUFFER_BYTES);
         let listener = TcpListener::bind_with_config(address, &options)?;
         let listener_fd = listener.as_raw_fd();
+        shard.control.listening.fetch_add(1, Ordering::SeqCst);
         monoio::spawn(accept(Rc::clone(&shard), listener));
         monoio::spawn(keep_time(Rc::clone(&shard)));
         let doorbell = Arc::clone(&shard.doorbell);
@@ -189,8 +200,6 @@ impl Shard {
             let busy = || !events.is_empty() || control.is_draining() != draining || control.is_cutting() != cut;
             rings.sleep_unless(busy).await?;
         }
-        shard.stopping.store(true, Ordering::SeqCst);
-        shard.bell.ring();
         Ok(())
     }
 
@@ -219,15 +228,20 @@ impl Shard {
 
     /// Ends the connections that have no request in progress.
     fn close_idle(&self) {
-        for peer in self.peers.borrow().values().filter(|peer| !peer.busy.get()) {
+        for peer in self.peers.borrow().values().filter(|peer| peer.is_idle()) {
             shutdown(peer.fd);
         }
     }
 
+    /// Ends running streams with an error, and soon also those whose clients don't take what they were sent.
     fn cut(&self) {
         for (inbox, _) in self.streams.borrow().values() {
             inbox.cut.set(true);
             inbox.wake.notify();
+        }
+        let until = Instant::now() + CUT_WRITE_MAX;
+        for peer in self.peers.borrow().values() {
+            peer.end_writes_at(until);
         }
     }
 
@@ -329,7 +343,11 @@ fn fresh_random() -> u64 {
 }
 
 const LISTEN_BACKLOG: i32 = 4096;
+/// The kernel doubles it for its own bookkeeping.
+const SEND_BUFFER_BYTES: usize = 128 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// How often deadlines are looked at.
 const BEAT: Duration = Duration::from_millis(100);
 const BEATS_PER_MEMORY_LOOK: u64 = 10;
+/// What a client gets to take the error that ends its stream.
+const CUT_WRITE_MAX: Duration = Duration::from_secs(1);

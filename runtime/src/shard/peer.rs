@@ -30,6 +30,8 @@ pub(super) struct Peer {
     pub(super) wake_at: Cell<Option<Instant>>,
     /// When a write that doesn't proceed is given up.
     write_until: Cell<Option<Instant>>,
+    /// When every write is given up, as the server ends.
+    writes_end: Cell<Option<Instant>>,
 }
 
 impl Peer {
@@ -44,7 +46,19 @@ impl Peer {
             closed: Cell::new(false),
             wake_at: Cell::new(None),
             write_until: Cell::new(None),
+            writes_end: Cell::new(None),
         }
+    }
+
+    /// Whether nothing was received that is not answered yet.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.busy.get() && self.inbox.borrow().is_empty()
+    }
+
+    /// Gives up writes that are still on their way at `until`.
+    pub(super) fn end_writes_at(&self, until: Instant) {
+        self.writes_end.set(Some(until));
+        self.write_until.set(self.write_until.get().map(|at| at.min(until)));
     }
 
     /// Wakes or cuts off what has waited until `now`.
@@ -101,11 +115,18 @@ pub(super) struct Writer {
     half: OwnedWriteHalf<TcpStream>,
     peer: Rc<Peer>,
     pub(super) out: Vec<u8>,
+    /// How often something was sent.
+    pub(super) sends: u64,
 }
 
 impl Writer {
     pub(super) fn new(half: OwnedWriteHalf<TcpStream>, peer: Rc<Peer>) -> Self {
-        Self { half, peer, out: Vec::with_capacity(OUT_BYTES) }
+        Self { half, peer, out: Vec::with_capacity(OUT_BYTES), sends: 0 }
+    }
+
+    /// Whether so much waits to be sent that more would only take memory.
+    pub(super) fn is_full(&self) -> bool {
+        self.out.len() >= OUT_BYTES_MAX
     }
 
     /// Sends what is in `out`: one send for everything that came together since the last.
@@ -113,7 +134,9 @@ impl Writer {
         if self.out.is_empty() {
             return Ok(());
         }
-        self.peer.write_until.set(Some(Instant::now() + WRITE_STALL_MAX));
+        self.sends += 1;
+        let until = Instant::now() + WRITE_STALL_MAX;
+        self.peer.write_until.set(Some(self.peer.writes_end.get().map_or(until, |end| end.min(until))));
         let out = std::mem::take(&mut self.out);
         let (result, mut out) = self.half.write_all(out).await;
         self.peer.write_until.set(None);
@@ -126,5 +149,6 @@ impl Writer {
 const READ_BYTES: usize = 8 << 10;
 const INBOX_BYTES_MAX: usize = 64 << 10;
 const OUT_BYTES: usize = 2 << 10;
+const OUT_BYTES_MAX: usize = 64 << 10;
 /// A client that takes nothing for so long is cut off.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(30);

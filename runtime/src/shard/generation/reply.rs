@@ -122,8 +122,8 @@ impl<'a> Reply<'a> {
         let Form::OpenAi(stream) = &self.form else { return };
         let sent = &mut self.sent_chars[choice.index as usize];
         if !choice.ready.is_empty() {
-            let logprobs = (!choice.logprobs.is_empty())
-                .then_some(TextLogprobs { tokens: &choice.logprobs, text_offset: *sent });
+            let logprobs =
+                (!choice.logprobs.is_empty()).then_some(TextLogprobs { tokens: &choice.logprobs, text_offset: *sent });
             stream.text(&mut writer.out, choice.index, &choice.ready, logprobs);
             if logprobs.is_some() {
                 *sent += choice.ready.chars().count();
@@ -196,7 +196,14 @@ impl<'a> Reply<'a> {
                     logprobs: choice.with_logprobs.then_some(&choice.logprobs[..]),
                 });
                 let choices: Vec<_> = choices.collect();
-                api::write_chat_completion(&mut body, &format!("chatcmpl-{}", self.id), created, model, &choices, usage);
+                api::write_chat_completion(
+                    &mut body,
+                    &format!("chatcmpl-{}", self.id),
+                    created,
+                    model,
+                    &choices,
+                    usage,
+                );
             }
             Endpoint::Completion => {
                 let texts: Vec<String> = choices.iter().map(|choice| echoed(choice, work)).collect();

@@ -1,0 +1,208 @@
+"""Checks a running server with the official OpenAI SDK: openai_sdk.py URL. Ends with 1 if a check fails."""
+
+import sys
+
+import openai
+
+client = openai.OpenAI(base_url=sys.argv[1].rstrip("/") + "/v1", api_key="none", max_retries=0, timeout=60)
+MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
+PROMPT = "Once upon a time"
+failures = []
+
+
+def check(function):
+    try:
+        function()
+        print(f"ok      {function.__name__}")
+    except Exception as error:  # a check may fail in any way, the others go on
+        failures.append(function.__name__)
+        print(f"FAILED  {function.__name__}: {type(error).__name__}: {error}")
+
+
+def refused(kind, status, call):
+    try:
+        call()
+    except kind as error:
+        assert error.status_code == status, error.status_code
+        assert error.body["message"], error.body
+        return error
+    raise AssertionError(f"no {kind.__name__} was raised")
+
+
+def chat(**fields):
+    defaults = {"model": model, "messages": MESSAGES, "max_tokens": 16, "temperature": 0}
+    return client.chat.completions.create(**{**defaults, **fields})
+
+
+def complete(**fields):
+    defaults = {"model": model, "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
+    return client.completions.create(**{**defaults, **fields})
+
+
+def text_of(chunks, index=0):
+    deltas = [choice.delta for chunk in chunks for choice in chunk.choices if choice.index == index]
+    return "".join(delta.content or "" for delta in deltas)
+
+
+model = client.models.list().data[0].id
+
+
+@check
+def models_are_listed_and_retrieved():
+    listed = client.models.list().data
+    assert listed and all(entry.object == "model" for entry in listed), listed
+    assert client.models.retrieve(model).id == model
+
+
+@check
+def chat_answers():
+    answer = chat()
+    choice = answer.choices[0]
+    assert answer.object == "chat.completion" and answer.model == model
+    assert choice.message.role == "assistant" and choice.message.content.strip()
+    assert choice.finish_reason in ("stop", "length")
+    usage = answer.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens and usage.completion_tokens <= 16
+    assert usage.prompt_tokens_details.cached_tokens == 0
+
+
+@check
+def max_completion_tokens_is_the_limit():
+    answer = chat(max_tokens=None, max_completion_tokens=3)
+    assert answer.usage.completion_tokens == 3 and answer.choices[0].finish_reason == "length", answer
+
+
+@check
+def chat_streams_the_same_text():
+    chunks = list(chat(stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+    assert all(chunk.usage is None for chunk in chunks)
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert text_of(chunks) == chat().choices[0].message.content
+
+
+@check
+def stream_ends_with_usage_on_demand():
+    chunks = list(chat(stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0, chunks[-1]
+    assert chunks[-1].usage.total_tokens == chat().usage.total_tokens
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+@check
+def stream_helper_accumulates():
+    # The helper raises for an answer that its length limit ended.
+    fields = {"model": model, "messages": MESSAGES, "max_tokens": 200, "temperature": 0, "stop": ["."]}
+    with client.chat.completions.stream(**fields) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == chat(**fields).choices[0].message.content
+
+
+@check
+def n_choices_come_whole_and_streamed():
+    whole = chat(n=3, temperature=1, seed=7)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    chunks = list(chat(n=3, temperature=1, seed=7, stream=True))
+    assert [text_of(chunks, i) for i in range(3)] == [choice.message.content for choice in whole.choices]
+
+
+@check
+def a_seed_repeats_its_answer():
+    answers = {chat(temperature=1, seed=11, max_tokens=24).choices[0].message.content for _ in range(3)}
+    assert len(answers) == 1, answers
+
+
+@check
+def stop_cuts_before_the_stop_string():
+    text = chat(max_tokens=32).choices[0].message.content
+    stop = text[6:10]
+    for stream in (False, True):
+        answer = chat(max_tokens=32, stop=[stop], stream=stream)
+        got = text_of(list(answer)) if stream else answer.choices[0].message.content
+        assert got == text[: text.index(stop)], (text, stop, got)
+
+
+@check
+def chat_logprobs_have_tokens_and_alternatives():
+    content = chat(logprobs=True, top_logprobs=3, max_tokens=5).choices[0].logprobs.content
+    assert len(content) == 5 and all(len(entry.top_logprobs) == 3 for entry in content)
+    for entry in content:
+        assert entry.logprob <= 0 and entry.token == entry.top_logprobs[0].token
+        assert bytes(entry.bytes).decode(errors="replace") == entry.token
+    chunks = list(chat(logprobs=True, top_logprobs=3, max_tokens=5, stream=True))
+    streamed = [e for chunk in chunks for c in chunk.choices if c.logprobs for e in c.logprobs.content]
+    assert [entry.token for entry in streamed] == [entry.token for entry in content]
+
+
+@check
+def completion_answers_and_streams():
+    whole = complete()
+    assert whole.object == "text_completion" and whole.choices[0].text
+    chunks = list(complete(stream=True))
+    text = "".join(choice.text for chunk in chunks for choice in chunk.choices)
+    assert text == whole.choices[0].text
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+@check
+def completion_echoes_with_logprobs():
+    choice = complete(echo=True, max_tokens=4, logprobs=2).choices[0]
+    assert choice.text.strip().startswith(PROMPT), choice.text
+    logprobs = choice.logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset)
+
+
+@check
+def completion_takes_several_prompts_and_token_ids():
+    answer = complete(prompt=[PROMPT, "The sun"], n=2, max_tokens=4)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert complete(prompt=[5, 6, 7], max_tokens=4).usage.prompt_tokens == 3
+
+
+@check
+def penalties_and_bias_are_taken():
+    chat(presence_penalty=0.5, frequency_penalty=0.5, logit_bias={"5": -100}, top_p=0.9, user="someone")
+    chat(extra_body={"top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1, "ignore_eos": True})
+
+
+@check
+def text_parts_are_taken():
+    parts = [{"type": "text", "text": MESSAGES[0]["content"]}]
+    answer = chat(messages=[{"role": "user", "content": parts}])
+    assert answer.choices[0].message.content == chat().choices[0].message.content
+
+
+@check
+def errors_are_the_sdk_s_own_kinds():
+    error = refused(openai.NotFoundError, 404, lambda: chat(model="no-such-model"))
+    assert error.param == "model", error.param
+    refused(openai.NotFoundError, 404, lambda: client.models.retrieve("no-such-model"))
+    error = refused(openai.BadRequestError, 400, lambda: chat(temperature=3))
+    assert error.param == "temperature" and error.type, (error.param, error.type)
+    refused(openai.BadRequestError, 400, lambda: chat(messages=[]))
+    refused(openai.BadRequestError, 400, lambda: chat(n=1000))
+    refused(openai.BadRequestError, 400, lambda: chat(messages=[{"role": "user", "content": "fox " * 20000}]))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    refused(openai.BadRequestError, 400, lambda: chat(tools=[tool]))
+    refused(openai.BadRequestError, 400, lambda: chat(stream=True, temperature=-1))
+
+
+@check
+def request_ids_are_seen():
+    answer = client.chat.completions.with_raw_response.create(model=model, messages=MESSAGES, max_tokens=1)
+    assert answer.headers["x-request-id"] and answer.parse()._request_id
+
+
+@check
+def a_stream_that_is_closed_early_harms_nobody():
+    stream = chat(stream=True, max_tokens=200, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    stream.close()
+    assert chat().choices[0].message.content
+
+
+print(f"{len(failures)} checks failed" if failures else "all checks passed", f"(openai {openai.__version__})")
+sys.exit(bool(failures))

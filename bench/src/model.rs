@@ -1,0 +1,189 @@
+//! `bitnetd-bench model`: prompt and decode speed of a model beside what the machine can do.
+
+mod limits;
+mod session;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use limits::Limits;
+use session::Session;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model file [default: the model inside the binary]
+    #[arg(short, long)]
+    model: Option<PathBuf>,
+    /// Worker counts to measure [default: one, and one per core]
+    #[arg(short, long, value_delimiter = ',')]
+    workers: Vec<usize>,
+    /// Prompt lengths (pp tests)
+    #[arg(short, long, value_delimiter = ',', default_value = "512")]
+    prompt: Vec<usize>,
+    /// Tokens to decode (tg tests)
+    #[arg(short = 'n', long, value_delimiter = ',', default_value = "128")]
+    decode: Vec<usize>,
+    /// Sequences that decode together (tg tests)
+    #[arg(short, long, value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
+    /// Times that each test runs
+    #[arg(short, long, default_value_t = 3)]
+    repetitions: usize,
+    /// Instruction set of the kernels [default: the best there is]
+    #[arg(long)]
+    isa: Option<String>,
+    /// Only check that chunks, workers and instruction sets give the same bits; no timing
+    #[arg(long)]
+    check: bool,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    match measure(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bitnetd-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+fn measure(args: &Args) -> Result<(), Failure> {
+    let isa = match &args.isa {
+        Some(name) => kernels::Isa::by_name(name).ok_or_else(|| format!("this machine has no `{name}`"))?,
+        None => kernels::Isa::detect(),
+    };
+    let cores = session::cores()?;
+    let mut workers = if args.workers.is_empty() { vec![1, cores] } else { args.workers.clone() };
+    workers.dedup();
+    let batch_max = args.batch.iter().copied().max().unwrap_or(1);
+    let mut session = Session::load(args.model.as_deref(), isa, batch_max)?;
+    session.check(&workers)?;
+    if args.check {
+        println!("check passed: {} {}", session.describe(), isa.name());
+        return Ok(());
+    }
+    let mut limits = Vec::new();
+    let mut results = Vec::new();
+    for &count in &workers {
+        session.use_workers(count)?;
+        limits.push(Limits::measure(isa, session.team()));
+        for &tokens in &args.prompt {
+            let speeds = repeat(args.repetitions, || session.prompt(tokens))?;
+            results.push(result(&session, limits.last(), &format!("pp{tokens}"), count, 1, &speeds));
+        }
+        for &batch in &args.batch {
+            for &tokens in &args.decode {
+                let speeds = repeat(args.repetitions, || session.decode(batch, tokens))?;
+                let name = if batch == 1 { format!("tg{tokens}") } else { format!("tg{tokens}x{batch}") };
+                results.push(result(&session, limits.last(), &name, count, batch, &speeds));
+            }
+        }
+    }
+    print(args, &session, isa, &workers, &limits, &results);
+    Ok(())
+}
+
+/// Tokens per second of each repetition, sorted.
+fn repeat(repetitions: usize, mut run: impl FnMut() -> Result<usize, Failure>) -> Result<Vec<f64>, Failure> {
+    let mut speeds = Vec::with_capacity(repetitions);
+    for _ in 0..repetitions.max(1) {
+        let started = Instant::now();
+        let tokens = run()?;
+        #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
+        speeds.push(tokens as f64 / started.elapsed().as_secs_f64());
+    }
+    speeds.sort_by(f64::total_cmp);
+    Ok(speeds)
+}
+
+struct Outcome {
+    test: String,
+    workers: usize,
+    speeds: Vec<f64>,
+    /// Share of the limit that binds this test.
+    of_limit: Option<f64>,
+}
+
+fn result(
+    session: &Session,
+    limits: Option<&Limits>,
+    test: &str,
+    workers: usize,
+    batch: usize,
+    speeds: &[f64],
+) -> Outcome {
+    let median = speeds[speeds.len() / 2];
+    let limits = limits.expect("measured for these workers");
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let (bytes, operations, batch) =
+        (session.bytes_per_token() as f64, session.int8_operations_per_token() as f64, batch as f64);
+    let by_memory = limits.read_bytes_per_s / bytes * batch;
+    let by_int8 = limits.int8_operations_per_s.map(|peak| peak / operations);
+    let limit = match (test.starts_with("pp"), by_int8) {
+        (true, peak) => peak,
+        (false, Some(peak)) => Some(peak.min(by_memory)),
+        (false, None) => Some(by_memory),
+    };
+    Outcome { test: test.to_owned(), workers, speeds: speeds.to_vec(), of_limit: limit.map(|limit| median / limit) }
+}
+
+fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Limits], results: &[Outcome]) {
+    if args.json {
+        println!("{}", to_json(session, isa, workers, limits, results));
+        return;
+    }
+    println!("{}, {}, commit {}", tuning::host::cpu_model(), isa.name(), env!("BITNETD_COMMIT"));
+    println!("{}", session.describe());
+    for (count, limits) in workers.iter().zip(limits) {
+        let int8 = limits.int8_operations_per_s.map_or("no int8 limit".into(), |o| format!("int8 {:.0} GOPS", o / 1e9));
+        println!("limits with {count} workers: read {:.1} GB/s, {int8}", limits.read_bytes_per_s / 1e9);
+    }
+    println!("{:<12} {:>7} {:>12} {:>10} {:>10} {:>9}", "test", "workers", "tok/s", "min", "max", "of limit");
+    for outcome in results {
+        let speeds = &outcome.speeds;
+        println!(
+            "{:<12} {:>7} {:>12.2} {:>10.2} {:>10.2} {:>9}",
+            outcome.test,
+            outcome.workers,
+            speeds[speeds.len() / 2],
+            speeds[0],
+            speeds[speeds.len() - 1],
+            outcome.of_limit.map_or("-".into(), |share| format!("{:.0} %", share * 100.0)),
+        );
+    }
+}
+
+fn to_json(session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Limits], results: &[Outcome]) -> Value {
+    let by_workers = |value: fn(&Limits) -> Option<f64>| -> Value {
+        let pairs = workers.iter().zip(limits).map(|(count, limits)| (count.to_string(), json!(value(limits))));
+        Value::Object(pairs.collect())
+    };
+    let results: Vec<Value> = results
+        .iter()
+        .map(|outcome| {
+            let speeds = &outcome.speeds;
+            let (median, min, max) = (speeds[speeds.len() / 2], speeds[0], speeds[speeds.len() - 1]);
+            json!({
+                "test": outcome.test, "workers": outcome.workers, "n": speeds.len(),
+                "tok_s": {"median": median, "min": min, "max": max}, "of_limit": outcome.of_limit,
+            })
+        })
+        .collect();
+    json!({
+        "machine": tuning::host::cpu_model(), "isa": isa.name(), "commit": env!("BITNETD_COMMIT"),
+        "model": session.describe(),
+        "limits": {
+            "read_gb_s": by_workers(|limits| Some(limits.read_bytes_per_s / 1e9)),
+            "int8_gops": by_workers(|limits| limits.int8_operations_per_s.map(|o| o / 1e9)),
+        },
+        "results": results,
+    })
+}

@@ -1,0 +1,56 @@
+//! The read bandwidth and int8 rate of a team, measured in the same run as what is compared with them.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use kernels::{Isa, limits};
+use runtime::team::Team;
+use tuning::memory::Arena;
+
+/// What the workers of a team can do together.
+pub(super) struct Limits {
+    pub(super) read_bytes_per_s: f64,
+    /// `None` where the instruction set has no int8 unit that is measured.
+    pub(super) int8_operations_per_s: Option<f64>,
+}
+
+impl Limits {
+    pub(super) fn measure(isa: Isa, team: &Team) -> Self {
+        let mut arena = Arena::zeroed(READ_BYTES, None).expect("memory for the bandwidth test");
+        arena.as_mut_slice().fill(1);
+        let bytes = arena.as_slice();
+        let part = READ_BYTES / team.size();
+        let seconds = best(|| {
+            team.run(&|member| {
+                black_box(limits::read(isa, &bytes[member.index * part..(member.index + 1) * part]));
+            });
+        });
+        let int8 = limits::int8(isa).then(|| {
+            let seconds = best(|| {
+                team.run(&|_| {
+                    black_box(limits::int8(isa));
+                });
+            });
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+            let operations = (limits::INT8_OPERATIONS * team.size()) as f64;
+            operations / seconds
+        });
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+        let read = (part * team.size()) as f64;
+        Self { read_bytes_per_s: read / seconds, int8_operations_per_s: int8 }
+    }
+}
+
+/// The shortest of several runs: a limit is what the machine can do undisturbed.
+fn best(mut run: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..RUNS {
+        let started = Instant::now();
+        run();
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    best
+}
+
+const READ_BYTES: usize = 512 << 20;
+const RUNS: usize = 7;

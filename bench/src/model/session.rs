@@ -1,0 +1,201 @@
+//! A loaded model with a team of workers: runs prompts and decodes, and checks that all ways give the same bits.
+
+use std::path::Path;
+
+use kernels::Isa;
+use runtime::cli::load_model;
+use runtime::forward::{Forward, Limits, Step, counters_for};
+use runtime::kv::{KvCache, blocks_for};
+use runtime::model::{LoadOptions, Model};
+use runtime::team::Team;
+
+use super::Failure;
+
+pub(super) struct Session {
+    model: Model,
+    isa: Isa,
+    team: Team,
+    forward: Forward,
+    kv: KvCache,
+    batch_max: usize,
+}
+
+/// Physical cores that this process may use.
+pub(super) fn cores() -> Result<usize, Failure> {
+    Ok(tuning::Topology::read(Path::new("/sys"))?.core_count())
+}
+
+impl Session {
+    pub(super) fn load(path: Option<&Path>, isa: Isa, batch_max: usize) -> Result<Self, Failure> {
+        let threads = cores()?;
+        let options = LoadOptions { threads, node: None, context_max: CONTEXT_MAX };
+        let model = load_model(None, path, options)?;
+        let params = &model.weights.params;
+        let blocks = blocks_for(model.weights.context) * batch_max;
+        let kv = KvCache::new(params, model.weights.context, batch_max, blocks);
+        let (team, forward) = team_of(&model, isa, 1, batch_max)?;
+        Ok(Self { model, isa, team, forward, kv, batch_max })
+    }
+
+    pub(super) fn use_workers(&mut self, workers: usize) -> Result<(), Failure> {
+        (self.team, self.forward) = team_of(&self.model, self.isa, workers, self.batch_max)?;
+        Ok(())
+    }
+
+    pub(super) fn team(&self) -> &Team {
+        &self.team
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let params = &self.model.weights.params;
+        format!(
+            "{}: {} {}, {} layers, hidden {}, ffn {}, vocabulary {}, {} MiB of weights",
+            self.model.name,
+            params.architecture,
+            self.model.quantization,
+            params.layers,
+            params.hidden,
+            params.feed_forward,
+            params.vocab,
+            self.model.weights.packed_bytes() >> 20
+        )
+    }
+
+    /// Bytes of weights that a step of one row reads.
+    pub(super) fn bytes_per_token(&self) -> usize {
+        self.model.weights.bytes_per_token()
+    }
+
+    /// Products and sums of the ternary layers for one row.
+    pub(super) fn int8_operations_per_token(&self) -> usize {
+        let layers = &self.model.weights.layers;
+        let linears = layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+        linears.filter(|linear| linear.is_ternary()).map(|linear| 2 * linear.rows * linear.cols).sum()
+    }
+
+    /// Runs a prompt of `tokens` tokens from an empty cache.
+    pub(super) fn prompt(&mut self, tokens: usize) -> Result<usize, Failure> {
+        self.fits(tokens)?;
+        let prompt = noise(tokens, self.model.weights.params.vocab);
+        self.hold(1, tokens)?;
+        let mut step = Step::default();
+        for (index, chunk) in prompt.chunks(ROWS_MAX).enumerate() {
+            step.clear();
+            step.push(0, index * ROWS_MAX, chunk, (index + 1) * ROWS_MAX >= tokens);
+            self.run(&step);
+        }
+        self.drop_all(1);
+        Ok(tokens)
+    }
+
+    /// Decodes `tokens` tokens in each of `batch` sequences, greedily, from a cache of one token.
+    pub(super) fn decode(&mut self, batch: usize, tokens: usize) -> Result<usize, Failure> {
+        self.fits(tokens)?;
+        let mut last = noise(batch, self.model.weights.params.vocab);
+        self.hold(batch, tokens)?;
+        let mut step = Step::default();
+        for position in 0..tokens {
+            step.clear();
+            for (slot, token) in last.iter().enumerate() {
+                step.push(slot, position, std::slice::from_ref(token), true);
+            }
+            self.run(&step);
+            for (slot, token) in last.iter_mut().enumerate() {
+                let best = kernels::softmax::argmax(self.isa, self.forward.logits(slot));
+                *token = u32::try_from(best).expect("a vocabulary has 32-bit ids");
+            }
+        }
+        self.drop_all(batch);
+        Ok(batch * tokens)
+    }
+
+    /// Logits after a short prompt must not depend on chunks, workers or the instruction set.
+    pub(super) fn check(&mut self, workers: &[usize]) -> Result<(), Failure> {
+        let prompt = noise(CHECK_TOKENS, self.model.weights.params.vocab);
+        let isa = self.isa;
+        let wanted = self.logits(&prompt, CHECK_TOKENS)?;
+        if wanted.iter().any(|logit| !logit.is_finite()) {
+            return Err("the logits are no numbers".into());
+        }
+        for &count in workers {
+            // The portable path takes minutes on a big model; the kernels' own tests compare it.
+            for other in Isa::available().into_iter().filter(|other| *other != Isa::Portable || isa == *other) {
+                for chunk in [1, 7, CHECK_TOKENS] {
+                    self.isa = other;
+                    self.use_workers(count)?;
+                    if self.logits(&prompt, chunk)? != wanted {
+                        let name = other.name();
+                        return Err(format!("{count} workers, {name}, chunks of {chunk}: other logits").into());
+                    }
+                }
+            }
+        }
+        self.isa = isa;
+        self.use_workers(1)
+    }
+
+    fn logits(&mut self, prompt: &[u32], chunk: usize) -> Result<Vec<f32>, Failure> {
+        self.hold(1, prompt.len())?;
+        let mut step = Step::default();
+        for (index, part) in prompt.chunks(chunk).enumerate() {
+            step.clear();
+            step.push(0, index * chunk, part, true);
+            self.run(&step);
+        }
+        self.drop_all(1);
+        Ok(self.forward.logits(0).to_vec())
+    }
+
+    fn fits(&self, tokens: usize) -> Result<(), Failure> {
+        let context = self.model.weights.context;
+        if tokens == 0 || tokens > context {
+            return Err(format!("{tokens} tokens in a context of {context}").into());
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, slots: usize, positions: usize) -> Result<(), Failure> {
+        for slot in 0..slots {
+            self.kv.reserve(slot, positions).map_err(|short| format!("{short:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn drop_all(&mut self, slots: usize) {
+        for slot in 0..slots {
+            self.kv.release(slot);
+        }
+    }
+
+    fn run(&mut self, step: &Step) {
+        self.forward.run(&self.team, &self.model.weights, &mut self.kv, step, &|_, _, _| {});
+    }
+}
+
+fn team_of(model: &Model, isa: Isa, workers: usize, batch_max: usize) -> Result<(Team, Forward), Failure> {
+    let topology = tuning::Topology::read(Path::new("/sys"))?;
+    let cpus = tuning::plan(&topology, Some(1), Some(workers))?.shards[0].workers.clone();
+    let params = &model.weights.params;
+    let team = Team::start(workers, counters_for(params), move |index| {
+        // An unpinned worker computes the same.
+        let _ = tuning::pin(&cpus[index..=index]);
+    })?;
+    let limits = Limits { rows_max: ROWS_MAX, logits_max: batch_max };
+    Ok((team, Forward::new(isa, params, workers, limits)))
+}
+
+/// Tokens without a pattern that a cache or a branch predictor could learn.
+fn noise(count: usize, vocab: usize) -> Vec<u32> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        u32::try_from(state % vocab as u64).expect("a vocabulary has 32-bit ids")
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+const ROWS_MAX: usize = 512;
+const CONTEXT_MAX: usize = 4096;
+const CHECK_TOKENS: usize = 16;

@@ -1,0 +1,230 @@
+//! The same request gives the same bits: alone or among others, whatever the chunks, the workers and the instruction
+//! set.
+#![expect(clippy::unwrap_used, reason = "a model that cannot be loaded fails the test")]
+
+mod harness;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use harness::{ROWS_MAX, Rig, load};
+use kernels::Isa;
+use runtime::engine::{Command, Engine, EngineLimits, Event, Link};
+use runtime::forward::{Forward, Limits, Step, counters_for};
+use runtime::kv::{KvCache, blocks_for};
+use runtime::mailbox::{Doorbell, LeaderBell};
+use runtime::metrics::ShardMetrics;
+use runtime::model::Model;
+use runtime::sampler::SamplingParams;
+use runtime::schedule::{NewSequence, Priority, StreamId};
+use runtime::team::Team;
+
+#[test]
+fn chunks_workers_and_isas_change_no_logit_of_tiny_models() {
+    for name in TINY {
+        // Longer than what attention treats as one split.
+        chunks_workers_and_isas_change_no_logit(&tiny(name), 300, 24);
+    }
+}
+
+#[test]
+fn chunks_workers_and_isas_change_no_logit_of_the_default_model() {
+    chunks_workers_and_isas_change_no_logit(&load(None), 70, 2);
+}
+
+#[test]
+fn other_sequences_change_no_logit_of_tiny_models() {
+    for name in TINY {
+        let model = tiny(name);
+        for isa in Isa::available() {
+            other_sequences_change_no_logit(&model, isa, if isa == Isa::Portable { 5 } else { 60 });
+        }
+    }
+}
+
+#[test]
+fn other_sequences_change_no_logit_of_the_default_model() {
+    other_sequences_change_no_logit(&load(None), Isa::detect(), 16);
+}
+
+/// Portable code computes the first `portable_len` tokens only: what follows changes nothing before it.
+fn chunks_workers_and_isas_change_no_logit(model: &Model, len: usize, portable_len: usize) {
+    let mut draw = Draw(1);
+    let tokens = draw.tokens(model, len);
+    let expected = Rig::new(model, Isa::detect(), 1, 1, len).feed(0, 0, &tokens, ROWS_MAX);
+    for isa in Isa::available() {
+        let len = if isa == Isa::Portable { portable_len } else { len };
+        for workers in [1, 2, 3] {
+            for chunk in [1, 7, 64, ROWS_MAX] {
+                let got = Rig::new(model, isa, workers, 1, len).feed(0, 0, &tokens[..len], chunk);
+                let what = format!("{}, {workers} workers, chunks of {chunk}", isa.name());
+                same_bits(&got, &expected[..len], &what);
+            }
+        }
+    }
+}
+
+/// A sequence that goes through its tokens in chunks, then one by one.
+struct Course {
+    tokens: Vec<u32>,
+    prompt_len: usize,
+    computed: usize,
+    logits: Vec<Vec<f32>>,
+}
+
+impl Course {
+    fn next_rows(&self, chunk: usize) -> usize {
+        match self.prompt_len.checked_sub(self.computed) {
+            None | Some(0) => 1,
+            Some(pending) => pending.min(chunk),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.computed == self.tokens.len()
+    }
+}
+
+/// 33 sequences of all ages share the steps; each one must get what it gets alone.
+fn other_sequences_change_no_logit(model: &Model, isa: Isa, len_max: usize) {
+    let mut draw = Draw(2);
+    let mut alone = Rig::new(model, Isa::detect(), 1, 1, len_max);
+    let mut courses = Vec::new();
+    for _ in 0..SEQUENCES {
+        let len = 1 + draw.below(len_max);
+        let (tokens, prompt_len) = (draw.tokens(model, len), 1 + draw.below(len));
+        courses.push(Course { tokens, prompt_len, computed: 0, logits: Vec::new() });
+    }
+    let expected: Vec<_> = courses.iter().map(|course| alone.feed(0, 0, &course.tokens, ROWS_MAX)).collect();
+    for workers in [2, 3] {
+        let mut rig = Rig::new(model, isa, workers, SEQUENCES, len_max);
+        while courses.iter().any(|course| !course.is_over()) {
+            // Some wait, so that prefill and decode meet in one step and no row has the same place twice.
+            let mut slots: Vec<usize> = (0..SEQUENCES).filter(|&slot| !courses[slot].is_over()).collect();
+            slots.retain(|_| draw.below(4) > 0);
+            slots.sort_by_cached_key(|_| draw.below(1 << 20));
+            let mut step = Step::default();
+            for &slot in &slots {
+                let course = &courses[slot];
+                let rows = course.next_rows(1 + draw.below(10));
+                step.push(slot, course.computed, &course.tokens[course.computed..][..rows], false);
+            }
+            step.logits.extend(0..step.tokens.len());
+            let mut logits = rig.run(&step).into_iter();
+            for segment in &step.segments {
+                courses[segment.slot].logits.extend(logits.by_ref().take(segment.rows));
+                courses[segment.slot].computed += segment.rows;
+            }
+        }
+        for (course, expected) in courses.iter_mut().zip(&expected) {
+            same_bits(&std::mem::take(&mut course.logits), expected, &format!("{}, {workers} workers", isa.name()));
+            course.computed = 0;
+        }
+    }
+}
+
+#[test]
+fn sampled_tokens_do_not_depend_on_other_requests_or_workers() {
+    let model = Arc::new(load(None));
+    let mut draw = Draw(3);
+    let prompts: Vec<Vec<u32>> = (0..SEQUENCES).map(|i| draw.tokens(&model, 1 + i * 3 / 2)).collect();
+    let streams: Vec<usize> = (0..SEQUENCES).collect();
+    let together = generate(&model, 2, (SEQUENCES, 256), &prompts, &streams);
+    assert!(together.iter().all(|tokens| tokens.len() == ANSWER_TOKENS));
+    assert_eq!(generate(&model, 1, (SEQUENCES, 256), &prompts, &streams), together, "1 worker");
+    assert_eq!(generate(&model, 2, (5, 16), &prompts, &streams), together, "5 slots, steps of 16 rows");
+    for stream in [0, 1, 2, 17, 32] {
+        let alone = generate(&model, 1, (1, 64), &prompts, &[stream]);
+        assert_eq!(alone[0], together[stream], "stream {stream} alone");
+    }
+}
+
+/// Answers of an engine to the requests `streams`, all of which wait when it starts.
+fn generate(
+    model: &Arc<Model>,
+    workers: usize,
+    (slots_max, rows_max): (usize, usize),
+    prompts: &[Vec<u32>],
+    streams: &[usize],
+) -> Vec<Vec<u32>> {
+    let params = &model.weights.params;
+    let team = Team::start(workers, counters_for(params), |_| {}).unwrap();
+    let forward = Forward::new(Isa::detect(), params, workers, Limits { rows_max, logits_max: slots_max });
+    let positions = prompts.iter().map(Vec::len).max().unwrap() + ANSWER_TOKENS;
+    let kv = KvCache::new(params, positions, slots_max, slots_max * blocks_for(positions));
+    let (mut commands_in, commands) = rtrb::RingBuffer::new(streams.len());
+    let (events, mut events_out) = rtrb::RingBuffer::new(streams.len() * (ANSWER_TOKENS + 2));
+    let link = Link {
+        commands,
+        events,
+        doorbell: Arc::new(Doorbell::new().unwrap()),
+        bell: Arc::new(LeaderBell::default()),
+        stopping: Arc::new(AtomicBool::new(true)),
+    };
+    for &stream in streams {
+        let sequence = NewSequence {
+            stream: StreamId(stream as u64),
+            prompt: prompts[stream].clone().into(),
+            tokens_max: ANSWER_TOKENS,
+            priority: Priority::Normal,
+            sampling: sampling_of(stream),
+            stop_at_end: false,
+        };
+        commands_in.push(Command::Start(Box::new(sequence))).unwrap();
+    }
+    let limits = EngineLimits { slots_max, waiting_max: SEQUENCES, itl_target: Duration::from_millis(20) };
+    Engine::new(Arc::clone(model), team, forward, kv, limits, link, Arc::new(ShardMetrics::default())).run();
+    let mut answers = vec![Vec::new(); streams.len()];
+    while let Ok(event) = events_out.pop() {
+        if let Event::Token { stream, sampled, .. } = event {
+            let at = streams.iter().position(|s| *s as u64 == stream.0).unwrap();
+            answers[at].push(sampled.token);
+        }
+    }
+    answers
+}
+
+fn sampling_of(stream: usize) -> SamplingParams {
+    let base = SamplingParams { temperature: 0.8, seed: stream as u64 / 2, ..SamplingParams::default() };
+    match stream % 4 {
+        0 => base,
+        1 => SamplingParams { temperature: 0.0, ..base },
+        2 => SamplingParams { top_k: 40, top_p: 0.95, ..base },
+        _ => SamplingParams { min_p: 0.02, repetition_penalty: 1.1, frequency_penalty: 0.2, ..base },
+    }
+}
+
+fn same_bits(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (row, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let different = got.iter().zip(expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        assert!(different == 0 && got.len() == expected.len(), "{what}: {different} logits of row {row} differ");
+    }
+}
+
+fn tiny(name: &str) -> Model {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/oracle/models");
+    load(Some(&folder.join(name)))
+}
+
+/// Pseudo-random numbers (SplitMix64).
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((mixed ^ (mixed >> 31)) % limit as u64).unwrap()
+    }
+
+    fn tokens(&mut self, model: &Model, len: usize) -> Vec<u32> {
+        (0..len).map(|_| u32::try_from(self.below(model.weights.params.vocab)).unwrap()).collect()
+    }
+}
+
+const TINY: [&str; 3] = ["tiny-b158-i2_s.gguf", "tiny-bitnet-i2_s.gguf", "tiny-llama-hd-i2_s.gguf"];
+const SEQUENCES: usize = 33;
+const ANSWER_TOKENS: usize = 12;

@@ -1,0 +1,68 @@
+//! How a server ends: it finishes what runs, unless it is told to hurry.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::clients::Client;
+use crate::server::{Server, becomes_true};
+
+fn streaming(server: &Server, max_tokens: u32) -> Client {
+    let mut client = server.connect();
+    let body = json!({"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": true, "stream": true});
+    client.send_post("/v1/completions", body.to_string().as_bytes());
+    assert_eq!(client.head().status, 200);
+    client
+}
+
+/// What is left of a stream whose head was read.
+fn rest_of_stream(client: &mut Client) -> String {
+    let mut body = Vec::new();
+    while client.chunk(&mut body) {}
+    String::from_utf8(body).unwrap()
+}
+
+#[test]
+fn a_drain_finishes_streams_takes_nothing_new_and_ends_with_0() {
+    let server = Server::start(&[]);
+    let mut streams: Vec<_> = (0..8).map(|_| streaming(&server, 40)).collect();
+    let mut idle = server.connect();
+    assert_eq!(idle.get("/health").status, 200);
+    server.terminate();
+    assert!(becomes_true(Duration::from_secs(2), || TcpStream::connect(server.address).is_err()), "still listening");
+    assert_eq!(idle.rest(), b"", "idle connections are closed");
+    for client in &mut streams {
+        let text = rest_of_stream(client);
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+        assert_eq!(text.matches("\"text\":").count(), 41, "40 tokens and the end: {text}");
+    }
+    let ended = server.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
+fn a_second_signal_and_the_drain_timeout_cut_streams_with_an_error() {
+    for (timeout, signals) in [("30", 2), ("0", 1), ("1", 1)] {
+        let server = Server::start(&["--drain-timeout", timeout]);
+        let mut client = streaming(&server, 1000);
+        let mut unread = server.connect();
+        let heavy = r#"{"prompt":"a","n":8,"max_tokens":1000,"ignore_eos":true,"stream":true,"logprobs":20}"#;
+        unread.send_post("/v1/completions", heavy.as_bytes());
+        assert!(becomes_true(Duration::from_secs(10), || server.metric("bitnet_requests_running") >= 9.0));
+        let started = Instant::now();
+        for signal in 0..signals {
+            assert!(
+                signal == 0 || becomes_true(Duration::from_secs(2), || TcpStream::connect(server.address).is_err())
+            );
+            server.terminate();
+        }
+        let text = rest_of_stream(&mut client);
+        assert!(text.contains("data: {\"error\":{"), "{text}");
+        assert!(text.contains("SERVICE_UNAVAILABLE") && !text.contains("[DONE]"), "{text}");
+        let ended = server.ended();
+        assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.words.contains("streams were cut"), "{ended:?}");
+    }
+}

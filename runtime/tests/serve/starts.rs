@@ -1,0 +1,170 @@
+//! How a server starts, where it can't, and where it has to do with less.
+#![expect(unsafe_code, reason = "a child that gives up io_uring before it starts")]
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::server::{Ended, Server, bitnetd, run_to_end};
+
+/// A file of the test's own, gone with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str, bytes: &[u8]) -> Self {
+        let path = std::env::temp_dir().join(format!("bitnetd-serve-{}-{name}", std::process::id()));
+        std::fs::File::create(&path).unwrap().write_all(bytes).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A file that is left over harms nobody.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[track_caller]
+fn assert_refused(ended: &Ended, words: &[&str]) {
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let complaint = ended.words.lines().last().unwrap_or_default();
+    for word in words {
+        assert!(ended.words.contains(word), "`{word}` is not in {}", ended.words);
+    }
+    assert!(!ended.words.contains("panicked") && !complaint.is_empty(), "{}", ended.words);
+}
+
+/// One short answer, to see that it serves.
+fn assert_serves(server: &Server) {
+    let body = json!({"prompt": "Once upon a time", "max_tokens": 4, "temperature": 0});
+    let text = server.ask("/v1/completions", &body)["choices"][0]["text"].clone();
+    let mut streaming = body;
+    streaming["stream"] = json!(true);
+    let chunks = server.post("/v1/completions", &streaming.to_string()).chunks();
+    assert_eq!(text, crate::clients::streamed_text(&chunks, 0));
+}
+
+#[test]
+fn it_is_ready_at_once() {
+    let started = Instant::now();
+    let server = Server::start(&[]);
+    assert_eq!(server.get("/health/ready").status, 200);
+    // Unoptimised code packs the weights slowly, and other tests run beside this one.
+    let most = if cfg!(debug_assertions) { Duration::from_secs(10) } else { Duration::from_secs(1) };
+    assert!(started.elapsed() < most, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let server = Server::start(&[]);
+    let ended = run_to_end(&mut bitnetd(&["serve", "--port", &server.address.port().to_string()]));
+    assert_refused(&ended, &["can't listen on", &server.address.to_string(), "in use"]);
+}
+
+#[test]
+fn settings_that_are_wrong_are_named() {
+    let file = Scratch::new("keys.toml", b"port = 0\nprot = 1\n");
+    assert_refused(&run_to_end(&mut bitnetd(&["serve", "--config", file.path()])), &["prot", file.path()]);
+    let file = Scratch::new("syntax.toml", b"port = \n");
+    assert_refused(&run_to_end(&mut bitnetd(&["serve", "--config", file.path()])), &[file.path()]);
+    let file = Scratch::new("type.toml", b"# one\nport = \"many\"\n");
+    assert_refused(&run_to_end(&mut bitnetd(&["serve", "--config", file.path()])), &[file.path(), "line 2", "many"]);
+    assert_refused(
+        &run_to_end(&mut bitnetd(&["serve", "--config", "/nowhere/bitnetd.toml"])),
+        &["/nowhere/bitnetd.toml"],
+    );
+    assert_refused(&run_to_end(bitnetd(&["serve"]).env("BITNET_UNHEARD_OF", "1")), &["BITNET_UNHEARD_OF"]);
+    assert_refused(&run_to_end(bitnetd(&["serve"]).env("BITNET_JWT_SECRET", "x")), &["BITNET_JWT_SECRET"]);
+    assert_refused(
+        &run_to_end(&mut bitnetd(&["serve", "--max-concurrent-requests", "0"])),
+        &["max_concurrent_requests"],
+    );
+    assert_refused(&run_to_end(&mut bitnetd(&["serve", "--device", "gpu"])), &["device", "gpu"]);
+}
+
+#[test]
+fn model_files_that_are_wrong_are_refused_in_one_line() {
+    let serve = |path: &str| {
+        let ended = run_to_end(&mut bitnetd(&["serve", "--port", "0", "--model", path]));
+        let complaints = ended.words.lines().filter(|line| line.contains(path) || !line.starts_with("bitnetd: "));
+        assert_eq!(complaints.count(), 1, "{}", ended.words);
+        ended
+    };
+    let whole = include_bytes!("../../assets/bitnetd-tiny-i2_s.gguf");
+    assert_refused(&serve("/nowhere/model.gguf"), &["/nowhere/model.gguf", "No such file"]);
+    let text = Scratch::new("text.gguf", b"This is a text and no model.\n");
+    assert_refused(&serve(text.path()), &[text.path(), "magic"]);
+    let truncated = Scratch::new("truncated.gguf", &whole[..whole.len() / 2]);
+    assert_refused(&serve(truncated.path()), &[truncated.path()]);
+    let stump = Scratch::new("stump.gguf", &whole[..100]);
+    assert_refused(&serve(stump.path()), &[stump.path()]);
+    let mut other = whole.to_vec();
+    let name = b"bitnet-b1.58";
+    let at = other.windows(name.len()).position(|window| window == name).unwrap();
+    other[at..at + name.len()].copy_from_slice(b"mamba-b1.580");
+    let other = Scratch::new("other.gguf", &other);
+    assert_refused(&serve(other.path()), &[other.path(), "mamba-b1.580"]);
+    assert_refused(&serve("/"), &["regular file"]);
+}
+
+#[test]
+fn a_model_of_a_file_is_served_under_its_name() {
+    let file = Scratch::new("model.gguf", include_bytes!("../../assets/bitnetd-tiny-i2_s.gguf"));
+    let server = Server::start(&["--model", &format!("fox={}", file.path())]);
+    assert_eq!(server.get("/v1/models").json()["data"][0]["id"], "fox");
+    assert_serves(&server);
+}
+
+#[test]
+fn epoll_serves_the_same() {
+    let server = Server::start(&["--io", "epoll"]);
+    assert!(server.first_words.contains("sockets: epoll"), "{}", server.first_words);
+    assert_serves(&server);
+    server.terminate();
+    assert_eq!(server.ended().code, Some(0));
+}
+
+#[test]
+fn io_uring_that_is_refused_is_replaced_by_epoll() {
+    let mut command = bitnetd(&["serve", "--port", "0"]);
+    // SAFETY: between fork and exec only two system calls are made.
+    unsafe { command.pre_exec(refuse_io_uring) };
+    let server = Server::spawn(&mut command);
+    assert!(server.first_words.contains("sockets: epoll (io_uring is refused"), "{}", server.first_words);
+    assert_serves(&server);
+    server.terminate();
+    assert_eq!(server.ended().code, Some(0));
+
+    let mut command = bitnetd(&["serve", "--port", "0", "--io", "io_uring"]);
+    // SAFETY: as above.
+    unsafe { command.pre_exec(refuse_io_uring) };
+    assert_refused(&run_to_end(&mut command), &["io_uring was asked for"]);
+}
+
+/// A seccomp filter under which `io_uring_setup` fails with EPERM.
+fn refuse_io_uring() -> std::io::Result<()> {
+    let step = |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_io_uring_setup as u32, 1),
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0),
+        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let filter = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+    // SAFETY: no pointers are involved.
+    let allowed = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    // SAFETY: the program outlives the call, which copies it.
+    let filtered = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) };
+    if allowed != 0 || filtered != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
