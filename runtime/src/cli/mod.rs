@@ -96,7 +96,12 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Inspect { file, json, strict, tensors }) => {
             let (text, code) = inspect::report(&file, inspect::InspectOptions { json, strict, tensors });
-            print!("{text}");
+            // A file that can't even be listed leaves one line that says why.
+            if code != inspect::EXIT_OK && !json && text.lines().count() == 1 {
+                eprint!("{text}");
+            } else {
+                print!("{text}");
+            }
             Ok(ExitCode::from(code))
         }
         Some(Command::Synth(args)) => run_synth(&args),
