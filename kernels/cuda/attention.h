@@ -55,7 +55,7 @@ DEVICE Unit find_unit(const Step& s, int index) {
     return u;
 }
 
-// Value d of one head at its position: the products with cos rounded, those with sin fused to them.
+// Value d of one head at its position: the second products of each sum rounded, the first fused to them.
 DEVICE float rotated(const Step& s, const float* head, int position, int d) {
     if (d >= 2 * s.rope_half) return head[d];
     int pair = s.rope_pairs ? d / 2 : d % s.rope_half;
@@ -63,7 +63,7 @@ DEVICE float rotated(const Step& s, const float* head, int position, int d) {
     const float* turn = s.rope + (long long)position * 2 * s.rope_half;
     float cos = turn[pair], sin = turn[s.rope_half + pair];
     float a = head[s.rope_pairs ? 2 * pair : pair], b = head[s.rope_pairs ? 2 * pair + 1 : pair + s.rope_half];
-    return second ? fused(a, sin, b * cos) : fused(b, -sin, a * cos);
+    return second ? fused(a, sin, b * cos) : fused(a, cos, -b * sin);
 }
 
 DEVICE float float_of_half(unsigned short half) { return floats_of_halves(half).x; }
@@ -253,20 +253,23 @@ DEVICE void merge(const Step& s, const Unit& u, float* out) {
     }
 }
 
-DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int layer) {
+// Keys of one thread: half the dimensions of one position.
+struct UnitKeys {
+    uint4 key[SCORE_VECTORS];
+};
+
+// Starts all loads from the cache. The position itself is not among them: another unit may be writing it.
+DEVICE void load_unit(const Step& s, const Unit& u, const UnitArea& area, int layer, UnitKeys& keys) {
     const int dim = s.head_dim, tid = threadIdx.x;
-    const long long head_block = 2 * KV_BLOCK * dim;
+    const long long head_block = 2 * KV_BLOCK * dim, block_stride = (long long)s.layers * s.kv_heads * head_block;
     const int* table = s.block_table + (long long)u.row * s.table_stride + u.split * (SPLIT / KV_BLOCK);
-    unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * head_block;
-    const long long block_stride = (long long)s.layers * s.kv_heads * head_block;
-    // All loads first. The position itself is not read from the cache: another unit may be writing it.
-    uint4 key[SCORE_VECTORS] = {};
+    const unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * head_block;
     int stored = u.last ? u.seen - 1 : u.seen, place = tid % SPLIT, first = tid / SPLIT * HALF_DIMS;
     if (place < stored) {
         const uint4* from = (const uint4*)(pool + table[place / KV_BLOCK] * block_stride) + place % KV_BLOCK;
 #pragma unroll
         for (int v = 0; v < SCORE_VECTORS; v++) {
-            if (first + v * 8 < dim) key[v] = from[(first / 8 + v) * KV_BLOCK];
+            if (first + v * 8 < dim) keys.key[v] = from[(first / 8 + v) * KV_BLOCK];
         }
     }
     const int per_row = dim / 8, rows = THREADS / per_row, column = tid % per_row;
@@ -276,10 +279,19 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
         copy_async(area.values + p * per_row + column, from + p % KV_BLOCK * per_row + column);
     }
     copy_commit();
+}
+
+// The rest of a unit whose loads are under way.
+DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int layer, UnitKeys& keys) {
+    const int dim = s.head_dim, tid = threadIdx.x, per_row = dim / 8;
+    const long long head_block = 2 * KV_BLOCK * dim;
+    const int* table = s.block_table + (long long)u.row * s.table_stride + u.split * (SPLIT / KV_BLOCK);
+    unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * head_block;
+    const long long block_stride = (long long)s.layers * s.kv_heads * head_block;
     int own = u.last ? table[u.position % SPLIT / KV_BLOCK] : 0;
     project(s, u, area, pool + own * block_stride);
     __syncthreads();
-    score(s, u, area, key);
+    score(s, u, area, keys.key);
     // Waits for the ring's loads too, which are older; later waits count only groups after them.
     copy_wait<0>();
     if (u.last && tid < per_row) area.values[(u.seen - 1) * per_row + tid] = ((const uint4*)area.value)[tid];
@@ -326,13 +338,27 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
     __syncthreads();
 }
 
-// All units of the step, one after another in each block.
-DEVICE void attend(const Step& s, int layer, unsigned char* work) {
+// Starts the loads of the block's first unit, before the phase begins.
+DEVICE void attend_ahead(const Step& s, int layer, unsigned char* work, UnitKeys& keys) {
+    if ((int)blockIdx.x >= s.tokens * (s.heads / s.unit_heads) * s.splits_max) return;
+    UnitArea area;
+    area.place(work, s.head_dim);
+    Unit u = find_unit(s, blockIdx.x);
+    if (u.split < u.splits) load_unit(s, u, area, layer, keys);
+}
+
+// All units of the step, one after another in each block; attend_ahead has begun the first.
+DEVICE void attend(const Step& s, int layer, unsigned char* work, UnitKeys& keys) {
     UnitArea area;
     area.place(work, s.head_dim);
     int units = s.tokens * (s.heads / s.unit_heads) * s.splits_max;
     for (int i = blockIdx.x; i < units; i += gridDim.x) {
         Unit u = find_unit(s, i);
-        if (u.split < u.splits) attend_unit(s, u, area, layer);
+        if (u.split >= u.splits) continue;
+        if (i != (int)blockIdx.x) {
+            keys = {};
+            load_unit(s, u, area, layer, keys);
+        }
+        attend_unit(s, u, area, layer, keys);
     }
 }

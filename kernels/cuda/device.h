@@ -54,11 +54,16 @@ DEVICE void copy_async(void* to, const void* from) {
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
-DEVICE unsigned load_acquire(const unsigned* at) {
+DEVICE unsigned load_relaxed(const unsigned* at) {
     unsigned value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
     return value;
 }
+// Everything that the block did before its last __syncthreads is seen by who sees the sum and fences.
+DEVICE void add_release(unsigned* at, unsigned value) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+}
+DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 DEVICE long long clock_now() { return clock64(); }
 // Memory accesses before stay before: fewer values in registers at once.
 DEVICE void keep_order() { asm volatile("" ::: "memory"); }
@@ -86,20 +91,17 @@ DEVICE float exp_exact(float x) {
     return p * float_of_bits((unsigned)(first + 127) << 23) * float_of_bits((unsigned)(whole - first + 127) << 23);
 }
 
-// All blocks meet. Bit 31 flips when the last has come, so the counter needs no reset; as in cooperative groups.
-DEVICE unsigned barrier_arrive(unsigned* counter) {
-    unsigned old = 0;
+// All blocks meet. Bit 31 flips when the last has come, so the counter needs no reset; as in cooperative groups. The bit
+// before is known, so that nothing waits for the answer of the addition. By the first thread of each block.
+DEVICE void barrier_arrive(unsigned* counter) {
     __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        old = atomicAdd(counter, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u);
-    }
-    return old;
+    if (threadIdx.x == 0) add_release(counter, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u);
 }
-DEVICE void barrier_wait(const unsigned* counter, unsigned old) {
+DEVICE void barrier_wait(const unsigned* counter, unsigned bit) {
     if (threadIdx.x == 0) {
-        while (((old ^ load_acquire(counter)) & 0x80000000u) == 0) {
+        while (((bit ^ load_relaxed(counter)) & 0x80000000u) == 0) {
         }
+        fence();
     }
     __syncthreads();
 }

@@ -3,11 +3,27 @@
 
 #include "norm.h"
 
-// What the loader knows of a phase.
+// What a block's loader knows of a phase: computed once, since a division costs a warp some 100 cycles.
 struct Stream {
-    const char* base;
-    int tiles, items, first_block, is_head;
+    const char* base; // of the block's first row tile; HEAD: of the matrix
+    int tiles;        // row tiles of the block; HEAD: of the matrix
+    int items;
+    float reciprocal; // of items; 0 for HEAD
+    int unused;
 };
+
+DEVICE int first_tile(const Phase& p) {
+    int tile = (int)blockIdx.x - p.first_block;
+    return tile < 0 ? tile + (int)gridDim.x : tile;
+}
+
+DEVICE Stream make_stream(const Phase& p) {
+    const char* base = (const char*)p.weights;
+    if (p.kind == PHASE_HEAD) return {base, p.tiles, p.items, 0.0f, 0};
+    int first = first_tile(p), tiles = 0;
+    if (p.kind == PHASE_LINEAR && first < p.tiles) tiles = (p.tiles - first + (int)gridDim.x - 1) / (int)gridDim.x;
+    return {base + (long long)first * p.items * 512, tiles, p.items, 1.0f / (float)max(p.items, 1), 0};
+}
 
 // The 512-byte loads of one warp in one phase, in the order of their use.
 //
@@ -18,26 +34,23 @@ struct Walk {
     int left, item, items, wrap, tile;
 
     DEVICE void open(const Stream& s, int groups) {
-        int blocks = gridDim.x, tile_step = blocks, first;
         items = s.items;
-        if (s.is_head) {
-            int sharing = blocks / groups, place = (int)blockIdx.x / groups;
-            first = place < sharing ? place * WARPS + warp_id() : s.tiles;
-            tile_step = sharing * WARPS;
-        } else {
-            first = (int)blockIdx.x - s.first_block;
-            if (first < 0) first += blocks;
+        if (s.reciprocal == 0.0f) {
+            int sharing = (int)gridDim.x / groups, place = (int)blockIdx.x / groups, step = sharing * WARPS;
+            int first = place < sharing ? place * WARPS + warp_id() : s.tiles;
+            left = first < s.tiles ? (s.tiles - first + step - 1) / step * items : 0;
+            item = tile = 0;
+            wrap = (step - 1) * items * 512;
+            from = s.base + (long long)first * items * 512;
+            return;
         }
-        int loads = first < s.tiles ? (s.tiles - first + tile_step - 1) / tile_step * items : 0, begin = 0;
-        left = loads;
-        if (!s.is_head) {
-            begin = loads * warp_id() / WARPS;
-            left = loads * (warp_id() + 1) / WARPS - begin;
-        }
-        tile = begin / items;
+        int loads = s.tiles * items, begin = loads * warp_id() / WARPS;
+        left = loads * (warp_id() + 1) / WARPS - begin;
+        // Exact below 2^20: half a unit is more than the rounding.
+        tile = (int)(((float)begin + 0.5f) * s.reciprocal);
         item = begin - tile * items;
-        wrap = (tile_step - 1) * items * 512;
-        from = s.base + ((long long)(first + tile * tile_step) * items + item) * 512;
+        wrap = ((int)gridDim.x - 1) * items * 512;
+        from = s.base + ((long long)tile * ((int)gridDim.x * items) + item) * 512;
     }
     DEVICE void next() {
         left--;
@@ -173,7 +186,8 @@ DEVICE float gated(float gate, float up, int epilogue) {
 
 // Sums of one row tile become outputs. Slot (n * 4 + c) * 32 + lane holds row lane / 4 + 8 (c >> 1) of token
 // 8 n + 2 (lane % 4) + (c & 1).
-template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const int* sums, const float* scales, int tile, int i) {
+template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const int* sums, const float* scales, int tile, int i,
+                        const float* residual) {
     int lane = i & 31, c = (i >> 5) & 3, token = (i >> 7) * 8 + (lane & 3) * 2 + (c & 1), row = lane >> 2;
     if (token >= x.tokens) return;
     if (p.epilogue >= EPILOGUE_RELU2) {
@@ -187,22 +201,20 @@ template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const i
     if (row >= p.rows) return;
     float y = scaled(sums[i], x, token, scales + (c >> 1) * 2);
     float* out = p.output + (long long)token * p.stride + row;
-    *out = p.epilogue == EPILOGUE_ADD ? *out + y : y;
-}
-
-DEVICE int first_tile(const Phase& p) {
-    int tile = (int)blockIdx.x - p.first_block;
-    return tile < 0 ? tile + (int)gridDim.x : tile;
-}
-
-// Row tiles of this block: TILES_MAX at most, the host cuts larger matrices.
-DEVICE int block_tiles(const Phase& p) {
-    int tile = first_tile(p);
-    return tile < p.tiles ? (p.tiles - tile + (int)gridDim.x - 1) / (int)gridDim.x : 0;
+    *out = p.epilogue == EPILOGUE_ADD ? (residual ? *residual : *out) + y : y;
 }
 
 DEVICE void clear_sums(int* sums, int count) {
     for (int i = threadIdx.x; i < count; i += THREADS) sums[i] = 0;
+}
+
+// What the phase will add its first result of this thread to; see finish_tile for the place.
+template <int NT> DEVICE float load_residual(const Phase& p, int tiles, int tokens) {
+    int k = (int)threadIdx.x / (NT * 128), i = (int)threadIdx.x % (NT * 128), lane = i & 31, c = (i >> 5) & 3;
+    int token = (i >> 7) * 8 + (lane & 3) * 2 + (c & 1);
+    int row = (first_tile(p) + k * (int)gridDim.x) * 16 + (c >> 1) * 8 + (lane >> 2);
+    if (p.epilogue != EPILOGUE_ADD || k >= tiles || token >= tokens || row >= p.rows) return 0.0f;
+    return p.output[(long long)token * p.stride + row];
 }
 
 // Adds a warp's sums of one row tile to the block's.
@@ -219,12 +231,14 @@ template <int NT> DEVICE void add_sums(int* sums, int (&sum)[NT][4], int tokens)
 }
 
 // The row tiles of this block; their sums are clear.
-template <int NT> DEVICE void linear(const Phase& p, const Rows& x, Ring& ring, int* sums, const float* scales) {
+template <int NT>
+DEVICE void linear(const Phase& p, const Stream& stream, const Rows& x, Ring& ring, int* sums, const float* scales,
+                   float residual) {
     // Loads of one row tile taken together: one chain of dependent instructions would leave the warp idle most of the time.
     enum { BATCH = NT == 1 ? 4 : 1 };
     int sum[NT][4] = {}, other[NT][4] = {};
     Walk walk;
-    walk.open({nullptr, p.tiles, p.items, p.first_block, 0}, 1);
+    walk.open(stream, 1);
 #pragma unroll 1
     while (walk.left > 0) {
         int count = min(min((int)BATCH, walk.left), p.items - walk.item), tile = walk.tile;
@@ -251,10 +265,11 @@ template <int NT> DEVICE void linear(const Phase& p, const Rows& x, Ring& ring, 
         add_sums<NT>(sums + tile * NT * 128, sum, x.tokens);
     }
     __syncthreads();
-    int tiles = block_tiles(p), tile = first_tile(p);
+    int tiles = stream.tiles, tile = first_tile(p);
 #pragma unroll 1
     for (int i = threadIdx.x; i < tiles * NT * 128; i += THREADS) {
         int k = i / (NT * 128);
-        finish_tile<NT>(p, x, sums + k * NT * 128, scales + k * 4, tile + k * (int)gridDim.x, i % (NT * 128));
+        finish_tile<NT>(p, x, sums + k * NT * 128, scales + k * 4, tile + k * (int)gridDim.x, i % (NT * 128),
+                        i < THREADS ? &residual : nullptr);
     }
 }

@@ -25,7 +25,7 @@ struct Phase {
     const float* scales;   // LINEAR: for each half tile of 8 rows, the matrix's scale and a factor applied last.
     const float* gamma;    // norm weights of the input row; LINEAR without gamma reads quantised rows from Step.
     const float* input;    // rows of `cols` floats; unused by a LINEAR without gamma.
-    float* output;         // `rows` floats of each row (`rows / 2` for RELU2 and SILU).
+    float* output;         // `rows` floats of each row (`rows / 2` for RELU2 and SILU); ADD: not written by the phase before.
     int kind, epilogue;
     int rows, cols;        // of the matrix; ATTEND: `rows` is the layer.
     int tiles, items;      // row tiles; 512-byte loads of one row tile.

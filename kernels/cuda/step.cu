@@ -18,18 +18,18 @@ DEVICE void quantize_phase(const Phase& p, const Step& s, const RowArea& area, R
 
 // With gamma the block prepares its only row itself: cheaper than one more meeting of all blocks.
 template <int NT>
-DEVICE void linear_phase(const Phase& p, const Step& s, Ring& ring, unsigned char* work, const RowArea& area,
-                         Reduced* reduced) {
+DEVICE void linear_phase(const Phase& p, const Stream& stream, const Step& s, Ring& ring, unsigned char* work,
+                         const RowArea& area, Reduced* reduced, float residual) {
     int* sums = (int*)work;
     Rows x = {s.quantized, s.quantized_scale, s.quantized_sum, s.tokens, false, {0.0f, 0}};
-    clear_sums(sums, block_tiles(p) * NT * 128);
+    clear_sums(sums, stream.tiles * NT * 128);
     if (NT == 1 && p.gamma) {
         signed char* row = (signed char*)(area.gamma + p.cols / 4);
         x = {row, nullptr, nullptr, 1, true, quantize_row(area, p.input, p.cols, p.eps, row, 0, 4, reduced)};
     } else {
         __syncthreads();
     }
-    linear<NT>(p, x, ring, sums, reduced->scales);
+    linear<NT>(p, stream, x, ring, sums, reduced->scales, residual);
 }
 
 // One phase's description, to shared memory.
@@ -37,12 +37,20 @@ DEVICE void describe(const Phase* from, Phase* to) {
     if (threadIdx.x < (int)sizeof(Phase) / 8) ((long long*)to)[threadIdx.x] = ((const long long*)from)[threadIdx.x];
 }
 
-// Of the phase to come, what does not depend on other blocks: loaded while they arrive.
-DEVICE void look_ahead(const Phase& p, float4* rows, Reduced* reduced) {
+// Of the phase to come, what does not depend on other blocks or only on phases before this one: loaded while blocks arrive.
+template <int NT>
+DEVICE void look_ahead(const Phase& p, const Stream& stream, const Step& s, float4* rows, Reduced* reduced,
+                       unsigned char* work, float& residual, UnitKeys& keys) {
+    residual = 0.0f;
+    keys = {};
+    if (p.kind == PHASE_ATTEND) attend_ahead(s, p.rows, work, keys);
     if (p.kind != PHASE_LINEAR && p.kind != PHASE_QUANTIZE) return;
-    if (p.kind == PHASE_LINEAR && (int)threadIdx.x < 4 * block_tiles(p)) {
-        int tile = first_tile(p) + (int)threadIdx.x / 4 * (int)gridDim.x;
-        reduced->scales[threadIdx.x] = p.scales[tile * 4 + threadIdx.x % 4];
+    if (p.kind == PHASE_LINEAR) {
+        if ((int)threadIdx.x < 4 * stream.tiles) {
+            int tile = first_tile(p) + (int)threadIdx.x / 4 * (int)gridDim.x;
+            reduced->scales[threadIdx.x] = p.scales[tile * 4 + threadIdx.x % 4];
+        }
+        residual = load_residual<NT>(p, stream.tiles, s.tokens);
     }
     if (p.gamma) load_gamma({rows, rows + p.cols / 4}, p.gamma, p.cols);
 }
@@ -56,17 +64,17 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
     Reduced* reduced = (Reduced*)((unsigned char*)streams + (count * (int)sizeof(Stream) + 15) / 16 * 16);
     unsigned char* work = (unsigned char*)(reduced + 1);
     float4* rows = (float4*)(work + TILES_MAX * NT * 512);
-    for (int i = threadIdx.x; i < count; i += THREADS) {
-        bool loads = phases[i].kind == PHASE_LINEAR || phases[i].kind == PHASE_HEAD;
-        streams[i] = {(const char*)phases[i].weights, loads ? phases[i].tiles : 0, phases[i].items,
-                      phases[i].first_block, phases[i].kind == PHASE_HEAD};
-    }
+    for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = make_stream(phases[i]);
+    // No block gets past its first meeting before this one arrives there: the bit is that before it.
+    unsigned bit = load_relaxed(s.barrier);
     describe(phases, &reduced->phases[0]);
     if (count > 1) describe(phases + 1, &reduced->phases[1]);
     __syncthreads();
     Ring ring;
     ring.start(count, (s.tokens + s.head_tokens - 1) / s.head_tokens);
-    look_ahead(reduced->phases[0], rows, reduced);
+    float residual;
+    UnitKeys keys;
+    look_ahead<NT>(reduced->phases[0], streams[0], s, rows, reduced, work, residual, keys);
     __syncthreads();
 #pragma unroll 1
     for (int i = 0; i < count; i++) {
@@ -75,17 +83,18 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         switch (p.kind) {
         case PHASE_EMBED: embed(p, s); break;
         case PHASE_QUANTIZE: quantize_phase(p, s, area, reduced); break;
-        case PHASE_LINEAR: linear_phase<NT>(p, s, ring, work, area, reduced); break;
-        case PHASE_ATTEND: attend(s, p.rows, work); break;
+        case PHASE_LINEAR: linear_phase<NT>(p, streams[i], s, ring, work, area, reduced, residual); break;
+        case PHASE_ATTEND: attend(s, p.rows, work, keys); break;
         case PHASE_HEAD: head(p, s, ring, work, reduced); break;
         default: greedy(s); break;
         }
         if (i + 1 == count) break;
         note_time(s, 2 * i);
-        unsigned ticket = barrier_arrive(s.barrier);
+        barrier_arrive(s.barrier);
         if (i + 2 < count) describe(phases + i + 2, &reduced->phases[(i + 2) & 3]);
-        look_ahead(reduced->phases[(i + 1) & 3], rows, reduced);
-        barrier_wait(s.barrier, ticket);
+        look_ahead<NT>(reduced->phases[(i + 1) & 3], streams[i + 1], s, rows, reduced, work, residual, keys);
+        barrier_wait(s.barrier, bit);
+        bit ^= 0x80000000u;
         note_time(s, 2 * i + 1);
     }
 }

@@ -271,10 +271,12 @@ template <int PENDING> DEVICE void copy_wait() {
     }
 }
 
-DEVICE unsigned load_acquire(const unsigned* at) {
+DEVICE unsigned load_relaxed(const unsigned* at) {
     unsigned value = *at;
     emulator::yield();
     return value;
 }
+DEVICE void add_release(unsigned* at, unsigned value) { *at += value; }
+DEVICE void fence() {}
 DEVICE long long clock_now() { return 0; }
 DEVICE void keep_order() {}

@@ -118,9 +118,9 @@ struct Model {
         for (int i = 0; i < s.hidden; i++) output_gamma.push_back(1.0f + random.uniform(0.5f));
         for (int p = 0; p < positions; p++) {
             for (int part = 0; part < 2; part++) {
-                for (int i = 0; i < s.head_dim / 2; i++) {
-                    double angle = p * std::pow(5e5, -2.0 * i / s.head_dim);
-                    rope.push_back((float)(part ? std::sin(angle) : std::cos(angle)));
+                float angle = (float)p, ratio = (float)std::pow(5e5, -2.0 / s.head_dim);
+                for (int i = 0; i < s.head_dim / 2; i++, angle *= ratio) {
+                    rope.push_back((float)(part ? std::sin((double)angle) : std::cos((double)angle)));
                 }
             }
         }

@@ -129,7 +129,7 @@ inline void rotate(float* head, const float* turn, int half, bool pairs) {
         float& a = head[pairs ? 2 * i : i];
         float& b = head[pairs ? 2 * i + 1 : i + half];
         float cos = turn[i], sin = turn[half + i], x = a, y = b;
-        a = std::fma(y, -sin, x * cos);
+        a = std::fma(x, cos, -y * sin);
         b = std::fma(x, sin, y * cos);
     }
 }
