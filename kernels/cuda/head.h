@@ -102,9 +102,10 @@ DEVICE void head(const Phase& p, const Step& s, Ring& ring, unsigned char* work,
 #pragma unroll 1
     for (int t = 0; t < rows; t++) {
         float scale = row_scale(area, p.input + (long long)(first + t) * s.hidden, s.hidden, p.eps, reduced);
-        normalise(area, scale, s.hidden);
 #pragma unroll 1
-        for (int i = threadIdx.x; i < s.hidden / 4; i += THREADS) ((float4*)x)[t * (s.hidden / 4) + i] = area.values[i];
+        for (int i = threadIdx.x; i < s.hidden / 4; i += THREADS) {
+            ((float4*)x)[t * (s.hidden / 4) + i] = scaled_values(area, i, scale);
+        }
         __syncthreads();
     }
     if (threadIdx.x < HEAD_TOKENS_MAX) reduced->best[threadIdx.x] = 0;

@@ -10,10 +10,17 @@ struct RowArea {
     float4* gamma;
 };
 
+// The value of greatest |x * w| among some, and the next greatest |x * w|, as bits.
+struct Leader {
+    unsigned greatest, next;
+    float x, w;
+};
+
 // What a block shares besides its work area: results of reductions, and of the phase to come what does not depend on other
 // blocks. `best` belongs to the head.
 struct alignas(16) Reduced {
     double squares[WARPS];
+    Leader leaders[WARPS];
     unsigned greatest[WARPS];
     int sum[WARPS];
     float scale;
@@ -27,7 +34,7 @@ struct Quantized {
     int sum;
 };
 
-// Copies a row to shared memory, all loads of a thread in flight at once; hands each value to `use`.
+// Copies a row to shared memory, all loads of a thread in flight at once; hands each four values and their place to `use`.
 template <class Use> DEVICE void load_row(float4* to, const float* from, int width, Use use) {
 #pragma unroll 1
     for (int start = threadIdx.x; start < width / 4; start += 4 * THREADS) {
@@ -40,20 +47,21 @@ template <class Use> DEVICE void load_row(float4* to, const float* from, int wid
         for (int j = 0; j < 4; j++) {
             if (start + j * THREADS < width / 4) {
                 to[start + j * THREADS] = v[j];
-                use(v[j]);
+                use(v[j], start + j * THREADS);
             }
         }
     }
 }
 
 DEVICE void load_gamma(const RowArea& area, const float* gamma, int width) {
-    load_row(area.gamma, gamma, width, [](const float4&) {});
+    load_row(area.gamma, gamma, width, [](const float4&, int) {});
 }
 
-DEVICE double sum_of_warps(double mine, double* slots) {
+DEVICE void put_sum(double mine, double* slots) {
     for (int mask = 16; mask > 0; mask >>= 1) mine += shuffle_xor(mine, mask);
     if (lane_id() == 0) slots[warp_id()] = mine;
-    __syncthreads();
+}
+DEVICE double sum_of_warps(const double* slots) {
     double a = 0.0, b = 0.0, c = 0.0, d = 0.0;
 #pragma unroll
     for (int w = 0; w < WARPS; w += 4) {
@@ -80,16 +88,16 @@ DEVICE float norm_scale(double sum, int width, float eps) {
     return 1.0f / sqrtf(mean + eps);
 }
 
-// Reads `row` into the area and returns 1 / sqrt(mean of squares + eps).
+DEVICE double squares(const float4& v) {
+    return ((double)(v.x * v.x) + (double)(v.y * v.y)) + ((double)(v.z * v.z) + (double)(v.w * v.w));
+}
+
+// 1 / sqrt(mean of squares + eps) of the row in the area, from the sums of the warps.
 //
 // Any order of adding gives the mean within a relative width * 2^-52 of the defined one. Both are rounded to f32 next: if
 // the two ends of that interval round alike, so does the defined order, and only else is it run (about once in 10^5 rows).
-DEVICE float row_scale(const RowArea& area, const float* row, int width, float eps, Reduced* reduced) {
-    double mine = 0.0, share = 1.0 / (double)width;
-    load_row(area.values, row, width, [&](const float4& v) {
-        mine += ((double)(v.x * v.x) + (double)(v.y * v.y)) + ((double)(v.z * v.z) + (double)(v.w * v.w));
-    });
-    double mean = sum_of_warps(mine, reduced->squares) * share;
+DEVICE float scale_of_row(const RowArea& area, int width, float eps, double share, Reduced* reduced) {
+    double mean = sum_of_warps(reduced->squares) * share;
     double slack = (double)(width + 8) * 2.220446049250313e-16;
     float low = (float)(mean - mean * slack), high = (float)(mean + mean * slack);
     if (low != high) {
@@ -103,17 +111,50 @@ DEVICE float row_scale(const RowArea& area, const float* row, int width, float e
     return 1.0f / sqrtf(high + eps);
 }
 
-// Normalised row, in the area; returns each thread's greatest magnitude (NaN counts as 0).
-DEVICE float normalise(const RowArea& area, float scale, int width) {
+// Reads `row` into the area and returns its scale.
+DEVICE float row_scale(const RowArea& area, const float* row, int width, float eps, Reduced* reduced) {
+    double mine = 0.0, share = 1.0 / (double)width;
+    load_row(area.values, row, width, [&](const float4& v, int) { mine += squares(v); });
+    put_sum(mine, reduced->squares);
+    __syncthreads();
+    return scale_of_row(area, width, eps, share, reduced);
+}
+
+DEVICE void lead(Leader& leader, float x, float w) {
+    float key = fabsf(x * w);
+    bool ahead = key > float_of_bits(leader.greatest);
+    float loser = ahead ? float_of_bits(leader.greatest) : key;
+    leader.next = bits_of_float(fmaxf(float_of_bits(leader.next), loser));
+    if (!ahead) return;
+    leader.greatest = bits_of_float(key);
+    leader.x = x;
+    leader.w = w;
+}
+
+// The lane that leads the warp; its leader's `next` becomes the warp's.
+DEVICE int lead_warp(Leader& leader) {
+    unsigned greatest = warp_max(leader.greatest);
+    int lane = (int)warp_max(leader.greatest == greatest ? (unsigned)lane_id() : 0);
+    leader.next = warp_max(lane == lane_id() ? leader.next : leader.greatest);
+    leader.greatest = greatest;
+    return lane;
+}
+
+DEVICE float4 scaled_values(const RowArea& area, int i, float scale) {
+    float4 v = area.values[i], w = area.gamma[i];
+    v.x = v.x * scale * w.x;
+    v.y = v.y * scale * w.y;
+    v.z = v.z * scale * w.z;
+    v.w = v.w * scale * w.w;
+    return v;
+}
+
+// Each thread's greatest magnitude of the normalised row (NaN counts as 0).
+DEVICE float normalised_max(const RowArea& area, float scale, int width) {
     float greatest = 0.0f;
-#pragma unroll 2
+#pragma unroll 1
     for (int i = threadIdx.x; i < width / 4; i += THREADS) {
-        float4 v = area.values[i], w = area.gamma[i];
-        v.x = v.x * scale * w.x;
-        v.y = v.y * scale * w.y;
-        v.z = v.z * scale * w.z;
-        v.w = v.w * scale * w.w;
-        area.values[i] = v;
+        float4 v = scaled_values(area, i, scale);
         greatest = fmaxf(fmaxf(fmaxf(greatest, fabsf(v.x)), fmaxf(fabsf(v.y), fabsf(v.z))), fabsf(v.w));
     }
     return greatest;
@@ -133,21 +174,45 @@ DEVICE int fragment_offset(int i, int g, int lanes) {
 }
 
 // Norm and int8 rounding of one row; the bytes go to `out` in B operand order. The area's gamma is loaded before.
+//
+// The greatest |x * scale * w| is sought before the scale is known, in the same reduction as the squares: each rounding is
+// within 2^-24, so whoever leads in |x * w| by more than 10^-6 leads scaled too. Else the scaled row is searched.
 DEVICE Quantized quantize_row(const RowArea& area, const float* row, int width, float eps, signed char* out, int g,
                               int lanes, Reduced* reduced) {
-    float scale = row_scale(area, row, width, eps, reduced);
-    unsigned greatest = warp_max(bits_of_float(normalise(area, scale, width)));
-    if (lane_id() == 0) reduced->greatest[warp_id()] = greatest;
+    double mine = 0.0, share = 1.0 / (double)width;
+    Leader leader = {0, 0, 0.0f, 0.0f};
+    load_row(area.values, row, width, [&](const float4& v, int i) {
+        float4 w = area.gamma[i];
+        mine += squares(v);
+        lead(leader, v.x, w.x);
+        lead(leader, v.y, w.y);
+        lead(leader, v.z, w.z);
+        lead(leader, v.w, w.w);
+    });
+    put_sum(mine, reduced->squares);
+    if (lead_warp(leader) == lane_id()) reduced->leaders[warp_id()] = leader;
     __syncthreads();
-    greatest = warp_max(reduced->greatest[lane_id() % WARPS]);
+    float scale = scale_of_row(area, width, eps, share, reduced);
+    leader = Leader{0, 0, 0.0f, 0.0f};
+    if (lane_id() < WARPS) leader = reduced->leaders[lane_id()];
+    int lane = lead_warp(leader);
+    float most = float_of_bits(leader.greatest), x = shuffle(leader.x, lane), w = shuffle(leader.w, lane), amax;
+    if (most > 1e-30f && most < 1e30f && float_of_bits(leader.next) < most * 0.999999f) {
+        amax = fmaxf(0.0f, fabsf(x * scale * w));
+    } else {
+        unsigned greatest = warp_max(bits_of_float(normalised_max(area, scale, width)));
+        if (lane_id() == 0) reduced->greatest[warp_id()] = greatest;
+        __syncthreads();
+        amax = float_of_bits(warp_max(reduced->greatest[lane_id() % WARPS]));
+    }
     // (float)(127.0 / max(amax, 1e-5)): a quotient of two floats, rounded to f64 and then to f32, is the f32 quotient.
-    float amax = float_of_bits(greatest), factor = (double)amax > 1e-5 ? 127.0f / amax : 12700000.0f;
+    float factor = (double)amax > 1e-5 ? 127.0f / amax : 12700000.0f;
     int sum = 0;
 #pragma unroll 2
     for (int i = threadIdx.x; i < (width + 127) / 128 * 32; i += THREADS) {
         unsigned word = 0;
         if (i < width / 4) {
-            float4 v = area.values[i];
+            float4 v = scaled_values(area, i, scale);
             int q[4] = {nearest(v.x * factor), nearest(v.y * factor), nearest(v.z * factor), nearest(v.w * factor)};
             for (int j = 0; j < 4; j++) {
                 word |= (unsigned)(q[j] & 255) << (8 * j);

@@ -311,7 +311,7 @@ struct Loaded {
     // As large as the kernels' Reduced.
     struct Shared {
         double squares[WARPS];
-        int integers[2 * WARPS + 2];
+        int integers[6 * WARPS + 2];
         unsigned long long best[HEAD_TOKENS_MAX];
         float scales[TILES_MAX * 4];
         Phase phases[4];
