@@ -13,6 +13,14 @@ struct Unit {
     // Positions of the split that the query sees.
     int seen;
     bool writes, last;
+    const int* table; // cache blocks of the split
+};
+
+// A block's first unit, the same in all layers: found once a launch, so that its loads wait for nothing.
+struct FirstUnit {
+    Unit unit;
+    int table[SPLIT / KV_BLOCK];
+    bool exists;
 };
 
 // Shared memory of a unit.
@@ -52,7 +60,22 @@ DEVICE Unit find_unit(const Step& s, int index) {
     u.last = u.split == u.splits - 1;
     u.writes = u.last && u.first_head == u.kv_head * s.group;
     u.seen = min(u.position + 1 - u.split * SPLIT, (int)SPLIT);
+    u.table = s.block_table + (long long)u.row * s.table_stride + u.split * (SPLIT / KV_BLOCK);
     return u;
+}
+
+DEVICE int count_units(const Step& s) { return s.tokens * (s.heads / s.unit_heads) * s.splits_max; }
+
+// By the first thread.
+DEVICE void find_first_unit(const Step& s, FirstUnit* first) {
+    first->exists = false;
+    if ((int)blockIdx.x >= count_units(s)) return;
+    Unit u = find_unit(s, blockIdx.x);
+    first->exists = u.split < u.splits;
+    if (!first->exists) return;
+    for (int i = 0; i <= (u.seen - 1) / KV_BLOCK; i++) first->table[i] = u.table[i];
+    u.table = first->table;
+    first->unit = u;
 }
 
 // Value d of one head at its position: the second products of each sum rounded, the first fused to them.
@@ -262,11 +285,10 @@ struct UnitKeys {
 DEVICE void load_unit(const Step& s, const Unit& u, const UnitArea& area, int layer, UnitKeys& keys) {
     const int dim = s.head_dim, tid = threadIdx.x;
     const long long head_block = 2 * KV_BLOCK * dim, block_stride = (long long)s.layers * s.kv_heads * head_block;
-    const int* table = s.block_table + (long long)u.row * s.table_stride + u.split * (SPLIT / KV_BLOCK);
     const unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * head_block;
     int stored = u.last ? u.seen - 1 : u.seen, place = tid % SPLIT, first = tid / SPLIT * HALF_DIMS;
     if (place < stored) {
-        const uint4* from = (const uint4*)(pool + table[place / KV_BLOCK] * block_stride) + place % KV_BLOCK;
+        const uint4* from = (const uint4*)(pool + u.table[place / KV_BLOCK] * block_stride) + place % KV_BLOCK;
 #pragma unroll
         for (int v = 0; v < SCORE_VECTORS; v++) {
             if (first + v * 8 < dim) keys.key[v] = from[(first / 8 + v) * KV_BLOCK];
@@ -275,7 +297,7 @@ DEVICE void load_unit(const Step& s, const Unit& u, const UnitArea& area, int la
     const int per_row = dim / 8, rows = THREADS / per_row, column = tid % per_row;
 #pragma unroll 1
     for (int p = tid / per_row; p < stored && tid < rows * per_row; p += rows) {
-        const uint4* from = (const uint4*)(pool + table[p / KV_BLOCK] * block_stride + KV_BLOCK * dim);
+        const uint4* from = (const uint4*)(pool + u.table[p / KV_BLOCK] * block_stride + KV_BLOCK * dim);
         copy_async(area.values + p * per_row + column, from + p % KV_BLOCK * per_row + column);
     }
     copy_commit();
@@ -285,10 +307,9 @@ DEVICE void load_unit(const Step& s, const Unit& u, const UnitArea& area, int la
 DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int layer, UnitKeys& keys) {
     const int dim = s.head_dim, tid = threadIdx.x, per_row = dim / 8;
     const long long head_block = 2 * KV_BLOCK * dim;
-    const int* table = s.block_table + (long long)u.row * s.table_stride + u.split * (SPLIT / KV_BLOCK);
     unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * head_block;
     const long long block_stride = (long long)s.layers * s.kv_heads * head_block;
-    int own = u.last ? table[u.position % SPLIT / KV_BLOCK] : 0;
+    int own = u.last ? u.table[u.position % SPLIT / KV_BLOCK] : 0;
     project(s, u, area, pool + own * block_stride);
     __syncthreads();
     score(s, u, area, keys.key);
@@ -339,23 +360,24 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
 }
 
 // Starts the loads of the block's first unit, before the phase begins.
-DEVICE void attend_ahead(const Step& s, int layer, unsigned char* work, UnitKeys& keys) {
-    if ((int)blockIdx.x >= s.tokens * (s.heads / s.unit_heads) * s.splits_max) return;
+DEVICE void attend_ahead(const Step& s, int layer, unsigned char* work, const FirstUnit* first, UnitKeys& keys) {
     UnitArea area;
     area.place(work, s.head_dim);
-    Unit u = find_unit(s, blockIdx.x);
-    if (u.split < u.splits) load_unit(s, u, area, layer, keys);
+    if (first->exists) load_unit(s, first->unit, area, layer, keys);
 }
 
 // All units of the step, one after another in each block; attend_ahead has begun the first.
-DEVICE void attend(const Step& s, int layer, unsigned char* work, UnitKeys& keys) {
+DEVICE void attend(const Step& s, int layer, unsigned char* work, const FirstUnit* first, UnitKeys& keys) {
     UnitArea area;
     area.place(work, s.head_dim);
-    int units = s.tokens * (s.heads / s.unit_heads) * s.splits_max;
+    int units = count_units(s);
+#pragma unroll 1
     for (int i = blockIdx.x; i < units; i += gridDim.x) {
-        Unit u = find_unit(s, i);
+        bool begun = i == (int)blockIdx.x;
+        if (begun && !first->exists) continue;
+        Unit u = begun ? first->unit : find_unit(s, i);
         if (u.split >= u.splits) continue;
-        if (i != (int)blockIdx.x) {
+        if (!begun) {
             keys = {};
             load_unit(s, u, area, layer, keys);
         }

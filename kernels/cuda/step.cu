@@ -40,10 +40,10 @@ DEVICE void describe(const Phase* from, Phase* to) {
 // Of the phase to come, what does not depend on other blocks or only on phases before this one: loaded while blocks arrive.
 template <int NT>
 DEVICE void look_ahead(const Phase& p, const Stream& stream, const Step& s, float4* rows, Reduced* reduced,
-                       unsigned char* work, float& residual, UnitKeys& keys) {
+                       unsigned char* work, const FirstUnit* first_unit, float& residual, UnitKeys& keys) {
     residual = 0.0f;
     keys = {};
-    if (p.kind == PHASE_ATTEND) attend_ahead(s, p.rows, work, keys);
+    if (p.kind == PHASE_ATTEND) attend_ahead(s, p.rows, work, first_unit, keys);
     if (p.kind != PHASE_LINEAR && p.kind != PHASE_QUANTIZE) return;
     if (p.kind == PHASE_LINEAR) {
         if ((int)threadIdx.x < 4 * stream.tiles) {
@@ -62,9 +62,11 @@ DEVICE void note_time(const Step& s, int index) {
 template <int NT> DEVICE void run_step(const Phase* phases, int count, const Step& s) {
     Stream* streams = Ring::streams();
     Reduced* reduced = (Reduced*)((unsigned char*)streams + (count * (int)sizeof(Stream) + 15) / 16 * 16);
-    unsigned char* work = (unsigned char*)(reduced + 1);
+    FirstUnit* first_unit = (FirstUnit*)(reduced + 1);
+    unsigned char* work = (unsigned char*)first_unit + ((int)sizeof(FirstUnit) + 15) / 16 * 16;
     float4* rows = (float4*)(work + TILES_MAX * NT * 512);
     for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = make_stream(phases[i]);
+    if (threadIdx.x == 0) find_first_unit(s, first_unit);
     // No block gets past its first meeting before this one arrives there: the bit is that before it.
     unsigned bit = load_relaxed(s.barrier);
     describe(phases, &reduced->phases[0]);
@@ -74,7 +76,7 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
     ring.start(count, (s.tokens + s.head_tokens - 1) / s.head_tokens);
     float residual;
     UnitKeys keys;
-    look_ahead<NT>(reduced->phases[0], streams[0], s, rows, reduced, work, residual, keys);
+    look_ahead<NT>(reduced->phases[0], streams[0], s, rows, reduced, work, first_unit, residual, keys);
     __syncthreads();
 #pragma unroll 1
     for (int i = 0; i < count; i++) {
@@ -84,7 +86,7 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         case PHASE_EMBED: embed(p, s); break;
         case PHASE_QUANTIZE: quantize_phase(p, s, area, reduced); break;
         case PHASE_LINEAR: linear_phase<NT>(p, streams[i], s, ring, work, area, reduced, residual); break;
-        case PHASE_ATTEND: attend(s, p.rows, work, keys); break;
+        case PHASE_ATTEND: attend(s, p.rows, work, first_unit, keys); break;
         case PHASE_HEAD: head(p, s, ring, work, reduced); break;
         default: greedy(s); break;
         }
@@ -92,7 +94,7 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         note_time(s, 2 * i);
         barrier_arrive(s.barrier);
         if (i + 2 < count) describe(phases + i + 2, &reduced->phases[(i + 2) & 3]);
-        look_ahead<NT>(reduced->phases[(i + 1) & 3], streams[i + 1], s, rows, reduced, work, residual, keys);
+        look_ahead<NT>(reduced->phases[(i + 1) & 3], streams[i + 1], s, rows, reduced, work, first_unit, residual, keys);
         barrier_wait(s.barrier, bit);
         bit ^= 0x80000000u;
         note_time(s, 2 * i + 1);

@@ -308,14 +308,14 @@ struct Loaded {
         }
     }
 
-    // As large as the kernels' Reduced.
+    // As large as the kernels' Reduced and FirstUnit.
     struct Shared {
         double squares[WARPS];
         int integers[6 * WARPS + 2];
         unsigned long long best[HEAD_TOKENS_MAX];
         float scales[TILES_MAX * 4];
         Phase phases[4];
-        char slack[64];
+        char slack[176];
     };
     static int aligned(int bytes) { return (bytes + 15) / 16 * 16; }
     // The ring, what the loader knows of the phases, the reductions, and the work area that linear layers, attention and
