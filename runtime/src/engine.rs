@@ -11,6 +11,7 @@ use crate::kv::KvCache;
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
 use crate::model::Model;
+use crate::pace::Pace;
 use crate::sampler::Sampler;
 use crate::schedule::{NewSequence, Scheduler, Sequence, StreamId};
 use crate::shared::PerWorker;
@@ -186,7 +187,8 @@ impl Engine {
             sample(samplers, sampled, (i, worker), sequence, logits);
         });
         let elapsed = started.elapsed();
-        self.pace.observe(self.step.tokens.len(), elapsed);
+        let decode_rows = self.step.segments.iter().filter(|segment| segment.rows == 1).count();
+        self.pace.observe(decode_rows, self.step.tokens.len() - decode_rows, elapsed);
         self.metrics.observe_step(elapsed, self.step.tokens.len(), self.step.logits.len());
         self.advance();
         self.publish();
@@ -273,48 +275,6 @@ fn sample(
     });
 }
 
-/// How many prompt rows a step may take so that running sequences wait no longer than the target.
-struct Pace {
-    itl_target: Duration,
-    /// Moving average of the cost of one row, in seconds; it falls with the rows of a step, so that the estimate errs
-    /// towards short steps.
-    row_cost: f64,
-}
-
-impl Pace {
-    fn new(itl_target: Duration) -> Self {
-        Self { itl_target, row_cost: 0.0 }
-    }
-
-    fn observe(&mut self, rows: usize, elapsed: Duration) {
-        if rows < PACE_ROWS_MIN {
-            return;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "rows are few")]
-        let cost = elapsed.as_secs_f64() / rows as f64;
-        self.row_cost = if self.row_cost == 0.0 { cost } else { self.row_cost * 0.8 + cost * 0.2 };
-    }
-
-    fn prefill_rows(&self, decoding: usize, rows_max: usize) -> usize {
-        if self.row_cost == 0.0 {
-            return PREFILL_ROWS_FIRST.min(rows_max);
-        }
-        let target = if decoding == 0 { self.itl_target * IDLE_TARGETS } else { self.itl_target };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-        let rows = (target.as_secs_f64() / self.row_cost) as usize;
-        rows.saturating_sub(decoding).max(PREFILL_ROWS_MIN).min(rows_max)
-    }
-}
-
 /// Makes a worker panic in the next step of any engine of this process.
 #[cfg(test)]
 pub(crate) static FAIL_NEXT_STEP: AtomicBool = AtomicBool::new(false);
-
-/// Steps of fewer rows say little about the cost of a prompt row.
-const PACE_ROWS_MIN: usize = 8;
-/// While nobody waits for a next token a step may take so many targets: new arrivals and cancellations wait for it.
-const IDLE_TARGETS: u32 = 4;
-/// Chunk of the first prompt, before any cost is known.
-const PREFILL_ROWS_FIRST: usize = 64;
-/// Smallest chunk: below it a prompt would never end.
-const PREFILL_ROWS_MIN: usize = 16;

@@ -12,6 +12,7 @@ pub mod log;
 pub mod mailbox;
 pub mod metrics;
 pub mod model;
+pub mod pace;
 pub mod probe;
 pub mod sampler;
 pub mod schedule;
