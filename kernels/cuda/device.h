@@ -1,0 +1,107 @@
+// Instructions that the kernels use, each as one function: the GPU's own here, the emulator's in emulator/cuda.h.
+//
+// Compiled without contraction (--fmad=false): a product and a sum fuse where the source says fused() and nowhere else.
+#pragma once
+
+#ifdef CUDA_EMULATOR
+#include "emulator/cuda.h"
+#else
+#define DEVICE __device__ __forceinline__
+#define KERNEL extern "C" __global__
+#define GRID_CONSTANT __grid_constant__
+#define SHARED_ARENA(name) extern __shared__ __align__(128) unsigned char name[]
+
+DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
+DEVICE unsigned bits_of_float(float x) { return __float_as_uint(x); }
+
+// Exact; both halves of a word.
+DEVICE float2 floats_of_halves(unsigned word) {
+    float2 out;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+        : "=f"(out.x), "=f"(out.y) : "r"(word));
+    return out;
+}
+
+// To nearest, ties to even.
+DEVICE unsigned short half_of_float(float x) {
+    unsigned short out;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(x));
+    return out;
+}
+
+template <class T> DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+template <class T> DEVICE T shuffle(T x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+DEVICE unsigned warp_max(unsigned x) { return __reduce_max_sync(0xffffffffu, x); }
+DEVICE int warp_sum(int x) { return __reduce_add_sync(0xffffffffu, x); }
+
+// sum (16 x 8, int32) += a (16 x 32, unsigned bytes) * b (32 x 8, signed bytes).
+DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Asynchronous copies of 16 bytes to shared memory; wait returns when at most `pending` groups of this thread are not
+// done. Weights are read once: they leave L2 first.
+DEVICE void copy_async(void* to, const void* from) {
+    unsigned shared = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("{.reg .b64 p; createpolicy.fractional.L2::evict_first.b64 p, 1.0;"
+                 " cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, p;}"
+                 ::"r"(shared), "l"(from) : "memory");
+}
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+
+DEVICE unsigned load_relaxed(const unsigned* at) {
+    unsigned value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    return value;
+}
+// Everything that the block did before its last __syncthreads is seen by who sees the sum and fences.
+DEVICE void add_release(unsigned* at, unsigned value) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+}
+DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+DEVICE long long clock_now() { return clock64(); }
+// Memory accesses before stay before: fewer values in registers at once.
+DEVICE void keep_order() { asm volatile("" ::: "memory"); }
+#endif
+
+#define INFINITE float_of_bits(0x7f800000u)
+
+DEVICE int lane_id() { return threadIdx.x & 31; }
+DEVICE int warp_id() { return threadIdx.x >> 5; }
+
+// e^x, the bits of kernels/src/math.rs: Cody-Waite reduction, polynomial of degree 6, two exact powers of two.
+DEVICE float exp_exact(float x) {
+    const float round = 12582912.0f;
+    x = 89.0f < x ? 89.0f : x;
+    x = -104.0f > x ? -104.0f : x;
+    float n = fused(x, 1.44269504088896340736f, round) - round;
+    float r = fused(n, 1.9046542e-9f, fused(n, -0.693147180559945309417f, x));
+    float p = 0.0013814538f;
+    p = fused(p, r, 0.008368745f);
+    p = fused(p, r, 0.04166839f);
+    p = fused(p, r, 0.16666521f);
+    p = fused(p, r, 0.49999994f);
+    p = fused(r * r, p, r) + 1.0f;
+    int whole = (int)n, first = whole >> 1;
+    return p * float_of_bits((unsigned)(first + 127) << 23) * float_of_bits((unsigned)(whole - first + 127) << 23);
+}
+
+// All blocks meet. Bit 31 flips when the last has come, so the counter needs no reset; as in cooperative groups. The bit
+// before is known, so that nothing waits for the answer of the addition. By the first thread of each block.
+DEVICE void barrier_arrive(unsigned* counter) {
+    __syncthreads();
+    if (threadIdx.x == 0) add_release(counter, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u);
+}
+DEVICE void barrier_wait(const unsigned* counter, unsigned bit) {
+    if (threadIdx.x == 0) {
+        while (((bit ^ load_relaxed(counter)) & 0x80000000u) == 0) {
+        }
+        fence();
+    }
+    __syncthreads();
+}

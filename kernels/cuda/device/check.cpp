@@ -1,0 +1,133 @@
+// Checks the kernels on a real device, then measures them. Usage: check IMAGE [quick | profile]; profile
+// only runs three steps of one row, for a profiler.
+#include "driver.h"
+
+#include "../testing/suite.h"
+
+const double BYTES_PER_US = 3.0e6; // the copy bandwidth of an H100, GPU.md's ceiling
+
+struct Group {
+    const char* name;
+    int kind, offset; // of the linear phases of a layer
+};
+
+double phase_bytes(const Model& m, const Phase& p, int tokens, int context) {
+    if (p.kind == PHASE_LINEAR || p.kind == PHASE_HEAD) return (double)p.tiles * p.items * 512;
+    if (p.kind == PHASE_ATTEND) return 4.0 * tokens * context * m.shape.kv_heads * m.shape.head_dim;
+    return 0;
+}
+
+// Launches of one phase each, all layers of a group in one graph: microseconds a launch.
+void time_groups(Driver& gpu, Loaded& loaded, int context) {
+    const char* linear_names[] = {"qkv", "o", "gate_up", "down"};
+    for (int group = 0; group < 7; group++) {
+        std::vector<int> members;
+        int linears = 0;
+        for (int i = 0; i < (int)loaded.phases.size(); i++) {
+            int kind = loaded.phases[i].kind;
+            bool in = group < 4    ? kind == PHASE_LINEAR && linears % 4 == group
+                      : group == 4 ? kind == PHASE_ATTEND
+                      : group == 5 ? kind == PHASE_QUANTIZE
+                                   : kind == PHASE_HEAD;
+            linears += kind == PHASE_LINEAR;
+            if (in) members.push_back(i);
+        }
+        if (members.empty()) continue;
+        auto times = gpu.time_graph(20, [&] {
+            for (int i : members) loaded.run(i, i + 1);
+        });
+        double us = times[times.size() / 2] / members.size();
+        double bytes = phase_bytes(loaded.model, loaded.phases[members[0]], loaded.step.tokens, context);
+        const char* name = group < 4 ? linear_names[group] : group == 4 ? "attend" : group == 5 ? "quantize" : "head";
+        std::printf("  alone    %-9s %8.2f us  %9.2f MB  %5.1f %% of 3.0 TB/s\n", name, us, bytes / 1e6,
+                    100 * bytes / BYTES_PER_US / us);
+    }
+}
+
+// Where one launch of a whole step spends its time, by the clock of block 0.
+void trace_step(Driver& gpu, Loaded& loaded) {
+    int count = (int)loaded.phases.size();
+    loaded.step.trace = gpu.filled<long long>(2 * count, 0);
+    loaded.run(0, count);
+    loaded.run(0, count);
+    auto trace = gpu.read(loaded.step.trace, 2 * count);
+    loaded.step.trace = nullptr;
+    double work[7] = {}, wait[7] = {};
+    int seen[7] = {}, linears = 0;
+    const char* names[] = {"qkv", "o", "gate_up", "down", "attend", "quantize", "head"};
+    for (int i = 0; i + 1 < count; i++) {
+        int kind = loaded.phases[i].kind;
+        int group = kind == PHASE_LINEAR     ? linears++ % 4
+                    : kind == PHASE_ATTEND   ? 4
+                    : kind == PHASE_QUANTIZE ? 5
+                    : kind == PHASE_HEAD     ? 6
+                                             : -1;
+        if (i == 0 || group < 0) continue;
+        work[group] += (double)(trace[2 * i] - trace[2 * i - 1]) / gpu.clock_mhz;
+        wait[group] += (double)(trace[2 * i + 1] - trace[2 * i]) / gpu.clock_mhz;
+        seen[group]++;
+    }
+    for (int g = 0; g < 7; g++) {
+        if (seen[g]) {
+            std::printf("  in step  %-9s %8.2f us of work, %6.2f us to the next phase\n", names[g], work[g] / seen[g],
+                        wait[g] / seen[g]);
+        }
+    }
+}
+
+void measure(Driver& gpu, const Model& model, int tokens, int context) {
+    Loaded loaded(model, gpu, tokens);
+    Random random(3);
+    std::vector<uint16_t> pool((size_t)tokens * loaded.blocks_per_row * model.shape.layers * model.shape.kv_heads * 2 *
+                               KV_BLOCK * model.shape.head_dim);
+    for (auto& half : pool) half = (uint16_t)(0x3000 + random.below(0x0800));
+    gpu.upload(loaded.step.kv_pool, pool.data(), pool.size() * 2);
+    std::vector<int> ids(tokens), positions(tokens, context);
+    for (int t = 0; t < tokens; t++) ids[t] = t * 997 + 1;
+    int count = (int)loaded.phases.size();
+    loaded.set_rows(ids, positions);
+    auto once = gpu.time_graph(50, [&] { loaded.run(0, count); });
+    loaded.set_rows(ids, positions);
+    auto nodes = gpu.time_graph(10, [&] {
+        for (int i = 0; i < count; i++) loaded.run(i, i + 1);
+    });
+    double bytes = 0;
+    for (const Phase& p : loaded.phases) bytes += phase_bytes(model, p, tokens, context);
+    double us = once[once.size() / 2], limit = bytes / BYTES_PER_US;
+    std::printf("batch %d, context %d: %.1f us a step in one launch (best %.1f, p90 %.1f), %.0f tokens/s, %.1f %% of the "
+                "limit %.1f us (%.1f MB); %.1f us as %d launches\n",
+                tokens, context, us, once[0], once[once.size() * 9 / 10], tokens * 1e6 / us, 100 * limit / us, limit,
+                bytes / 1e6, nodes[nodes.size() / 2], count);
+    loaded.set_rows(ids, positions);
+    trace_step(gpu, loaded);
+    loaded.set_rows(ids, positions);
+    time_groups(gpu, loaded, context);
+    std::fflush(stdout);
+}
+
+int main(int argc, char** argv) {
+    if (argc < 2) return 2;
+    bool quick = argc > 2;
+    Driver gpu(argv[1]);
+    if (quick && argv[2][0] == 'p') {
+        Model model(BITNET_2B4T, 300, 10);
+        Loaded loaded(model, gpu, 1);
+        loaded.set_rows({1}, {128});
+        for (int i = 0; i < 3; i++) loaded.run(0, (int)loaded.phases.size());
+        return 0;
+    }
+    small_suite(gpu);
+    if (quick || failures) return failures > 0;
+    Shape two_layers = BITNET_2B4T;
+    two_layers.layers = 2;
+    steps_agree(gpu, Model(two_layers, 1100, 8), {1020}, 3, false);
+    steps_agree(gpu, Model(two_layers, 300, 9), std::vector<int>(8, 254), 3, false);
+    std::vector<int> starts;
+    for (int t = 0; t < 32; t++) starts.push_back(t * 8);
+    steps_agree(gpu, Model(two_layers, 300, 9), starts, 1, false);
+    Model full(BITNET_2B4T, 1280, 10);
+    steps_agree(gpu, full, {130}, 2, false);
+    for (int tokens : {1, 8, 32}) measure(gpu, full, tokens, 128);
+    measure(gpu, full, 8, 1024);
+    return failures > 0;
+}

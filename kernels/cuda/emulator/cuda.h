@@ -1,0 +1,282 @@
+// A GPU's blocks and warps on one CPU thread: a fiber for each GPU thread, all blocks of a launch alive at once, so that they
+// may wait for each other. Results are those of the instructions' definitions; nothing is timed.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define DEVICE inline
+#define KERNEL inline
+#define GRID_CONSTANT
+#define __launch_bounds__(...)
+#define SHARED_ARENA(name) unsigned char* name = emulator::self().block->arena.data()
+
+struct uint4 {
+    unsigned x, y, z, w;
+};
+struct float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+namespace emulator {
+
+struct Index {
+    int x;
+};
+
+// Threads that meet again and again: one round after another.
+struct Meeting {
+    int size = 0, here = 0;
+    long round = 0;
+};
+
+struct Warp {
+    Meeting meeting;
+    uint32_t lanes[32][6];
+};
+
+struct Block {
+    std::vector<unsigned char> arena;
+    std::vector<Warp> warps;
+    Meeting meeting;
+    Index index;
+};
+
+struct Copy {
+    void* to;
+    const void* from;
+    int group;
+};
+
+struct Thread {
+    ucontext_t context;
+    std::deque<Copy> copies;
+    int groups = 0;
+    std::unique_ptr<char[]> stack;
+    Block* block;
+    Index index;
+    const Meeting* waits = nullptr;
+    long waits_for = 0;
+    bool done = false;
+};
+
+struct Machine {
+    std::vector<Thread> threads;
+    std::vector<Block> blocks;
+    Thread* current = nullptr;
+    ucontext_t scheduler;
+    std::function<void()> body;
+    int threads_per_block = 0;
+};
+
+inline Machine machine;
+
+inline Thread& self() { return *machine.current; }
+inline Warp& warp() { return self().block->warps[self().index.x / 32]; }
+inline void yield() { swapcontext(&self().context, &machine.scheduler); }
+
+inline void meet(Meeting& meeting) {
+    long round = meeting.round;
+    if (++meeting.here == meeting.size) {
+        meeting.here = 0;
+        meeting.round++;
+        return;
+    }
+    self().waits = &meeting;
+    self().waits_for = round + 1;
+    yield();
+    self().waits = nullptr;
+}
+
+inline void enter() {
+    machine.body();
+    self().done = true;
+    yield();
+}
+
+inline void make_thread(Thread& thread, Block& block, int index) {
+    const size_t stack_bytes = 64 << 10;
+    thread.block = &block;
+    thread.index.x = index;
+    thread.stack = std::make_unique<char[]>(stack_bytes);
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack.get();
+    thread.context.uc_stack.ss_size = stack_bytes;
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, enter, 0);
+}
+
+// Runs `body` as every thread of a grid. Shared memory starts as garbage. Aborts where no thread can go on.
+inline void launch(int grid, int threads, int shared_bytes, std::function<void()> body) {
+    Machine& m = machine;
+    m.body = std::move(body);
+    m.threads_per_block = threads;
+    m.blocks = std::vector<Block>(grid);
+    m.threads = std::vector<Thread>(grid * threads);
+    for (int b = 0; b < grid; b++) {
+        Block& block = m.blocks[b];
+        block.arena.assign(shared_bytes, 0xa5);
+        block.warps.resize(threads / 32);
+        for (Warp& warp : block.warps) warp.meeting.size = 32;
+        block.meeting.size = threads;
+        block.index.x = b;
+        for (int t = 0; t < threads; t++) make_thread(m.threads[b * threads + t], block, t);
+    }
+    for (size_t left = m.threads.size(); left > 0;) {
+        bool any = false;
+        for (Thread& thread : m.threads) {
+            if (thread.done || (thread.waits && thread.waits->round < thread.waits_for)) continue;
+            any = true;
+            m.current = &thread;
+            swapcontext(&m.scheduler, &thread.context);
+            if (thread.done) left--;
+        }
+        if (!any) {
+            std::fprintf(stderr, "emulator: threads wait for each other for ever\n");
+            std::abort();
+        }
+    }
+}
+
+// Every lane's `words` words, exchanged; returns after all lanes have read.
+template <class Read> auto exchange(const void* mine, size_t bytes, Read read) {
+    Warp& w = warp();
+    std::memcpy(w.lanes[self().index.x % 32], mine, bytes);
+    meet(w.meeting);
+    auto result = read(w.lanes);
+    meet(w.meeting);
+    return result;
+}
+
+} // namespace emulator
+
+#define threadIdx (emulator::self().index)
+#define blockIdx (emulator::self().block->index)
+#define gridDim (emulator::Index{(int)emulator::machine.blocks.size()})
+
+using std::max;
+using std::min;
+
+inline void __syncthreads() { emulator::meet(emulator::self().block->meeting); }
+inline void __syncwarp() { emulator::meet(emulator::warp().meeting); }
+inline void __threadfence() {}
+template <class T> T __ldcg(const T* at) { return *at; }
+template <class T, class V> T atomicAdd(T* at, V value) {
+    T old = *at;
+    *at = old + (T)value;
+    return old;
+}
+template <class T> T atomicMax(T* at, T value) {
+    T old = *at;
+    *at = std::max(old, value);
+    return old;
+}
+
+DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
+DEVICE float float_of_bits(unsigned bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+DEVICE unsigned bits_of_float(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+inline float float_of_half_bits(unsigned short half) {
+    unsigned exponent = half >> 10 & 31, mantissa = half & 1023;
+    float magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                      : exponent     ? std::ldexp((float)(1024 + mantissa), (int)exponent - 25)
+                                     : std::ldexp((float)mantissa, -24);
+    return half & 0x8000 ? -magnitude : magnitude;
+}
+DEVICE float2 floats_of_halves(unsigned word) {
+    return {float_of_half_bits((unsigned short)word), float_of_half_bits((unsigned short)(word >> 16))};
+}
+DEVICE unsigned short half_of_float(float x) {
+    unsigned bits = bits_of_float(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return (unsigned short)(sign | 0x7e00);
+    if (magnitude >= 0x477ff000) return (unsigned short)(sign | 0x7c00);
+    if (magnitude < 0x38800000) {
+        return (unsigned short)(sign | (unsigned)std::nearbyint(std::ldexp(float_of_bits(magnitude), 24)));
+    }
+    return (unsigned short)(sign | ((magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13));
+}
+
+template <class T> T shuffle(T x, int lane) {
+    return emulator::exchange(&x, sizeof x, [lane](const uint32_t (*lanes)[6]) {
+        T other;
+        std::memcpy(&other, lanes[lane & 31], sizeof other);
+        return other;
+    });
+}
+template <class T> T shuffle_xor(T x, int mask) { return shuffle(x, (emulator::self().index.x % 32) ^ mask); }
+DEVICE unsigned warp_max(unsigned x) {
+    return emulator::exchange(&x, 4, [](const uint32_t (*lanes)[6]) {
+        unsigned greatest = 0;
+        for (int l = 0; l < 32; l++) greatest = std::max(greatest, lanes[l][0]);
+        return greatest;
+    });
+}
+DEVICE int warp_sum(int x) {
+    return emulator::exchange(&x, 4, [](const uint32_t (*lanes)[6]) {
+        uint32_t sum = 0;
+        for (int l = 0; l < 32; l++) sum += lanes[l][0];
+        return (int)sum;
+    });
+}
+
+// By the operand maps of the PTX manual for m16n8k32 with 8-bit integers.
+DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    emulator::exchange(mine, sizeof mine, [&sum](const uint32_t (*lanes)[6]) {
+        int lane = emulator::self().index.x % 32;
+        for (int c = 0; c < 4; c++) {
+            int row = lane / 4 + 8 * (c >> 1), column = lane % 4 * 2 + (c & 1);
+            for (int k = 0; k < 32; k++) {
+                uint32_t a = lanes[row % 8 * 4 + k % 16 / 4][row / 8 + 2 * (k / 16)];
+                uint32_t b = lanes[column * 4 + k % 16 / 4][4 + k / 16];
+                sum[c] += (int)(a >> (8 * (k % 4)) & 255) * (int)(int8_t)(b >> (8 * (k % 4)));
+            }
+        }
+        return 0;
+    });
+}
+
+// A copy may land at any time up to the wait that asks for it. Here it lands as late as it may, so that a missing wait shows.
+DEVICE void copy_async(void* to, const void* from) {
+    emulator::self().copies.push_back({to, from, emulator::self().groups});
+}
+DEVICE void copy_commit() { emulator::self().groups++; }
+template <int PENDING> DEVICE void copy_wait() {
+    emulator::Thread& thread = emulator::self();
+    while (!thread.copies.empty() && thread.copies.front().group < thread.groups - PENDING) {
+        std::memcpy(thread.copies.front().to, thread.copies.front().from, 16);
+        thread.copies.pop_front();
+    }
+}
+
+DEVICE unsigned load_relaxed(const unsigned* at) {
+    unsigned value = *at;
+    emulator::yield();
+    return value;
+}
+DEVICE void add_release(unsigned* at, unsigned value) { *at += value; }
+DEVICE void fence() {}
+DEVICE long long clock_now() { return 0; }
+DEVICE void keep_order() {}

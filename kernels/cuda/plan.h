@@ -1,0 +1,83 @@
+// What the host hands to the step kernel: a list of phases and the step's buffers. Host and device share this file; the
+// feeder mirrors both structs, so fields keep their order and every pointer is 8 bytes.
+#pragma once
+
+// Packed ternary weights. A tile is 16 rows x 128 columns in 512 bytes, row tile after row tile, columns ascending in
+// each. Lane L of a warp owns bytes 16 L .. 16 L + 16: four little-endian words, word s for the columns 32 s .. 32 s + 32
+// of the tile. With g = L / 4 and t = L % 4, bits 8 j + 2 r (two of them) of word s hold the code w + 1 (0, 1 or 2) of
+// row g + 8 (r & 1), column 32 s + 16 (r >> 1) + 4 t + j, for r and j in 0..4. So (word >> 2 r) & 0x03030303 is register
+// r of the A operand of mma.m16n8k32. Rows are padded to 16 and columns to 128 with code 1 (weight zero).
+// Gate and up matrices share tiles: rows 0..8 of a tile are gate features, rows 8..16 the same features of up.
+//
+// Quantised rows, in B operand order: [token / 8][column / 128][lane][32 bytes]. Lane 4 g + t of token group n holds token
+// 8 n + g; its bytes 8 s + 4 h + j are the columns 32 s + 16 h + 4 t + j. Columns past the width are zero.
+//
+// Half-precision matrix (head and embedding). A tile is 32 rows x 16 columns in two pieces of 16 rows, 512 bytes each, row
+// tile after row tile: lane L holds row L / 2 of the piece, columns 8 (L % 2) .. + 8. Rows are padded to 32.
+//
+// KV cache, F16: [block][layer][kv head][key: head_dim / 8 x 32 positions x 8, then value: 32 positions x head_dim].
+enum PhaseKind { PHASE_EMBED, PHASE_QUANTIZE, PHASE_LINEAR, PHASE_ATTEND, PHASE_HEAD, PHASE_GREEDY };
+enum Epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_RELU2, EPILOGUE_SILU };
+
+// One phase of a step. Between two phases all blocks meet.
+struct Phase {
+    const void* weights;   // LINEAR: ternary tiles. HEAD, EMBED: half-precision pieces.
+    const float* scales;   // LINEAR: for each half tile of 8 rows, the matrix's scale and a factor applied last.
+    const float* gamma;    // norm weights of the input row; LINEAR without gamma reads quantised rows from Step.
+    const float* input;    // rows of `cols` floats; unused by a LINEAR without gamma.
+    float* output;         // `rows` floats of each row (`rows / 2` for RELU2 and SILU); ADD: not written by the phase before.
+    int kind, epilogue;
+    int rows, cols;        // of the matrix; ATTEND: `rows` is the layer.
+    int tiles, items;      // row tiles; 512-byte loads of one row tile.
+    int stride;            // floats from one output row to the next
+    int first_block;       // block of row tile 0: continues where the phase before ended, so that loads even out.
+    float eps;
+    int unused;
+};
+
+// Buffers and shape of one step. `tokens` rows, each one position of a sequence of its own.
+struct Step {
+    int tokens, hidden, vocab, layers;
+    int heads, kv_heads, head_dim, rope_half;
+    int rope_pairs;        // 0: value i rotates with i + rope_half; 1: value 2 i with 2 i + 1.
+    int unit_heads;        // query heads of one attention unit, 1 to 4, a divisor of heads / kv_heads.
+    int group;             // heads / kv_heads
+    int splits_max;        // at least position / 256 + 1 of every row.
+    int table_stride;      // entries of one row of block_table.
+    int head_tokens;       // rows of one pass of the head, 1 to HEAD_TOKENS_MAX.
+    float score_scale;     // 1 / sqrt(head_dim)
+    int* token_ids;        // in: token of each row; GREEDY overwrites it with the next one
+    int* positions;        // of each row; GREEDY adds 1
+    const int* block_table;
+    unsigned short* kv_pool;
+    const float* rope;     // per position: rope_half cosines, then sines
+    const float* qkv;      // rows of (heads + 2 kv_heads) head_dim floats
+    float* attention;      // rows of heads * head_dim floats
+    float* partial;        // [row][head][splits_max][head_dim + 2]: unscaled values, greatest score, sum of weights
+    unsigned* arrived;     // [row][heads]: splits done; zero between steps
+    signed char* quantized;
+    float* quantized_scale;
+    int* quantized_sum;
+    float* logits;         // rows of vocab floats
+    unsigned long long* best; // of each row: ordered logit << 32 | ~token; zero between steps
+    unsigned* barrier;
+    long long* trace;      // null, or two clock values of block 0 for each phase: before and after the barrier
+};
+
+enum {
+    THREADS = 512,
+    WARPS = THREADS / 32,
+    TILES_MAX = 8,         // row tiles of one block in one LINEAR phase
+    KV_BLOCK = 32,
+    SPLIT = 256,
+    HEAD_DIM_MAX = 128,
+    UNIT_HEADS_MAX = 4,
+    HEAD_TOKENS_MAX = 2,
+};
+
+// Loads in flight of each thread: 128 KiB a block where shared memory has 227 KiB, 32 KiB where it has 163.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+enum { RING_DEPTH = 4 };
+#else
+enum { RING_DEPTH = 16 };
+#endif

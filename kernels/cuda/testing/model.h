@@ -1,0 +1,359 @@
+// A random model, its forward pass by the reference, and the same pass as phases for the step kernel.
+#pragma once
+
+#include "reference.h"
+
+// Where kernels run: the emulator or a device. Memory is addressed by plain pointers on both.
+struct Machine {
+    virtual ~Machine() = default;
+    virtual int blocks() const = 0;
+    virtual void* alloc(size_t bytes) = 0;
+    virtual void upload(void* to, const void* from, size_t bytes) = 0;
+    virtual void download(void* to, const void* from, size_t bytes) = 0;
+    virtual void run(int token_tiles, int shared_bytes, const Phase* phases, int count, const Step& step) = 0;
+
+    template <class T> T* copy_of(const std::vector<T>& values) {
+        T* at = (T*)alloc(values.size() * sizeof(T) + 16);
+        upload(at, values.data(), values.size() * sizeof(T));
+        return at;
+    }
+    template <class T> T* filled(size_t count, int byte) {
+        std::vector<uint8_t> bytes(count * sizeof(T) + 16, (uint8_t)byte);
+        void* at = alloc(bytes.size());
+        upload(at, bytes.data(), bytes.size());
+        return (T*)at;
+    }
+    template <class T> std::vector<T> read(const T* from, size_t count) {
+        std::vector<T> out(count);
+        download(out.data(), from, count * sizeof(T));
+        return out;
+    }
+};
+
+struct Random {
+    uint64_t state;
+    explicit Random(uint64_t seed) : state(seed * 0x9e3779b97f4a7c15u + 1) {}
+    uint64_t bits() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        return state;
+    }
+    int below(int n) { return (int)((bits() >> 33) % (uint64_t)n); }
+    float uniform(float span) { return ((float)(bits() >> 40) / 8388608.0f - 1.0f) * span; }
+};
+
+struct Shape {
+    int hidden, layers, heads, kv_heads, head_dim, ffn, vocab;
+    int epilogue = EPILOGUE_RELU2;
+    bool rope_pairs = false;
+    int query_width() const { return heads * head_dim; }
+    int qkv_width() const { return (heads + 2 * kv_heads) * head_dim; }
+};
+
+const Shape BITNET_2B4T = {2560, 30, 20, 5, 128, 6912, 128256};
+
+struct Matrix {
+    int rows, cols;
+    std::vector<uint8_t> tiles;
+    std::vector<float> scales; // two for each half tile
+    std::vector<float> gamma;  // norm weights of the input
+    int row_tiles() const { return (rows + 15) / 16; }
+    int items() const { return (cols + 127) / 128; }
+};
+
+// Every byte holds four codes below 3. Columns past the width meet zero activations: their codes do not matter.
+inline Matrix random_matrix(int rows, int cols, uint64_t seed) {
+    Matrix m = {rows, cols, {}, {}, {}};
+    m.tiles.resize((size_t)m.row_tiles() * m.items() * 512);
+    uint8_t* to = m.tiles.data();
+    size_t per_tile = (size_t)m.items() * 512;
+    reference::spread(m.row_tiles(), [=](int first, int last) {
+        Random random(seed * 1000003 + (uint64_t)first);
+        for (size_t i = first * per_tile; i < last * per_tile; i++) {
+            uint32_t draw = (uint32_t)(random.bits() >> 32) % 81;
+            to[i] = (uint8_t)(draw % 3 | draw / 3 % 3 << 2 | draw / 9 % 3 << 4 | draw / 27 << 6);
+        }
+    });
+    Random random(seed);
+    for (int i = 0; i < 2 * m.row_tiles(); i++) {
+        m.scales.push_back((1.0f + random.uniform(0.3f)) / std::sqrt((float)cols));
+        m.scales.push_back(i % 3 == 0 ? 1.0f : 1.0f + random.uniform(0.1f));
+    }
+    for (int i = 0; i < cols; i++) m.gamma.push_back(1.0f + random.uniform(0.5f));
+    return m;
+}
+
+struct Layer {
+    Matrix qkv, o, gate_up, down;
+};
+
+struct Model {
+    Shape shape;
+    std::vector<Layer> layers;
+    std::vector<uint16_t> head;
+    std::vector<float> output_gamma, rope;
+    int positions;
+    float eps = 1e-5f;
+
+    Model(Shape s, int positions_max, uint64_t seed) : shape(s), positions(positions_max) {
+        for (int l = 0; l < s.layers; l++) {
+            uint64_t at = seed + 10 * (uint64_t)l;
+            layers.push_back({random_matrix(s.qkv_width(), s.hidden, at + 1),
+                              random_matrix(s.hidden, s.query_width(), at + 2),
+                              random_matrix((s.ffn + 7) / 8 * 16, s.hidden, at + 3),
+                              random_matrix(s.hidden, s.ffn, at + 4)});
+            layers.back().gate_up.rows = 2 * s.ffn;
+        }
+        head.resize((size_t)(s.vocab + 31) / 32 * 32 * s.hidden);
+        uint16_t* to = head.data();
+        reference::spread((s.vocab + 31) / 32, [=](int first, int last) {
+            Random random(seed * 77 + (uint64_t)first);
+            for (size_t i = (size_t)first * 32 * s.hidden; i < (size_t)last * 32 * s.hidden; i++) {
+                uint32_t r = (uint32_t)(random.bits() >> 32);
+                to[i] = (uint16_t)((r & 0x83ff) | (7 + (r >> 16) % 4) << 10);
+            }
+        });
+        Random random(seed);
+        for (int i = 0; i < s.hidden; i++) output_gamma.push_back(1.0f + random.uniform(0.5f));
+        for (int p = 0; p < positions; p++) {
+            for (int part = 0; part < 2; part++) {
+                float angle = (float)p, ratio = (float)std::pow(5e5, -2.0 / s.head_dim);
+                for (int i = 0; i < s.head_dim / 2; i++, angle *= ratio) {
+                    rope.push_back((float)(part ? std::sin((double)angle) : std::cos((double)angle)));
+                }
+            }
+        }
+    }
+};
+
+// Keys and values of one sequence, [layer][kv head][position][head_dim].
+struct Cache {
+    std::vector<uint16_t> keys, values;
+    int positions;
+    Cache(const Shape& s, int positions_max, int filled, uint64_t seed) : positions(positions_max) {
+        size_t heads = (size_t)s.layers * s.kv_heads;
+        keys.resize(heads * positions * s.head_dim);
+        values.resize(keys.size());
+        Random random(seed);
+        for (size_t h = 0; h < heads; h++) {
+            for (int i = 0; i < filled * s.head_dim; i++) {
+                keys[h * positions * s.head_dim + i] = reference::narrow(random.uniform(2.0f));
+                values[h * positions * s.head_dim + i] = reference::narrow(random.uniform(2.0f));
+            }
+        }
+    }
+    size_t at(const Shape& s, int layer, int head, int position) const {
+        return (((size_t)layer * s.kv_heads + head) * positions + position) * s.head_dim;
+    }
+};
+
+// Logits after token `id` at `position`.
+inline std::vector<float> forward(const Model& m, Cache& cache, int id, int position) {
+    const Shape& s = m.shape;
+    std::vector<float> x(s.hidden);
+    for (int k = 0; k < s.hidden; k++) x[k] = reference::widen(m.head[reference::piece_index(s.hidden, id, k)]);
+    auto linear = [&](const Matrix& w, const std::vector<float>& in, std::vector<float>& out, bool add) {
+        reference::Row row = reference::quantize(reference::rms_norm(in.data(), w.gamma.data(), w.cols, m.eps));
+        std::vector<int> sums = reference::sums(w.tiles, w.rows, w.cols, row);
+        for (int r = 0; r < w.rows; r++) {
+            float y = reference::scaled(sums[r], row, &w.scales[r / 8 * 2]);
+            out[r] = add ? out[r] + y : y;
+        }
+    };
+    for (int l = 0; l < s.layers; l++) {
+        const Layer& layer = m.layers[l];
+        std::vector<float> qkv(s.qkv_width()), attention(s.query_width()), gate_up(2 * s.ffn + 16), ffn(s.ffn);
+        linear(layer.qkv, x, qkv, false);
+        const float* turn = &m.rope[(size_t)position * s.head_dim];
+        for (int h = 0; h < s.heads + s.kv_heads; h++) {
+            reference::rotate(&qkv[h * s.head_dim], turn, s.head_dim / 2, s.rope_pairs);
+        }
+        for (int h = 0; h < s.kv_heads; h++) {
+            for (int d = 0; d < s.head_dim; d++) {
+                size_t at = cache.at(s, l, h, position) + d;
+                cache.keys[at] = reference::narrow(qkv[(s.heads + h) * s.head_dim + d]);
+                cache.values[at] = reference::narrow(qkv[(s.heads + s.kv_heads + h) * s.head_dim + d]);
+            }
+        }
+        for (int h = 0; h < s.heads; h++) {
+            size_t at = cache.at(s, l, h / (s.heads / s.kv_heads), 0);
+            reference::attend(&qkv[h * s.head_dim], &cache.keys[at], &cache.values[at], position + 1, s.head_dim,
+                              1.0f / std::sqrt((float)s.head_dim), &attention[h * s.head_dim]);
+        }
+        linear(layer.o, attention, x, true);
+        Matrix const& w = layer.gate_up;
+        reference::Row row = reference::quantize(reference::rms_norm(x.data(), w.gamma.data(), w.cols, m.eps));
+        std::vector<int> sums = reference::sums(w.tiles, w.row_tiles() * 16, w.cols, row);
+        for (int f = 0; f < s.ffn; f++) {
+            int gate = f / 8 * 16 + f % 8;
+            ffn[f] = reference::gated(reference::scaled(sums[gate], row, &w.scales[f / 8 * 4]),
+                                      reference::scaled(sums[gate + 8], row, &w.scales[f / 8 * 4 + 2]), s.epilogue);
+        }
+        linear(layer.down, ffn, x, true);
+    }
+    return reference::head(m.head, s.vocab, s.hidden, reference::rms_norm(x.data(), m.output_gamma.data(), s.hidden, m.eps));
+}
+
+// A model on a machine: buffers for up to `tokens` rows, and the phases of a whole step.
+struct Loaded {
+    const Model& model;
+    Machine& machine;
+    Step step = {};
+    std::vector<Phase> phases;
+    Phase* phases_there = nullptr;
+    float *x, *ffn;
+    std::vector<int> table;
+    int token_tiles, blocks_per_row;
+
+    Loaded(const Model& m, Machine& on, int tokens) : model(m), machine(on) {
+        const Shape& s = m.shape;
+        blocks_per_row = (m.positions + KV_BLOCK - 1) / KV_BLOCK;
+        token_tiles = tokens <= 8 ? 1 : tokens <= 16 ? 2 : 4;
+        step.tokens = tokens;
+        step.hidden = s.hidden;
+        step.vocab = s.vocab;
+        step.layers = s.layers;
+        step.heads = s.heads;
+        step.kv_heads = s.kv_heads;
+        step.head_dim = s.head_dim;
+        step.rope_half = s.head_dim / 2;
+        step.rope_pairs = s.rope_pairs;
+        step.group = s.heads / s.kv_heads;
+        step.splits_max = 1;
+        step.table_stride = blocks_per_row;
+        step.score_scale = 1.0f / std::sqrt((float)s.head_dim);
+        step.head_tokens = head_tokens(tokens);
+        step.unit_heads = unit_heads(tokens);
+        x = on.filled<float>((size_t)tokens * s.hidden, 0xff);
+        ffn = on.filled<float>((size_t)tokens * s.ffn, 0xff);
+        step.qkv = on.filled<float>((size_t)tokens * s.qkv_width(), 0xff);
+        step.attention = on.filled<float>((size_t)tokens * s.query_width(), 0xff);
+        int splits = m.positions / SPLIT + 1;
+        step.partial = on.filled<float>((size_t)tokens * s.heads * splits * (s.head_dim + 2), 0xff);
+        step.arrived = on.filled<unsigned>((size_t)tokens * s.heads, 0);
+        int widest = (std::max(std::max(s.hidden, s.ffn), s.query_width()) + 127) / 128 * 128;
+        step.quantized = on.filled<signed char>((size_t)token_tiles * 8 * widest, 0x55);
+        step.quantized_scale = on.filled<float>(tokens, 0xff);
+        step.quantized_sum = on.filled<int>(tokens, 0x55);
+        step.logits = on.filled<float>((size_t)tokens * s.vocab, 0xff);
+        step.best = on.filled<unsigned long long>(tokens, 0);
+        step.barrier = on.filled<unsigned>(1, 0);
+        step.token_ids = on.filled<int>(tokens, 0);
+        step.positions = on.filled<int>(tokens, 0);
+        step.rope = on.copy_of(m.rope);
+        step.kv_pool = on.filled<unsigned short>(
+            (size_t)tokens * blocks_per_row * s.layers * s.kv_heads * 2 * KV_BLOCK * s.head_dim, 0x3c);
+        // Blocks in an order of their own, so that a table that is not read shows.
+        for (int i = 0; i < tokens * blocks_per_row; i++) table.push_back(tokens * blocks_per_row - 1 - i);
+        step.block_table = on.copy_of(table);
+        plan();
+    }
+
+    int head_tokens(int tokens) const {
+        int groups = (tokens + HEAD_TOKENS_MAX - 1) / HEAD_TOKENS_MAX;
+        return std::max((tokens + groups - 1) / groups, (tokens + machine.blocks() - 1) / machine.blocks());
+    }
+    // Fewer rounds of units against more heads in each; a unit costs about as much as three heads besides.
+    int unit_heads(int tokens) const {
+        int best = 1, least = 1 << 30;
+        for (int n = 1; n <= UNIT_HEADS_MAX; n++) {
+            if (model.shape.heads / model.shape.kv_heads % n) continue;
+            int units = tokens * model.shape.heads / n * (model.positions / SPLIT + 1);
+            int cost = (units + machine.blocks() - 1) / machine.blocks() * (3 + n);
+            if (cost < least) best = n;
+            least = std::min(least, cost);
+        }
+        return best;
+    }
+
+    void plan() {
+        const Shape& s = model.shape;
+        void* head_there = machine.copy_of(model.head);
+        Phase embed = {head_there, nullptr, nullptr, nullptr, x, PHASE_EMBED, 0, s.vocab, s.hidden, 0, s.hidden / 8, 0, 0, 0, 0};
+        phases.push_back(embed);
+        int first = 0;
+        for (int l = 0; l < s.layers; l++) {
+            const Layer& layer = model.layers[l];
+            add_linear(layer.qkv, x, (float*)step.qkv, EPILOGUE_STORE, first);
+            phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_ATTEND, 0, l, 0, 0, 0, 0, 0, 0, 0});
+            add_linear(layer.o, step.attention, x, EPILOGUE_ADD, first);
+            add_linear(layer.gate_up, x, ffn, s.epilogue, first);
+            add_linear(layer.down, ffn, x, EPILOGUE_ADD, first);
+        }
+        phases.push_back({head_there, nullptr, machine.copy_of(model.output_gamma), x, step.logits, PHASE_HEAD, 0, s.vocab,
+                          s.hidden, (s.vocab + 31) / 32, s.hidden / 8, 0, 0, model.eps, 0});
+        phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_GREEDY, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+        phases_there = machine.copy_of(phases);
+    }
+
+    void add_linear(const Matrix& w, const float* input, float* output, int epilogue, int& first) {
+        const float* gamma = machine.copy_of(w.gamma);
+        if (step.tokens > 1) {
+            phases.push_back({nullptr, nullptr, gamma, input, nullptr, PHASE_QUANTIZE, 0, 0, w.cols, 0, 0, 0, 0,
+                              model.eps, 0});
+            gamma = nullptr;
+        }
+        const uint8_t* tiles = machine.copy_of(w.tiles);
+        const float* scales = machine.copy_of(w.scales);
+        bool gates = epilogue >= EPILOGUE_RELU2;
+        // No block has more than TILES_MAX row tiles of one phase.
+        const int most = TILES_MAX * machine.blocks();
+        for (int tile = 0; tile < w.row_tiles(); tile += most) {
+            int count = std::min(most, w.row_tiles() - tile), rows = std::min(w.rows - tile * 16, count * 16);
+            phases.push_back({tiles + (size_t)tile * w.items() * 512, scales + tile * 4, gamma, input,
+                              output + tile * (gates ? 8 : 16), PHASE_LINEAR, epilogue, rows, w.cols, count, w.items(),
+                              gates ? w.rows / 2 : w.rows, first, model.eps, 0});
+            first = (first + count) % machine.blocks();
+        }
+    }
+
+    // As large as the kernels' Reduced and FirstUnit.
+    struct Shared {
+        double squares[WARPS];
+        int integers[6 * WARPS + 2];
+        unsigned long long best[HEAD_TOKENS_MAX];
+        float scales[TILES_MAX * 4];
+        Phase phases[4];
+        char slack[176];
+    };
+    static int aligned(int bytes) { return (bytes + 15) / 16 * 16; }
+    // The ring, what the loader knows of the phases, the reductions, and the work area that linear layers, attention and
+    // head use in turn.
+    int shared_bytes(int count) const {
+        const Shape& s = model.shape;
+        int widest = (std::max(std::max(s.hidden, s.ffn), s.query_width()) + 127) / 128 * 128;
+        int linear = TILES_MAX * token_tiles * 512 + widest * 9;
+        int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
+        int head = ((step.head_tokens == 1 ? 1 : HEAD_TOKENS_MAX) + 2) * s.hidden * 4;
+        return RING_DEPTH * THREADS * 16 + aligned(count * 24) + (int)sizeof(Shared) + std::max(linear, std::max(attention, head));
+    }
+
+    void fill(int row, const Cache& cache, int count) {
+        const Shape& s = model.shape;
+        size_t head_block = 2 * KV_BLOCK * (size_t)s.head_dim, block = head_block * s.layers * s.kv_heads;
+        std::vector<uint16_t> bytes(block);
+        for (int b = 0; b * KV_BLOCK < count; b++) {
+            for (size_t h = 0; h < (size_t)s.layers * s.kv_heads; h++) {
+                uint16_t* to = &bytes[h * head_block];
+                for (int i = 0; i < KV_BLOCK * s.head_dim; i++) {
+                    int p = i / s.head_dim, d = i % s.head_dim;
+                    size_t at = (h * cache.positions + std::min(b * KV_BLOCK + p, cache.positions - 1)) * s.head_dim + d;
+                    to[(d / 8 * KV_BLOCK + p) * 8 + d % 8] = cache.keys[at];
+                    to[(KV_BLOCK + p) * s.head_dim + d] = cache.values[at];
+                }
+            }
+            machine.upload(step.kv_pool + table[row * blocks_per_row + b] * block, bytes.data(), block * 2);
+        }
+    }
+
+    // Phases first..last, in one launch.
+    void run(int first, int last) {
+        machine.run(token_tiles, shared_bytes(last - first), phases_there + first, last - first, step);
+    }
+    void set_rows(const std::vector<int>& ids, const std::vector<int>& positions) {
+        machine.upload(step.token_ids, ids.data(), ids.size() * 4);
+        machine.upload(step.positions, positions.data(), positions.size() * 4);
+        step.splits_max = *std::max_element(positions.begin(), positions.end()) / SPLIT + 1;
+    }
+};

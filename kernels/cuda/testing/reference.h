@@ -1,0 +1,199 @@
+// What the kernels must compute, as plain loops: the definitions of the CPU kernels, in their order of rounding.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "../plan.h"
+
+namespace reference {
+
+inline uint32_t bits(float x) {
+    uint32_t b;
+    std::memcpy(&b, &x, 4);
+    return b;
+}
+
+inline float widen(uint16_t half) {
+    int exponent = half >> 10 & 31, mantissa = half & 1023;
+    float x = exponent ? std::ldexp((float)(1024 + mantissa), exponent - 25) : std::ldexp((float)mantissa, -24);
+    return half & 0x8000 ? -x : x;
+}
+
+// Finite values below 65520 only.
+inline uint16_t narrow(float x) {
+    uint32_t sign = bits(x) >> 16 & 0x8000;
+    float magnitude = std::fabs(x);
+    if (magnitude == 0.0f) return (uint16_t)sign;
+    int exponent;
+    std::frexp(magnitude, &exponent);
+    int step = std::max(exponent - 11, -24);
+    auto units = (uint32_t)std::nearbyint(std::ldexp(magnitude, -step));
+    return (uint16_t)(sign | (uint32_t)(((step + 24) << 10) + (int)units));
+}
+
+inline float exp(float x) {
+    x = std::max(-104.0f, std::min(89.0f, x));
+    float n = std::fma(x, 1.44269504f, 12582912.0f) - 12582912.0f;
+    float r = std::fma(n, 1.9046542e-9f, std::fma(n, -0.693147182f, x));
+    float p = 0.0013814538f;
+    for (float c : {0.008368745f, 0.04166839f, 0.16666521f, 0.49999994f}) p = std::fma(p, r, c);
+    return (float)std::ldexp((double)(std::fma(r * r, p, r) + 1.0f), (int)n);
+}
+
+template <class T> T tree(T* lanes) {
+    for (int half = 8; half > 0; half /= 2) {
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    }
+    return lanes[0];
+}
+
+inline std::vector<float> rms_norm(const float* x, const float* gamma, int width, float eps) {
+    double lanes[2][16] = {};
+    for (int i = 0; i < width; i++) lanes[i / 16 % 2][i % 16] += (double)(x[i] * x[i]);
+    double sum = tree(lanes[0]);
+    sum += tree(lanes[1]);
+    float scale = 1.0f / std::sqrt((float)(sum / width) + eps);
+    std::vector<float> out(width);
+    for (int i = 0; i < width; i++) out[i] = x[i] * scale * gamma[i];
+    return out;
+}
+
+struct Row {
+    std::vector<int8_t> q;
+    float scale;
+    int sum = 0;
+};
+
+inline Row quantize(const std::vector<float>& x) {
+    float amax = 0.0f;
+    for (float v : x) amax = std::fabs(v) > amax ? std::fabs(v) : amax;
+    Row row;
+    row.scale = (float)(127.0 / std::max((double)amax, 1e-5));
+    for (float v : x) {
+        float y = v * row.scale;
+        int q = y != y ? 0 : (int)std::nearbyint(std::max(-128.0f, std::min(127.0f, y)));
+        row.q.push_back((int8_t)q);
+        row.sum += q;
+    }
+    return row;
+}
+
+// Code of one weight; plan.h gives the layout.
+inline int code(const std::vector<uint8_t>& tiles, int cols, int row, int k) {
+    size_t tile = (size_t)(row / 16) * ((cols + 127) / 128) + k / 128;
+    int lane = row % 8 * 4 + k % 16 / 4, r = (row % 16 / 8) + 2 * (k % 32 / 16);
+    return tiles[tile * 512 + lane * 16 + k % 128 / 32 * 4 + k % 4] >> (2 * r) & 3;
+}
+
+// Runs body(first, last) over parts of 0..count on all cores.
+template <class Body> void spread(int count, Body body) {
+    int workers = std::max(1, std::min(count, (int)std::thread::hardware_concurrency()));
+    std::vector<std::thread> threads;
+    for (int w = 0; w < workers; w++) {
+        threads.emplace_back([=] { body((int)((long)count * w / workers), (int)((long)count * (w + 1) / workers)); });
+    }
+    for (std::thread& thread : threads) thread.join();
+}
+
+// Exact sums of w * q for all rows of a matrix.
+inline std::vector<int> sums(const std::vector<uint8_t>& tiles, int rows, int cols, const Row& x) {
+    std::vector<int> out(rows);
+    int* to = out.data();
+    spread(rows, [&tiles, &x, to, cols](int first, int last) {
+        for (int row = first; row < last; row++) {
+            int sum = 0;
+            for (int k = 0; k < cols; k++) sum += (code(tiles, cols, row, k) - 1) * x.q[k];
+            to[row] = sum;
+        }
+    });
+    return out;
+}
+
+inline float scaled(int sum, const Row& x, const float* scales) { return (float)sum / x.scale * scales[0] * scales[1]; }
+
+inline float gated(float gate, float up, int epilogue) {
+    if (epilogue == EPILOGUE_RELU2) {
+        float live = gate > 0.0f ? gate : 0.0f;
+        return live * live * up;
+    }
+    return gate / (1.0f + exp(0.0f - gate)) * up;
+}
+
+inline void rotate(float* head, const float* turn, int half, bool pairs) {
+    for (int i = 0; i < half; i++) {
+        float& a = head[pairs ? 2 * i : i];
+        float& b = head[pairs ? 2 * i + 1 : i + half];
+        float cos = turn[i], sin = turn[half + i], x = a, y = b;
+        a = std::fma(x, cos, -y * sin);
+        b = std::fma(x, sin, y * cos);
+    }
+}
+
+// One query head over `count` positions; keys and values are rows of `dim` halves.
+inline void attend(const float* query, const uint16_t* keys, const uint16_t* values, int count, int dim, float scale,
+                   float* out) {
+    float greatest = 0.0f, sum = 0.0f;
+    for (int start = 0; start < count; start += SPLIT) {
+        int seen = std::min(count - start, (int)SPLIT);
+        std::vector<float> weights(SPLIT), part(dim);
+        float most = -INFINITY, lanes[16] = {};
+        for (int p = 0; p < seen; p++) {
+            float total = 0.0f;
+            for (int chain = 0; chain < dim; chain += 32) {
+                float dot = 0.0f;
+                for (int d = chain; d < std::min(chain + 32, dim); d++) {
+                    dot = std::fma(widen(narrow(query[d])), widen(keys[(size_t)(start + p) * dim + d]), dot);
+                }
+                total += dot;
+            }
+            weights[p] = total * scale;
+            most = std::max(most, weights[p]);
+        }
+        for (int p = 0; p < seen; p++) {
+            weights[p] = exp(weights[p] - most);
+            lanes[p % 16] += weights[p];
+            for (int d = 0; d < dim; d++) {
+                part[d] = std::fma(weights[p], widen(values[(size_t)(start + p) * dim + d]), part[d]);
+            }
+        }
+        float total = tree(lanes);
+        if (start == 0) {
+            greatest = most;
+            sum = total;
+            for (int d = 0; d < dim; d++) out[d] = part[d];
+            continue;
+        }
+        float max = std::max(greatest, most), keep = exp(greatest - max), add = exp(most - max);
+        greatest = max;
+        sum = std::fma(total, add, sum * keep);
+        for (int d = 0; d < dim; d++) out[d] = std::fma(part[d], add, out[d] * keep);
+    }
+    for (int d = 0; d < dim; d++) out[d] /= sum;
+}
+
+// Element of a half-precision matrix of pieces; plan.h gives the layout.
+inline size_t piece_index(int cols, int row, int k) {
+    return ((size_t)(row / 32) * (cols / 16) + k / 16) * 512 + row % 32 * 16 + k % 16;
+}
+
+inline std::vector<float> head(const std::vector<uint16_t>& pieces, int rows, int cols, const std::vector<float>& x) {
+    std::vector<float> out(rows);
+    float* to = out.data();
+    spread(rows, [&pieces, &x, to, cols](int first, int last) {
+        for (int row = first; row < last; row++) {
+            float lanes[16] = {};
+            for (int k = 0; k < cols; k++) {
+                lanes[k % 16] = std::fma(widen(pieces[piece_index(cols, row, k)]), x[k], lanes[k % 16]);
+            }
+            to[row] = tree(lanes);
+        }
+    });
+    return out;
+}
+
+} // namespace reference

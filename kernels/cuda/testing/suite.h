@@ -1,0 +1,113 @@
+// What must hold on every machine that runs the kernels.
+#pragma once
+
+#include <cstdio>
+
+#include "model.h"
+
+inline int failures = 0;
+
+inline void expect(bool holds, const char* what) {
+    std::printf("%s  %s\n", holds ? "ok    " : "FAILED", what);
+    std::fflush(stdout);
+    failures += !holds;
+}
+
+inline size_t different(const float* a, const float* b, size_t count) {
+    size_t n = 0;
+    for (size_t i = 0; i < count; i++) n += reference::bits(a[i]) != reference::bits(b[i]);
+    return n;
+}
+
+// Steps of `starts.size()` sequences with starts[i] positions behind them: all logits and tokens are the reference's, bit
+// for bit. `one_by_one` launches each phase alone.
+inline void steps_agree(Machine& machine, const Model& model, std::vector<int> starts, int steps, bool one_by_one) {
+    int tokens = (int)starts.size();
+    Loaded loaded(model, machine, tokens);
+    std::vector<Cache> caches;
+    std::vector<int> ids, positions = starts;
+    for (int t = 0; t < tokens; t++) {
+        caches.emplace_back(model.shape, model.positions, starts[t], 100 + t);
+        loaded.fill(t, caches[t], starts[t]);
+        ids.push_back((t * 7919 + 3) % model.shape.vocab);
+    }
+    size_t wrong = 0, wrong_ids = 0;
+    for (int i = 0; i < steps; i++) {
+        loaded.set_rows(ids, positions);
+        int count = (int)loaded.phases.size();
+        for (int p = 0; p < count; p += one_by_one ? 1 : count) loaded.run(p, one_by_one ? p + 1 : count);
+        std::vector<float> logits = machine.read(loaded.step.logits, (size_t)tokens * model.shape.vocab);
+        std::vector<int> next = machine.read(loaded.step.token_ids, tokens);
+        for (int t = 0; t < tokens; t++) {
+            std::vector<float> expected = forward(model, caches[t], ids[t], positions[t]);
+            wrong += different(expected.data(), &logits[(size_t)t * model.shape.vocab], expected.size());
+            int best = (int)(std::max_element(expected.begin(), expected.end()) - expected.begin());
+            wrong_ids += best != next[t];
+            ids[t] = best;
+            positions[t]++;
+        }
+    }
+    char what[200];
+    std::snprintf(what, sizeof what, "%d steps, %d rows, hidden %d, heads %d/%d x %d, %s: %zu logits and %zu tokens differ",
+                  steps, tokens, model.shape.hidden, model.shape.heads, model.shape.kv_heads, model.shape.head_dim,
+                  one_by_one ? "a launch a phase" : "one launch", wrong, wrong_ids);
+    expect(wrong == 0 && wrong_ids == 0, what);
+}
+
+// Norm and rounding of odd rows, among them one whose mean falls between two floats, so that the order of adding decides.
+inline void rows_agree(Machine& machine, int width) {
+    Model model({width, 0, 1, 1, 16, 16, 16}, 16, 5);
+    int tokens = 8;
+    Loaded loaded(model, machine, tokens);
+    std::vector<float> x((size_t)tokens * width), gamma(width);
+    Random random(11);
+    for (int i = 0; i < tokens * width; i++) x[i] = random.uniform(3.0f);
+    for (int i = 0; i < width; i++) {
+        gamma[i] = 1.0f + random.uniform(0.9f);
+        x[width + i] = 0.0f;
+        x[2 * width + i] = i % 4 ? 1.0f : 1.00000012f;
+        x[3 * width + i] = random.uniform(1.0f) * (i % 5 ? 1e-20f : 1e18f);
+        x[4 * width + i] = i == width - 1 ? -5.0f : 1e-6f;
+    }
+    x[5 * width + 3] = NAN;
+    // Two that are greatest, equal or apart by one rounding: before scaling neither leads.
+    for (int t = 6; t < 8; t++) {
+        for (int k : {1, width - 2}) x[t * width + k] = 50.0f / gamma[k];
+    }
+    x[7 * width + 1] = -std::nextafter(x[7 * width + 1], 0.0f);
+    Phase phase = {nullptr, nullptr, machine.copy_of(gamma), machine.copy_of(x), nullptr, PHASE_QUANTIZE, 0, 0, width,
+                   0, 0, 0, 0, 1e-5f, 0};
+    machine.run(1, loaded.shared_bytes(1), machine.copy_of(std::vector<Phase>{phase}), 1, loaded.step);
+    int items = (width + 127) / 128;
+    auto q = machine.read(loaded.step.quantized, (size_t)items * 1024);
+    auto scale = machine.read(loaded.step.quantized_scale, tokens);
+    auto sum = machine.read(loaded.step.quantized_sum, tokens);
+    size_t wrong = 0;
+    for (int t = 0; t < tokens; t++) {
+        reference::Row row = reference::quantize(reference::rms_norm(&x[t * width], gamma.data(), width, 1e-5f));
+        wrong += reference::bits(scale[t]) != reference::bits(row.scale);
+        wrong += sum[t] != row.sum;
+        for (int k = 0; k < items * 128; k++) {
+            int at = (k / 128 * 32 + t * 4 + k % 16 / 4) * 32 + k % 128 / 32 * 8 + k % 32 / 16 * 4 + k % 4;
+            wrong += q[at] != (k < width ? row.q[k] : 0);
+        }
+    }
+    char what[100];
+    std::snprintf(what, sizeof what, "rows of %d to int8: %zu values differ", width, wrong);
+    expect(wrong == 0, what);
+}
+
+inline void small_suite(Machine& machine) {
+    rows_agree(machine, 132);
+    rows_agree(machine, 2560);
+    Model squared({160, 2, 4, 2, 32, 272, 517}, 300, 1);
+    steps_agree(machine, squared, {0}, 2, false);
+    steps_agree(machine, squared, {7}, 1, true);
+    steps_agree(machine, squared, {31, 0, 64}, 2, false);
+    Shape gated = {128, 1, 8, 2, 128, 200, 100, EPILOGUE_SILU, true};
+    steps_agree(machine, Model(gated, 800, 2), {255, 256, 700}, 2, false);
+    gated.head_dim = 80;
+    steps_agree(machine, Model(gated, 40, 3), {5, 0, 31, 1, 2, 3, 4, 6, 30}, 1, false);
+    gated.head_dim = 16;
+    steps_agree(machine, Model(gated, 40, 4), std::vector<int>(std::min(19, HEAD_TOKENS_MAX * machine.blocks()), 3), 1, false);
+}
