@@ -32,9 +32,9 @@ pub(crate) struct Args {
     /// Times that each test runs
     #[arg(short, long, default_value_t = 3)]
     repetitions: usize,
-    /// Instruction set of the kernels [default: the best there is]
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-vnni [default: the best there is]
     #[arg(long)]
-    isa: Option<String>,
+    isa: Option<kernels::Isa>,
     /// Only check that chunks, workers and instruction sets give the same bits; no timing
     #[arg(long)]
     check: bool,
@@ -56,10 +56,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 type Failure = Box<dyn std::error::Error>;
 
 fn measure(args: &Args) -> Result<(), Failure> {
-    let isa = match &args.isa {
-        Some(name) => kernels::Isa::by_name(name).ok_or_else(|| format!("this machine has no `{name}`"))?,
-        None => kernels::Isa::detect(),
-    };
+    let isa = args.isa.unwrap_or_else(kernels::Isa::detect);
     let cores = session::cores()?;
     let mut workers = if args.workers.is_empty() { vec![1, cores] } else { args.workers.clone() };
     workers.dedup();

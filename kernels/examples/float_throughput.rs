@@ -17,7 +17,7 @@ const COLD_BYTES: usize = 384 << 20;
 
 fn main() {
     let isa = match std::env::args().nth(1) {
-        Some(name) => Isa::by_name(&name).expect("an instruction set of this machine"),
+        Some(name) => name.parse().expect("an instruction set of this machine"),
         None => Isa::detect(),
     };
     let (read, fma) = (read_gb_s(isa), fma_gflops(isa));
@@ -208,8 +208,8 @@ fn fma_chains<const N: usize>() -> f32 {
 fn fma_gflops(isa: Isa) -> f64 {
     let lanes = match isa {
         Isa::Portable => 16,
-        Isa::Avx2(_) => 96,
-        Isa::Avx512(_) => 256,
+        Isa::Avx2(_) | Isa::AvxVnni(_) => 96,
+        Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) => 256,
     };
     let time = seconds(|| {
         black_box(chains(isa));
@@ -240,9 +240,9 @@ fn chains(isa: Isa) -> f32 {
     match isa {
         Isa::Portable => fma_chains::<16>(),
         // SAFETY: the token proves AVX2 and FMA.
-        Isa::Avx2(_) => unsafe { limits::chains_avx2() },
+        Isa::Avx2(_) | Isa::AvxVnni(_) => unsafe { limits::chains_avx2() },
         // SAFETY: the token proves AVX-512 F and FMA.
-        Isa::Avx512(_) => unsafe { limits::chains_avx512() },
+        Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) => unsafe { limits::chains_avx512() },
     }
 }
 
@@ -251,7 +251,7 @@ fn sum(isa: Isa, words: &[u64]) -> u64 {
     match isa {
         Isa::Portable => sum_words(words),
         // SAFETY: the tokens prove AVX2.
-        Isa::Avx2(_) | Isa::Avx512(_) => unsafe { limits::sum_avx2(words) },
+        Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) => unsafe { limits::sum_avx2(words) },
     }
 }
 

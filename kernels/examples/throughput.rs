@@ -14,7 +14,7 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let name = args.next();
     let isa = match &name {
-        Some(name) => Isa::by_name(name).expect("this machine has that instruction set"),
+        Some(name) => name.parse().expect("this machine has that instruction set"),
         None => Isa::detect(),
     };
     let section = args.next();
@@ -76,7 +76,7 @@ impl Limits {
             });
         drop(buffer);
         #[cfg(target_arch = "x86_64")]
-        if let Some(proof) = kernels::Avx512::detect() {
+        if let Some(proof) = kernels::Avx512Vnni::detect() {
             return Self { read, int8: Some(x86::int8_peak(proof)), float: Some(x86::float_peak(proof)) };
         }
         Self { read, int8: None, float: None }
@@ -92,7 +92,7 @@ impl Limits {
 
 fn read_all(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    if let Some(proof) = kernels::Avx512::detect() {
+    if let Some(proof) = kernels::Avx512Vnni::detect() {
         return x86::read_all(proof, bytes);
     }
     bytes.as_chunks().0.iter().fold(0, |sum: u64, word| sum.wrapping_add(u64::from_le_bytes(*word)))
@@ -108,10 +108,10 @@ mod x86 {
     };
     use std::hint::black_box;
 
-    use kernels::Avx512;
+    use kernels::Avx512Vnni;
 
     /// 256 bytes a turn with a prefetch ahead.
-    pub(crate) fn read_all(_: Avx512, bytes: &[u8]) -> u64 {
+    pub(crate) fn read_all(_: Avx512Vnni, bytes: &[u8]) -> u64 {
         #[target_feature(enable = "avx512f")]
         fn body(bytes: &[u8]) -> u64 {
             let mut sums = [_mm512_setzero_si512(); 4];
@@ -130,7 +130,7 @@ mod x86 {
         unsafe { body(bytes) }
     }
 
-    pub(crate) fn int8_peak(_: Avx512) -> f64 {
+    pub(crate) fn int8_peak(_: Avx512Vnni) -> f64 {
         #[target_feature(enable = "avx512f,avx512vnni")]
         fn body() {
             let (a, b) = (_mm512_set1_epi32(black_box(0x0102_0102)), _mm512_set1_epi32(black_box(0x0102_0304)));
@@ -146,7 +146,7 @@ mod x86 {
         (ROUNDS * 16 * 128) as f64 / super::best(super::BUDGET, || unsafe { body() })
     }
 
-    pub(crate) fn float_peak(_: Avx512) -> f64 {
+    pub(crate) fn float_peak(_: Avx512Vnni) -> f64 {
         #[target_feature(enable = "avx512f")]
         fn body() {
             let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));

@@ -19,4 +19,5 @@ pub mod ternary;
 #[cfg(test)]
 mod testing;
 
-pub use isa::{Avx2, Avx512, Isa};
+pub(crate) use isa::FloatIsa;
+pub use isa::{Avx2, Avx512Bw, Avx512Vnni, AvxVnni, Isa, NoSuchIsa};

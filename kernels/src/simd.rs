@@ -1,6 +1,6 @@
 //! Sixteen float lanes: the small vector trait that every float kernel is written over, and its dispatch.
 //!
-//! An implementation is a proof token ([`Avx2`], [`Avx512`]) or [`Portable`]; its methods are the only place that
+//! An implementation is a proof token ([`Avx2`], [`Avx512Bw`]) or [`Portable`]; its methods are the only place that
 //! touches instructions. All operations are IEEE 754 single operations, so a kernel gives the same bits on each.
 
 #[cfg(target_arch = "x86_64")]
@@ -13,7 +13,7 @@ pub(crate) use portable::Portable;
 
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::{Avx2, Avx512};
+use crate::{Avx2, Avx512Bw, FloatIsa};
 
 /// Float lanes of one virtual vector, on every ISA.
 pub(crate) const LANES: usize = 16;
@@ -137,12 +137,12 @@ pub(crate) trait Kernel {
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "enters the functions compiled for an instruction set")]
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    match isa {
-        Isa::Portable => kernel.run(Portable),
+    match isa.floats() {
+        FloatIsa::Portable => kernel.run(Portable),
         // SAFETY: the token proves that AVX2, FMA and F16C exist.
-        Isa::Avx2(proof) => unsafe { run_avx2(proof, kernel) },
+        FloatIsa::Avx2(proof) => unsafe { run_avx2(proof, kernel) },
         // SAFETY: the token proves that AVX-512 F, BW, DQ and VL exist, and those of AVX2.
-        Isa::Avx512(proof) => unsafe { run_avx512(proof, kernel) },
+        FloatIsa::Avx512Bw(proof) => unsafe { run_avx512(proof, kernel) },
     }
 }
 
@@ -160,7 +160,7 @@ fn run_avx2<K: Kernel>(proof: Avx2, kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn run_avx512<K: Kernel>(proof: Avx512, kernel: K) -> K::Output {
+fn run_avx512<K: Kernel>(proof: Avx512Bw, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 

@@ -8,6 +8,7 @@ use kernels::ternary::{
     Activations, TernaryMatrix, activation_stride, linear, linear_raw, pack_codes, pack_i2s, packed_bytes, padded_cols,
     quantize,
 };
+use proptest::prelude::*;
 
 /// SplitMix64.
 struct Random(u64);
@@ -117,6 +118,22 @@ fn an_empty_row_range_and_no_tokens_write_nothing() {
     let random = &mut Random(5);
     Case::new(32, 64, 3, false, random).check(16..16);
     Case::new(32, 64, 0, false, random).check(0..32);
+}
+
+proptest! {
+    #[test]
+    fn any_shape_and_row_range_agree(
+        rows in 1_usize..80,
+        cols in 1_usize..700,
+        n in 0_usize..14,
+        first in 0_usize..5,
+        extreme: bool,
+        seed: u64,
+    ) {
+        let first = (16 * first).min(rows / 16 * 16);
+        let random = &mut Random(seed);
+        Case::new(rows, cols, n, extreme, random).check(first..rows - random.below(rows - first + 1));
+    }
 }
 
 /// Little-endian values of a version 1 `.npy` file.

@@ -32,7 +32,7 @@ pub struct Settings {
     /// Where to compute: auto or cpu [default: auto]
     #[arg(long, env = "BITNET_DEFAULT_DEVICE")]
     pub device: Option<String>,
-    /// Instruction set of the kernels: portable, avx2 or avx512-vnni [default: the best there is]
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-vnni [default: the best there is]
     #[arg(long, env = "BITNET_ISA")]
     pub isa: Option<String>,
     /// Socket driver: auto, io_uring or epoll [default: auto]
@@ -271,10 +271,7 @@ fn parse_model(text: &str) -> Result<(Option<String>, PathBuf), Error> {
 
 fn parse_isa(name: Option<&str>) -> Result<kernels::Isa, Error> {
     let Some(name) = name else { return Ok(kernels::Isa::detect()) };
-    kernels::Isa::by_name(name).ok_or_else(|| {
-        let names: Vec<&str> = kernels::Isa::available().into_iter().map(kernels::Isa::name).collect();
-        invalid("isa", name, &format!("{} on this machine", names.join(", ")))
-    })
+    name.parse().map_err(|error: kernels::NoSuchIsa| invalid("isa", name, &format!("those of the processor: {error}")))
 }
 
 fn parse_io(name: Option<&str>) -> Result<IoChoice, Error> {

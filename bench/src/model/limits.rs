@@ -25,14 +25,14 @@ impl Limits {
                 black_box(limits::read(isa, &bytes[member.index * part..(member.index + 1) * part]));
             });
         });
-        let int8 = limits::int8(isa).then(|| {
+        let int8 = limits::int8(isa).map(|operations| {
             let seconds = best(|| {
                 team.run(&|_| {
                     black_box(limits::int8(isa));
                 });
             });
             #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-            let operations = (limits::INT8_OPERATIONS * team.size()) as f64;
+            let operations = (operations * team.size()) as f64;
             operations / seconds
         });
         #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]

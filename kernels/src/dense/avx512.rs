@@ -9,20 +9,20 @@ use std::arch::x86_64::{
 };
 
 use super::lanes::{Kernel, LANES, Lanes};
-use crate::Avx512;
+use crate::Avx512Bw;
 
-pub(super) fn run<K: Kernel>(proof: Avx512, kernel: K) {
+pub(super) fn run<K: Kernel>(proof: Avx512Bw, kernel: K) {
     // SAFETY: the token proves that these instructions exist.
     unsafe { body(proof, kernel) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 #[inline(never)]
-fn body<K: Kernel>(proof: Avx512, kernel: K) {
+fn body<K: Kernel>(proof: Avx512Bw, kernel: K) {
     kernel.run(proof);
 }
 
-impl Lanes for Avx512 {
+impl Lanes for Avx512Bw {
     type V = __m512;
     const TILE_TOKENS: usize = 6;
 

@@ -8,7 +8,7 @@ use super::format::{Bf16, F16, F32, Format, Q4_0, Q6K, Q8_0};
 use super::lanes::{Kernel, LANES, Lanes, TILE_ROWS, tree};
 use super::matrix::{DenseKind, DenseMatrix};
 use super::portable::Portable;
-use crate::Isa;
+use crate::{FloatIsa, Isa};
 
 /// Working memory of [`linear`]; grows to the largest number of activation rows seen and stays.
 #[derive(Clone, Debug, Default)]
@@ -86,12 +86,14 @@ pub fn dequantize_row(isa: Isa, w: DenseMatrix<'_>, row: usize, out: &mut [f32])
 }
 
 fn run(isa: Isa, kernel: impl Kernel) {
-    match isa {
+    match isa.floats() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(proof) => super::avx2::run(proof, kernel),
+        FloatIsa::Avx2(proof) => super::avx2::run(proof, kernel),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(proof) => super::avx512::run(proof, kernel),
-        _ => kernel.run(Portable),
+        FloatIsa::Avx512Bw(proof) => super::avx512::run(proof, kernel),
+        #[cfg(not(target_arch = "x86_64"))]
+        FloatIsa::Avx2(_) | FloatIsa::Avx512Bw(_) => unreachable!("no proof exists on this machine"),
+        FloatIsa::Portable => kernel.run(Portable),
     }
 }
 

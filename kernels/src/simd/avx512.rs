@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "instructions of AVX-512, and their loads and stores")]
 
 use super::{LANES, Simd};
-use crate::Avx512;
+use crate::Avx512Bw;
 use std::arch::x86_64::{
     __m512, __m512d, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256, _mm256_storeu_si256,
     _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256, _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_cvtps_ph,
@@ -21,7 +21,7 @@ macro_rules! lanewise {
     )+};
 }
 
-impl Simd for Avx512 {
+impl Simd for Avx512Bw {
     type F = __m512;
     type D = [__m512d; 2];
 

@@ -2,12 +2,13 @@
 #![expect(unsafe_code, reason = "loads and calls of functions with target features")]
 
 use std::arch::x86_64::{
-    __m256i, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
-    _mm256_srli_epi16, _mm256_storeu_si256,
+    __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_setzero_si256, _mm256_srli_epi16, _mm256_storeu_si256,
 };
+use std::ops::Range;
 
-use super::layout::{TILE_ROWS, Tile, word};
+use super::layout::{TILE_ROWS, TILES_EXACT_IN_I16, Tile, word};
 use super::linear::{Finish, Job};
 use super::quantize::{Quantized, quantize_lanes};
 use crate::Avx2;
@@ -26,32 +27,27 @@ pub(super) fn linear<F: Finish>(_: Avx2, job: Job<'_>, finish: F, out: &mut [F::
     unsafe { blocks(job, finish, out) }
 }
 
-/// Near-equal groups of at most [`TOKENS_MAX`] activation rows; a row tile stays in the first-level cache meanwhile.
 #[target_feature(enable = "avx2")]
 fn blocks<F: Finish>(job: Job<'_>, finish: F, out: &mut [F::Out]) {
-    let groups = job.n().div_ceil(TOKENS_MAX);
-    for index in 0..job.row_tiles() {
-        for group in 0..groups {
-            let start = group * job.n() / groups;
-            match (group + 1) * job.n() / groups - start {
-                1 => panel::<F, 1>(job, finish, out, index, start),
-                2 => panel::<F, 2>(job, finish, out, index, start),
-                3 => panel::<F, 3>(job, finish, out, index, start),
-                _ => panel::<F, 4>(job, finish, out, index, start),
-            }
+    for (tiles, tokens) in job.blocks(TOKENS_MAX) {
+        match tokens.len() {
+            1 => panel::<F, 1>(job, finish, out, tiles, tokens.start),
+            2 => panel::<F, 2>(job, finish, out, tiles, tokens.start),
+            3 => panel::<F, 3>(job, finish, out, tiles, tokens.start),
+            _ => panel::<F, 4>(job, finish, out, tiles, tokens.start),
         }
     }
 }
 
+/// Row tiles `tiles` against activation rows `start .. start + N`.
 #[target_feature(enable = "avx2")]
-fn panel<F: Finish, const N: usize>(job: Job<'_>, finish: F, out: &mut [F::Out], index: usize, start: usize) {
-    let mut x: [&[[i8; 16]]; N] = [&[]; N];
-    for (t, x) in x.iter_mut().enumerate() {
-        *x = job.x_row(start + t);
-    }
-    let acc = dot::<N>(job.row_tile(index), x);
-    for (t, acc) in acc.into_iter().enumerate() {
-        job.store(finish, out, index, start + t, lanes(acc));
+fn panel<F: Finish, const N: usize>(job: Job<'_>, finish: F, out: &mut [F::Out], tiles: Range<usize>, start: usize) {
+    let x: [_; N] = std::array::from_fn(|t| job.x_row(start + t));
+    for index in tiles {
+        let acc = dot::<N>(job.row_tile(index), x);
+        for (t, acc) in acc.into_iter().enumerate() {
+            job.store(finish, out, index, start + t, lanes(acc));
+        }
     }
 }
 
@@ -62,15 +58,14 @@ fn dot<const N: usize>(w: &[Tile], x: [&[[i8; 16]]; N]) -> [[__m256i; 2]; N] {
     let mask = _mm256_set1_epi8(3);
     let ones = _mm256_set1_epi16(1);
     let mut acc = [[_mm256_setzero_si256(); 2]; N];
-    for (run, w) in w.chunks(TILES_EXACT_IN_I16).enumerate() {
-        let first = run * TILES_EXACT_IN_I16;
-        let mut x = x;
-        for x in &mut x {
-            *x = &x[first..first + w.len()];
-        }
+    for first in (0..w.len()).step_by(TILES_EXACT_IN_I16) {
+        let run = TILES_EXACT_IN_I16.min(w.len() - first);
+        let w = &w[first..first + run];
+        let x: [_; N] = std::array::from_fn(|t| &x[t][first..first + run]);
         let mut short = [[_mm256_setzero_si256(); 2]; N];
-        for (i, tile) in w.iter().enumerate() {
-            let mut fields = load(tile);
+        for i in 0..run {
+            let mut fields = load(&w[i]);
+            prefetch(&w[i]);
             for s in 0..4 {
                 let codes = [_mm256_and_si256(fields[0], mask), _mm256_and_si256(fields[1], mask)];
                 fields = [_mm256_srli_epi16::<2>(fields[0]), _mm256_srli_epi16::<2>(fields[1])];
@@ -102,19 +97,24 @@ fn load(tile: &Tile) -> [__m256i; 2] {
     [low, high]
 }
 
+/// Row tiles follow one another in memory: what lies ahead is the next row tile at the end of this one.
+#[inline(always)]
+fn prefetch(tile: &Tile) {
+    // SAFETY: a prefetch reads nothing that a program can see and never faults.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(PREFETCH_BYTES).cast()) }
+}
+
 #[target_feature(enable = "avx2")]
 #[inline]
 fn lanes(v: [__m256i; 2]) -> [i32; TILE_ROWS] {
-    let mut lanes = [[0_i32; 8]; 2];
-    for (lanes, v) in lanes.iter_mut().zip(v) {
-        // SAFETY: the array has 32 writable bytes; the store has no alignment requirement.
+    let mut lanes = [0_i32; TILE_ROWS];
+    for (lanes, v) in lanes.as_chunks_mut::<8>().0.iter_mut().zip(v) {
+        // SAFETY: the part has 32 writable bytes; the store has no alignment requirement.
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), v) }
     }
-    std::array::from_fn(|r| lanes[r / 8][r % 8])
+    lanes
 }
 
-/// A pair of products is in -512 ..= 508 (codes to 2, `q` in -128 ..= 127), a tile adds four pairs to each 16-bit sum:
-/// 16 tiles give -32768 ..= 32512, the whole of an i16 and not a pair more.
-const TILES_EXACT_IN_I16: usize = 16;
 /// 4 rows x 2 halves of 16-bit sums, 4 registers for fields and codes; the 32-bit sums live in memory.
 const TOKENS_MAX: usize = 4;
+const PREFETCH_BYTES: usize = 2048;

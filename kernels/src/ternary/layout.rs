@@ -12,6 +12,12 @@ pub const TILE_BYTES: usize = 64;
 /// `2^16 * COLS_MAX / 16 = 2^30`.
 pub const COLS_MAX: usize = 1 << 18;
 
+/// Tiles whose sums of products fit 16 bits where `vpmaddubsw` makes them. A pair of products is in -512 ..= 508 (codes
+/// to 2, `q` in -128 ..= 127), a tile adds four pairs to each 16-bit sum: 16 tiles give -32768 ..= 32512, the whole of an
+/// i16 and not a pair more.
+#[cfg(target_arch = "x86_64")]
+pub(super) const TILES_EXACT_IN_I16: usize = 16;
+
 /// 16 rows x 16 columns; [`TernaryMatrix`] says how.
 pub type Tile = [u8; TILE_BYTES];
 

@@ -50,8 +50,16 @@ fn dispatch<F: Finish>(isa: Isa, job: Job<'_>, finish: F, out: &mut [F::Out]) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => super::avx2::linear(proof, job, finish, out),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(proof) => super::avx512::linear(proof, job, finish, out),
-        _ => portable::linear(job, finish, out),
+        Isa::AvxVnni(proof) => super::avx_vnni::linear(proof, job, finish, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bw(proof) => super::avx512_bw::linear(proof, job, finish, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(proof) => super::avx512_vnni::linear(proof, job, finish, out),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) => {
+            unreachable!("no proof exists on this machine")
+        }
+        Isa::Portable => portable::linear(job, finish, out),
     }
 }
 
@@ -91,6 +99,18 @@ impl<'a> Job<'a> {
         self.rows.div_ceil(TILE_ROWS)
     }
 
+    /// The work in blocks of row tiles that stay in the second-level cache while all activation rows pass by, in
+    /// near-equal groups of at most `tokens_max`.
+    pub(super) fn blocks(&self, tokens_max: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+        let (n, row_tiles) = (self.n(), self.row_tiles());
+        let block = (ROW_BLOCK_BYTES / self.row_tile_bytes()).max(1).next_multiple_of(2);
+        let groups = n.div_ceil(tokens_max);
+        (0..row_tiles).step_by(block).flat_map(move |first| {
+            let tiles = first..(first + block).min(row_tiles);
+            (0..groups).map(move |group| (tiles.clone(), group * n / groups..(group + 1) * n / groups))
+        })
+    }
+
     #[inline(always)]
     pub(super) fn row_tile(&self, index: usize) -> &'a [Tile] {
         &self.tiles[index * self.tiles_per_row..(index + 1) * self.tiles_per_row]
@@ -126,6 +146,9 @@ impl<'a> Job<'a> {
         }
     }
 }
+
+/// Half of a second-level cache of 512 KiB.
+const ROW_BLOCK_BYTES: usize = 256 << 10;
 
 /// What becomes of the exact sum of `w * q`.
 pub(super) trait Finish: Copy {

@@ -1,7 +1,7 @@
 //! Activations to int8: one scale a row, as bitnet.cpp defines it.
 
 use super::layout::padded_cols;
-use crate::Isa;
+use crate::{FloatIsa, Isa};
 
 /// What [`quantize`] found of a row: `x` is about `q / scale`; `sum` is the sum of all `q`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,12 +19,14 @@ pub struct Quantized {
 /// Where `q` is not `padded_cols(x.len())` long.
 pub fn quantize(isa: Isa, x: &[f32], q: &mut [i8]) -> Quantized {
     assert_eq!(q.len(), padded_cols(x.len()), "q is padded");
-    match isa {
+    match isa.floats() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(proof) => super::avx2::quantize(proof, x, q),
+        FloatIsa::Avx2(proof) => super::avx2::quantize(proof, x, q),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(proof) => super::avx512::quantize(proof, x, q),
-        _ => quantize_lanes(x, q),
+        FloatIsa::Avx512Bw(proof) => super::avx512_bw::quantize(proof, x, q),
+        #[cfg(not(target_arch = "x86_64"))]
+        FloatIsa::Avx2(_) | FloatIsa::Avx512Bw(_) => unreachable!("no proof exists on this machine"),
+        FloatIsa::Portable => quantize_lanes(x, q),
     }
 }
 

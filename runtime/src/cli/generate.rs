@@ -41,9 +41,9 @@ pub(super) struct Args {
     /// Kernel workers [default: one per core]
     #[arg(short, long)]
     workers: Option<usize>,
-    /// Instruction set of the kernels [default: the best there is]
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-vnni [default: the best there is]
     #[arg(long)]
-    isa: Option<String>,
+    isa: Option<kernels::Isa>,
     /// One JSON object instead of the streamed text
     #[arg(long)]
     json: bool,
@@ -109,10 +109,7 @@ impl Session {
         let topology = Topology::read(Path::new("/sys"))?;
         let placement = tuning::plan(&topology, Some(1), args.workers)?;
         let cpus = placement.shards[0].workers.clone();
-        let isa = match &args.isa {
-            Some(name) => kernels::Isa::by_name(name).ok_or_else(|| format!("this machine has no `{name}`"))?,
-            None => kernels::Isa::detect(),
-        };
+        let isa = args.isa.unwrap_or_else(kernels::Isa::detect);
         let options = LoadOptions { threads: cpus.len(), node: None, context_max: usize::MAX };
         let model = load_model(None, args.model.as_deref(), options)?;
         let params = &model.weights.params;

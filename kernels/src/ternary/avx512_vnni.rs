@@ -9,19 +9,9 @@ use std::arch::x86_64::{
 
 use super::layout::{TILE_ROWS, Tile, word};
 use super::linear::{Finish, Job};
-use super::quantize::{Quantized, quantize_lanes};
-use crate::Avx512;
+use crate::Avx512Vnni;
 
-pub(super) fn quantize(_: Avx512, x: &[f32], q: &mut [i8]) -> Quantized {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn body(x: &[f32], q: &mut [i8]) -> Quantized {
-        quantize_lanes(x, q)
-    }
-    // SAFETY: the token proves that these instructions exist.
-    unsafe { body(x, q) }
-}
-
-pub(super) fn linear<F: Finish>(_: Avx512, job: Job<'_>, finish: F, out: &mut [F::Out]) {
+pub(super) fn linear<F: Finish>(_: Avx512Vnni, job: Job<'_>, finish: F, out: &mut [F::Out]) {
     // SAFETY: the token proves that these instructions exist.
     unsafe { blocks(job, finish, out) }
 }
