@@ -10,7 +10,7 @@ use tuning::{Placement, Topology};
 
 use crate::config::{Config, IoChoice};
 use crate::engine::{Engine, EngineLimits, Link};
-use crate::forward::{self, Forward, Limits};
+use crate::forward::{Forward, Limits};
 use crate::kv::{KvCache, blocks_for};
 use crate::log::{info, warning};
 use crate::mailbox::{Doorbell, LeaderBell};
@@ -243,7 +243,7 @@ fn build_engine(
 ) -> std::io::Result<Engine> {
     let params = &model.weights.params;
     let cpus = place.workers.clone();
-    let team = Team::start(cpus.len(), forward::counters_for(params), move |index| pin(&cpus[index..=index]))?;
+    let team = Team::start(cpus.len(), move |index| pin(&cpus[index..=index]))?;
     let limits = Limits { rows_max: config.rows_max, logits_max: slots_max };
     let forward = Forward::new(config.isa, params, team.size(), limits);
     let kv = KvCache::new(params, model.weights.context, slots_max, kv_blocks);

@@ -16,7 +16,23 @@ use crate::futex;
 #[repr(align(128))]
 pub struct Padded<T>(pub T);
 
-type Job<'a> = &'a (dyn Fn(Member<'_>) + Sync);
+/// Work counters of a job: each gives out the units of one phase. They belong to what the job computes, not to the
+/// team, so that one team serves models of any depth.
+pub struct Counters(Box<[Padded<AtomicUsize>]>);
+
+impl Counters {
+    /// So many counters.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        Self((0..count).map(|_| Padded::default()).collect())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    run: &'a (dyn Fn(Member<'_>) + Sync),
+    counters: &'a Counters,
+}
 
 struct Shared {
     size: u32,
@@ -27,7 +43,6 @@ struct Shared {
     finished: Padded<AtomicU32>,
     poisoned: AtomicBool,
     stopping: AtomicBool,
-    counters: Box<[Padded<AtomicUsize>]>,
     job: UnsafeCell<Option<Job<'static>>>,
 }
 
@@ -48,15 +63,15 @@ pub struct Team {
 pub struct Member<'a> {
     pub index: usize,
     shared: &'a Shared,
+    counters: &'a Counters,
 }
 
 impl Team {
     /// Starts `size - 1` threads beside the caller. `setup(index)` runs first on each of them (pinning, names).
-    /// `counters` is how many work counters a job may use.
     ///
     /// # Errors
     /// The operating system's, when a thread can't be started.
-    pub fn start(size: usize, counters: usize, setup: impl Fn(usize) + Send + Sync + 'static) -> std::io::Result<Self> {
+    pub fn start(size: usize, setup: impl Fn(usize) + Send + Sync + 'static) -> std::io::Result<Self> {
         assert!(size >= 1, "a team has at least its leader");
         let shared = Arc::new(Shared {
             size: u32::try_from(size).expect("a team fits one machine"),
@@ -67,7 +82,6 @@ impl Team {
             finished: Padded::default(),
             poisoned: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            counters: (0..counters).map(|_| Padded::default()).collect(),
             job: UnsafeCell::new(None),
         });
         let setup = Arc::new(setup);
@@ -89,14 +103,14 @@ impl Team {
         self.shared.size as usize
     }
 
-    /// Runs `job` on every member and returns when all are done.
+    /// Runs `job` on every member and returns when all are done. `counters` start at 0.
     ///
     /// # Panics
     /// When a member panicked in the job, here or before: the team is then of no further use.
-    pub fn run(&self, job: Job<'_>) {
-        let shared = &*self.shared;
+    pub fn run(&self, counters: &Counters, job: &(dyn Fn(Member<'_>) + Sync)) {
+        let (shared, job) = (&*self.shared, Job { run: job, counters });
         assert!(!shared.poisoned.load(Ordering::Relaxed), "a member of this team panicked before");
-        for counter in &shared.counters {
+        for counter in &counters.0 {
             counter.0.store(0, Ordering::Relaxed);
         }
         shared.finished.0.store(0, Ordering::Relaxed);
@@ -108,7 +122,7 @@ impl Team {
         if shared.parked.0.load(Ordering::SeqCst) > 0 {
             futex::wake_all(&shared.epoch.0);
         }
-        let outcome = catch_unwind(AssertUnwindSafe(|| job(Member { index: 0, shared })));
+        let outcome = catch_unwind(AssertUnwindSafe(|| (job.run)(Member { index: 0, shared, counters })));
         if outcome.is_err() {
             shared.poisoned.store(true, Ordering::SeqCst);
         }
@@ -160,12 +174,12 @@ impl Member<'_> {
     #[must_use]
     pub fn claim(&self, counter: usize, units: usize) -> Option<usize> {
         if self.shared.size == 1 {
-            let counter = &self.shared.counters[counter].0;
+            let counter = &self.counters.0[counter].0;
             let unit = counter.load(Ordering::Relaxed);
             counter.store(unit + 1, Ordering::Relaxed);
             return (unit < units).then_some(unit);
         }
-        let unit = self.shared.counters[counter].0.fetch_add(1, Ordering::Relaxed);
+        let unit = self.counters.0[counter].0.fetch_add(1, Ordering::Relaxed);
         (unit < units).then_some(unit)
     }
 
@@ -185,7 +199,7 @@ fn member_loop(shared: &Shared, index: usize) {
         }
         // SAFETY: the leader wrote the cell before it raised the epoch and waits for `finished` before it writes again.
         let job = unsafe { *shared.job.get() }.expect("an epoch comes with its job");
-        if catch_unwind(AssertUnwindSafe(|| job(Member { index, shared }))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| (job.run)(Member { index, shared, counters: job.counters }))).is_err() {
             shared.poisoned.store(true, Ordering::SeqCst);
         }
         shared.finished.0.fetch_add(1, Ordering::Release);
@@ -236,10 +250,11 @@ mod tests {
 
     #[test]
     fn every_unit_is_claimed_exactly_once_and_barriers_hold() {
-        let team = Team::start(3, 64, |_| {}).unwrap();
+        let team = Team::start(3, |_| {}).unwrap();
+        let counters = Counters::new(64);
         for _ in 0..200 {
             let hits: Vec<AtomicUsize> = (0..64 * 10).map(|_| AtomicUsize::new(0)).collect();
-            team.run(&|member| {
+            team.run(&counters, &|member| {
                 for phase in 0..64 {
                     while let Some(unit) = member.claim(phase, 10) {
                         hits[phase * 10 + unit].fetch_add(1, Ordering::Relaxed);
@@ -253,9 +268,9 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_member_reaches_the_leader() {
-        let team = Team::start(2, 1, |_| {}).unwrap();
+        let team = Team::start(2, |_| {}).unwrap();
         let result = catch_unwind(AssertUnwindSafe(|| {
-            team.run(&|member| {
+            team.run(&Counters::new(0), &|member| {
                 assert!(member.index == 0, "told to fail");
                 member.barrier();
             });

@@ -12,7 +12,7 @@ use std::time::Duration;
 use harness::{ROWS_MAX, Rig, load};
 use kernels::Isa;
 use runtime::engine::{Command, Engine, EngineLimits, Event, Link};
-use runtime::forward::{Forward, Limits, Step, counters_for};
+use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::mailbox::{Doorbell, LeaderBell};
 use runtime::metrics::ShardMetrics;
@@ -150,7 +150,7 @@ fn generate(
     streams: &[usize],
 ) -> Vec<Vec<u32>> {
     let params = &model.weights.params;
-    let team = Team::start(workers, counters_for(params), |_| {}).unwrap();
+    let team = Team::start(workers, |_| {}).unwrap();
     let forward = Forward::new(Isa::detect(), params, workers, Limits { rows_max, logits_max: slots_max });
     let positions = prompts.iter().map(Vec::len).max().unwrap() + ANSWER_TOKENS;
     let kv = KvCache::new(params, positions, slots_max, slots_max * blocks_for(positions));

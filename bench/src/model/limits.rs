@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use kernels::{Isa, limits};
-use runtime::team::Team;
+use runtime::team::{Counters, Team};
 use tuning::memory::Arena;
 
 /// What the workers of a team can do together.
@@ -19,15 +19,16 @@ impl Limits {
         let mut arena = Arena::zeroed(READ_BYTES, None).expect("memory for the bandwidth test");
         arena.as_mut_slice().fill(1);
         let bytes = arena.as_slice();
+        let none = Counters::new(0);
         let part = READ_BYTES / team.size();
         let seconds = best(|| {
-            team.run(&|member| {
+            team.run(&none, &|member| {
                 black_box(limits::read(isa, &bytes[member.index * part..(member.index + 1) * part]));
             });
         });
         let int8 = limits::int8(isa).map(|operations| {
             let seconds = best(|| {
-                team.run(&|_| {
+                team.run(&none, &|_| {
                     black_box(limits::int8(isa));
                 });
             });

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kernels::Isa;
 use runtime::cli::load_model;
-use runtime::forward::{Forward, Limits, Step, counters_for};
+use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::model::{LoadOptions, Model};
 use runtime::team::Team;
@@ -176,7 +176,7 @@ fn team_of(model: &Model, isa: Isa, workers: usize, batch_max: usize) -> Result<
     let topology = tuning::Topology::read(Path::new("/sys"))?;
     let cpus = tuning::plan(&topology, Some(1), Some(workers))?.shards[0].workers.clone();
     let params = &model.weights.params;
-    let team = Team::start(workers, counters_for(params), move |index| {
+    let team = Team::start(workers, move |index| {
         // An unpinned worker computes the same.
         let _ = tuning::pin(&cpus[index..=index]);
     })?;

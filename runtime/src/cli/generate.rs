@@ -8,7 +8,7 @@ use std::time::Instant;
 use tuning::Topology;
 
 use super::load_model;
-use crate::forward::{Forward, Limits, Step, counters_for};
+use crate::forward::{Forward, Limits, Step};
 use crate::kv::{KvCache, blocks_for};
 use crate::model::{LoadOptions, Model};
 use crate::sampler::{History, Sampler, SamplingParams};
@@ -115,7 +115,7 @@ impl Session {
         let params = &model.weights.params;
         tuning::pin(&cpus[..1])?;
         let workers = cpus.len();
-        let team = Team::start(workers, counters_for(params), move |index| {
+        let team = Team::start(workers, move |index| {
             // An unpinned worker computes the same.
             let _ = tuning::pin(&cpus[index..=index]);
         })?;

@@ -8,7 +8,7 @@ use kernels::Isa;
 use crate::kv::KvCache;
 use crate::model::{HyperParameters, Weights};
 use crate::shared::{PerWorker, Shared};
-use crate::team::Team;
+use crate::team::{Counters, Team};
 
 use buffers::{Buffers, Scratch};
 
@@ -66,13 +66,8 @@ pub struct Forward {
     buffers: Buffers,
     scratch: PerWorker<Scratch>,
     logits: Shared<f32>,
+    counters: Counters,
     vocab: usize,
-}
-
-/// Work counters that one pass uses: a fixed few per layer and around them.
-#[must_use]
-pub fn counters_for(params: &HyperParameters) -> usize {
-    params.layers * pass::COUNTERS_PER_LAYER + pass::COUNTERS_AROUND
 }
 
 impl Forward {
@@ -85,6 +80,7 @@ impl Forward {
             buffers: Buffers::new(params, limits),
             scratch: PerWorker::new(workers, || Scratch::new(params, limits)),
             logits: Shared::new(limits.logits_max * params.vocab),
+            counters: Counters::new(params.layers * pass::COUNTERS_PER_LAYER + pass::COUNTERS_AROUND),
             vocab: params.vocab,
         }
     }
@@ -119,7 +115,7 @@ impl Forward {
             vocab: self.vocab,
             each,
         };
-        team.run(&|member| pass.run(member));
+        team.run(&self.counters, &|member| pass.run(member));
     }
 
     /// The logits of entry `i` of the last step.

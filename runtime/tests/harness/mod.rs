@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kernels::Isa;
-use runtime::forward::{Forward, Limits, Step, counters_for};
+use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::model::{LoadOptions, Model, Source};
 use runtime::team::Team;
@@ -27,7 +27,7 @@ impl<'m> Rig<'m> {
     /// For `slots` sequences of at most `positions` positions each, which are reserved at once.
     pub(crate) fn new(model: &'m Model, isa: Isa, workers: usize, slots: usize, positions: usize) -> Self {
         let params = &model.weights.params;
-        let team = Team::start(workers, counters_for(params), |_| {}).unwrap();
+        let team = Team::start(workers, |_| {}).unwrap();
         let limits = Limits { rows_max: ROWS_MAX, logits_max: ROWS_MAX };
         let forward = Forward::new(isa, params, workers, limits);
         let mut kv = KvCache::new(params, positions, slots, slots * blocks_for(positions));
