@@ -1,27 +1,37 @@
 //! The step loop of a shard, run by its leader: commands in, steps through the forward pass, tokens out.
+//!
+//! The leader owns a small table of lanes, one for each generation that is served or being drained. A step belongs to
+//! one lane; lanes with work take turns, all on the same team.
+
+mod lane;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use rtrb::{Consumer, Producer};
 
-use crate::forward::{Forward, Step};
-use crate::kv::KvCache;
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
-use crate::model::Model;
-use crate::pace::Pace;
-use crate::sampler::Sampler;
-use crate::schedule::{NewSequence, Scheduler, Sequence, StreamId};
-use crate::shared::PerWorker;
+use crate::schedule::{NewSequence, StreamId};
 use crate::team::Team;
 
+pub use lane::{Lane, LaneLimits};
+
+/// A loaded version of a model: its number in the order of loading, unique in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GenerationId(pub u32);
+
 /// From the executor to the leader.
-#[derive(Debug)]
 pub enum Command {
-    Start(Box<NewSequence>),
+    Start {
+        generation: GenerationId,
+        sequence: Box<NewSequence>,
+    },
     Cancel(StreamId),
+    /// A generation whose sequences may come from now on.
+    Open(Box<Lane>),
+    /// No further sequence of it comes: its lane goes back to who made it when the last one has ended.
+    Close(GenerationId),
 }
 
 /// Why a sequence ended.
@@ -63,19 +73,12 @@ pub struct TokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Limits of a step loop.
-#[derive(Clone, Copy, Debug)]
-pub struct EngineLimits {
-    pub slots_max: usize,
-    pub waiting_max: usize,
-    /// Longest step that running sequences should feel.
-    pub itl_target: Duration,
-}
-
-/// The two ends that the leader holds, and what it needs to wake the other side.
+/// The ends that the leader holds, and what it needs to wake the other side.
 pub struct Link {
     pub commands: Consumer<Command>,
     pub events: Producer<Event>,
+    /// Lanes that are over, for whoever frees their memory: never this thread.
+    pub closed: Producer<Lane>,
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
     pub stopping: Arc<AtomicBool>,
@@ -83,73 +86,44 @@ pub struct Link {
 
 /// Everything that a shard computes with.
 pub struct Engine {
-    model: Arc<Model>,
     team: Team,
-    forward: Forward,
-    kv: KvCache,
-    scheduler: Scheduler,
+    lanes: Vec<Lane>,
+    /// Whose turn it is, if it has work.
+    turn: usize,
     link: Link,
     metrics: Arc<ShardMetrics>,
-    samplers: PerWorker<Sampler>,
-    sampled: PerWorker<Option<Sampled>>,
-    step: Step,
-    pace: Pace,
 }
 
 impl Engine {
-    /// Assembles a step loop; nothing runs yet.
+    /// Assembles a step loop over `lanes`, made for this team; nothing runs yet.
     #[must_use]
-    pub fn new(
-        model: Arc<Model>,
-        team: Team,
-        forward: Forward,
-        kv: KvCache,
-        limits: EngineLimits,
-        link: Link,
-        metrics: Arc<ShardMetrics>,
-    ) -> Self {
-        let workers = team.size();
-        let vocab = model.weights.params.vocab;
-        Self {
-            samplers: PerWorker::new(workers, || Sampler::new(vocab)),
-            sampled: PerWorker::new(forward.limits().logits_max, || None),
-            scheduler: Scheduler::new(limits.slots_max, limits.waiting_max),
-            pace: Pace::new(limits.itl_target),
-            step: Step::default(),
-            model,
-            team,
-            forward,
-            kv,
-            link,
-            metrics,
-        }
+    pub fn new(team: Team, lanes: Vec<Lane>, link: Link, metrics: Arc<ShardMetrics>) -> Self {
+        let mut lanes = lanes;
+        lanes.reserve(LANES_MAX.saturating_sub(lanes.len()));
+        Self { team, lanes, turn: 0, link, metrics }
     }
 
-    /// One step of one row, so that every page and every code path of a step is warm, and the model's scores are
+    /// One step of one row of each lane, so that every page and every code path of a step is warm, and the scores are
     /// known to be numbers.
     ///
     /// # Panics
     /// When they are not.
     pub fn warm_up(&mut self) {
-        self.kv.reserve(0, 1).expect("a cache holds one sequence");
-        self.step.clear();
-        self.step.push(0, 0, &[self.model.tokenizer.bos().unwrap_or(0)], true);
-        let Self { model, team, forward, kv, step, .. } = self;
-        forward.run(team, &model.weights, kv, step, &|_, logits, _| {
-            assert!(logits.iter().all(|logit| logit.is_finite()), "the model's first scores are no numbers");
-        });
-        self.kv.release(0);
+        for lane in &mut self.lanes {
+            lane.warm_up(&self.team);
+        }
     }
 
     /// Runs until the executor has said `stopping` and every sequence has ended, or the executor is gone.
     pub fn run(mut self) {
         while !self.link.events.is_abandoned() {
             self.receive();
-            let Self { scheduler, kv, link, .. } = &mut self;
-            scheduler.admit(kv, |stream| push(link, Event::Admitted(stream)));
-            let prefill_rows = self.pace.prefill_rows(self.scheduler.decoding(), self.forward.limits().rows_max);
-            if self.scheduler.form(&mut self.step, self.forward.limits().rows_max, prefill_rows) {
-                self.step();
+            self.release();
+            if let Some(index) = self.form() {
+                self.turn = index + 1;
+                self.lanes[index].step(&self.team, &mut self.link, &self.metrics);
+                self.publish();
+                self.link.doorbell.ring();
             } else if self.link.stopping.load(Ordering::SeqCst) && self.link.commands.is_empty() {
                 return;
             } else {
@@ -163,73 +137,58 @@ impl Engine {
     fn receive(&mut self) {
         while let Ok(command) = self.link.commands.pop() {
             match command {
-                Command::Start(sequence) => {
-                    if let Err(full) = self.scheduler.submit(*sequence) {
+                Command::Start { generation, sequence } => {
+                    let lane = self.lane(generation).expect("a generation is opened before its sequences start");
+                    if let Err(full) = lane.submit(*sequence) {
                         push(&mut self.link, Event::Refused(full.0.stream));
                     }
                 }
-                Command::Cancel(stream) => self.scheduler.cancel(stream, &mut self.kv),
+                Command::Cancel(stream) => self.lanes.iter_mut().for_each(|lane| lane.cancel(stream)),
+                Command::Open(lane) => self.lanes.push(*lane),
+                Command::Close(generation) => self.lane(generation).expect("a generation is closed once").close(),
             }
         }
         self.link.doorbell.ring();
     }
 
-    fn step(&mut self) {
-        let started = Instant::now();
-        let Self { model, team, forward, kv, scheduler, samplers, sampled, step, .. } = self;
-        let step = &*step;
-        let (scheduler, samplers, sampled) = (&*scheduler, &*samplers, &*sampled);
-        forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
-            #[cfg(test)]
-            assert!(!FAIL_NEXT_STEP.swap(false, Ordering::SeqCst), "told to fail");
-            let slot = logits_slot(step, i);
-            let sequence = scheduler.sequence(slot).expect("a row belongs to a sequence");
-            sample(samplers, sampled, (i, worker), sequence, logits);
-        });
-        let elapsed = started.elapsed();
-        let decode_rows = self.step.segments.iter().filter(|segment| segment.rows == 1).count();
-        self.pace.observe(decode_rows, self.step.tokens.len() - decode_rows, elapsed);
-        self.metrics.observe_step(elapsed, self.step.tokens.len(), self.step.logits.len());
-        self.advance();
-        self.publish();
-        self.link.doorbell.ring();
+    fn lane(&mut self, generation: GenerationId) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.id() == generation)
     }
 
-    /// Moves every sequence of the step on and sends its token.
-    fn advance(&mut self) {
-        let mut logits = 0;
-        for index in 0..self.step.segments.len() {
-            let segment = self.step.segments[index];
-            let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
-            sequence.computed += segment.rows;
-            if sequence.computed < sequence.tokens.len() {
-                continue;
-            }
-            let sampled = self.sampled.get_mut(logits).take();
-            logits += 1;
-            let (event, ended) = next_event(&self.model, sequence, sampled);
-            if ended {
-                self.scheduler.finish(segment.slot, &mut self.kv);
-            }
-            push(&mut self.link, event);
+    /// Hands lanes that are over to the thread that frees them.
+    fn release(&mut self) {
+        while let Some(index) = self.lanes.iter().position(|lane| lane.is_over()) {
+            self.lanes[index].publish();
+            let lane = self.lanes.remove(index);
+            // Where nobody wants it back any more, the process is ending.
+            let _ = self.link.closed.push(lane);
         }
+    }
+
+    /// The next lane that has work, its step formed.
+    fn form(&mut self) -> Option<usize> {
+        let count = self.lanes.len();
+        let all_s: f64 = self.lanes.iter().map(|lane| lane.decode_estimate_s()).sum();
+        (0..count).map(|offset| (self.turn + offset) % count).find(|&index| {
+            let lane = &mut self.lanes[index];
+            let beside_s = all_s - lane.decode_estimate_s();
+            lane.form(&mut self.link, beside_s.max(0.0))
+        })
     }
 
     fn publish(&self) {
-        self.metrics.set_queue(self.scheduler.running(), self.scheduler.waiting());
-        self.metrics.set_kv(self.kv.blocks() - self.kv.blocks_free(), self.kv.blocks());
+        let (mut running, mut waiting, mut used, mut all) = (0, 0, 0, 0);
+        for lane in &self.lanes {
+            lane.publish();
+            let blocks = lane.kv_blocks();
+            running += lane.running();
+            waiting += lane.waiting();
+            used += blocks.0;
+            all += blocks.1;
+        }
+        self.metrics.set_queue(running, waiting);
+        self.metrics.set_kv(used, all);
     }
-}
-
-fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) -> (Event, bool) {
-    let stream = sequence.stream;
-    let Some(sampled) = sampled else { return (Event::End { stream, finish: Finish::Failed }, true) };
-    if sequence.stop_at_end && model.tokenizer.is_end_of_generation(sampled.token) {
-        return (Event::End { stream, finish: Finish::Stop }, true);
-    }
-    sequence.push(sampled.token);
-    let finish = (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length);
-    (Event::Token { stream, sampled, finish }, finish.is_some())
 }
 
 /// The ring holds the events of several steps; an executor that is behind for longer is waited for, one that is gone
@@ -246,34 +205,8 @@ fn push(link: &mut Link, event: Event) {
     }
 }
 
-/// Slot of the `i`-th logits row of a step.
-fn logits_slot(step: &Step, i: usize) -> usize {
-    let row = step.logits[i];
-    let at = step.segments.partition_point(|segment| segment.first_row + segment.rows <= row);
-    step.segments[at].slot
-}
-
-#[expect(unsafe_code, reason = "each worker has its sampler, each row its place for the result")]
-fn sample(
-    samplers: &PerWorker<Sampler>,
-    sampled: &PerWorker<Option<Sampled>>,
-    (i, worker): (usize, usize),
-    sequence: &Sequence,
-    logits: &mut [f32],
-) {
-    // SAFETY: the forward pass calls this on worker `worker` only.
-    let sampler = unsafe { samplers.get(worker) };
-    // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
-    let result = unsafe { sampled.get(i) };
-    let position = sequence.tokens.len() as u64;
-    let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok();
-    *result = choice.map(|choice| Sampled {
-        token: choice.token,
-        logprobs: choice
-            .logprob
-            .map(|logprob| Box::new(TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() })),
-    });
-}
+/// Most generations that a shard holds at a time, served and draining; also the room of the ring that takes them back.
+pub const LANES_MAX: usize = 64;
 
 /// Makes a worker panic in the next step of any engine of this process.
 #[cfg(test)]

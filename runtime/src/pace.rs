@@ -37,25 +37,28 @@ impl Pace {
         }
     }
 
-    /// Most prompt rows beside `decode_rows` in a step of at most `rows_max`.
+    /// Most prompt rows beside `decode_rows` in a step of at most `rows_max`, where sequences that decode wait
+    /// `beside_s` for other steps between two of theirs already.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-    pub fn prefill_rows(&self, decode_rows: usize, rows_max: usize) -> usize {
+    pub fn prefill_rows(&self, decode_rows: usize, beside_s: f64, rows_max: usize) -> usize {
         if self.prefill_row_s == 0.0 {
             return FIRST_ROWS.min(rows_max);
         }
-        let budget_s = if decode_rows == 0 {
+        let budget_s = if decode_rows == 0 && beside_s == 0.0 {
             self.itl_target_s * IDLE_TARGETS
         } else {
-            let decode_s = self.decode_estimate_s(decode_rows);
+            let decode_s = self.decode_estimate_s(decode_rows) + beside_s;
             (self.itl_target_s - decode_s).max(decode_s)
         };
         ((budget_s / self.prefill_row_s) as usize).max(CHUNK_ROWS_MIN).min(rows_max)
     }
 
-    /// A step streams the weights once however few its rows are, so it never costs less than those seen.
+    /// What a step of so many decode rows takes; 0 before any was seen. A step streams the weights once however few
+    /// its rows are, so it never costs less than those seen.
+    #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "rows are few")]
-    fn decode_estimate_s(&self, rows: usize) -> f64 {
+    pub fn decode_estimate_s(&self, rows: usize) -> f64 {
         if rows == 0 || self.decode_rows == 0.0 {
             return 0.0;
         }
@@ -89,9 +92,9 @@ mod tests {
     #[test]
     fn the_first_chunk_is_small_and_an_idle_shard_takes_long_steps() {
         let mut pace = Pace::new(ms(50.0));
-        assert_eq!(pace.prefill_rows(0, 512), 64);
+        assert_eq!(pace.prefill_rows(0, 0.0, 512), 64);
         pace.observe(0, 64, ms(64.0));
-        assert_eq!(pace.prefill_rows(0, 512), 200);
+        assert_eq!(pace.prefill_rows(0, 0.0, 512), 200);
     }
 
     #[test]
@@ -99,8 +102,8 @@ mod tests {
         let mut pace = Pace::new(ms(50.0));
         pace.observe(0, 64, ms(64.0));
         pace.observe(4, 0, ms(10.0));
-        assert_eq!(pace.prefill_rows(4, 512), 40);
-        assert_eq!(pace.prefill_rows(2, 512), 40);
+        assert_eq!(pace.prefill_rows(4, 0.0, 512), 40);
+        assert_eq!(pace.prefill_rows(2, 0.0, 512), 40);
     }
 
     #[test]
@@ -108,9 +111,17 @@ mod tests {
         let mut pace = Pace::new(ms(50.0));
         pace.observe(0, 64, ms(64.0));
         pace.observe(16, 0, ms(100.0));
-        assert_eq!(pace.prefill_rows(16, 512), 100);
-        assert_eq!(pace.prefill_rows(32, 512), 200);
-        assert_eq!(pace.prefill_rows(32, 128), 128);
+        assert_eq!(pace.prefill_rows(16, 0.0, 512), 100);
+        assert_eq!(pace.prefill_rows(32, 0.0, 512), 200);
+        assert_eq!(pace.prefill_rows(32, 0.0, 128), 128);
+    }
+
+    #[test]
+    fn a_prompt_is_short_also_where_only_others_would_feel_it() {
+        let mut pace = Pace::new(ms(50.0));
+        pace.observe(0, 64, ms(64.0));
+        assert_eq!(pace.prefill_rows(0, 0.010, 512), 40);
+        assert_eq!(pace.prefill_rows(0, 0.100, 512), 100);
     }
 
     #[test]
@@ -118,6 +129,6 @@ mod tests {
         let mut pace = Pace::new(ms(1.0));
         pace.observe(0, 64, ms(6400.0));
         pace.observe(1, 0, ms(0.5));
-        assert_eq!(pace.prefill_rows(1, 512), 16);
+        assert_eq!(pace.prefill_rows(1, 0.0, 512), 16);
     }
 }

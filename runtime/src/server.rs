@@ -6,18 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rtrb::Consumer;
 use tuning::{Placement, Topology};
 
 use crate::config::{Config, IoChoice};
-use crate::engine::{Engine, EngineLimits, Link};
+use crate::engine::{Engine, GenerationId, LANES_MAX, Lane, LaneLimits, Link};
 use crate::forward::{Forward, Limits};
 use crate::kv::{KvCache, blocks_for};
 use crate::log::{info, warning};
 use crate::mailbox::{Doorbell, LeaderBell};
-use crate::metrics::ShardMetrics;
+use crate::metrics::{GenerationMetrics, ShardMetrics};
 use crate::model::Model;
 use crate::probe::{self, Io};
-use crate::shard::{Control, Shard, ShardLink};
+use crate::shard::{Control, Served, Shard, ShardLink};
 use crate::signals::Termination;
 use crate::team::Team;
 
@@ -79,19 +80,27 @@ impl Plan {
     }
 }
 
-/// Runs `model` until a termination signal, then drains.
+/// Serves `models`, each as its replicas shard by shard, until a termination signal, then drains.
 ///
 /// # Errors
 /// When a shard can't start or ends by itself, and when streams had to be cut.
-pub fn serve(config: &Config, plan: &Plan, models: &[Arc<Model>], termination: &Termination) -> Result<(), Error> {
+pub fn serve(config: &Config, plan: &Plan, models: &[Vec<Arc<Model>>], termination: &Termination) -> Result<(), Error> {
     let started = Instant::now();
     let count = plan.placement.shards.len();
     let metrics: Arc<[Arc<ShardMetrics>]> = (0..count).map(|_| Arc::new(ShardMetrics::default())).collect();
     let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers()));
-    let kv_blocks = kv_blocks(config, &models[0], count)?;
+    let kv_blocks = models.iter().map(|replicas| kv_blocks(config, &replicas[0], count, models.len()));
+    let kv_blocks = kv_blocks.collect::<Result<Vec<_>, Error>>()?;
     let mut shards = Vec::with_capacity(count);
-    for (index, model) in models.iter().enumerate() {
-        shards.push(start_shard(config, plan, index, model, &control, kv_blocks)?);
+    for index in 0..count {
+        let (mut served, mut lanes) = (Vec::with_capacity(models.len()), Vec::with_capacity(models.len()));
+        for ((id, replicas), blocks) in (0..).zip(models).zip(&kv_blocks) {
+            let metrics = Arc::new(GenerationMetrics::default());
+            let generation = Served { id: GenerationId(id), model: Arc::clone(&replicas[index]), metrics };
+            lanes.push(build_lane(config, &plan.placement.shards[index], count, &generation, *blocks));
+            served.push(generation);
+        }
+        shards.push(start_shard(config, plan, index, (served, lanes), &control)?);
     }
     for (index, shard) in shards.iter().enumerate() {
         while !shard.ready.load(Ordering::Acquire) {
@@ -109,11 +118,13 @@ pub fn serve(config: &Config, plan: &Plan, models: &[Arc<Model>], termination: &
     }
     control.set_ready();
     notify(&[sd_notify::NotifyState::Ready]);
-    info!("serving `{}` on http://{}", models[0].name, plan.address);
+    let names: Vec<String> = models.iter().map(|replicas| format!("`{}`", replicas[0].name)).collect();
+    info!("serving {} on http://{}", names.join(", "), plan.address);
     loop {
         if termination.wait(SHARDS_LOOKED_AT_EVERY) {
             break;
         }
+        shards.iter_mut().for_each(Running::free_closed_lanes);
         if let Some(index) = shards.iter().position(Running::is_over) {
             end_streams(&control, &shards);
             return shards.remove(index).failure(index);
@@ -129,12 +140,20 @@ struct Running {
     ready: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
     doorbell: Arc<Doorbell>,
+    closed: Consumer<Lane>,
 }
 
 impl Running {
     /// Whether the leader ended although its executor had not.
     fn lost_leader(&self) -> bool {
         self.leader.is_finished() && !self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Frees what the leader has given back.
+    fn free_closed_lanes(&mut self) {
+        while let Ok(lane) = self.closed.pop() {
+            drop(lane);
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -155,15 +174,15 @@ fn start_shard(
     config: &Config,
     plan: &Plan,
     index: usize,
-    model: &Arc<Model>,
+    (served, lanes): (Vec<Served>, Vec<Lane>),
     control: &Arc<Control>,
-    kv_blocks: usize,
 ) -> Result<Running, Error> {
     let fail = |what| move |source| Error::Start { what, source };
     let place = plan.placement.shards[index].clone();
     let shards = plan.placement.shards.len();
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
     let (commands_in, commands) = rtrb::RingBuffer::new(COMMANDS_PER_SLOT * (slots_max + waiting_max));
+    let (closed, closed_out) = rtrb::RingBuffer::new(LANES_MAX);
     let (events, events_out) = rtrb::RingBuffer::new(EVENTS_PER_SLOT * slots_max + waiting_max);
     let doorbell = Arc::new(Doorbell::new().map_err(fail("an event descriptor"))?);
     let (bell, stopping) = (Arc::new(LeaderBell::default()), Arc::new(AtomicBool::new(false)));
@@ -173,25 +192,18 @@ fn start_shard(
     let link = Link {
         commands,
         events,
+        closed,
         doorbell: Arc::clone(&doorbell),
         bell: Arc::clone(&bell),
         stopping: Arc::clone(&stopping),
     };
-    let (leader_config, leader_model, leader_metrics) = (config.clone(), Arc::clone(model), Arc::clone(&metrics));
-    let (leader_place, leader_ready) = (place.clone(), Arc::clone(&ready));
+    let (leader_cpus, leader_ready) = (place.workers.clone(), Arc::clone(&ready));
     let leader = std::thread::Builder::new().name(format!("leader-{index}")).spawn(move || {
-        pin(&leader_place.workers[..1]);
-        let engine = build_engine(
-            &leader_config,
-            leader_model,
-            &leader_place,
-            (slots_max, waiting_max),
-            kv_blocks,
-            link,
-            leader_metrics,
-        );
-        match engine {
-            Ok(mut engine) => {
+        pin(&leader_cpus[..1]);
+        let team = Team::start(leader_cpus.len(), move |index| pin(&leader_cpus[index..=index]));
+        match team {
+            Ok(team) => {
+                let mut engine = Engine::new(team, lanes, link, metrics);
                 engine.warm_up();
                 leader_ready.store(true, Ordering::Release);
                 engine.run();
@@ -207,16 +219,16 @@ fn start_shard(
         bell: Arc::clone(&bell),
     };
     let executor_stopping = Arc::clone(&stopping);
-    let (config, model, control) = (config.clone(), Arc::clone(model), Arc::clone(control));
+    let (config, control) = (config.clone(), Arc::clone(control));
     let (io, address, share_port) = (plan.io.clone(), plan.address, shards > 1);
     let executor = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
         let _farewell = Farewell { bell, stopping: executor_stopping };
         pin(&place.executor);
-        let (shard, events) = Shard::new(index, config, model, control, shard_link, (slots_max, waiting_max));
+        let (shard, events) = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
         crate::executor::run(&io, shard.serve(events, address, share_port))?
     });
     let executor = executor.map_err(fail("an executor thread"))?;
-    Ok(Running { executor, leader, ready, stopping, doorbell })
+    Ok(Running { executor, leader, ready, stopping, doorbell, closed: closed_out })
 }
 
 /// Tells the leader that its executor is gone, also where a panic took it.
@@ -232,23 +244,23 @@ impl Drop for Farewell {
     }
 }
 
-fn build_engine(
+/// Everything that one of `shards` shards needs to compute `served`.
+fn build_lane(
     config: &Config,
-    model: Arc<Model>,
     place: &tuning::ShardPlacement,
-    (slots_max, waiting_max): (usize, usize),
+    shards: usize,
+    served: &Served,
     kv_blocks: usize,
-    link: Link,
-    metrics: Arc<ShardMetrics>,
-) -> std::io::Result<Engine> {
+) -> Lane {
+    let (model, workers) = (&served.model, place.workers.len());
     let params = &model.weights.params;
-    let cpus = place.workers.clone();
-    let team = Team::start(cpus.len(), move |index| pin(&cpus[index..=index]))?;
+    let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
     let limits = Limits { rows_max: config.rows_max, logits_max: slots_max };
-    let forward = Forward::new(config.isa, params, team.size(), limits);
+    let forward = Forward::new(config.isa, params, workers, limits);
     let kv = KvCache::new(params, model.weights.context, slots_max, kv_blocks);
-    let limits = EngineLimits { slots_max, waiting_max, itl_target: config.itl_target };
-    Ok(Engine::new(model, team, forward, kv, limits, link, metrics))
+    let limits = LaneLimits { slots_max, waiting_max, itl_target: config.itl_target };
+    let metrics = Arc::clone(&served.metrics);
+    Lane::new(served.id, Arc::clone(model), workers, forward, kv, limits, metrics)
 }
 
 /// A thread that can't be pinned runs all the same.
@@ -258,13 +270,14 @@ fn pin(cpus: &[tuning::CpuId]) {
     }
 }
 
-/// KV blocks of one shard: enough for every slot at full context, as far as the memory budget goes.
-fn kv_blocks(config: &Config, model: &Model, shards: usize) -> Result<usize, Error> {
+/// KV blocks of one shard: enough for every slot at full context, as far as the memory budget goes, of which each of
+/// `models` has its part.
+fn kv_blocks(config: &Config, model: &Model, shards: usize, models: usize) -> Result<usize, Error> {
     let params = &model.weights.params;
     let block_bytes = KvCache::block_bytes(params) as u64;
     let per_sequence = blocks_for(model.weights.context) as u64;
     let free = tuning::memory::available_memory_bytes()?;
-    let bytes_max = config.kv_bytes_max.unwrap_or(free / KV_MEMORY_SHARE) / shards as u64;
+    let bytes_max = config.kv_bytes_max.unwrap_or(free / KV_MEMORY_SHARE) / (shards * models) as u64;
     let wanted = per_sequence * config.slots_max.div_ceil(shards) as u64;
     let blocks = wanted.min(bytes_max / block_bytes);
     if blocks < per_sequence {
@@ -372,7 +385,7 @@ mod tests {
         let options = LoadOptions { threads: 1, node: None, context_max: 512 };
         let model = Model::load(&Source::embedded(), "tiny".into(), options, &|_, _| {}).unwrap();
         let model = Arc::new(model);
-        let models = vec![model; plan.placement.shards.len()];
+        let models = vec![vec![model; plan.placement.shards.len()]];
         let server = std::thread::spawn(move || {
             let termination = Termination::block().unwrap();
             serve(&config, &plan, &models, &termination)

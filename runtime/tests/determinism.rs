@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use harness::{ROWS_MAX, Rig, load};
 use kernels::Isa;
-use runtime::engine::{Command, Engine, EngineLimits, Event, Link};
+use runtime::engine::{Command, Engine, Event, GenerationId, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::mailbox::{Doorbell, LeaderBell};
-use runtime::metrics::ShardMetrics;
+use runtime::metrics::{GenerationMetrics, ShardMetrics};
 use runtime::model::Model;
 use runtime::sampler::SamplingParams;
 use runtime::schedule::{NewSequence, Priority, StreamId};
@@ -141,6 +141,47 @@ fn sampled_tokens_do_not_depend_on_other_requests_or_workers() {
     }
 }
 
+#[test]
+fn generations_that_share_a_team_change_no_token_of_each_other() {
+    let (old, new) = (Arc::new(load(None)), Arc::new(tiny(TINY[0])));
+    let mut draw = Draw(4);
+    let prompts: [Vec<Vec<u32>>; 2] = [&old, &new].map(|model| (0..6).map(|i| draw.tokens(model, 1 + i * 9)).collect());
+    let streams: Vec<usize> = (0..6).collect();
+    let alone = [generate(&old, 2, (6, 64), &prompts[0], &streams), generate(&new, 2, (6, 64), &prompts[1], &streams)];
+
+    let (mut commands_in, commands) = rtrb::RingBuffer::new(32);
+    let (events, mut events_out) = rtrb::RingBuffer::new(1024);
+    let (closed, mut closed_out) = rtrb::RingBuffer::new(2);
+    let start = |commands_in: &mut rtrb::Producer<Command>, generation: usize, stream: usize| {
+        let id = (generation * 100 + stream) as u64;
+        let sequence = Box::new(sequence(id, &prompts[generation][stream], sampling_of(stream)));
+        let command = Command::Start { generation: GenerationId(generation as u32), sequence };
+        commands_in.push(command).ok().unwrap();
+    };
+    streams.iter().for_each(|&stream| start(&mut commands_in, 0, stream));
+    let opened = lane(&new, GenerationId(1), 2, (6, 64), 64);
+    commands_in.push(Command::Open(Box::new(opened))).ok().unwrap();
+    streams.iter().for_each(|&stream| start(&mut commands_in, 1, stream));
+    commands_in.push(Command::Close(GenerationId(0))).ok().unwrap();
+    let first = lane(&old, GenerationId(0), 2, (6, 64), 64);
+    let team = Team::start(2, |_| {}).unwrap();
+    Engine::new(team, vec![first], link(commands, events, closed), Arc::new(ShardMetrics::default())).run();
+
+    assert_eq!(closed_out.pop().ok().map(|lane| lane.id()), Some(GenerationId(0)), "the old lane comes back");
+    assert!(closed_out.is_empty(), "the new one stays");
+    let mut together = [vec![Vec::new(); 6], vec![Vec::new(); 6]];
+    let mut last = Vec::new();
+    while let Ok(event) = events_out.pop() {
+        if let Event::Token { stream, sampled, finish } = event {
+            let (generation, at) = (stream.0 as usize / 100, stream.0 as usize % 100);
+            together[generation][at].push(sampled.token);
+            last.extend(finish.map(|_| generation));
+        }
+    }
+    assert_eq!(together, alone);
+    assert!(last[..6].contains(&1), "neither waits for the other's end: {last:?}");
+}
+
 /// Answers of an engine to the requests `streams`, all of which wait when it starts.
 fn generate(
     model: &Arc<Model>,
@@ -149,33 +190,17 @@ fn generate(
     prompts: &[Vec<u32>],
     streams: &[usize],
 ) -> Vec<Vec<u32>> {
-    let params = &model.weights.params;
-    let team = Team::start(workers, |_| {}).unwrap();
-    let forward = Forward::new(Isa::detect(), params, workers, Limits { rows_max, logits_max: slots_max });
     let positions = prompts.iter().map(Vec::len).max().unwrap() + ANSWER_TOKENS;
-    let kv = KvCache::new(params, positions, slots_max, slots_max * blocks_for(positions));
     let (mut commands_in, commands) = rtrb::RingBuffer::new(streams.len());
     let (events, mut events_out) = rtrb::RingBuffer::new(streams.len() * (ANSWER_TOKENS + 2));
-    let link = Link {
-        commands,
-        events,
-        doorbell: Arc::new(Doorbell::new().unwrap()),
-        bell: Arc::new(LeaderBell::default()),
-        stopping: Arc::new(AtomicBool::new(true)),
-    };
+    let (closed, _closed_out) = rtrb::RingBuffer::new(1);
     for &stream in streams {
-        let sequence = NewSequence {
-            stream: StreamId(stream as u64),
-            prompt: prompts[stream].clone().into(),
-            tokens_max: ANSWER_TOKENS,
-            priority: Priority::Normal,
-            sampling: sampling_of(stream),
-            stop_at_end: false,
-        };
-        commands_in.push(Command::Start(Box::new(sequence))).unwrap();
+        let sequence = sequence(stream as u64, &prompts[stream], sampling_of(stream));
+        commands_in.push(Command::Start { generation: GENERATION, sequence: Box::new(sequence) }).ok().unwrap();
     }
-    let limits = EngineLimits { slots_max, waiting_max: SEQUENCES, itl_target: Duration::from_millis(20) };
-    Engine::new(Arc::clone(model), team, forward, kv, limits, link, Arc::new(ShardMetrics::default())).run();
+    let lane = lane(model, GENERATION, workers, (slots_max, rows_max), positions);
+    let team = Team::start(workers, |_| {}).unwrap();
+    Engine::new(team, vec![lane], link(commands, events, closed), Arc::new(ShardMetrics::default())).run();
     let mut answers = vec![Vec::new(); streams.len()];
     while let Ok(event) = events_out.pop() {
         if let Event::Token { stream, sampled, .. } = event {
@@ -184,6 +209,42 @@ fn generate(
         }
     }
     answers
+}
+
+fn lane(
+    model: &Arc<Model>,
+    id: GenerationId,
+    workers: usize,
+    (slots_max, rows_max): (usize, usize),
+    positions: usize,
+) -> Lane {
+    let params = &model.weights.params;
+    let forward = Forward::new(Isa::detect(), params, workers, Limits { rows_max, logits_max: slots_max });
+    let kv = KvCache::new(params, positions, slots_max, slots_max * blocks_for(positions));
+    let limits = LaneLimits { slots_max, waiting_max: SEQUENCES, itl_target: Duration::from_millis(20) };
+    Lane::new(id, Arc::clone(model), workers, forward, kv, limits, Arc::new(GenerationMetrics::default()))
+}
+
+fn link(commands: rtrb::Consumer<Command>, events: rtrb::Producer<Event>, closed: rtrb::Producer<Lane>) -> Link {
+    Link {
+        commands,
+        events,
+        closed,
+        doorbell: Arc::new(Doorbell::new().unwrap()),
+        bell: Arc::new(LeaderBell::default()),
+        stopping: Arc::new(AtomicBool::new(true)),
+    }
+}
+
+fn sequence(stream: u64, prompt: &[u32], sampling: SamplingParams) -> NewSequence {
+    NewSequence {
+        stream: StreamId(stream),
+        prompt: prompt.into(),
+        tokens_max: ANSWER_TOKENS,
+        priority: Priority::Normal,
+        sampling,
+        stop_at_end: false,
+    }
 }
 
 fn sampling_of(stream: usize) -> SamplingParams {
@@ -226,5 +287,6 @@ impl Draw {
 }
 
 const TINY: [&str; 3] = ["tiny-b158-i2_s.gguf", "tiny-bitnet-i2_s.gguf", "tiny-llama-hd-i2_s.gguf"];
+const GENERATION: GenerationId = GenerationId(0);
 const SEQUENCES: usize = 33;
 const ANSWER_TOKENS: usize = 12;

@@ -40,7 +40,7 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
     for note in models[0].tokenizer.notes() {
         warning!("{note}");
     }
-    match server::serve(config, &plan, &models, &termination) {
+    match server::serve(config, &plan, &[models], &termination) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error.into()),
     }

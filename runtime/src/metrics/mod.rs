@@ -102,6 +102,22 @@ pub struct RequestMetrics {
     pub turns: Cell,
 }
 
+/// What one shard counts of one generation.
+#[derive(Debug, Default)]
+pub struct GenerationMetrics {
+    /// The leader's: sequences in slots and in the queue.
+    pub running: Cell,
+    pub waiting: Cell,
+    /// The executor's: requests that were started, that ended well, and that the model failed.
+    pub requests: Cell,
+    pub succeeded: Cell,
+    pub failed: Cell,
+    pub generated_tokens: Cell,
+    /// Gaps between tokens of a sequence, and their sum.
+    pub gaps: Cell,
+    pub gaps_us: Cell,
+}
+
 /// All numbers of one shard.
 #[derive(Debug)]
 pub struct ShardMetrics {

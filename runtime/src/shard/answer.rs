@@ -12,6 +12,7 @@ use super::connection::unix_ms;
 use super::peer::{Peer, Writer};
 use super::{Shard, generation};
 use crate::metrics::{self, Process};
+use crate::model::Model;
 use crate::text::Detokenizer;
 
 /// Answers `request` into `writer`; whether the connection may go on.
@@ -58,9 +59,12 @@ fn plain(
     let mut body = Vec::with_capacity(512);
     let mut status = 200;
     match route {
-        Route::Models => api::write_models(&mut body, &[card(shard)]),
-        Route::Model(name) if *name == shard.model.name => api::write_model(&mut body, &card(shard)),
-        Route::Model(name) => return Err(ApiError::model_not_found(name)),
+        Route::Models => {
+            let models = shard.models.all();
+            let cards: Vec<_> = models.iter().map(|served| card(shard, &served.model)).collect();
+            api::write_models(&mut body, &cards);
+        }
+        Route::Model(name) => api::write_model(&mut body, &card(shard, &shard.models.pick(Some(name))?.model)),
         Route::Tokenize => tokenize(shard, request, &mut body)?,
         Route::Detokenize => detokenize(shard, request, &mut body)?,
         Route::HealthLive => api::write_health(&mut body, "healthy", unix_ms(), &[]),
@@ -82,31 +86,23 @@ fn plain(
     Ok(())
 }
 
-fn card(shard: &Shard) -> ModelCard<'_> {
-    let context = u32::try_from(shard.model.weights.context).unwrap_or(u32::MAX);
-    ModelCard { id: &shard.model.name, created_s: shard.control.started_unix_s, context_max: context }
-}
-
-/// Refuses a request for another model than the one that is served.
-pub(super) fn check_model(shard: &Shard, model: Option<&str>) -> Result<(), ApiError> {
-    match model {
-        Some(name) if name != shard.model.name => Err(ApiError::model_not_found(name)),
-        _ => Ok(()),
-    }
+fn card<'m>(shard: &Shard, model: &'m Model) -> ModelCard<'m> {
+    let context = u32::try_from(model.weights.context).unwrap_or(u32::MAX);
+    ModelCard { id: &model.name, created_s: shard.control.started_unix_s, context_max: context }
 }
 
 fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {
     api::check_json_content_type(request)?;
     let parsed = TokenizeRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
-    check_model(shard, parsed.model.as_deref())?;
-    let tokenizer = &shard.model.tokenizer;
+    let served = shard.models.pick(parsed.model.as_deref())?;
+    let (model, tokenizer) = (&*served.model, &served.model.tokenizer);
     let mut tokens = Vec::new();
     match &parsed.input {
         TokenizeInput::Content(text) => {
-            generation::check_length(shard, text, "content")?;
+            generation::check_length(model, text, "content")?;
             tokenizer.encode(text, parsed.add_special, parsed.parse_special, &mut tokens);
         }
-        TokenizeInput::Messages(messages) => tokens = generation::chat_tokens(shard, messages)?,
+        TokenizeInput::Messages(messages) => tokens = generation::chat_tokens(model, messages)?,
     }
     let pieces = tokens.iter().map(|&id| TokenPiece { id, piece: tokenizer.token_text(id) });
     api::write_tokenized(body, pieces, parsed.with_pieces);
@@ -116,12 +112,13 @@ fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<
 fn detokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {
     api::check_json_content_type(request)?;
     let parsed = DetokenizeRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
-    check_model(shard, parsed.model.as_deref())?;
-    generation::check_vocabulary(shard, &parsed.tokens, "tokens")?;
+    let served = shard.models.pick(parsed.model.as_deref())?;
+    let tokenizer = &served.model.tokenizer;
+    generation::check_vocabulary(&served.model, &parsed.tokens, "tokens")?;
     let mut text = String::new();
-    let mut detokenizer = Detokenizer::from_start(shard.model.tokenizer.adds_space_prefix());
+    let mut detokenizer = Detokenizer::from_start(tokenizer.adds_space_prefix());
     for &token in &parsed.tokens {
-        detokenizer.push(shard.model.tokenizer.piece(token), &mut text);
+        detokenizer.push(tokenizer.piece(token), &mut text);
     }
     detokenizer.finish(&mut text);
     api::write_detokenized(body, text.as_bytes());
@@ -130,10 +127,12 @@ fn detokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Resul
 
 fn ready(shard: &Shard, body: &mut Vec<u8>) -> u16 {
     let full = shard.streams.borrow().len() >= shard.sequences_max;
-    let ready = shard.control.is_ready() && !full;
-    let message = match (shard.control.is_draining(), full, ready) {
+    let no_model = shard.models.all().is_empty();
+    let ready = shard.control.is_ready() && !full && !no_model;
+    let message = match (shard.control.is_draining(), full, no_model, ready) {
         (true, ..) => "draining",
-        (_, true, _) => "the queue is full",
+        (_, true, ..) => "the queue is full",
+        (_, _, true, _) => "no model is loaded",
         (.., true) => "ready",
         _ => "starting",
     };
@@ -151,7 +150,14 @@ fn health(shard: &Shard, body: &mut Vec<u8>) -> u16 {
     } else {
         Component { name: "server", status: "unhealthy", message: "starting" }
     };
-    let model = Component { name: "model", status: "healthy", message: &shard.model.name };
+    let models = shard.models.all();
+    let names: Vec<&str> = models.iter().map(|served| served.model.name.as_str()).collect();
+    let names = names.join(", ");
+    let model = Component {
+        name: "model",
+        status: if models.is_empty() { "unhealthy" } else { "healthy" },
+        message: if models.is_empty() { "none is loaded" } else { &names },
+    };
     let queue = format!(
         "{} running, {} waiting, {} of {} KV blocks in use, shard {}",
         metrics.step.running.get(),
@@ -162,9 +168,9 @@ fn health(shard: &Shard, body: &mut Vec<u8>) -> u16 {
     );
     let full = shard.streams.borrow().len() >= shard.sequences_max;
     let queue = Component { name: "queue", status: if full { "degraded" } else { "healthy" }, message: &queue };
-    let status = match (server.status, queue.status) {
-        ("unhealthy", _) => "unhealthy",
-        (_, status) => status,
+    let status = match (server.status, model.status, queue.status) {
+        ("unhealthy", ..) | (_, "unhealthy", _) => "unhealthy",
+        (.., status) => status,
     };
     api::write_health(body, status, unix_ms(), &[server, model, queue]);
     if status == "healthy" { 200 } else { 503 }
@@ -176,7 +182,7 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
     }
     let process = Process {
         rss_bytes: shard.rss_bytes.get(),
-        model_load_seconds: shard.model.load_time.as_secs_f64(),
+        model_load_seconds: shard.models.all().iter().map(|served| served.model.load_time.as_secs_f64()).sum(),
         uptime_seconds: shard.control.started.elapsed().as_secs_f64(),
         cpu_seconds: cpu_seconds(),
         cpus: shard.control.workers,

@@ -10,11 +10,11 @@ use net::api::{self, Endpoint, GenerateRequest, Message, Prompt};
 use net::error::{ApiError, Code};
 use net::http::Request;
 
-use super::answer::check_model;
 use super::choice::Choice;
 use super::peer::{Peer, Writer};
-use super::{Inbox, Shard};
+use super::{Inbox, Served, Shard};
 use crate::engine::{Command, Event, Finish};
+use crate::model::Model;
 use crate::sampler::SamplingParams;
 use crate::schedule::{NewSequence, Priority, StreamId};
 use crate::text;
@@ -35,15 +35,15 @@ pub(super) async fn run(
     let arrival = Instant::now();
     api::check_json_content_type(request)?;
     let generate = GenerateRequest::parse(endpoint, &mut shard.json.borrow_mut(), &mut request.body)?;
-    check_model(shard, generate.model.as_deref())?;
+    let served = shard.models.pick(generate.model.as_deref())?;
     if shard.control.is_draining() {
         shard.metrics.requests.outcomes.refused_draining.add(1);
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
     }
     check_capabilities(&generate)?;
-    let work = Work::plan(shard, endpoint, &generate)?;
-    let mut generation = Generation::submit(shard, peer, &generate, work, arrival)?;
-    let reply = Reply::new(shard, endpoint, request, id, &generate, &generation.work);
+    let work = Work::plan(&served.model, endpoint, &generate)?;
+    let mut generation = Generation::submit(shard, peer, served, &generate, work, arrival)?;
+    let reply = Reply::new(&generation.served.model, endpoint, request, id, &generate, &generation.work);
     let timeout = generate.timeout_ms.map_or(shard.config.request_timeout, Duration::from_millis);
     generation.answer(reply, writer, arrival + timeout).await
 }
@@ -73,14 +73,14 @@ pub(super) struct Work {
 }
 
 impl Work {
-    fn plan(shard: &Shard, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
-        let prompts = prompts(shard, &generate.prompt)?;
-        let vocab = shard.model.weights.params.vocab;
+    fn plan(model: &Model, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
+        let prompts = prompts(model, &generate.prompt)?;
+        let vocab = model.weights.params.vocab;
         if let Some((token, _)) = generate.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
             let message = format_args!("has token {token}, the vocabulary ends at {vocab}");
             return Err(ApiError::validation("logit_bias", message));
         }
-        let context = shard.model.weights.context;
+        let context = model.weights.context;
         let mut tokens_max = Vec::with_capacity(prompts.len());
         for prompt in &prompts {
             if prompt.is_empty() {
@@ -93,7 +93,7 @@ impl Work {
             let room = context - prompt.len();
             tokens_max.push(generate.max_tokens.map_or(room, |max| room.min(max as usize)));
         }
-        let echoes = if generate.echo { prompts.iter().map(|prompt| decode(shard, prompt)).collect() } else { vec![] };
+        let echoes = if generate.echo { prompts.iter().map(|prompt| decode(model, prompt)).collect() } else { vec![] };
         Ok(Self {
             prompts,
             echoes,
@@ -109,27 +109,27 @@ fn prompt_field(endpoint: Endpoint) -> &'static str {
     if endpoint == Endpoint::Chat { "messages" } else { "prompt" }
 }
 
-fn prompts(shard: &Shard, prompt: &Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
+fn prompts(model: &Model, prompt: &Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
     match prompt {
-        Prompt::Messages(messages) => Ok(vec![chat_tokens(shard, messages)?]),
+        Prompt::Messages(messages) => Ok(vec![chat_tokens(model, messages)?]),
         Prompt::Text(texts) => texts
             .iter()
             .map(|text| {
-                check_length(shard, text, "prompt")?;
+                check_length(model, text, "prompt")?;
                 let mut tokens = Vec::new();
-                shard.model.tokenizer.encode(text, true, true, &mut tokens);
+                model.tokenizer.encode(text, true, true, &mut tokens);
                 Ok(tokens)
             })
             .collect(),
         Prompt::Tokens(prompts) => {
-            prompts.iter().try_for_each(|tokens| check_vocabulary(shard, tokens, "prompt"))?;
+            prompts.iter().try_for_each(|tokens| check_vocabulary(model, tokens, "prompt"))?;
             Ok(prompts.clone())
         }
     }
 }
 
 /// Tokens of a conversation, in the model's chat format.
-pub(super) fn chat_tokens(shard: &Shard, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
+pub(super) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
     let messages: Vec<text::Message> = messages
         .iter()
         .map(|message| text::Message {
@@ -138,21 +138,20 @@ pub(super) fn chat_tokens(shard: &Shard, messages: &[Message]) -> Result<Vec<u32
             ..text::Message::new(message.role.as_str(), &message.content)
         })
         .collect();
-    let rendered = shard
-        .model
+    let rendered = model
         .template
         .render(&messages, true)
         .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
-    check_length(shard, &rendered, "messages")?;
-    Ok(shard.model.template_tokens(&rendered))
+    check_length(model, &rendered, "messages")?;
+    Ok(model.template_tokens(&rendered))
 }
 
 /// Refuses a text that can't fit the context however it is cut into tokens, before it holds up the shard: cutting 4 MB
 /// takes up to half a second.
-pub(super) fn check_length(shard: &Shard, text: &str, field: &'static str) -> Result<(), ApiError> {
-    let (bytes, max) = (text.len(), shard.model.text_bytes_max);
+pub(super) fn check_length(model: &Model, text: &str, field: &'static str) -> Result<(), ApiError> {
+    let (bytes, max) = (text.len(), model.text_bytes_max);
     if bytes > max {
-        let context = shard.model.weights.context;
+        let context = model.weights.context;
         let message = format_args!("has {bytes} bytes, no text above {max} fits the context of {context} tokens");
         return Err(ApiError::validation(field, message));
     }
@@ -160,8 +159,8 @@ pub(super) fn check_length(shard: &Shard, text: &str, field: &'static str) -> Re
 }
 
 /// Refuses ids that the model does not know.
-pub(super) fn check_vocabulary(shard: &Shard, tokens: &[u32], field: &'static str) -> Result<(), ApiError> {
-    let vocab = shard.model.weights.params.vocab;
+pub(super) fn check_vocabulary(model: &Model, tokens: &[u32], field: &'static str) -> Result<(), ApiError> {
+    let vocab = model.weights.params.vocab;
     match tokens.iter().find(|token| **token as usize >= vocab) {
         Some(token) => {
             Err(ApiError::validation(field, format_args!("has token {token}, the vocabulary ends at {vocab}")))
@@ -170,8 +169,8 @@ pub(super) fn check_vocabulary(shard: &Shard, tokens: &[u32], field: &'static st
     }
 }
 
-fn decode(shard: &Shard, tokens: &[u32]) -> String {
-    let tokenizer = &shard.model.tokenizer;
+fn decode(model: &Model, tokens: &[u32]) -> String {
+    let tokenizer = &model.tokenizer;
     let mut text = String::new();
     let mut detokenizer = text::Detokenizer::from_start(tokenizer.adds_space_prefix());
     for token in tokens {
@@ -185,6 +184,8 @@ fn decode(shard: &Shard, tokens: &[u32]) -> String {
 struct Generation<'a> {
     shard: &'a Rc<Shard>,
     peer: &'a Rc<Peer>,
+    /// What the request began with stays with it, whatever is served meanwhile.
+    served: Rc<Served>,
     work: Work,
     inbox: Rc<Inbox>,
     streams: Vec<StreamId>,
@@ -204,6 +205,7 @@ impl<'a> Generation<'a> {
     fn submit(
         shard: &'a Rc<Shard>,
         peer: &'a Rc<Peer>,
+        served: Rc<Served>,
         generate: &GenerateRequest,
         work: Work,
         arrival: Instant,
@@ -220,12 +222,14 @@ impl<'a> Generation<'a> {
         let inbox = Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&peer.wake), cut: Cell::new(false) });
         let requests = &shard.metrics.requests;
         requests.started.add(1);
+        served.metrics.requests.add(1);
         requests.active.add(1);
         requests.prompt_tokens.add(work.prompts.iter().map(|prompt| prompt.len() as u64).sum());
         let clock = Clock { arrival, admitted: None, first_token: None, last_token: Cell::new(None) };
         let mut generation = Self {
             shard,
             peer,
+            served,
             work,
             inbox,
             streams: Vec::with_capacity(wanted),
@@ -263,7 +267,7 @@ impl<'a> Generation<'a> {
         self.shard.streams.borrow_mut().insert(stream, (Rc::clone(&self.inbox), index));
         self.streams.push(stream);
         self.choices.push(choice);
-        if !self.shard.start(Command::Start(Box::new(sequence))) {
+        if !self.shard.start(Command::Start { generation: self.served.id, sequence: Box::new(sequence) }) {
             self.shard.streams.borrow_mut().remove(&stream);
             self.shard.metrics.requests.outcomes.refused_queue.add(1);
             return Err(queue_full());
@@ -284,7 +288,7 @@ impl<'a> Generation<'a> {
             }
             if self.choices.iter().all(|choice| choice.finish.is_some()) {
                 self.record();
-                reply.finish(self.shard, &self.choices, &self.work, &self.clock, writer);
+                reply.finish(self.shard, &self.served.model, &self.choices, &self.work, &self.clock, writer);
                 return Ok(!reply.is_stream() || writer.flush().await.is_ok());
             }
             if writer.flush().await.is_err() || self.peer.gone.get() {
@@ -336,8 +340,8 @@ impl<'a> Generation<'a> {
             // A stop string ended the choice already; its sequence is being cancelled.
             _ if choice.finish.is_some() => {}
             Event::Token { stream, sampled, finish } => {
-                self.clock.token(self.shard, at);
-                choice.push(&self.shard.model, &sampled, finish);
+                self.clock.token(self.shard, &self.served, at);
+                choice.push(&self.served.model, &sampled, finish);
                 if finish.is_none() && choice.finish.is_some() {
                     self.shard.cancel(stream);
                 }
@@ -345,6 +349,7 @@ impl<'a> Generation<'a> {
             }
             Event::End { finish: Finish::Failed, .. } => {
                 self.shard.metrics.requests.outcomes.failed.add(1);
+                self.served.metrics.failed.add(1);
                 return Err(ApiError::new(500, Code::InferenceFailed, "the model gave no usable scores"));
             }
             Event::End { finish, .. } => {
@@ -375,7 +380,9 @@ impl<'a> Generation<'a> {
                 _ => requests.outcomes.stop.add(1),
             }
             requests.generated_tokens.add(choice.tokens);
+            self.served.metrics.generated_tokens.add(choice.tokens);
         }
+        self.served.metrics.succeeded.add(1);
         let Clock { arrival, admitted, first_token, last_token } = &self.clock;
         let (Some(first), Some(last)) = (*first_token, last_token.get()) else { return };
         let admitted = admitted.unwrap_or(*arrival);
@@ -399,14 +406,19 @@ impl Drop for Generation<'_> {
 }
 
 impl Clock {
-    fn token(&mut self, shard: &Shard, at: Instant) {
+    fn token(&mut self, shard: &Shard, served: &Served, at: Instant) {
         let requests = &shard.metrics.requests;
         match self.last_token.replace(Some(at)) {
             None => {
                 self.first_token = Some(at);
                 requests.first_token.observe_duration(at.saturating_duration_since(self.arrival));
             }
-            Some(last) => requests.inter_token.observe_duration(at.saturating_duration_since(last)),
+            Some(last) => {
+                let gap = at.saturating_duration_since(last);
+                requests.inter_token.observe_duration(gap);
+                served.metrics.gaps.add(1);
+                served.metrics.gaps_us.add(u64::try_from(gap.as_micros()).unwrap_or(u64::MAX));
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod answer;
 mod choice;
 mod connection;
 mod generation;
+mod models;
 mod peer;
 
 use std::cell::{Cell, RefCell};
@@ -24,9 +25,11 @@ use crate::engine::{Command, Event};
 use crate::executor::{Rings, Signal};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
-use crate::model::Model;
 use crate::schedule::StreamId;
+use models::Models;
 use peer::Peer;
+
+pub use models::Served;
 
 /// What all shards and the control thread know of each other.
 pub struct Control {
@@ -108,7 +111,7 @@ pub struct ShardLink {
 pub struct Shard {
     index: usize,
     config: Config,
-    model: Arc<Model>,
+    models: Models,
     control: Arc<Control>,
     metrics: Arc<ShardMetrics>,
     commands: RefCell<Producer<Command>>,
@@ -136,7 +139,7 @@ impl Shard {
     pub fn new(
         index: usize,
         config: Config,
-        model: Arc<Model>,
+        models: Vec<Served>,
         control: Arc<Control>,
         link: ShardLink,
         (slots_max, waiting_max): (usize, usize),
@@ -145,7 +148,7 @@ impl Shard {
         let shard = Self {
             index,
             config,
-            model,
+            models: Models::new(models),
             control,
             metrics,
             commands: RefCell::new(link.commands),

@@ -11,6 +11,7 @@ use super::super::connection::unix_ms;
 use super::super::peer::Writer;
 use super::super::unix_time;
 use super::{Clock, Shard, Work, rate};
+use crate::model::Model;
 
 /// How one request is answered.
 pub(super) struct Reply<'a> {
@@ -32,7 +33,7 @@ enum Form {
 
 impl<'a> Reply<'a> {
     pub(super) fn new(
-        shard: &Shard,
+        model: &Model,
         endpoint: Endpoint,
         request: &'a Request,
         id: &'a str,
@@ -40,7 +41,7 @@ impl<'a> Reply<'a> {
         work: &Work,
     ) -> Self {
         let framing = Framing::of(&Response::event_stream(request, id));
-        let (created, model) = (unix_time().as_secs(), shard.model.name.as_str());
+        let (created, model) = (unix_time().as_secs(), model.name.as_str());
         let usage = generate.include_usage;
         let form = match endpoint {
             Endpoint::InferenceStream => Form::Own(OwnStream::new(framing)),
@@ -140,6 +141,7 @@ impl<'a> Reply<'a> {
     pub(super) fn finish(
         &mut self,
         shard: &Shard,
+        model: &Model,
         choices: &[Choice],
         work: &Work,
         clock: &Clock,
@@ -152,7 +154,7 @@ impl<'a> Reply<'a> {
             cached_tokens: 0,
         };
         match &self.form {
-            Form::Whole => self.write_whole(shard, choices, work, &usage, clock, writer),
+            Form::Whole => self.write_whole((shard, model), choices, work, &usage, clock, writer),
             Form::OpenAi(stream) => stream.done(&mut writer.out, &usage),
             Form::Own(stream) => {
                 let elapsed_ms = clock.elapsed().as_secs_f64() * 1e3;
@@ -177,7 +179,7 @@ impl<'a> Reply<'a> {
 
     fn write_whole(
         &self,
-        shard: &Shard,
+        (shard, model): (&Shard, &Model),
         choices: &[Choice],
         work: &Work,
         usage: &Usage,
@@ -185,7 +187,7 @@ impl<'a> Reply<'a> {
         writer: &mut Writer,
     ) {
         count(shard, 200);
-        let (created, model) = (unix_time().as_secs(), shard.model.name.as_str());
+        let (created, name) = (unix_time().as_secs(), model.name.as_str());
         let mut body = Vec::with_capacity(512 + choices.iter().map(|choice| choice.ready.len()).sum::<usize>());
         match self.endpoint {
             Endpoint::Chat => {
@@ -196,14 +198,7 @@ impl<'a> Reply<'a> {
                     logprobs: choice.with_logprobs.then_some(&choice.logprobs[..]),
                 });
                 let choices: Vec<_> = choices.collect();
-                api::write_chat_completion(
-                    &mut body,
-                    &format!("chatcmpl-{}", self.id),
-                    created,
-                    model,
-                    &choices,
-                    usage,
-                );
+                api::write_chat_completion(&mut body, &format!("chatcmpl-{}", self.id), created, name, &choices, usage);
             }
             Endpoint::Completion => {
                 let texts: Vec<String> = choices.iter().map(|choice| echoed(choice, work)).collect();
@@ -214,7 +209,7 @@ impl<'a> Reply<'a> {
                     logprobs: choice.with_logprobs.then_some(&choice.logprobs[..]),
                 });
                 let choices: Vec<_> = choices.collect();
-                api::write_completion(&mut body, &format!("cmpl-{}", self.id), created, model, &choices, usage);
+                api::write_completion(&mut body, &format!("cmpl-{}", self.id), created, name, &choices, usage);
             }
             Endpoint::Inference | Endpoint::InferenceStream => {
                 let elapsed = clock.elapsed();
@@ -227,9 +222,9 @@ impl<'a> Reply<'a> {
                         tokens_generated: usage.completion_tokens,
                         inference_time_ms: elapsed.as_secs_f64() * 1e3,
                         tokens_per_second: rate(usage.completion_tokens, elapsed),
-                        model_id: model,
+                        model_id: name,
                         request_id: self.id,
-                        quantization_used: shard.model.quantization,
+                        quantization_used: model.quantization,
                         device_used: "cpu",
                         batch_size: shard.metrics.step.running.get().max(1),
                         queue_time_ms: queue.as_secs_f64() * 1e3,
