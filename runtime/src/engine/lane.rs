@@ -1,0 +1,224 @@
+//! One generation as one shard computes it: weights, KV cache, buffers, queue, and a step at a time.
+
+use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
+use crate::forward::{Forward, Step};
+use crate::kv::KvCache;
+use crate::metrics::{GenerationMetrics, ShardMetrics};
+use crate::model::Model;
+use crate::pace::Pace;
+use crate::sampler::Sampler;
+use crate::schedule::{NewSequence, QueueFull, Scheduler, Sequence, StreamId};
+use crate::shared::PerWorker;
+use crate::team::Team;
+
+/// Limits of one generation on one shard.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneLimits {
+    pub slots_max: usize,
+    pub waiting_max: usize,
+    /// Longest step that running sequences should feel.
+    pub itl_target: Duration,
+}
+
+/// A generation with all that its steps need. A step computes rows of one lane; lanes take turns.
+pub struct Lane {
+    id: GenerationId,
+    model: Arc<Model>,
+    forward: Forward,
+    kv: KvCache,
+    scheduler: Scheduler,
+    samplers: PerWorker<Sampler>,
+    sampled: PerWorker<Option<Sampled>>,
+    step: Step,
+    pace: Pace,
+    metrics: Arc<GenerationMetrics>,
+    /// No further sequence comes: it leaves with its last one.
+    closing: bool,
+}
+
+impl Lane {
+    /// A lane without sequences, for a team of `workers`. Everything that it will ever allocate is allocated here.
+    #[must_use]
+    pub fn new(
+        id: GenerationId,
+        model: Arc<Model>,
+        workers: usize,
+        forward: Forward,
+        kv: KvCache,
+        limits: LaneLimits,
+        metrics: Arc<GenerationMetrics>,
+    ) -> Self {
+        let vocab = model.weights.params.vocab;
+        Self {
+            id,
+            samplers: PerWorker::new(workers, || Sampler::new(vocab)),
+            sampled: PerWorker::new(forward.limits().logits_max, || None),
+            scheduler: Scheduler::new(limits.slots_max, limits.waiting_max),
+            pace: Pace::new(limits.itl_target),
+            step: Step::default(),
+            model,
+            forward,
+            kv,
+            metrics,
+            closing: false,
+        }
+    }
+
+    /// Which generation it computes.
+    #[must_use]
+    pub fn id(&self) -> GenerationId {
+        self.id
+    }
+
+    /// One step of one row, so that every page and every code path of a step is warm, and the model's scores are
+    /// known to be numbers.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub(super) fn warm_up(&mut self, team: &Team) {
+        self.kv.reserve(0, 1).expect("a cache holds one sequence");
+        self.step.clear();
+        self.step.push(0, 0, &[self.model.tokenizer.bos().unwrap_or(0)], true);
+        let Self { model, forward, kv, step, .. } = self;
+        forward.run(team, &model.weights, kv, step, &|_, logits, _| {
+            assert!(logits.iter().all(|logit| logit.is_finite()), "the model's first scores are no numbers");
+        });
+        self.kv.release(0);
+    }
+
+    pub(super) fn submit(&mut self, sequence: NewSequence) -> Result<(), QueueFull> {
+        self.scheduler.submit(sequence)
+    }
+
+    pub(super) fn cancel(&mut self, stream: StreamId) {
+        self.scheduler.cancel(stream, &mut self.kv);
+    }
+
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether it has nothing to do and never will again.
+    pub(super) fn is_over(&self) -> bool {
+        self.closing && self.running() + self.waiting() == 0
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.scheduler.running()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.scheduler.waiting()
+    }
+
+    /// KV blocks in use and in all.
+    pub(super) fn kv_blocks(&self) -> (usize, usize) {
+        (self.kv.blocks() - self.kv.blocks_free(), self.kv.blocks())
+    }
+
+    /// What a step of its decoding sequences takes, as far as is known: other lanes' steps are felt that much more.
+    pub(super) fn decode_estimate_s(&self) -> f64 {
+        self.pace.decode_estimate_s(self.scheduler.decoding())
+    }
+
+    /// Admits whom it can and forms the next step; `false` where there is nothing to compute. Sequences of other lanes
+    /// wait `beside_s` for their own steps already.
+    pub(super) fn form(&mut self, link: &mut Link, beside_s: f64) -> bool {
+        let Self { scheduler, kv, forward, pace, step, .. } = self;
+        scheduler.admit(kv, |stream| push(link, Event::Admitted(stream)));
+        let rows_max = forward.limits().rows_max;
+        let prefill_rows = pace.prefill_rows(scheduler.decoding(), beside_s, rows_max);
+        scheduler.form(step, rows_max, prefill_rows)
+    }
+
+    /// Computes the formed step on `team` and sends its tokens.
+    pub(super) fn step(&mut self, team: &Team, link: &mut Link, metrics: &ShardMetrics) {
+        let started = Instant::now();
+        let Self { model, forward, kv, scheduler, samplers, sampled, step, .. } = self;
+        let step = &*step;
+        let (scheduler, samplers, sampled) = (&*scheduler, &*samplers, &*sampled);
+        forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
+            #[cfg(test)]
+            assert!(!super::FAIL_NEXT_STEP.swap(false, Ordering::SeqCst), "told to fail");
+            let slot = logits_slot(step, i);
+            let sequence = scheduler.sequence(slot).expect("a row belongs to a sequence");
+            sample(samplers, sampled, (i, worker), sequence, logits);
+        });
+        let elapsed = started.elapsed();
+        let decode_rows = self.step.segments.iter().filter(|segment| segment.rows == 1).count();
+        self.pace.observe(decode_rows, self.step.tokens.len() - decode_rows, elapsed);
+        metrics.observe_step(elapsed, self.step.tokens.len(), self.step.logits.len());
+        self.advance(link);
+    }
+
+    /// Moves every sequence of the step on and sends its token.
+    fn advance(&mut self, link: &mut Link) {
+        let mut logits = 0;
+        for index in 0..self.step.segments.len() {
+            let segment = self.step.segments[index];
+            let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
+            sequence.computed += segment.rows;
+            if sequence.computed < sequence.tokens.len() {
+                continue;
+            }
+            let sampled = self.sampled.get_mut(logits).take();
+            logits += 1;
+            let (event, ended) = next_event(&self.model, sequence, sampled);
+            if ended {
+                self.scheduler.finish(segment.slot, &mut self.kv);
+            }
+            push(link, event);
+        }
+    }
+
+    /// Tells the outside how it stands.
+    pub(super) fn publish(&self) {
+        self.metrics.running.set(self.running() as u64);
+        self.metrics.waiting.set(self.waiting() as u64);
+    }
+}
+
+fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) -> (Event, bool) {
+    let stream = sequence.stream;
+    let Some(sampled) = sampled else { return (Event::End { stream, finish: Finish::Failed }, true) };
+    if sequence.stop_at_end && model.tokenizer.is_end_of_generation(sampled.token) {
+        return (Event::End { stream, finish: Finish::Stop }, true);
+    }
+    sequence.push(sampled.token);
+    let finish = (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length);
+    (Event::Token { stream, sampled, finish }, finish.is_some())
+}
+
+/// Slot of the `i`-th logits row of a step.
+fn logits_slot(step: &Step, i: usize) -> usize {
+    let row = step.logits[i];
+    let at = step.segments.partition_point(|segment| segment.first_row + segment.rows <= row);
+    step.segments[at].slot
+}
+
+#[expect(unsafe_code, reason = "each worker has its sampler, each row its place for the result")]
+fn sample(
+    samplers: &PerWorker<Sampler>,
+    sampled: &PerWorker<Option<Sampled>>,
+    (i, worker): (usize, usize),
+    sequence: &Sequence,
+    logits: &mut [f32],
+) {
+    // SAFETY: the forward pass calls this on worker `worker` only.
+    let sampler = unsafe { samplers.get(worker) };
+    // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
+    let result = unsafe { sampled.get(i) };
+    let position = sequence.tokens.len() as u64;
+    let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok();
+    *result = choice.map(|choice| Sampled {
+        token: choice.token,
+        logprobs: choice
+            .logprob
+            .map(|logprob| Box::new(TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() })),
+    });
+}
