@@ -54,6 +54,8 @@ pub enum TensorType {
     Tl1,
     /// Ternary, lookup-table tiles for AVX2; tile sizes are not in the file. Mainline ggml gives this id to MXFP4.
     Tl2,
+    /// The same with the id that bitnet.cpp of July 2026 gives it.
+    Tl2Later,
     /// A type whose size is known and whose contents are not read.
     Other(OtherType),
 }
@@ -86,6 +88,7 @@ impl TensorType {
             36 => Self::I2S,
             38 => Self::Tl1,
             39 => Self::Tl2,
+            42 => Self::Tl2Later,
             _ => Self::Other(*OTHER_TYPES.iter().find(|other| other.id == id)?),
         })
     }
@@ -104,6 +107,7 @@ impl TensorType {
             Self::I2S => 36,
             Self::Tl1 => 38,
             Self::Tl2 => 39,
+            Self::Tl2Later => 42,
             Self::Other(other) => other.id,
         }
     }
@@ -122,21 +126,27 @@ impl TensorType {
             Self::I2S => "I2_S",
             Self::Tl1 => "TL1",
             Self::Tl2 => "TL2",
+            Self::Tl2Later => "TL2 (id 42)",
             Self::Other(other) => other.name,
         }
     }
 
     /// True for the types that hold -1, 0 and +1 times a scale.
     pub fn is_ternary(self) -> bool {
-        matches!(self, Self::I2S | Self::Tl1 | Self::Tl2 | Self::Tq1_0 | Self::Tq2_0)
+        matches!(self, Self::I2S | Self::Tq1_0 | Self::Tq2_0) || self.is_tiled()
     }
 
-    /// Elements of one block; 0 for TL1 and TL2, which are laid out in tiles.
+    /// True for the types that lie in tiles, whose sizes are not in the file.
+    pub fn is_tiled(self) -> bool {
+        matches!(self, Self::Tl1 | Self::Tl2 | Self::Tl2Later)
+    }
+
+    /// Elements of one block; 0 for those that lie in tiles.
     pub fn block_elements(self) -> u64 {
         self.geometry().0
     }
 
-    /// Bytes of one block, without the tail of I2_S; 0 for TL1 and TL2.
+    /// Bytes of one block, without the tail of I2_S; 0 for those that lie in tiles.
     pub fn block_bytes(self) -> u64 {
         self.geometry().1
     }
@@ -158,8 +168,7 @@ impl TensorType {
         match self {
             Self::I2S => whole_blocks(elements, self.geometry()).map(|bytes| bytes + SCALE_TAIL_BYTES),
             Self::Tl1 => whole_blocks(elements, (4, 1)).map(|bytes| pad_32(bytes) + SCALE_TAIL_BYTES),
-            Self::Tl2 => tl2_bytes(cols, rows),
-            Self::Other(other) if other.id == TL2_LATER_ID => tl2_bytes(cols, rows),
+            Self::Tl2 | Self::Tl2Later => tl2_bytes(cols, rows),
             _ => whole_blocks(cols, self.geometry())?.checked_mul(rows).ok_or(ShapeError::BytesOverflow),
         }
     }
@@ -174,7 +183,7 @@ impl TensorType {
             Self::Tq1_0 => (256, 48 + 4 + 2),
             Self::Tq2_0 => (256, 64 + 2),
             Self::I2S => (128, 32),
-            Self::Tl1 | Self::Tl2 => (0, 0),
+            Self::Tl1 | Self::Tl2 | Self::Tl2Later => (0, 0),
             Self::Other(other) => (other.block_elements, other.block_bytes),
         }
     }
@@ -199,15 +208,12 @@ fn pad_32(bytes: u64) -> u64 {
     bytes.next_multiple_of(32)
 }
 
-/// bitnet.cpp of July 2026 gives TL2 this id.
-const TL2_LATER_ID: u32 = 42;
-
 const fn other(id: u32, name: &'static str, block_elements: u64, block_bytes: u64) -> OtherType {
     OtherType { id, name, block_elements, block_bytes }
 }
 
 /// Types of ggml that are not read, with the sizes of ggml's block structures.
-const OTHER_TYPES: [OtherType; 30] = [
+const OTHER_TYPES: [OtherType; 29] = [
     other(3, "Q4_1", 32, 20),
     other(6, "Q5_0", 32, 22),
     other(7, "Q5_1", 32, 24),
@@ -237,7 +243,6 @@ const OTHER_TYPES: [OtherType; 30] = [
     other(37, "I8_S", 1, 1),
     other(40, "NVFP4", 64, 36),
     other(41, "Q1_0", 128, 18),
-    other(TL2_LATER_ID, "TL2 (id 42)", 0, 0),
 ];
 
 #[cfg(test)]
@@ -247,7 +252,7 @@ mod tests {
     #[test]
     fn every_known_id_is_its_own() {
         let known: Vec<TensorType> = (0..1000).filter_map(TensorType::from_id).collect();
-        assert_eq!(known.len(), 11 + OTHER_TYPES.len());
+        assert_eq!(known.len(), 12 + OTHER_TYPES.len());
         for kind in &known {
             assert_eq!(TensorType::from_id(kind.id()), Some(*kind));
             assert_eq!(known.iter().filter(|other| other.name() == kind.name()).count(), 1, "{}", kind.name());

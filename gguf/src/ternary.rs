@@ -7,11 +7,19 @@
 //! in byte j % 32 at bit 6 - 2 (j / 32). After all blocks come one f32 scale and 28 unused bytes. Rows whose length
 //! is no multiple of 128 share blocks.
 //!
+//! **TL1** and **TL2** (bitnet.cpp): see [`Tiled`].
+//!
 //! **TQ2_0** (ggml): 256 elements in 64 bytes, then an f16 scale; element 128 h + 32 r + l is in byte 32 h + l at bit 2 r.
 //!
 //! **TQ1_0** (ggml): 256 elements in 52 bytes, then an f16 scale. A byte holds five base 3 digits (the last four bytes
 //! four), first element most significant, as the fraction digits / 243 of 256, rounded up. Bytes 0..32 hold elements
 //! 32 n + m, bytes 32..48 elements 160 + 16 n + m, bytes 48..52 elements 240 + 4 n + m for digit n of byte m.
+
+mod table;
+mod tiles;
+
+pub use table::{INI_BYTES_MAX, TILES_KEY, TableError, TileTable};
+pub use tiles::{BAND_ROWS, TileError, TileShape, Tiled};
 
 use crate::TensorType;
 use crate::blocks::{RowError, check_row, f16_to_f32, f32_to_f16};
