@@ -1,15 +1,14 @@
 //! `bitnetd inspect`: what a model file is, and whether it can be served.
 
 mod facts;
+mod scan;
 mod text;
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use gguf::Gguf;
 
+use crate::model::{self, Source, Tiles};
 use facts::{Facts, Severity};
 
 /// What to show and how strict to be.
@@ -34,15 +33,6 @@ pub const EXIT_UNSUPPORTED: u8 = 3;
 /// There are findings and the options say strict.
 pub const EXIT_STRICT: u8 = 4;
 
-/// Why there is no report.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("cannot read: {0}")]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Gguf(#[from] gguf::Error),
-}
-
 /// The text for standard output and the exit code.
 ///
 /// The header is read as a growing prefix, the data of ternary tensors in pieces: memory stays small whatever the file.
@@ -55,13 +45,14 @@ pub fn report(path: &Path, options: InspectOptions) -> (String, u8) {
         }
         Err(error) => {
             let code = match &error {
-                Error::Io(_) => EXIT_IO,
-                Error::Gguf(error) if error.is_unsupported() => EXIT_UNSUPPORTED,
-                Error::Gguf(_) => EXIT_MALFORMED,
+                model::Error::Io { .. } => EXIT_IO,
+                model::Error::Malformed(error) if error.is_unsupported() => EXIT_UNSUPPORTED,
+                _ => EXIT_MALFORMED,
             };
             let path = path.display().to_string();
+            let error = super::chain(&error);
             let text = if options.json {
-                to_json(&serde_json::json!({ "path": path, "error": error.to_string(), "exit_code": code }))
+                to_json(&serde_json::json!({ "path": path, "error": error, "exit_code": code }))
             } else {
                 format!("{path}: {error}\n")
             };
@@ -89,32 +80,14 @@ fn exit_code(facts: &Facts, options: InspectOptions) -> u8 {
     }
 }
 
-fn examine(path: &Path, options: InspectOptions) -> Result<Facts, Error> {
-    let file = File::open(path)?;
-    let file_bytes = file.metadata()?.len();
-    let prefix = read_header(&file, file_bytes)?;
-    let gguf = Gguf::parse(&prefix, file_bytes)?;
-    let mut facts = Facts::of_tables(path, file_bytes, &gguf, options.tensors);
-    facts.add_ternary_data(&gguf, |bytes, offset| file.read_exact_at(bytes, offset))?;
+fn examine(path: &Path, options: InspectOptions) -> Result<Facts, model::Error> {
+    let source = Source::open(path)?;
+    let header = source.header()?;
+    let gguf = Gguf::parse(&header, source.bytes())?;
+    let mut facts = Facts::of_tables(path, source.bytes(), &gguf, options.tensors);
+    let tiles = Tiles::of(&source, &gguf);
+    facts.add_ternary_data(&source, &gguf, &tiles)?;
     Ok(facts)
-}
-
-/// The beginning of the file, as much of it as the tables take.
-fn read_header(file: &File, file_bytes: u64) -> Result<Vec<u8>, Error> {
-    const FIRST_READ_BYTES: u64 = 1 << 20;
-    let mut prefix = Vec::new();
-    let mut wanted = FIRST_READ_BYTES;
-    loop {
-        let have = prefix.len();
-        // The reader asks for HEADER_BYTES_MAX at most, so twice that bounds this.
-        prefix.resize(wanted.min(file_bytes) as usize, 0);
-        file.read_exact_at(&mut prefix[have..], have as u64)?;
-        match Gguf::parse(&prefix, file_bytes) {
-            Err(gguf::Error::NeedMore { at_least }) => wanted = at_least.max(2 * wanted),
-            Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(prefix),
-        }
-    }
 }
 
 #[cfg(test)]

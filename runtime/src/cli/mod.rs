@@ -66,7 +66,7 @@ struct SynthArgs {
     /// tiny, large (0.7B), 2b4t, 3b or 8b
     #[arg(long)]
     preset: String,
-    /// Tensor type of the ternary weights
+    /// Tensor type of the ternary weights: i2_s, tl1 or tl2
     #[arg(long, default_value = "i2_s")]
     r#type: String,
     /// Tensor type of embedding and head: f16, q8_0, q6_k or f32

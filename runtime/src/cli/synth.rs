@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use gguf::TensorType;
 use gguf::blocks::{self, RowError};
-use gguf::ternary;
+use gguf::ternary::{self, TileTable, Tiled};
 use gguf::writer::{Body, WriteError, Writer};
 
 pub use shape::Preset;
@@ -17,8 +17,10 @@ use shape::{Fill, Tensor};
 /// Why no model was written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("linear layers of type {0} cannot be made, only I2_S")]
+    #[error("linear layers of type {0} cannot be made, only I2_S, TL1 and TL2")]
     Kind(&'static str),
+    #[error("no tiles of {kind} fit `{name}` of {rows} rows and {cols} columns")]
+    Tiles { kind: &'static str, name: String, rows: u64, cols: u64 },
     #[error("embeddings of type {0} cannot be made, only F32, F16, Q8_0 and Q6_K")]
     Embeddings(&'static str),
     #[error(transparent)]
@@ -56,7 +58,7 @@ pub fn write(
     seed: u64,
     progress: impl FnMut(u64, u64),
 ) -> Result<Summary, Error> {
-    if kind != TensorType::I2S {
+    if !matches!(kind, TensorType::I2S | TensorType::Tl1 | TensorType::Tl2) {
         return Err(Error::Kind(kind.name()));
     }
     if !matches!(embeddings, TensorType::F32 | TensorType::F16 | TensorType::Q8_0 | TensorType::Q6_K) {
@@ -65,14 +67,19 @@ pub fn write(
     let shape = preset.shape();
     let tensors = shape.tensors();
     let mut writer = Writer::new(3);
-    shape.describe(preset, &mut writer);
+    shape.describe(preset, kind, &mut writer);
+    let tiles = choose_tiles(kind, &tensors)?;
+    if kind.is_tiled() {
+        tiles.write_metadata(&mut writer);
+    }
     for tensor in &tensors {
         let dims = [tensor.cols, tensor.rows];
         let dim_count = if tensor.fill == Fill::Norm { 1 } else { 2 };
-        writer.tensor(&tensor.name, &dims[..dim_count], tensor.kind(embeddings))?;
+        writer.tensor(&tensor.name, &dims[..dim_count], tensor.kind(kind, embeddings))?;
     }
     let partial = partial_path(path);
-    let written = write_partial(&partial, &writer, &tensors, embeddings, seed, progress);
+    let what = What { kind, embeddings, tiles, seed };
+    let written = write_partial(&partial, &writer, &tensors, &what, progress);
     let renamed = written.and_then(|file_bytes| {
         fs::rename(&partial, path)?;
         Ok(file_bytes)
@@ -88,6 +95,29 @@ pub fn write(
     })
 }
 
+/// Tiles for each ternary shape, none for I2_S.
+fn choose_tiles(kind: TensorType, tensors: &[Tensor]) -> Result<TileTable, Error> {
+    let mut tiles = TileTable::default();
+    for tensor in tensors.iter().filter(|tensor| kind.is_tiled() && tensor.fill == Fill::Ternary) {
+        let Tensor { name, rows, cols, .. } = tensor;
+        tiles.add_chosen(kind, *rows as usize, *cols as usize).ok_or_else(|| Error::Tiles {
+            kind: kind.name(),
+            name: name.clone(),
+            rows: *rows,
+            cols: *cols,
+        })?;
+    }
+    Ok(tiles)
+}
+
+/// What to fill the tensors with.
+struct What {
+    kind: TensorType,
+    embeddings: TensorType,
+    tiles: TileTable,
+    seed: u64,
+}
+
 fn partial_path(path: &Path) -> PathBuf {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
@@ -98,8 +128,7 @@ fn write_partial(
     partial: &Path,
     writer: &Writer,
     tensors: &[Tensor],
-    embeddings: TensorType,
-    seed: u64,
+    what: &What,
     progress: impl FnMut(u64, u64),
 ) -> Result<u64, Error> {
     let body = writer.write_header(BufWriter::with_capacity(1 << 20, File::create(partial)?))?;
@@ -108,11 +137,11 @@ fn write_partial(
     let done = file_bytes - data_bytes;
     let mut sink = Sink { body, done, file_bytes, progress };
     for (index, tensor) in tensors.iter().enumerate() {
-        let mut random = Random::new(seed, index as u64);
+        let mut random = Random::new(what.seed, index as u64);
         match tensor.fill {
-            Fill::Ternary => write_ternary(&mut sink, tensor, &mut random)?,
+            Fill::Ternary => write_ternary(&mut sink, tensor, what, &mut random)?,
             Fill::Norm => write_norm(&mut sink, tensor, &mut random)?,
-            Fill::Embedding => write_embedding(&mut sink, tensor, embeddings, &mut random)?,
+            Fill::Embedding => write_embedding(&mut sink, tensor, what.embeddings, &mut random)?,
         }
     }
     sink.body.finish()?;
@@ -136,34 +165,47 @@ impl<W: Write, P: FnMut(u64, u64)> Sink<W, P> {
     }
 }
 
-/// Codes 0, 1, 2 with probability 0.3, 0.4, 0.3 and a scale that keeps a unit input near unit size.
+/// The same weights whatever their layout: I2_S in pieces, tiles as a whole.
 fn write_ternary<W: Write, P: FnMut(u64, u64)>(
     sink: &mut Sink<W, P>,
     tensor: &Tensor,
+    what: &What,
     random: &mut Random,
 ) -> Result<(), Error> {
     const PIECE_ELEMENTS: u64 = 1 << 20;
-    const MINUS_BELOW: u16 = 19_661; // 0.3 of 2^16
-    const ZERO_BELOW: u16 = 45_875; // 0.7 of 2^16
-    let scale = (0.7 + 0.6 * random.unit()) / (0.6 * tensor.cols as f64).sqrt();
+    let (rows, cols) = (tensor.rows as usize, tensor.cols as usize);
+    let scale = ((0.7 + 0.6 * random.unit()) / (0.6 * tensor.cols as f64).sqrt()) as f32;
+    if let Some(tile) = what.tiles.get(rows, cols) {
+        let layout = Tiled::new(what.kind, rows, cols, tile).expect("the tiles were chosen to fit");
+        let mut codes = vec![0u8; rows * cols];
+        fill_codes(&mut codes, random);
+        return sink.write(&layout.pack(&codes, scale));
+    }
     let mut left = tensor.cols * tensor.rows;
     let mut codes = vec![0u8; PIECE_ELEMENTS as usize];
     let mut packed = vec![0u8; codes.len() / 4];
     while left > 0 {
         let count = left.min(PIECE_ELEMENTS);
         let (codes, packed) = (&mut codes[..count as usize], &mut packed[..count as usize / 4]);
-        for four in codes.as_chunks_mut::<4>().0 {
-            let bits = random.next();
-            for (lane, code) in four.iter_mut().enumerate() {
-                let number = (bits >> (16 * lane)) as u16;
-                *code = u8::from(number >= MINUS_BELOW) + u8::from(number >= ZERO_BELOW);
-            }
-        }
+        fill_codes(codes, random);
         ternary::i2s_pack_codes(codes, packed);
         sink.write(packed)?;
         left -= count;
     }
-    sink.write(&ternary::i2s_tail(scale as f32))
+    sink.write(&ternary::i2s_tail(scale))
+}
+
+/// Codes 0, 1, 2 with probability 0.3, 0.4, 0.3, with which a scale of 1 / sqrt(0.6 K) keeps a unit input at unit size.
+fn fill_codes(codes: &mut [u8], random: &mut Random) {
+    const MINUS_BELOW: u16 = 19_661; // 0.3 of 2^16
+    const ZERO_BELOW: u16 = 45_875; // 0.7 of 2^16
+    for four in codes.as_chunks_mut::<4>().0 {
+        let bits = random.next();
+        for (lane, code) in four.iter_mut().enumerate() {
+            let number = (bits >> (16 * lane)) as u16;
+            *code = u8::from(number >= MINUS_BELOW) + u8::from(number >= ZERO_BELOW);
+        }
+    }
 }
 
 /// f32 from 0.5 to 1.5.
@@ -304,9 +346,11 @@ mod tests {
     fn the_presets_have_sound_tables() {
         for preset in Preset::ALL {
             let mut writer = Writer::new(3);
-            preset.shape().describe(preset, &mut writer);
+            preset.shape().describe(preset, TensorType::I2S, &mut writer);
             for tensor in preset.shape().tensors() {
-                writer.tensor(&tensor.name, &[tensor.cols, tensor.rows], tensor.kind(TensorType::F16)).unwrap();
+                writer
+                    .tensor(&tensor.name, &[tensor.cols, tensor.rows], tensor.kind(TensorType::I2S, TensorType::F16))
+                    .unwrap();
             }
             assert!(writer.write_header(io::sink()).is_ok(), "{}", preset.name());
             assert_eq!(Preset::from_name(preset.name()), Some(preset));
@@ -320,7 +364,7 @@ mod tests {
     fn other_types_are_refused_and_leave_no_file() {
         let scratch = Scratch::new("refused");
         let attempt = |preset, kind, embeddings| write(&scratch.0, preset, kind, embeddings, 1, |_, _| {});
-        assert!(matches!(attempt(Preset::Tiny, TensorType::Tl2, TensorType::F16), Err(Error::Kind("TL2"))));
+        assert!(matches!(attempt(Preset::Tiny, TensorType::Tq2_0, TensorType::F16), Err(Error::Kind("TQ2_0"))));
         assert!(matches!(attempt(Preset::Tiny, TensorType::I2S, TensorType::Q4_0), Err(Error::Embeddings("Q4_0"))));
         // 3200 columns are no whole Q6_K blocks.
         let error = attempt(Preset::B3, TensorType::I2S, TensorType::Q6_K).unwrap_err();

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use gguf::ternary::{BAND_ROWS, Tiled};
 use gguf::{Gguf, TensorInfo, TensorType};
 use kernels::dense::DenseKind;
 use kernels::rope::RopeTable;
@@ -9,6 +10,7 @@ use kernels::ternary;
 use tuning::NodeId;
 use tuning::memory::Arena;
 
+use super::tiles::Tiles;
 use super::weights::{Layer, Linear, Storage, Weights};
 use super::{Error, HyperParameters, Source};
 
@@ -34,7 +36,8 @@ pub fn load(
     options: LoadOptions,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Weights, Error> {
-    let file = Tensors { source, gguf };
+    let tiles = Tiles::of(source, gguf)?;
+    let file = Tensors { source, gguf, tiles };
     let embedding = file.info("token_embd.weight")?;
     let vocab = usize::try_from(embedding.rows()).map_err(|_| Error::BadShape("too many rows".into()))?;
     let params = HyperParameters::from_metadata(gguf.metadata(), vocab)?;
@@ -93,6 +96,7 @@ fn rope_table(file: &Tensors<'_, '_>, params: &HyperParameters, context: usize) 
 struct Tensors<'s, 'g> {
     source: &'s Source,
     gguf: &'s Gguf<'g>,
+    tiles: Tiles,
 }
 
 impl Tensors<'_, '_> {
@@ -140,6 +144,8 @@ struct Part {
     cols: usize,
     start: usize,
     packed_bytes: usize,
+    /// Of TL1 and TL2.
+    tiled: Option<Tiled>,
     /// Bits of the scale that packing found in the file.
     scale: AtomicU64,
 }
@@ -155,11 +161,10 @@ impl Plan {
         let too_big = || Error::BadShape(format!("tensor `{tensor}` is beyond memory"));
         let file_bytes = usize::try_from(info.bytes).map_err(|_| too_big())?;
         let (storage, packed_bytes) = match info.kind {
-            TensorType::I2S | TensorType::Tq1_0 | TensorType::Tq2_0 => {
-                (Storage::Ternary { scale: 0.0 }, ternary::packed_bytes(rows, cols))
-            }
+            kind if kind.is_ternary() => (Storage::Ternary { scale: 0.0 }, ternary::packed_bytes(rows, cols)),
             kind => (Storage::Dense(dense_kind(kind, &tensor)?), file_bytes),
         };
+        let tiled = info.kind.is_tiled().then(|| file.tiles.layout(info.kind, &tensor, (rows, cols))).transpose()?;
         let output_scale = match file.gguf.tensor(&format!("{name}.scale")) {
             Some(_) => Some(file.vector(&format!("{name}.scale"), 1)?[0]),
             None => None,
@@ -175,6 +180,7 @@ impl Plan {
             cols,
             start,
             packed_bytes,
+            tiled,
             scale: AtomicU64::new(0),
         });
         Ok(Linear { rows, cols, storage, start, bytes: packed_bytes, output_scale })
@@ -208,17 +214,31 @@ impl Part {
     fn pack(&self, source: &Source, buffer: &mut Vec<u8>, out: &mut [u8]) -> Result<(), Error> {
         buffer.resize(self.file_bytes, 0);
         source.read_at(self.offset, buffer)?;
-        let scale = if self.kind == TensorType::I2S {
-            ternary::pack_i2s(buffer, 0..self.rows, self.cols, out).map_err(|error| self.bad(error.to_string()))?;
-            gguf::ternary::i2s_scale(buffer, self.rows * self.cols)
-        } else {
-            self.pack_block_ternary(buffer, out)?
+        let scale = match (&self.tiled, self.kind) {
+            (Some(layout), _) => self.pack_tiled(layout, buffer, out)?,
+            (None, TensorType::I2S) => {
+                ternary::pack_i2s(buffer, 0..self.rows, self.cols, out).map_err(|error| self.bad(error.to_string()))?;
+                gguf::ternary::i2s_scale(buffer, self.rows * self.cols)
+            }
+            (None, _) => self.pack_block_ternary(buffer, out)?,
         };
         if !scale.is_finite() {
             return Err(self.bad(format!("its scale is {scale}")));
         }
         self.scale.store(u64::from(scale.to_bits()), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// TL1 and TL2, a band of rows at a time.
+    fn pack_tiled(&self, layout: &Tiled, data: &[u8], out: &mut [u8]) -> Result<f32, Error> {
+        let mut codes = vec![0; BAND_ROWS * self.cols];
+        for (band, out) in out.chunks_exact_mut(ternary::packed_bytes(BAND_ROWS, self.cols)).enumerate() {
+            layout.codes(data, band, &mut codes);
+            ternary::pack_codes(&codes, self.cols, out).map_err(|found| {
+                self.bad(format!("row {} holds a code that means nothing", band * BAND_ROWS + found.row))
+            })?;
+        }
+        Ok(layout.scale(data))
     }
 
     /// TQ1_0 and TQ2_0 keep a scale for each 256 weights; a ternary model has one for the tensor, so that all blocks
@@ -299,7 +319,7 @@ fn split_jobs<'a>(plan: &'a Plan, mut arena: &'a mut [u8]) -> Vec<Job<'a>> {
         let (_, rest) = arena.split_at_mut(part.start - at);
         let (out, rest) = rest.split_at_mut(part.packed_bytes);
         (arena, at) = (rest, part.start + part.packed_bytes);
-        if is_ternary(part.kind) {
+        if part.kind.is_ternary() {
             jobs.push(Job { part, from: 0, out });
         } else {
             let pieces = out.chunks_mut(COPY_BYTES_MAX).enumerate();
@@ -311,15 +331,11 @@ fn split_jobs<'a>(plan: &'a Plan, mut arena: &'a mut [u8]) -> Vec<Job<'a>> {
 
 impl Job<'_> {
     fn run(self, source: &Source, buffer: &mut Vec<u8>) -> Result<(), Error> {
-        if is_ternary(self.part.kind) {
+        if self.part.kind.is_ternary() {
             return self.part.pack(source, buffer, self.out);
         }
         source.read_at(self.part.offset + self.from as u64, self.out)
     }
-}
-
-fn is_ternary(kind: TensorType) -> bool {
-    matches!(kind, TensorType::I2S | TensorType::Tq1_0 | TensorType::Tq2_0)
 }
 
 fn dense_kind(kind: TensorType, name: &str) -> Result<DenseKind, Error> {
@@ -330,10 +346,6 @@ fn dense_kind(kind: TensorType, name: &str) -> Result<DenseKind, Error> {
         TensorType::Q8_0 => DenseKind::Q8_0,
         TensorType::Q6_K => DenseKind::Q6K,
         TensorType::Q4_0 => DenseKind::Q4_0,
-        TensorType::Tl1 | TensorType::Tl2 => {
-            let why = format!("tensor `{name}` of type {}, whose tile sizes are not in the file,", kind.name());
-            return Err(Error::Unsupported(why));
-        }
         other => return Err(Error::Unsupported(format!("tensor `{name}` of type {}", other.name()))),
     })
 }

@@ -9,11 +9,13 @@ use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 mod load;
 mod params;
 mod source;
+mod tiles;
 mod weights;
 
 pub use load::{LoadOptions, load};
 pub use params::{Activation, Family, HyperParameters};
-pub use source::Source;
+pub use source::{Source, TILES_FILE};
+pub use tiles::Tiles;
 pub use weights::{Layer, Linear, LinearView, Weights};
 
 /// A model that can be served: weights, tokenizer and chat template. `quantization` is the name of the ternary layout
@@ -91,6 +93,13 @@ pub enum Error {
     BadShape(String),
     #[error("{0} is not supported")]
     Unsupported(String),
+    #[error("{what}: {source}")]
+    Tiles { what: String, source: gguf::ternary::TableError },
+    #[error(
+        "tensor `{name}` is {kind} of {rows} rows and {cols} columns, whose tile sizes are not known: put bitnet.cpp's \
+         `{TILES_FILE}` beside the model"
+    )]
+    NoTiles { name: String, kind: &'static str, rows: usize, cols: usize },
     #[error(transparent)]
     Memory(#[from] tuning::Error),
     #[error("the tokenizer can't be built: {0}")]

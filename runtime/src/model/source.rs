@@ -3,10 +3,12 @@
 //! A file is read into owned memory, since one that is cut under a mapping would kill the process.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gguf::Gguf;
+use gguf::ternary::{INI_BYTES_MAX, TileTable};
 
 use super::Error;
 
@@ -15,7 +17,7 @@ pub enum Source {
     /// Part of the binary.
     Embedded(&'static [u8]),
     /// An open file of that many bytes.
-    File { file: File, bytes: u64, name: String },
+    File { file: File, bytes: u64, path: PathBuf },
 }
 
 impl Source {
@@ -30,14 +32,13 @@ impl Source {
     /// # Errors
     /// When it can't be opened or is no regular file.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let name = path.display().to_string();
-        let fail = |source| Error::Io { what: name.clone(), source };
+        let fail = |source| Error::Io { what: path.display().to_string(), source };
         let file = File::open(path).map_err(fail)?;
         let metadata = file.metadata().map_err(fail)?;
         if !metadata.is_file() {
             return Err(fail(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no regular file")));
         }
-        Ok(Self::File { bytes: metadata.len(), file, name })
+        Ok(Self::File { bytes: metadata.len(), file, path: path.to_owned() })
     }
 
     /// Size of the whole file.
@@ -87,15 +88,36 @@ impl Source {
                 out.copy_from_slice(part);
                 Ok(())
             }
-            Self::File { file, name, .. } => {
-                file.read_exact_at(out, offset).map_err(|source| Error::Io { what: name.clone(), source })
+            Self::File { file, path, .. } => {
+                file.read_exact_at(out, offset).map_err(|source| Error::Io { what: path.display().to_string(), source })
             }
         }
+    }
+
+    /// The tile sizes in [`TILES_FILE`] beside the file, `None` where there is no such file.
+    ///
+    /// # Errors
+    /// When it can't be read or means nothing.
+    pub fn tiles_beside(&self) -> Result<Option<TileTable>, Error> {
+        let Self::File { path, .. } = self else { return Ok(None) };
+        let path = path.with_file_name(TILES_FILE);
+        let fail = |source| Error::Io { what: path.display().to_string(), source };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail(error)),
+        };
+        let mut text = String::new();
+        file.take(INI_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(fail)?;
+        let table = TileTable::parse_ini(&text);
+        table.map(Some).map_err(|source| Error::Tiles { what: path.display().to_string(), source })
     }
 }
 
 /// bitnetd-tiny: a 42 M parameter BitNet b1.58 model trained for this project (docs/MODEL_CARD.md).
 static DEFAULT_MODEL: &[u8] = include_bytes!("../../assets/bitnetd-tiny-i2_s.gguf");
 
+/// Where bitnet.cpp writes the tile sizes of TL1 and TL2.
+pub const TILES_FILE: &str = "kernel_config.ini";
 /// Holds the header of most models in one read.
 const HEADER_FIRST_BYTES: u64 = 1 << 20;

@@ -1,10 +1,13 @@
 //! The facts of a model file, and what is wrong with it.
 
-use std::io;
 use std::path::Path;
 
-use gguf::{Gguf, Metadata, TensorInfo, TensorType, ternary};
+use gguf::ternary::Tiled;
+use gguf::{Gguf, Metadata, TensorInfo, TensorType};
 use serde::Serialize;
+
+use super::scan::Scan;
+use crate::model::{Error, Source, Tiles};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Facts {
@@ -75,7 +78,7 @@ pub(super) struct TypeUse {
     pub(super) bytes: u64,
 }
 
-/// What the data of I2_S, TQ1_0 and TQ2_0 tensors says.
+/// What the data of ternary tensors says.
 #[derive(Debug, Serialize)]
 pub(super) struct Ternary {
     pub(super) tensor_count: usize,
@@ -153,19 +156,24 @@ impl Facts {
         facts
     }
 
-    /// Reads the data of the ternary tensors in pieces through `read` (buffer, offset in the file).
+    /// Reads the data of the ternary tensors.
     pub(super) fn add_ternary_data(
         &mut self,
+        source: &Source,
         gguf: &Gguf<'_>,
-        mut read: impl FnMut(&mut [u8], u64) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let is_read =
-            |tensor: &&TensorInfo<'_>| matches!(tensor.kind, TensorType::I2S | TensorType::Tq1_0 | TensorType::Tq2_0);
+        tiles: &Result<Tiles, Error>,
+    ) -> Result<(), Error> {
         let mut scan = Scan::default();
         let (mut code3_first, mut scale_first) = (None, None);
-        for tensor in gguf.tensors().iter().filter(is_read) {
+        for tensor in gguf.tensors().iter().filter(|tensor| tensor.kind.is_ternary()) {
             let before = (scan.code3_count, scan.bad_scale_count);
-            scan.tensor(tensor, &mut read)?;
+            match tile_layout(tensor, tiles) {
+                None => scan.blocks(source, tensor)?,
+                Some(Ok(layout)) => scan.tiles(source, tensor, &layout)?,
+                // Once is enough: the others of its shape have the same fault.
+                Some(Err(_)) if self.findings.iter().any(|finding| finding.code == "tensor-type-tiled") => {}
+                Some(Err(why)) => self.find(Severity::Unsupported, "tensor-type-tiled", why),
+            }
             if scan.code3_count > before.0 {
                 code3_first.get_or_insert(tensor.name);
             }
@@ -268,25 +276,14 @@ impl Facts {
     }
 
     fn judge_types(&mut self, tensors: &[TensorInfo<'_>]) {
-        let unread = |kind| match kind {
-            TensorType::Tl1 | TensorType::Tl2 => Some("tensor-type-tiled"),
-            TensorType::Other(_) => Some("tensor-type"),
-            _ => None,
-        };
         let mut seen = vec![];
-        for tensor in tensors {
-            let Some(code) = unread(tensor.kind) else { continue };
-            if seen.contains(&tensor.kind) {
-                continue;
+        for tensor in tensors.iter().filter(|tensor| matches!(tensor.kind, TensorType::Other(_))) {
+            if !seen.contains(&tensor.kind) {
+                seen.push(tensor.kind);
+                let (name, kind) = (tensor.name, tensor.kind.name());
+                let message = format!("tensors of type {kind} are not served, the first is {name}");
+                self.find(Severity::Unsupported, "tensor-type", message);
             }
-            seen.push(tensor.kind);
-            let (name, kind) = (tensor.name, tensor.kind.name());
-            let message = if code == "tensor-type" {
-                format!("tensors of type {kind} are not served, the first is {name}")
-            } else {
-                format!("{kind} is recognised; it needs tile sizes, which are not in the file; the first is {name}")
-            };
-            self.find(Severity::Unsupported, code, message);
         }
     }
 
@@ -315,6 +312,21 @@ impl Tensor {
     }
 }
 
+/// How a tensor of tiles lies, or why that is not known.
+fn tile_layout(tensor: &TensorInfo<'_>, tiles: &Result<Tiles, Error>) -> Option<Result<Tiled, String>> {
+    if !tensor.kind.is_tiled() {
+        return None;
+    }
+    let shape = usize::try_from(tensor.rows()).ok().zip(usize::try_from(tensor.cols()).ok());
+    let (Ok(tiles), Some(shape)) = (tiles, shape) else {
+        return Some(Err(tiles
+            .as_ref()
+            .err()
+            .map_or_else(|| "a tensor beyond memory".to_owned(), ToString::to_string)));
+    };
+    Some(tiles.layout(tensor.kind, tensor.name, shape).map_err(|error| error.to_string()))
+}
+
 /// Most bytes first.
 fn type_uses(tensors: &[TensorInfo<'_>]) -> Vec<TypeUse> {
     let mut uses: Vec<TypeUse> = vec![];
@@ -330,83 +342,4 @@ fn type_uses(tensors: &[TensorInfo<'_>]) -> Vec<TypeUse> {
     }
     uses.sort_by_key(|entry| std::cmp::Reverse(entry.bytes));
     uses
-}
-
-struct Scan {
-    tensor_count: usize,
-    elements: u64,
-    scale_min: f32,
-    scale_max: f32,
-    bad_scale_count: u64,
-    code3_count: u64,
-    piece: Vec<u8>,
-}
-
-impl Default for Scan {
-    fn default() -> Self {
-        Self {
-            tensor_count: 0,
-            elements: 0,
-            scale_min: f32::INFINITY,
-            scale_max: f32::NEG_INFINITY,
-            bad_scale_count: 0,
-            code3_count: 0,
-            piece: vec![],
-        }
-    }
-}
-
-impl Scan {
-    fn tensor(
-        &mut self,
-        tensor: &TensorInfo<'_>,
-        read: &mut impl FnMut(&mut [u8], u64) -> io::Result<()>,
-    ) -> io::Result<()> {
-        // Whole blocks of any of the types.
-        const PIECE_BLOCKS: u64 = 1 << 15;
-        self.tensor_count += 1;
-        self.elements += tensor.elements();
-        let block_bytes = tensor.kind.block_bytes();
-        let end = tensor.offset + tensor.elements() / tensor.kind.block_elements() * block_bytes;
-        let mut at = tensor.offset;
-        while at < end {
-            let count = (end - at).min(PIECE_BLOCKS * block_bytes);
-            self.piece.resize(count as usize, 0);
-            read(&mut self.piece, at)?;
-            at += count;
-            if tensor.kind == TensorType::I2S {
-                self.code3_count += ternary::code3_count(&self.piece);
-            } else {
-                self.scaled_blocks(tensor.kind, block_bytes as usize);
-            }
-        }
-        if tensor.kind == TensorType::I2S {
-            let mut scale = [0; 4];
-            read(&mut scale, end)?;
-            self.scale(f32::from_le_bytes(scale));
-        }
-        Ok(())
-    }
-
-    /// TQ1_0 and TQ2_0: an f16 scale ends each block.
-    fn scaled_blocks(&mut self, kind: TensorType, block_bytes: usize) {
-        let piece = std::mem::take(&mut self.piece);
-        for block in piece.chunks_exact(block_bytes) {
-            let (codes, scale) = block.split_at(block_bytes - 2);
-            self.scale(gguf::blocks::f16_to_f32(u16::from_le_bytes([scale[0], scale[1]])));
-            if kind == TensorType::Tq2_0 {
-                self.code3_count += ternary::code3_count(codes);
-            }
-        }
-        self.piece = piece;
-    }
-
-    fn scale(&mut self, scale: f32) {
-        if scale.is_finite() {
-            self.scale_min = self.scale_min.min(scale);
-            self.scale_max = self.scale_max.max(scale);
-        } else {
-            self.bad_scale_count += 1;
-        }
-    }
 }

@@ -115,9 +115,9 @@ pub(super) struct Tensor {
 }
 
 impl Tensor {
-    pub(super) fn kind(&self, embeddings: TensorType) -> TensorType {
+    pub(super) fn kind(&self, ternary: TensorType, embeddings: TensorType) -> TensorType {
         match self.fill {
-            Fill::Ternary => TensorType::I2S,
+            Fill::Ternary => ternary,
             Fill::Norm => TensorType::F32,
             Fill::Embedding => embeddings,
         }
@@ -157,8 +157,7 @@ impl Shape {
         tensors
     }
 
-    pub(super) fn describe(&self, preset: Preset, writer: &mut Writer) {
-        const FILE_TYPE_I2_S: u32 = 40;
+    pub(super) fn describe(&self, preset: Preset, kind: TensorType, writer: &mut Writer) {
         let arch = self.arch;
         let key = |name: &str| format!("{arch}.{name}");
         writer
@@ -177,8 +176,17 @@ impl Shape {
         if arch == "bitnet" {
             writer.kv(&key("rope.scaling.type"), "linear").kv(&key("rope.scaling.factor"), 1.0f32);
         }
-        writer.kv("general.file_type", FILE_TYPE_I2_S).kv("general.quantization_version", 2u32);
+        writer.kv("general.file_type", file_type(kind)).kv("general.quantization_version", 2u32);
         describe_tokenizer(self.vocab, writer);
+    }
+}
+
+/// bitnet.cpp's number for a model of this type.
+fn file_type(kind: TensorType) -> u32 {
+    match kind {
+        TensorType::Tl1 => 38,
+        TensorType::Tl2 => 39,
+        _ => 40,
     }
 }
 
