@@ -1,14 +1,14 @@
 //! Speed of the linear layers beside the limits of one core, measured in the same run: GB/s of weights against plain
 //! reads, GOPS against `vpdpbusd` (ternary) or fused multiply-adds (dense). Each answer is checked before it is timed.
 //!
-//! `cargo run --release -p kernels --example throughput [-- ISA [SECTION]]`, SECTION one of ternary, dense, other.
+//! `cargo run --release -p kernels --example throughput [-- ISA [SECTION]]`, SECTION one of ternary, gemv, dense, other.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use kernels::Isa;
 use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
-use kernels::ternary::{self, Activations, TernaryMatrix};
+use kernels::ternary::{self, Activations, ColumnMatrix, LiveColumns, RowActivations, RowMatrix, TernaryMatrix};
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -25,6 +25,9 @@ fn main() {
     println!("limits: read {:.1} GB/s, {}", limits.read / 1e9, limits.units());
     if wanted("ternary") {
         ternary_table(isa, &limits);
+    }
+    if wanted("gemv") {
+        gemv_table(isa, &limits);
     }
     if wanted("dense") {
         dense_table(isa, &limits);
@@ -254,6 +257,95 @@ fn ternary_table(isa: Isa, limits: &Limits) {
     }
 }
 
+/// One row of activations against matrices that no cache holds, whole passes over all of them: everything, chosen rows,
+/// columns that aren't zero.
+fn gemv_table(isa: Isa, limits: &Limits) {
+    println!("gemv: rows x cols, live share | us | GB/s of all weights, of read limit");
+    for (rows, cols) in [(2560, 2560), (6912, 2560), (2560, 6912)] {
+        let codes: Vec<u8> = (0..rows * cols).map(|i| noise(i) % 3).collect();
+        let mut packed = vec![0; ternary::packed_bytes(rows, cols)];
+        ternary::pack_codes(&codes, cols, &mut packed).expect("codes are 0 to 2");
+        let tiles = TernaryMatrix::new(&packed, rows, cols, 0.5).expect("packed");
+        let row = |what: &str, share: f64, bytes: usize, seconds: f64| {
+            let rate = bytes as f64 / seconds;
+            println!(
+                "{rows:6} x {cols:4}, {what:<10} {share:4.2} | {:7.1} | {:5.1} {:3.0} %",
+                seconds * 1e6,
+                rate / 1e9,
+                100.0 * rate / limits.read
+            );
+        };
+        let mut out = vec![0.0; rows];
+        let q: Vec<i8> = (0..ternary::padded_cols(cols)).map(|k| if k < cols { noise(k) as i8 } else { 0 }).collect();
+        let sum = q.iter().map(|&q| i32::from(q)).sum();
+        let x = Activations { q: &q, stride: q.len(), scale: &[1.0], sum: &[sum] };
+        let copies = Copies::new(&packed);
+        let seconds = copies.each(|bytes| {
+            let w = TernaryMatrix::new(bytes, rows, cols, 0.5).expect("packed");
+            ternary::linear(isa, w, 0..rows, x, &mut out);
+        });
+        row("all", 1.0, packed.len(), seconds);
+
+        let mut form = vec![0; ternary::row_bytes(rows, cols)];
+        ternary::pack_rows(tiles, &mut form);
+        let copies = Copies::new(&form);
+        let mut permuted = vec![0; ternary::permuted_cols(cols)];
+        ternary::permute_row(&q[..cols], &mut permuted);
+        let x = RowActivations { q: &permuted, scale: 1.0, sum };
+        for share in SHARES {
+            let live: Vec<u32> = (0..rows).filter(|&i| chosen(i, share)).map(|i| i as u32).collect();
+            let seconds = copies.each(|bytes| {
+                let w = RowMatrix::new(bytes, rows, cols, 0.5).expect("packed");
+                ternary::linear_rows(isa, w, 0, &live, x, &mut out);
+            });
+            row("rows", share, packed.len(), seconds);
+        }
+        for lines in [1, 2, 5] {
+            let mut form = vec![0; ternary::column_bytes(rows, cols, lines)];
+            ternary::pack_columns(tiles, lines, &mut form);
+            let copies = Copies::new(&form);
+            let mut live = LiveColumns::with_capacity(cols);
+            for share in SHARES {
+                let some: Vec<i8> = (0..cols).map(|k| if chosen(k, share) { q[k] | 1 } else { 0 }).collect();
+                let seconds = copies.each(|bytes| {
+                    let w = ColumnMatrix::new(bytes, rows, cols, lines, 0.5).expect("packed");
+                    live.find(&some);
+                    ternary::linear_columns(isa, w, 0..rows, &live, (1.0, sum), &mut out);
+                });
+                row(&format!("columns/{lines}"), share, packed.len(), seconds);
+            }
+        }
+    }
+}
+
+fn chosen(i: usize, share: f64) -> bool {
+    f64::from(noise(i.wrapping_mul(31).wrapping_add(7))) < share * 256.0
+}
+
+/// Copies of one matrix, more than caches hold.
+struct Copies {
+    memory: Memory,
+    each: usize,
+}
+
+impl Copies {
+    fn new(bytes: &[u8]) -> Self {
+        let count = COPIES_BYTES.div_ceil(bytes.len());
+        let mut memory = Memory::new(bytes.len() * count);
+        for copy in memory.bytes_mut().chunks_exact_mut(bytes.len()) {
+            copy.copy_from_slice(bytes);
+        }
+        Self { memory, each: bytes.len() }
+    }
+
+    /// Seconds of one call, from the shortest pass over all copies.
+    fn each(&self, mut call: impl FnMut(&[u8])) -> f64 {
+        let copies = self.memory.bytes().chunks_exact(self.each);
+        let count = copies.len() as f64;
+        best(Duration::ZERO, || copies.clone().for_each(&mut call)) / count
+    }
+}
+
 fn check_ternary(isa: Isa, bytes: &[u8], (rows, cols): (usize, usize), x: Activations<'_>, codes: &[u8]) {
     let w = TernaryMatrix::new(bytes, rows, cols, 0.5).expect("packed");
     let mut raw = vec![0; x.sum.len() * 32];
@@ -335,11 +427,13 @@ fn other_table(isa: Isa) {
 
 const BUDGET: Duration = Duration::from_millis(400);
 const READ_BYTES: usize = 512 << 20;
-/// Four times a third-level cache of 32 MiB.
-const COPIES_BYTES: usize = 128 << 20;
+/// More than third-level caches hold.
+const COPIES_BYTES: usize = 768 << 20;
 const HUGE: usize = 2 << 20;
 /// Rows of a call, as a worker makes them.
 const CHUNK_ROWS: usize = 256;
 const TOKENS: [usize; 8] = [1, 2, 4, 8, 16, 32, 128, 512];
+/// Shares of rows and columns that count.
+const SHARES: [f64; 4] = [0.21, 0.46, 0.75, 1.0];
 const HEAD_ROWS: usize = 128_256;
 const HEAD_COLS: usize = 2560;

@@ -2,16 +2,19 @@
 #![expect(unsafe_code, reason = "loads, prefetches and calls of functions with target features")]
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32,
-    _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srai_epi32,
-    _mm512_srli_epi32, _mm512_storeu_si512,
+    __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srai_epi32, _mm512_srli_epi32,
+    _mm512_storeu_si512,
 };
 
 use super::layout::{TILE_ROWS, Tile, word};
 use super::linear::{Finish, Job};
 use crate::Avx512Vnni;
 
-pub(super) fn linear<F: Finish>(_: Avx512Vnni, job: Job<'_>, finish: F, out: &mut [F::Out]) {
+pub(super) fn linear<F: Finish>(proof: Avx512Vnni, job: Job<'_>, finish: F, out: &mut [F::Out]) {
+    if job.n() == 1 {
+        return super::gemv::avx512_vnni::tiles(proof, job, finish, out);
+    }
     // SAFETY: the token proves that these instructions exist.
     unsafe { blocks(job, finish, out) }
 }
@@ -32,7 +35,7 @@ fn blocks<F: Finish>(job: Job<'_>, finish: F, out: &mut [F::Out]) {
                     match len { $($n => panel::<F, $rows, $n, $split>(job, finish, out, first..end, start),)* _ => unreachable!() }
                 };
             }
-            by_len!(1 => 1 x 4, 2 => 2 x 4, 3 => 2 x 4, 4 => 2 x 1, 5 => 2 x 1, 6 => 2 x 1, 7 => 2 x 1, 8 => 2 x 1,
+            by_len!(1 => 1 x 1, 2 => 2 x 4, 3 => 2 x 4, 4 => 2 x 1, 5 => 2 x 1, 6 => 2 x 1, 7 => 2 x 1, 8 => 2 x 1,
                 9 => 2 x 1, 10 => 2 x 1, 11 => 2 x 1, 12 => 2 x 1);
         }
     }
@@ -84,11 +87,7 @@ fn dot<const R: usize, const N: usize, const SPLIT: usize>(w: [&[Tile]; R], x: [
         let mut fields = [_mm512_setzero_si512(); R];
         for r in 0..R {
             fields[r] = load(&w[r][i]);
-            if R == 1 {
-                prefetch::<_MM_HINT_T0>(&w[0][i], PREFETCH_BYTES);
-            } else {
-                prefetch::<_MM_HINT_T1>(&w[0][0], (tiles * R + i * R + r) * size_of::<Tile>());
-            }
+            prefetch::<_MM_HINT_T1>(&w[0][0], (tiles * R + i * R + r) * size_of::<Tile>());
         }
         for s in 0..4 {
             let mask = _mm512_set1_epi8(if SPLIT == 4 { 3 << (2 * s) } else { 3 });
@@ -119,7 +118,7 @@ fn dot<const R: usize, const N: usize, const SPLIT: usize>(w: [&[Tile]; R], x: [
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn merge<const SPLIT: usize>(acc: [__m512i; SPLIT]) -> __m512i {
+pub(super) fn merge<const SPLIT: usize>(acc: [__m512i; SPLIT]) -> __m512i {
     if SPLIT == 1 {
         return acc[0];
     }
@@ -130,7 +129,7 @@ fn merge<const SPLIT: usize>(acc: [__m512i; SPLIT]) -> __m512i {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load(tile: &Tile) -> __m512i {
+pub(super) fn load(tile: &Tile) -> __m512i {
     // SAFETY: a tile is 64 readable bytes; the load has no alignment requirement.
     unsafe { _mm512_loadu_si512(tile.as_ptr().cast()) }
 }
@@ -139,14 +138,14 @@ fn load(tile: &Tile) -> __m512i {
 /// ask for their successors in the order of addresses, since each is too short a stream to run ahead of itself
 /// (2560 columns, 2 rows: 14 GB/s of weights with a prefetch 2 KiB ahead in each).
 #[inline(always)]
-fn prefetch<const HINT: i32>(tile: &Tile, ahead: usize) {
+pub(super) fn prefetch<const HINT: i32>(tile: &Tile, ahead: usize) {
     // SAFETY: a prefetch reads nothing that a program can see and never faults.
     unsafe { _mm_prefetch::<HINT>(tile.as_ptr().wrapping_add(ahead).cast()) }
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn lanes(v: __m512i) -> [i32; TILE_ROWS] {
+pub(super) fn lanes(v: __m512i) -> [i32; TILE_ROWS] {
     let mut lanes = [0; TILE_ROWS];
     // SAFETY: the array has 64 writable bytes; the store has no alignment requirement.
     unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), v) }
@@ -157,4 +156,3 @@ fn lanes(v: __m512i) -> [i32; TILE_ROWS] {
 const TOKENS_MAX: usize = 12;
 /// Half of a second-level cache of 512 KiB.
 const ROW_BLOCK_BYTES: usize = 256 << 10;
-const PREFETCH_BYTES: usize = 2048;

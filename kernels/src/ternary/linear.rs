@@ -157,7 +157,7 @@ pub(super) trait Finish: Copy {
 }
 
 #[derive(Clone, Copy)]
-struct Scaled(f32);
+pub(super) struct Scaled(pub(super) f32);
 
 impl Finish for Scaled {
     type Out = f32;

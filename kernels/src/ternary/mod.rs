@@ -11,12 +11,17 @@ mod avx512_bw;
 mod avx512_vnni;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+mod gemv;
 mod layout;
 mod linear;
 mod pack;
 mod portable;
 mod quantize;
 
+pub use gemv::{
+    COLUMN_COLS_MAX, ColumnMatrix, LiveColumns, RowActivations, RowMatrix, column_bytes, linear_columns, linear_rows,
+    pack_columns, pack_rows, permute_row, permuted_cols, row_bytes, skips,
+};
 pub use layout::{
     COLS_MAX, ShapeError, TILE_BYTES, TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, packed_bytes, padded_cols,
 };

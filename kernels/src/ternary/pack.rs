@@ -115,7 +115,7 @@ fn word(bytes: &[u8; 16], s: usize) -> u32 {
 }
 
 /// In each byte of four words: field `g` of word `s` becomes field `s` of word `g`.
-fn transpose(w: [u32; 4]) -> [u32; 4] {
+pub(super) fn transpose(w: [u32; 4]) -> [u32; 4] {
     const EVEN: u32 = 0x3333_3333;
     const LOW: u32 = 0x0f0f_0f0f;
     let even = [(w[0] & EVEN) | (w[1] & EVEN) << 2, (w[2] & EVEN) | (w[3] & EVEN) << 2];

@@ -1,0 +1,23 @@
+//! Products with one row of activations: streaming whole matrices, or only the rows and columns that count.
+//!
+//! A feed-forward block with squared ReLU multiplies most rows of its up projection by zero, and feeds its down
+//! projection mostly zeros. [`RowMatrix`] keeps rows contiguous, so that rows which don't count are never read;
+//! [`ColumnMatrix`] keeps columns contiguous, so that columns which meet a zero aren't. Both give the integers of
+//! [`linear`](super::linear()), bit for bit.
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512_vnni;
+mod columns;
+mod rows;
+
+pub use columns::{COLUMN_COLS_MAX, ColumnMatrix, LiveColumns, column_bytes, linear_columns, pack_columns};
+pub use rows::{RowActivations, RowMatrix, linear_rows, pack_rows, permute_row, permuted_cols, row_bytes};
+
+use crate::Isa;
+
+/// Whether `isa` has kernels of its own for [`linear_rows`] and [`linear_columns`]; elsewhere they are correct, but
+/// slower than reading everything.
+#[must_use]
+pub fn skips(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx512Vnni(_))
+}
