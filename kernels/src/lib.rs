@@ -13,6 +13,7 @@ pub mod limits;
 pub mod math;
 pub mod norm;
 pub mod rope;
+pub mod screen;
 mod simd;
 pub mod softmax;
 pub mod ternary;

@@ -75,6 +75,17 @@ pub fn linear(
     run(isa, Linear { w, rows, x, n, out, scratch });
 }
 
+/// `out[i]` becomes what [`linear`] gives for row `rows[i]` and the one activation row `x`.
+///
+/// # Panics
+/// Where a row is not in the matrix, `x` is not one row or `out` has another length than `rows`.
+pub fn linear_rows(isa: Isa, w: DenseMatrix<'_>, rows: &[u32], x: &[f32], out: &mut [f32]) {
+    assert!(rows.iter().all(|&row| (row as usize) < w.rows()), "rows lie in the matrix");
+    assert_eq!(x.len(), w.cols(), "one activation row");
+    assert_eq!(out.len(), rows.len(), "output length");
+    run(isa, Scattered { w, rows, x, out });
+}
+
 /// Row `row` of `w` as floats.
 ///
 /// # Panics
@@ -147,6 +158,43 @@ fn dequantize<S: Lanes, F: Format>(lanes: S, bytes: &[u8], ahead: usize, out: &m
         for (g, out) in out.iter_mut().enumerate() {
             lanes.store(F::group(lanes, bytes, &opened, g), out);
         }
+    }
+}
+
+/// Single rows, wherever they are.
+struct Scattered<'a> {
+    w: DenseMatrix<'a>,
+    rows: &'a [u32],
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Scattered<'_> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, lanes: S) {
+        by_kind!(self.w.kind(), self.by_format(lanes));
+    }
+}
+
+impl Scattered<'_> {
+    #[inline(always)]
+    fn by_format<S: Lanes, F: Format>(self, lanes: S) {
+        for (&row, out) in self.rows.iter().zip(self.out) {
+            let mut sums = [Group::default(); 1];
+            let rows = [self.w.row(row as usize)];
+            lanes.outline(Dot::<F, 1> { rows, x: self.x, sums: &mut sums, format: PhantomData });
+            let [Group(mut sums)] = sums;
+            add_tail(self.w, rows[0], self.x, &mut sums);
+            *out = tree(&sums);
+        }
+    }
+}
+
+/// Adds the columns after the last whole group.
+#[inline(always)]
+fn add_tail(w: DenseMatrix<'_>, row: &[u8], x: &[f32], sums: &mut [f32; LANES]) {
+    for k in w.tail() {
+        sums[k % LANES] = w.float(row, k).mul_add(x[k], sums[k % LANES]);
     }
 }
 
@@ -270,12 +318,7 @@ impl Linear<'_> {
     /// Adds the columns after the last whole group and merges the lanes.
     #[inline(always)]
     fn finish(&mut self, row: usize, t: usize, mut sums: [f32; LANES]) {
-        if !self.w.tail().is_empty() {
-            let (weights, x) = (self.w.row(row), &self.x[t * self.w.cols()..]);
-            for k in self.w.tail() {
-                sums[k % LANES] = self.w.float(weights, k).mul_add(x[k], sums[k % LANES]);
-            }
-        }
+        add_tail(self.w, self.w.row(row), &self.x[t * self.w.cols()..], &mut sums);
         self.out[t * self.rows.len() + row - self.rows.start] = tree(&sums);
     }
 }

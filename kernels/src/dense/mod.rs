@@ -10,5 +10,5 @@ mod linear;
 mod matrix;
 mod portable;
 
-pub use linear::{DenseScratch, dequantize_row, linear};
+pub use linear::{DenseScratch, dequantize_row, linear, linear_rows};
 pub use matrix::{DenseKind, DenseMatrix};

@@ -1,0 +1,89 @@
+//! AVX-512 VNNI: one `vpdpbusd` for 16 rows x 4 columns of one plane.
+#![expect(unsafe_code, reason = "loads, stores, prefetches and calls of functions with target features")]
+
+use std::arch::x86_64::{
+    __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_storeu_si512,
+};
+
+use super::layout::Tile;
+use super::lower::{Job, Planes, Sums, word};
+use crate::Avx512;
+
+pub(super) fn run(_: Avx512, job: Job<'_>, sums: &mut [Sums]) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn body(job: Job<'_>, sums: &mut [Sums]) {
+        job.run(sums, |w, planes, sums| products(w, planes, sums));
+    }
+    // SAFETY: the token proves that these instructions exist.
+    unsafe { body(job, sums) }
+}
+
+/// All planes in near-equal groups of at most [`PLANES_MAX`]; the two tile rows stay in the second-level cache.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn products(w: [&[Tile]; 2], planes: Planes<'_>, sums: &mut [Sums]) {
+    let groups = planes.len().div_ceil(PLANES_MAX);
+    for group in 0..groups {
+        let start = group * planes.len() / groups;
+        let len = (group + 1) * planes.len() / groups - start;
+        macro_rules! by_len {
+            ($($n:literal),*) => {
+                match len { $($n => dot::<$n>(w, planes, start, group == 0, sums),)* _ => unreachable!("groups are near-equal") }
+            };
+        }
+        by_len!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+    }
+}
+
+/// Sums of both tile rows with the planes `start ..+ N`. The first look at them (`cold`) asks for the two behind them in
+/// the order of their addresses: each is too short a stream to run ahead of itself.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn dot<const N: usize>(w: [&[Tile]; 2], planes: Planes<'_>, start: usize, cold: bool, sums: &mut [Sums]) {
+    let tiles = w[0].len();
+    let w = [&w[0][..tiles], &w[1][..tiles]];
+    // Built by a closure on purpose: filled by a loop, the array costs address arithmetic in the hot loop.
+    let x: [_; N] = std::array::from_fn(|i| &planes.dwords(start + i)[..tiles]);
+    let mut acc = [[_mm512_setzero_si512(); N]; 2];
+    for i in 0..tiles {
+        let codes = [load(&w[0][i]), load(&w[1][i])];
+        if cold {
+            prefetch(&w[0][0], (2 * tiles + 2 * i) * size_of::<Tile>());
+            prefetch(&w[0][0], (2 * tiles + 2 * i + 1) * size_of::<Tile>());
+        }
+        for t in 0..N {
+            let q = _mm512_set1_epi32(word(x[t][i]));
+            for r in 0..2 {
+                acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], codes[r], q);
+            }
+        }
+    }
+    for (r, acc) in acc.into_iter().enumerate() {
+        for (t, acc) in acc.into_iter().enumerate() {
+            store(acc, &mut sums[r * planes.len() + start + t]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load(tile: &Tile) -> __m512i {
+    // SAFETY: a tile is 64 readable bytes; the load has no alignment requirement.
+    unsafe { _mm512_loadu_si512(tile.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(v: __m512i, sums: &mut Sums) {
+    // SAFETY: 64 writable bytes; the store has no alignment requirement.
+    unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), v) }
+}
+
+#[inline(always)]
+fn prefetch(tile: &Tile, ahead: usize) {
+    // SAFETY: a prefetch reads nothing that a program can see and never faults.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(tile.as_ptr().wrapping_add(ahead).cast()) }
+}
+
+/// Planes of one register tile: 2 tile rows x 12 sums leave 8 registers for codes and words.
+const PLANES_MAX: usize = 12;

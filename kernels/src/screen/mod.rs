@@ -1,0 +1,57 @@
+//! A cheap look at all rows of a dense matrix that proves which rows cannot be among the best, so that only the others
+//! need their exact product.
+//!
+//! # What is kept
+//!
+//! Beside a dense matrix `w` stands a copy of it in int8: row `r` is about `s_r q_r` with `q_r` in -127 ..= 127, and with
+//! it two numbers that bound what the copy leaves out (below). An activation row `x` becomes one or two int8 planes:
+//! `x` is about `S_0 h_0 + S_1 h_1`, where `h_1` holds what rounding to `h_0` left.
+//!
+//! # Why nothing is lost
+//!
+//! Let `u = 2^-24`, all norms Euclidean, and `f` the result that [`dense::linear`](crate::dense::linear) gives for row
+//! `r`. With `E = |w_r - s_r q_r|`, `V = |s_r q_r|`, `d = x - sum S_p h_p`, `D = |d|`, `X = |x|`, `H = sum S_p |h_p|` and
+//! the integers `J_p = q_r . h_p`, which are exact in i32 up to [`COLS_MAX`]:
+//!
+//! 1. `w_r . x = s_r sum S_p J_p + s_r q_r . d + (w_r - s_r q_r) . x`, so by Cauchy and Schwarz the exact product differs
+//!    from `a* = s_r sum S_p J_p` by at most `V D + E X`.
+//! 2. `f` differs from `w_r . x` by its own rounding: each product goes through at most `m = ceil(cols / 16) + 4`
+//!    roundings (the fused multiply-adds of its lane, then the tree), so by at most `g sum |w_k x_k| <= g (E + V) X`
+//!    with `g = m u / (1 - m u)`. Sums so small that they are subnormal add at most `(cols + 15) 2^-150`.
+//! 3. `a`, computed in f32, differs from `a*` by at most `5 u V H`: conversion, two products and one sum for each
+//!    plane, and `|J_p| s_r S_p <= V S_p |h_p|`.
+//!
+//! So `|f - a| <= A X + V (D + 5 u H) + tiny`, with `A = E + g (E + V)`. Stored are `A` and `V`, inflated by 2^-16: far
+//! more than the roundings of the few products and sums that follow, and of the norms themselves, which are sums of
+//! `cols` squares in 16 lanes and get a slack of their own for each term of a lane. `D` is inflated the same way and by
+//! `2^-19 H = 32 u H`, six times what 3. needs: the rest covers the rounding of `x - S_0 h_0` and of what follows (at most
+//! `2 u (H + D)`) and of `lower = a - (A X + V D)` and `lower + 2 (A X + V D)` themselves. The same roundings of `w_r -
+//! s_r q_r` are counted in `g`. Squares and sums that underflow are covered by adding `TINY` to `E`, `X` and `D`. Norms far
+//! from overflow (`ScreenMatrix::admits`) keep every partial sum of `f` and of the screen finite; an activation row that
+//! is not (infinite, NaN) is not admitted.
+//!
+//! Let `T` be at most the `k`-th greatest lower bound of some rows. Those `k` rows have `f >= T`, so a row whose upper
+//! bound is below `T` is not among the `k` best of them, and not equal to the last of these either: ties stay whole, and
+//! choosing by value, then by index, gives what it gives on all rows. [`select`] takes for `T` the `k`-th greatest of
+//! the maxima of whole groups of rows: `k` groups with such a maximum hold `k` such rows.
+//!
+//! Integer sums are exact and float steps are single IEEE operations in a fixed order, so that every ISA selects the
+//! same rows.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod layout;
+mod lower;
+mod norms;
+mod pack;
+mod portable;
+mod select;
+
+pub use activations::{ScreenRow, ScreenRows, plane_stride, split};
+pub use layout::{COLS_MAX, GROUP_ROWS, ScreenMatrix, group_bytes, packed_bytes};
+pub use lower::{LowerScratch, lower_bounds};
+pub use pack::pack;
+pub use select::{SelectScratch, Sought, select};
