@@ -1,13 +1,15 @@
 //! Speed of the linear layers beside the limits of one core, measured in the same run: GB/s of weights against plain
 //! reads, GOPS against `vpdpbusd` (ternary) or fused multiply-adds (dense). Each answer is checked before it is timed.
 //!
-//! `cargo run --release -p kernels --example throughput [-- ISA [SECTION]]`, SECTION one of ternary, gemv, dense, other.
+//! `cargo run --release -p kernels --example throughput [-- ISA [SECTION]]`, SECTION one of ternary, gemv, dense, screen,
+//! other.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use kernels::Isa;
 use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
+use kernels::screen::{self, GROUP_ROWS, ScreenInput, ScreenMatrix, ScreenRows};
 use kernels::ternary::{self, Activations, ColumnMatrix, LiveColumns, RowActivations, RowMatrix, TernaryMatrix};
 
 fn main() {
@@ -31,6 +33,9 @@ fn main() {
     }
     if wanted("dense") {
         dense_table(isa, &limits);
+    }
+    if wanted("screen") {
+        screen_table(isa, &limits);
     }
     if wanted("other") {
         other_table(isa);
@@ -405,6 +410,50 @@ fn fill_dense(kind: DenseKind, bytes: &mut [u8]) {
             DenseKind::Q6K => block[208..].copy_from_slice(&half),
             _ => block[..2].copy_from_slice(&half),
         }
+    }
+}
+
+/// The int8 screen of an F16 head: all bounds for `n` rows of one or two planes.
+fn screen_table(isa: Isa, limits: &Limits) {
+    println!("screen of {HEAD_ROWS} x {HEAD_COLS}: n x planes | GB/s of codes, of read limit | GOPS, of int8 limit");
+    let kind = DenseKind::F16;
+    let mut memory = Memory::new(kind.row_bytes(HEAD_COLS) * HEAD_ROWS);
+    fill_dense(kind, memory.bytes_mut());
+    let w = DenseMatrix::new(kind, memory.bytes(), HEAD_ROWS, HEAD_COLS).expect("whole rows");
+    let mut copy = Memory::new(screen::packed_bytes(HEAD_ROWS, HEAD_COLS));
+    let groups = HEAD_ROWS / GROUP_ROWS;
+    let start = thread_seconds();
+    let (out, greatest) = copy.bytes_mut().split_at_mut(groups * screen::group_bytes(HEAD_COLS));
+    let weight_max = screen::pack(isa, w, 0..groups, out, greatest);
+    println!("packed in {:.2} s", thread_seconds() - start);
+    let matrix = ScreenMatrix::new(copy.bytes(), &w, weight_max).expect("finite weights");
+    for (n, planes) in [(1, 1), (1, 2), (2, 2), (4, 2), (8, 1), (8, 2), (16, 1), (32, 1), (32, 2)] {
+        let stride = 2 * screen::plane_stride(HEAD_COLS);
+        let mut values = vec![0; n * stride];
+        let x: Vec<f32> = (0..HEAD_COLS).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
+        let rows: Vec<_> = values.chunks_mut(stride).map(|values| screen::split(isa, &x, planes, values)).collect();
+        let mut x = ScreenInput::default();
+        x.set(HEAD_COLS, ScreenRows { planes: &values, rows: &rows });
+        let (mut want, mut out) = (vec![0.0; n * GROUP_ROWS], vec![0.0; n * CHUNK_ROWS]);
+        screen::lower_bounds(Isa::Portable, matrix, 1..2, &mut x, &mut want);
+        screen::lower_bounds(isa, matrix, 1..2, &mut x, &mut out[..n * GROUP_ROWS]);
+        assert_eq!(out[..n * GROUP_ROWS], want, "wrong answer");
+        let seconds = best(BUDGET, || {
+            for first in (0..groups).step_by(CHUNK_ROWS / GROUP_ROWS) {
+                screen::lower_bounds(isa, matrix, first..first + CHUNK_ROWS / GROUP_ROWS, &mut x, &mut out);
+            }
+            black_box(&out);
+        });
+        let rate = copy.bytes().len() as f64 / seconds;
+        let ops = (2 * HEAD_ROWS * HEAD_COLS * n * planes) as f64 / seconds;
+        let of_int8 = limits.int8.map_or("-".into(), |peak| format!("{:3.0} %", 100.0 * ops / peak));
+        println!(
+            "{n:2} x {planes} | {:5.1} {:3.0} % | {:6.1} {of_int8} | {:.2} ms",
+            rate / 1e9,
+            100.0 * rate / limits.read,
+            ops / 1e9,
+            seconds * 1e3
+        );
     }
 }
 

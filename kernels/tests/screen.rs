@@ -4,7 +4,7 @@
 
 use kernels::Isa;
 use kernels::dense::{DenseKind, DenseMatrix, DenseScratch, linear, linear_rows};
-use kernels::screen::{self, GROUP_ROWS, LowerScratch, ScreenMatrix, ScreenRows, SelectScratch, Sought};
+use kernels::screen::{self, GROUP_ROWS, ScreenInput, ScreenMatrix, ScreenRows, SelectScratch, Sought};
 use proptest::prelude::*;
 
 /// A matrix in some kind, and its copy.
@@ -56,12 +56,12 @@ impl Head {
             .collect();
         let mut all = vec![f32::NAN; planes.len() * self.rows];
         let groups = self.rows.div_ceil(GROUP_ROWS);
-        let mut scratch = LowerScratch::default();
+        let mut input = ScreenInput::default();
+        input.set(self.cols, ScreenRows { planes: &values, rows: &rows });
         for first in (0..groups).step_by(step) {
             let part = first * GROUP_ROWS..self.rows.min((first + step) * GROUP_ROWS);
             let mut out = vec![f32::NAN; planes.len() * part.len()];
-            let x = ScreenRows { planes: &values, rows: &rows };
-            screen::lower_bounds(isa, screen, first..groups.min(first + step), x, &mut out, &mut scratch);
+            screen::lower_bounds(isa, screen, first..groups.min(first + step), &mut input, &mut out);
             for (all, out) in all.chunks_mut(self.rows).zip(out.chunks(part.len())) {
                 all[part.clone()].copy_from_slice(out);
             }
@@ -203,7 +203,7 @@ proptest! {
         shape in prop::sample::select(vec![Shape::Normal, Shape::Equal, Shape::Integers, Shape::Spiked, Shape::Mixed]),
         rows in prop::sample::select(vec![1_usize, 15, 63, 64, 65, 129, 500, 1000]),
         cols in prop::sample::select(vec![1_usize, 7, 16, 33, 64, 100, 260]),
-        planes in prop::collection::vec(1_usize..=2, 1..6),
+        planes in prop::collection::vec(1_usize..=2, 1..30),
         count in prop::sample::select(vec![1_usize, 2, 5, 16, 1000]),
         distance in prop::sample::select(vec![0.0_f32, 0.5, 20.0]),
         also in prop::collection::vec(0_u32..1100, 0..20),

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 };
 
 use super::layout::Tile;
-use super::lower::{Job, Planes, Sums, word};
+use super::lower::{Job, Part, Planes, Sums, word};
 use crate::Avx2;
 
 pub(super) fn run(_: Avx2, job: Job<'_>, sums: &mut [Sums]) {
@@ -20,36 +20,34 @@ pub(super) fn run(_: Avx2, job: Job<'_>, sums: &mut [Sums]) {
     unsafe { body(job, sums) }
 }
 
-/// All planes in near-equal groups of at most 3, which is what registers hold.
+/// All planes in parts of at most 3, which is what registers hold.
 #[target_feature(enable = "avx2")]
 fn products(w: [&[Tile]; 2], planes: Planes<'_>, sums: &mut [Sums]) {
-    let groups = planes.len().div_ceil(3);
     for (tiles, sums) in w.into_iter().zip(sums.chunks_exact_mut(planes.len())) {
-        for group in 0..groups {
-            let start = group * planes.len() / groups;
-            match (group + 1) * planes.len() / groups - start {
-                1 => dot::<1>(tiles, planes, start, sums),
-                2 => dot::<2>(tiles, planes, start, sums),
-                _ => dot::<3>(tiles, planes, start, sums),
+        for part in planes.parts(3) {
+            match part.len {
+                1 => dot::<1>(tiles, part, sums),
+                2 => dot::<2>(tiles, part, sums),
+                _ => dot::<3>(tiles, part, sums),
             }
         }
     }
 }
 
-/// Sums of one tile row with the planes `start ..+ N`; halves are rows 0 to 7 and 8 to 15.
+/// Sums of one tile row with the planes of `part`; halves are rows 0 to 7 and 8 to 15.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn dot<const N: usize>(tiles: &[Tile], planes: Planes<'_>, start: usize, sums: &mut [Sums]) {
-    let x: [_; N] = std::array::from_fn(|i| &planes.dwords(start + i)[..tiles.len()]);
+fn dot<const N: usize>(tiles: &[Tile], part: Part<'_>, sums: &mut [Sums]) {
     let even = _mm256_set1_epi16(0xff);
     let mut acc = [[_mm256_setzero_si256(); 2]; N];
     for (i, tile) in tiles.iter().enumerate() {
+        let x: &[_; N] = part.dwords[i * part.stride..].first_chunk().expect("a dword of each plane");
         let [low, high] = tile.as_chunks::<32>().0 else { unreachable!("a tile is two halves") };
         let codes = [load(low), load(high)];
         let evens = [_mm256_and_si256(codes[0], even), _mm256_and_si256(codes[1], even)];
         let odds = [_mm256_srli_epi16::<8>(codes[0]), _mm256_srli_epi16::<8>(codes[1])];
         for t in 0..N {
-            let q = _mm256_set1_epi32(word(x[t][i]));
+            let q = _mm256_set1_epi32(word(x[t]));
             let (q_even, q_odd) = (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(q)), _mm256_srai_epi16::<8>(q));
             for half in 0..2 {
                 let even = _mm256_madd_epi16(evens[half], q_even);
@@ -58,7 +56,7 @@ fn dot<const N: usize>(tiles: &[Tile], planes: Planes<'_>, start: usize, sums: &
             }
         }
     }
-    for (acc, sums) in acc.into_iter().zip(&mut sums[start..]) {
+    for (acc, sums) in acc.into_iter().zip(&mut sums[part.start..]) {
         for (acc, sums) in acc.into_iter().zip(sums.as_chunks_mut::<8>().0) {
             store(acc, sums);
         }

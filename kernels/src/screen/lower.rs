@@ -7,11 +7,15 @@ use super::layout::{CODE_ZERO, GROUP_ROWS, ScreenMatrix, TILE_ROWS, TILE_ROWS_PE
 use super::portable;
 use crate::Isa;
 
-/// Working memory of [`lower_bounds`]; grows to the most activation rows seen and stays.
+/// Activation rows as [`lower_bounds`] takes them, and its working memory; grows to the most rows seen and stays.
 #[derive(Clone, Debug, Default)]
-pub struct LowerScratch {
-    /// Index of each plane in use, in order.
-    planes: Vec<usize>,
+pub struct ScreenInput {
+    cols: usize,
+    rows: Vec<ScreenRow>,
+    planes: usize,
+    /// Planes in near-equal groups of at most [`PLANES_MAX`], one group after another; in each for every tile one dword of
+    /// every plane, so that the hot loop follows one stream.
+    dwords: Vec<[i8; 4]>,
     /// Integer sums of two tile rows, each with all planes.
     sums: Vec<Sums>,
 }
@@ -19,70 +23,120 @@ pub struct LowerScratch {
 /// Sums of 16 rows with one plane.
 pub(super) type Sums = [i32; TILE_ROWS];
 
-impl LowerScratch {
-    /// For calls of at most `n_max` activation rows: these do not allocate.
+impl ScreenInput {
+    /// For at most `n_max` activation rows of `cols` columns: these do not allocate.
     #[must_use]
-    pub fn new(n_max: usize) -> Self {
-        Self { planes: Vec::with_capacity(2 * n_max), sums: vec![[0; TILE_ROWS]; 2 * 2 * n_max] }
+    pub fn new(n_max: usize, cols: usize) -> Self {
+        Self {
+            rows: Vec::with_capacity(n_max),
+            dwords: Vec::with_capacity(2 * n_max * tiles_per_row(cols)),
+            sums: Vec::with_capacity(2 * 2 * n_max),
+            ..Self::default()
+        }
+    }
+
+    /// Takes the rows of `x`, each of `cols` columns.
+    ///
+    /// # Panics
+    /// Where `x` has not room for two planes of each row.
+    pub fn set(&mut self, cols: usize, x: ScreenRows<'_>) {
+        let (stride, tiles) = (plane_stride(cols), tiles_per_row(cols));
+        assert_eq!(x.planes.len(), x.rows.len() * 2 * stride, "room for two planes of each row");
+        self.cols = cols;
+        self.rows.clear();
+        self.rows.extend_from_slice(x.rows);
+        self.planes = x.rows.iter().map(|row| row.planes).sum();
+        self.sums.resize(2 * self.planes, [0; TILE_ROWS]);
+        self.dwords.resize(self.planes * tiles, [0; 4]);
+        let starts = x.rows.iter().enumerate().flat_map(|(t, row)| (2 * t..2 * t + row.planes).map(|p| p * stride));
+        let mut starts = starts.map(|start| &x.planes.as_chunks().0[start / 4..][..tiles]);
+        let mut dwords = self.dwords.as_mut_slice();
+        for group in groups(self.planes) {
+            let (own, rest) = dwords.split_at_mut(group.len() * tiles);
+            dwords = rest;
+            for (at, plane) in starts.by_ref().take(group.len()).enumerate() {
+                for (out, dword) in own[at..].iter_mut().step_by(group.len()).zip(plane) {
+                    *out = *dword;
+                }
+            }
+        }
     }
 }
 
+/// Near-equal groups of at most [`PLANES_MAX`] planes.
+#[inline(always)]
+fn groups(planes: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = planes.div_ceil(PLANES_MAX);
+    (0..count).map(move |group| group * planes / count..(group + 1) * planes / count)
+}
+
 /// `out[t][r]` becomes a lower bound of what [`dense::linear`](crate::dense::linear) gives for the rows of the groups
-/// `groups` and each activation row; `out` has for each of them as many columns as these groups have rows.
+/// `groups` and each row of `x`; `out` has for each of them as many columns as these groups have rows.
 ///
 /// # Panics
-/// Where the groups are not in the matrix or a slice has a length that does not fit.
-pub fn lower_bounds(
-    isa: Isa,
-    w: ScreenMatrix<'_>,
-    groups: Range<usize>,
-    x: ScreenRows<'_>,
-    out: &mut [f32],
-    scratch: &mut LowerScratch,
-) {
+/// Where the groups are not in the matrix, or `x` or `out` are of another shape.
+pub fn lower_bounds(isa: Isa, w: ScreenMatrix<'_>, groups: Range<usize>, x: &mut ScreenInput, out: &mut [f32]) {
     let rows = groups.start * GROUP_ROWS..w.rows().min(groups.end * GROUP_ROWS);
-    let stride = plane_stride(w.cols());
     assert!(!rows.is_empty() && groups.end <= w.rows().div_ceil(GROUP_ROWS), "groups lie in the matrix");
-    assert_eq!(x.planes.len(), x.rows.len() * 2 * stride, "room for two planes of each row");
+    assert_eq!(x.cols, w.cols(), "columns of the matrix");
     assert_eq!(out.len(), x.rows.len() * rows.len(), "output length");
-    scratch.planes.clear();
-    for (t, row) in x.rows.iter().enumerate() {
-        scratch.planes.extend((0..row.planes).map(|plane| (2 * t + plane) * stride));
-    }
-    let count = scratch.planes.len();
-    if scratch.sums.len() < 2 * count {
-        scratch.sums.resize(2 * count, [0; TILE_ROWS]);
-    }
-    let planes = Planes { values: x.planes, starts: &scratch.planes, tiles: tiles_per_row(w.cols()) };
-    let sums = &mut scratch.sums[..2 * count];
-    let job = Job { w, rows, x: x.rows, planes, out };
+    let planes = Planes { dwords: &x.dwords, count: x.planes, tiles: tiles_per_row(w.cols()) };
+    let (job, sums) = (Job { w, rows, x: &x.rows, planes, out }, x.sums.as_mut_slice());
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => super::avx2::run(proof, job, sums),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(proof) => super::avx512::run(proof, job, sums),
-        _ => job.run(sums, portable::products),
+        Isa::AvxVnni(proof) => super::avx_vnni::run(proof, job, sums),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bw(proof) => super::avx512_bw::run(proof, job, sums),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(proof) => super::avx512_vnni::run(proof, job, sums),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) => {
+            unreachable!("no proof exists on this machine")
+        }
+        Isa::Portable => job.run(sums, portable::products),
     }
 }
 
 /// The planes that a call multiplies with.
 #[derive(Clone, Copy)]
 pub(super) struct Planes<'a> {
-    values: &'a [i8],
-    starts: &'a [usize],
+    dwords: &'a [[i8; 4]],
+    count: usize,
     tiles: usize,
+}
+
+/// Some planes of a group.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    /// Index of the first one among all planes, and how many they are.
+    pub(super) start: usize,
+    pub(super) len: usize,
+    /// Dwords of all planes of the group, from the first of these on; tiles are `stride` apart.
+    pub(super) dwords: &'a [[i8; 4]],
+    pub(super) stride: usize,
 }
 
 impl<'a> Planes<'a> {
     #[inline(always)]
     pub(super) fn len(self) -> usize {
-        self.starts.len()
+        self.count
     }
 
-    /// Plane `index` in dwords of four columns, one for each tile.
+    /// All planes in parts of at most `most`, none of which lies in two groups.
     #[inline(always)]
-    pub(super) fn dwords(self, index: usize) -> &'a [[i8; 4]] {
-        &self.values[self.starts[index]..].as_chunks().0[..self.tiles]
+    pub(super) fn parts(self, most: usize) -> impl Iterator<Item = Part<'a>> {
+        groups(self.count).flat_map(move |group| {
+            let stride = group.len();
+            let dwords = &self.dwords[group.start * self.tiles..group.end * self.tiles];
+            (0..stride).step_by(most).map(move |first| Part {
+                start: group.start + first,
+                len: most.min(stride - first),
+                dwords: &dwords[first..],
+                stride,
+            })
+        })
     }
 }
 
@@ -162,3 +216,6 @@ fn bounds(x: &ScreenRow, [scale, spread, length]: &[[f32; TILE_ROWS]; 3], sums: 
     }
     lower
 }
+
+/// Planes of a group: 2 tile rows x 12 sums leave 8 of 32 registers for codes and dwords.
+pub(super) const PLANES_MAX: usize = 12;

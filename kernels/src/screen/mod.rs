@@ -42,7 +42,11 @@ mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+mod avx512_bw;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod layout;
 mod lower;
 mod norms;
@@ -52,6 +56,6 @@ mod select;
 
 pub use activations::{ScreenRow, ScreenRows, plane_stride, split};
 pub use layout::{COLS_MAX, GROUP_ROWS, ScreenMatrix, group_bytes, packed_bytes};
-pub use lower::{LowerScratch, lower_bounds};
+pub use lower::{ScreenInput, lower_bounds};
 pub use pack::pack;
 pub use select::{SelectScratch, Sought, select};

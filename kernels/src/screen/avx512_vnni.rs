@@ -7,10 +7,10 @@ use std::arch::x86_64::{
 };
 
 use super::layout::Tile;
-use super::lower::{Job, Planes, Sums, word};
-use crate::Avx512;
+use super::lower::{Job, PLANES_MAX, Part, Planes, Sums, word};
+use crate::Avx512Vnni;
 
-pub(super) fn run(_: Avx512, job: Job<'_>, sums: &mut [Sums]) {
+pub(super) fn run(_: Avx512Vnni, job: Job<'_>, sums: &mut [Sums]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn body(job: Job<'_>, sums: &mut [Sums]) {
         job.run(sums, |w, planes, sums| products(w, planes, sums));
@@ -19,40 +19,49 @@ pub(super) fn run(_: Avx512, job: Job<'_>, sums: &mut [Sums]) {
     unsafe { body(job, sums) }
 }
 
-/// All planes in near-equal groups of at most [`PLANES_MAX`]; the two tile rows stay in the second-level cache.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn products(w: [&[Tile]; 2], planes: Planes<'_>, sums: &mut [Sums]) {
-    let groups = planes.len().div_ceil(PLANES_MAX);
-    for group in 0..groups {
-        let start = group * planes.len() / groups;
-        let len = (group + 1) * planes.len() / groups - start;
+    // The two tile rows behind these, in even parts over all that is done meanwhile.
+    let line_bytes = size_of_val(w[0]) * 2 / (planes.len().div_ceil(PLANES_MAX) * w[0].len());
+    let mut ahead = size_of_val(w[0]) * 2;
+    for part in planes.parts(PLANES_MAX) {
         macro_rules! by_len {
             ($($n:literal),*) => {
-                match len { $($n => dot::<$n>(w, planes, start, group == 0, sums),)* _ => unreachable!("groups are near-equal") }
+                match part.len {
+                    $($n => dot::<$n>(w, part, planes.len(), (ahead, line_bytes), sums),)*
+                    _ => unreachable!("parts have at most PLANES_MAX planes"),
+                }
             };
         }
         by_len!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+        ahead += line_bytes * w[0].len();
     }
 }
 
-/// Sums of both tile rows with the planes `start ..+ N`. The first look at them (`cold`) asks for the two behind them in
-/// the order of their addresses: each is too short a stream to run ahead of itself.
+/// Sums of both tile rows with the planes of `part`. Meanwhile asks for what lies `ahead` bytes behind the first tile, and
+/// `step` bytes further for every tile: the two tile rows that come next, in the order of their addresses; each is too
+/// short a stream to run ahead of itself.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn dot<const N: usize>(w: [&[Tile]; 2], planes: Planes<'_>, start: usize, cold: bool, sums: &mut [Sums]) {
+fn dot<const N: usize>(
+    w: [&[Tile]; 2],
+    part: Part<'_>,
+    planes: usize,
+    (ahead, step): (usize, usize),
+    sums: &mut [Sums],
+) {
     let tiles = w[0].len();
     let w = [&w[0][..tiles], &w[1][..tiles]];
-    // Built by a closure on purpose: filled by a loop, the array costs address arithmetic in the hot loop.
-    let x: [_; N] = std::array::from_fn(|i| &planes.dwords(start + i)[..tiles]);
+    let x = &part.dwords.as_chunks::<N>().0[..tiles];
     let mut acc = [[_mm512_setzero_si512(); N]; 2];
     for i in 0..tiles {
         let codes = [load(&w[0][i]), load(&w[1][i])];
-        if cold {
-            prefetch(&w[0][0], (2 * tiles + 2 * i) * size_of::<Tile>());
-            prefetch(&w[0][0], (2 * tiles + 2 * i + 1) * size_of::<Tile>());
+        prefetch(&w[0][0], ahead + i * step);
+        if step > size_of::<Tile>() {
+            prefetch(&w[0][0], ahead + i * step + size_of::<Tile>());
         }
         for t in 0..N {
-            let q = _mm512_set1_epi32(word(x[t][i]));
+            let q = _mm512_set1_epi32(word(x[i][t]));
             for r in 0..2 {
                 acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], codes[r], q);
             }
@@ -60,7 +69,7 @@ fn dot<const N: usize>(w: [&[Tile]; 2], planes: Planes<'_>, start: usize, cold: 
     }
     for (r, acc) in acc.into_iter().enumerate() {
         for (t, acc) in acc.into_iter().enumerate() {
-            store(acc, &mut sums[r * planes.len() + start + t]);
+            store(acc, &mut sums[r * planes + part.start + t]);
         }
     }
 }
@@ -84,6 +93,3 @@ fn prefetch(tile: &Tile, ahead: usize) {
     // SAFETY: a prefetch reads nothing that a program can see and never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(tile.as_ptr().wrapping_add(ahead).cast()) }
 }
-
-/// Planes of one register tile: 2 tile rows x 12 sums leave 8 registers for codes and words.
-const PLANES_MAX: usize = 12;
