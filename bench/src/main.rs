@@ -1,6 +1,8 @@
 //! The binary `bitnetd-bench`: one subcommand for each thing that is measured.
 #![deny(unsafe_code)]
 
+mod kernels;
+mod limits;
 mod model;
 mod serve;
 
@@ -17,6 +19,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Each kernel beside the machine's limits, its answers checked
+    Kernels(kernels::Args),
     /// Prompt and decode speed of a model beside the machine's limits
     Model(model::Args),
     /// Load a running server: latency percentiles, throughput, goodput
@@ -25,6 +29,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Kernels(args) => kernels::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Serve(args) => serve::run(&args),
     }

@@ -1,7 +1,6 @@
 //! `bitnetd-bench model`: prompt and decode speed of a model beside what the machine can do.
 
-mod limits;
-mod session;
+pub(crate) mod session;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use limits::Limits;
+use crate::limits::Limits;
 use session::Session;
 
 #[derive(clap::Args)]

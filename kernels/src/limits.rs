@@ -1,9 +1,12 @@
 //! What this machine can do at most, as loops without a purpose: kernels are judged beside them in the same run.
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "loads and calls of functions with target features"))]
 
+use std::hint::black_box;
+
 #[cfg(target_arch = "x86_64")]
 use crate::FloatIsa;
 use crate::Isa;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Reads every byte once, as fast as one thread can; the result depends on all of them.
 #[must_use]
@@ -34,6 +37,40 @@ pub fn int8(isa: Isa) -> Option<usize> {
     None
 }
 
+/// Fused multiply-adds of f32 in registers; returns the number of operations, two each.
+#[must_use]
+pub fn fma(isa: Isa) -> usize {
+    dispatch(isa, Chains)
+}
+
+/// As many independent sums as registers hold and as keep two units of five cycles busy.
+struct Chains;
+
+impl Kernel for Chains {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> usize {
+        let (a, b) = (simd.splat(black_box(0.999)), simd.splat(black_box(1e-3)));
+        let mut sums = [simd.splat(1.0); FMA_SUMS];
+        let count = FMA_SUMS.min(S::TILE_ROWS * S::TILE_WIDTH);
+        for _ in 0..ROUNDS {
+            for sum in &mut sums[..count] {
+                *sum = simd.fma(*sum, a, b);
+            }
+        }
+        let mut lanes = [0.0; LANES];
+        for sum in sums {
+            simd.store(sum, &mut lanes);
+            black_box(&lanes);
+        }
+        ROUNDS * count * 2 * LANES
+    }
+}
+
+const ROUNDS: usize = 100_000;
+const FMA_SUMS: usize = 10;
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
@@ -44,6 +81,7 @@ mod x86 {
     };
     use std::hint::black_box;
 
+    use super::ROUNDS;
     use crate::{Avx2, Avx512Bw, Avx512Vnni, AvxVnni};
 
     pub(super) fn read_512(_: Avx512Bw, bytes: &[u8]) -> u64 {
@@ -129,7 +167,6 @@ mod x86 {
         _mm512_add_epi16(sum, _mm512_maddubs_epi16(sum, b))
     });
 
-    const ROUNDS: usize = 100_000;
     const SUMS: usize = 12;
     const PREFETCH_BYTES: usize = 2048;
 }

@@ -21,7 +21,7 @@ pub(super) struct Session {
 }
 
 /// Physical cores that this process may use.
-pub(super) fn cores() -> Result<usize, Failure> {
+pub(crate) fn cores() -> Result<usize, Failure> {
     Ok(tuning::Topology::read(Path::new("/sys"))?.core_count())
 }
 
@@ -173,15 +173,21 @@ impl Session {
 }
 
 fn team_of(model: &Model, isa: Isa, workers: usize, batch_max: usize) -> Result<(Team, Forward), Failure> {
+    let params = &model.weights.params;
+    let team = start_team(workers)?;
+    let limits = Limits { rows_max: ROWS_MAX, logits_max: batch_max };
+    Ok((team, Forward::new(isa, params, workers, limits)))
+}
+
+/// A team of so many pinned workers, this thread among them.
+pub(crate) fn start_team(workers: usize) -> Result<Team, Failure> {
     let topology = tuning::Topology::read(Path::new("/sys"))?;
     let cpus = tuning::plan(&topology, Some(1), Some(workers))?.shards[0].workers.clone();
-    let params = &model.weights.params;
     let team = Team::start(workers, move |index| {
         // An unpinned worker computes the same.
         let _ = tuning::pin(&cpus[index..=index]);
     })?;
-    let limits = Limits { rows_max: ROWS_MAX, logits_max: batch_max };
-    Ok((team, Forward::new(isa, params, workers, limits)))
+    Ok(team)
 }
 
 /// Tokens without a pattern that a cache or a branch predictor could learn.

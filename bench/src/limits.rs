@@ -8,14 +8,16 @@ use runtime::team::{Counters, Team};
 use tuning::memory::Arena;
 
 /// What the workers of a team can do together.
-pub(super) struct Limits {
-    pub(super) read_bytes_per_s: f64,
+pub(crate) struct Limits {
+    pub(crate) read_bytes_per_s: f64,
     /// `None` where the instruction set has no int8 unit that is measured.
-    pub(super) int8_operations_per_s: Option<f64>,
+    pub(crate) int8_operations_per_s: Option<f64>,
+    /// Fused multiply-adds of f32, two operations each.
+    pub(crate) float_operations_per_s: f64,
 }
 
 impl Limits {
-    pub(super) fn measure(isa: Isa, team: &Team) -> Self {
+    pub(crate) fn measure(isa: Isa, team: &Team) -> Self {
         let mut arena = Arena::zeroed(READ_BYTES, None).expect("memory for the bandwidth test");
         arena.as_mut_slice().fill(1);
         let bytes = arena.as_slice();
@@ -36,9 +38,18 @@ impl Limits {
             let operations = (operations * team.size()) as f64;
             operations / seconds
         });
+        let float_seconds = best(|| {
+            team.run(&none, &|_| {
+                black_box(limits::fma(isa));
+            });
+        });
         #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-        let read = (part * team.size()) as f64;
-        Self { read_bytes_per_s: read / seconds, int8_operations_per_s: int8 }
+        let (read, float) = ((part * team.size()) as f64, (limits::fma(isa) * team.size()) as f64);
+        Self {
+            read_bytes_per_s: read / seconds,
+            int8_operations_per_s: int8,
+            float_operations_per_s: float / float_seconds,
+        }
     }
 }
 

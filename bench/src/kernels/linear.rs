@@ -1,0 +1,185 @@
+//! Linear layers: ternary ones at the shapes of a block, dense ones at the shape of the head.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use kernels::Isa;
+use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
+use kernels::ternary::{self, Activations, TernaryMatrix};
+use tuning::memory::Arena;
+
+use super::timing::{Bench, Case, Work};
+use super::{Failure, Shape};
+
+thread_local! {
+    /// Outputs and scratch of a worker.
+    static WORKER: RefCell<(Vec<f32>, DenseScratch)> = RefCell::default();
+}
+
+/// Queries, key or value, gate or up, and down, with each number of activation rows.
+pub(super) fn ternary(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result<(), Failure> {
+    let layers = [
+        ("q", shape.heads * shape.head_dim, shape.hidden),
+        ("kv", shape.kv_heads * shape.head_dim, shape.hidden),
+        ("gate", shape.feed_forward, shape.hidden),
+        ("down", shape.hidden, shape.feed_forward),
+    ];
+    for (layer, height, width) in layers {
+        let bytes = ternary::packed_bytes(height, width);
+        let copies = bench.copies(bytes);
+        let mut memory = Arena::zeroed(bytes * copies, None)?;
+        let codes: Vec<u8> = (0..height * width).map(|i| noise(i) % 3).collect();
+        let (first, others) = memory.as_mut_slice().split_at_mut(bytes);
+        ternary::pack_codes(&codes, width, first)?;
+        others.chunks_exact_mut(bytes).for_each(|copy| copy.copy_from_slice(first));
+        let matrix = |copy: usize| {
+            let bytes = &memory.as_slice()[copy % copies * bytes..][..bytes];
+            TernaryMatrix::new(bytes, height, width, 0.5).expect("packed for this shape")
+        };
+        for &n in rows {
+            let case = Case {
+                family: "ternary",
+                name: format!("{} {layer} {height}x{width} n={n}", shape.name),
+                bytes,
+                work: Work::Int8(2 * height * width * n),
+            };
+            let input = Quantized::new(n, width);
+            for part in ends(height) {
+                let linear = |isa| {
+                    let mut out = vec![0.0; n * part.len()];
+                    ternary::linear(isa, matrix(0), part.clone(), input.view(), &mut out);
+                    out
+                };
+                bench.check(&case.name, &linear(bench.isa), &linear(Isa::Portable))?;
+            }
+            let (isa, unit) = (bench.isa, unit_rows(height, bench.workers()));
+            bench.time(case, &|member, call| {
+                while let Some(claimed) = member.claim(0, height.div_ceil(unit)) {
+                    let part = claimed * unit..height.min((claimed + 1) * unit);
+                    with_output(n * part.len(), |out, _| {
+                        ternary::linear(isa, matrix(call), part.clone(), input.view(), out);
+                    });
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The head, or as much of it as keeps a call short, in the kinds that heads come in.
+pub(super) fn dense(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result<(), Failure> {
+    for kind in [DenseKind::F16, DenseKind::Q8_0, DenseKind::Q6K] {
+        let width = shape.hidden;
+        if !width.is_multiple_of(kind.block_cols()) {
+            continue;
+        }
+        let height = shape.vocab.min(HEAD_ROWS_MAX);
+        let bytes = kind.row_bytes(width) * height;
+        let copies = bench.copies(bytes);
+        let mut memory = Arena::zeroed(bytes * copies, None)?;
+        fill(kind, memory.as_mut_slice());
+        let matrix = |copy: usize| {
+            let bytes = &memory.as_slice()[copy % copies * bytes..][..bytes];
+            DenseMatrix::new(kind, bytes, height, width).expect("whole rows")
+        };
+        for &n in rows.iter().filter(|&&n| n <= HEAD_TOKENS_MAX) {
+            let case = Case {
+                family: "dense",
+                name: format!("{} head {kind:?} {height}x{width} n={n}", shape.name),
+                bytes,
+                work: Work::Float(2 * height * width * n),
+            };
+            let x: Vec<f32> = (0..n * width).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
+            for part in ends(height) {
+                let linear = |isa| {
+                    let mut out = vec![0.0; n * part.len()];
+                    dense::linear(isa, matrix(0), part.clone(), &x, &mut out, &mut DenseScratch::new(n));
+                    out
+                };
+                bench.check(&case.name, &linear(bench.isa), &linear(Isa::Portable))?;
+            }
+            let (isa, unit) = (bench.isa, unit_rows(height, bench.workers()));
+            bench.time(case, &|member, call| {
+                while let Some(claimed) = member.claim(0, height.div_ceil(unit)) {
+                    let part = claimed * unit..height.min((claimed + 1) * unit);
+                    with_output(n * part.len(), |out, scratch| {
+                        dense::linear(isa, matrix(call), part.clone(), &x, out, scratch);
+                    });
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Quantised activations.
+struct Quantized {
+    q: Vec<i8>,
+    stride: usize,
+    scale: Vec<f32>,
+    sum: Vec<i32>,
+}
+
+impl Quantized {
+    fn new(n: usize, width: usize) -> Self {
+        let stride = ternary::activation_stride(width);
+        let mut made = Self { q: vec![0; n * stride], stride, scale: Vec::new(), sum: Vec::new() };
+        for (t, q) in made.q.chunks_exact_mut(stride).enumerate() {
+            let x: Vec<f32> = (0..width).map(|k| f32::from(noise(k + t * 7)) - 127.5).collect();
+            let found = ternary::quantize(Isa::Portable, &x, &mut q[..ternary::padded_cols(width)]);
+            made.scale.push(found.scale);
+            made.sum.push(found.sum);
+        }
+        made
+    }
+
+    fn view(&self) -> Activations<'_> {
+        Activations { q: &self.q, stride: self.stride, scale: &self.scale, sum: &self.sum }
+    }
+}
+
+fn with_output(len: usize, run: impl FnOnce(&mut [f32], &mut DenseScratch)) {
+    WORKER.with_borrow_mut(|(out, scratch)| {
+        if out.len() < len {
+            out.resize(len, 0.0);
+        }
+        run(&mut out[..len], scratch);
+    });
+}
+
+/// The first rows and the last ones, from a row tile on: portable code would take minutes for all.
+fn ends(height: usize) -> [Range<usize>; 2] {
+    let last = height.saturating_sub(CHECKED_ROWS) / ternary::TILE_ROWS * ternary::TILE_ROWS;
+    [0..height.min(CHECKED_ROWS), last..height]
+}
+
+/// As the forward pass cuts its matrices.
+fn unit_rows(height: usize, workers: usize) -> usize {
+    height.div_ceil(workers * UNITS_PER_WORKER).next_multiple_of(2 * ternary::TILE_ROWS).min(UNIT_ROWS_MAX)
+}
+
+/// Any finite weights.
+fn fill(kind: DenseKind, bytes: &mut [u8]) {
+    for (i, block) in bytes.chunks_exact_mut(kind.block_bytes()).enumerate() {
+        for (j, byte) in block.iter_mut().enumerate() {
+            *byte = noise(i * 211 + j);
+        }
+        // A half between 2^-6 and 2^-5, where a block has its scale.
+        let half = (0x2400 | u16::from(noise(i))).to_le_bytes();
+        match kind {
+            DenseKind::Q6K => block[208..].copy_from_slice(&half),
+            _ => block[..2].copy_from_slice(&half),
+        }
+    }
+}
+
+pub(super) fn noise(i: usize) -> u8 {
+    ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+}
+
+const UNITS_PER_WORKER: usize = 6;
+const UNIT_ROWS_MAX: usize = 256;
+const CHECKED_ROWS: usize = 32;
+const HEAD_ROWS_MAX: usize = 16_384;
+/// A step scores few rows: one for each sequence that decodes.
+const HEAD_TOKENS_MAX: usize = 32;
