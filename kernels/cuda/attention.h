@@ -23,6 +23,8 @@ struct FirstUnit {
     bool exists;
 };
 
+static_assert(sizeof(FirstUnit) <= FIRST_UNIT_BYTES, "a block's first unit fits");
+
 // Shared memory of a unit.
 struct UnitArea {
     uint4* values;       // [SPLIT][head_dim] halves
@@ -60,7 +62,7 @@ DEVICE Unit find_unit(const Step& s, int index) {
     u.last = u.split == u.splits - 1;
     u.writes = u.last && u.first_head == u.kv_head * s.group;
     u.seen = min(u.position + 1 - u.split * SPLIT, (int)SPLIT);
-    u.table = s.block_table + (long long)u.row * s.table_stride + u.split * (SPLIT / KV_BLOCK);
+    u.table = s.block_table + (long long)s.sequences[u.row] * s.table_stride + u.split * (SPLIT / KV_BLOCK);
     return u;
 }
 
@@ -91,22 +93,55 @@ DEVICE float rotated(const Step& s, const float* head, int position, int d) {
 
 DEVICE float float_of_half(unsigned short half) { return floats_of_halves(half).x; }
 
+// The rows that a unit starts from: of the unit's first head, of its kv head.
+struct UnitRows {
+    const float *queries, *key, *value;
+};
+
+// Where they come from and where results go: plain rows, or step_1's tagged ones.
+template <bool TAGGED> struct UnitSource {
+    unsigned tag; // of the input; the output gets the next
+
+    DEVICE UnitRows rows(const Step& s, const Unit& u, const UnitArea& area) const {
+        const int dim = s.head_dim, key = s.heads + u.kv_head;
+        if (!TAGGED) {
+            const float* row = s.qkv + (long long)u.row * (s.heads + 2 * s.kv_heads) * dim;
+            return {row + u.first_head * dim, row + key * dim, row + (key + s.kv_heads) * dim};
+        }
+        // Two values a thread, all polled at once.
+        float* staged = area.late;
+        const unsigned long long* row = (const unsigned long long*)s.qkv;
+#pragma unroll 1
+        for (int i = 2 * threadIdx.x; i < (s.unit_heads + (u.last ? 2 : 0)) * dim; i += 2 * THREADS) {
+            int part = i / dim, head = part < s.unit_heads ? u.first_head + part : key + (part - s.unit_heads) * s.kv_heads;
+            take_pair(row + head * dim + i % dim, tag, staged + i);
+        }
+        __syncthreads();
+        return {staged, staged + s.unit_heads * dim, staged + (s.unit_heads + 1) * dim};
+    }
+    DEVICE void put(const Step& s, long long at, float value) const {
+        if (TAGGED) {
+            store_tagged((unsigned long long*)s.attention + at, value, tag + 1);
+        } else {
+            s.attention[at] = value;
+        }
+    }
+};
+
 // Queries, rounded to F16, and, for the last split, the position's own key and value: into shared memory and the cache.
-DEVICE void project(const Step& s, const Unit& u, const UnitArea& area, unsigned short* own_block) {
+DEVICE void project(const Step& s, const Unit& u, const UnitArea& area, const UnitRows& rows, unsigned short* own_block) {
     const int dim = s.head_dim, slot = u.position % KV_BLOCK;
-    const float* row = s.qkv + (long long)u.row * (s.heads + 2 * s.kv_heads) * dim;
 #pragma unroll 1
     for (int i = threadIdx.x; i < (s.unit_heads + (u.last ? 2 : 0)) * dim; i += THREADS) {
         int part = i / dim, d = i - part * dim;
         if (part > s.unit_heads) {
-            unsigned short v = half_of_float(row[(s.heads + s.kv_heads + u.kv_head) * dim + d]);
+            unsigned short v = half_of_float(rows.value[d]);
             area.value[d] = v;
             if (u.writes) own_block[(KV_BLOCK + slot) * dim + d] = v;
             continue;
         }
         bool query = part < s.unit_heads;
-        float x = rotated(s, row + (query ? u.first_head + part : s.heads + u.kv_head) * dim, u.position, d);
-        unsigned short half = half_of_float(x);
+        unsigned short half = half_of_float(rotated(s, query ? rows.queries + part * dim : rows.key, u.position, d));
         if (query) {
             area.queries[i] = float_of_half(half);
         } else {
@@ -217,46 +252,51 @@ DEVICE float sum_weights(const float* weights) {
 
 enum { MIX = 8 };
 
-// Weighted values of the dimensions 2 d and 2 d + 1 in the order of positions; the loads of MIX positions run ahead.
-DEVICE float2 mix(const UnitArea& area, const float* weights, int seen, int dim, int d) {
-    const unsigned* values = (const unsigned*)area.values + d;
-    const int stride = dim / 2;
-    float2 sum = make_float2(0.0f, 0.0f);
-    unsigned next[MIX];
+// Weighted values of one dimension in the order of positions; the loads of MIX positions run ahead.
+DEVICE float mix(const UnitArea& area, const float* weights, int seen, int dim, int d) {
+    const unsigned short* values = (const unsigned short*)area.values + d;
+    float sum = 0.0f;
+    unsigned short next[MIX];
+    float4 next_weights[MIX / 4];
     int p = 0;
 #pragma unroll
-    for (int i = 0; i < MIX; i++) next[i] = values[i * stride];
+    for (int i = 0; i < MIX; i++) next[i] = values[i * dim];
+#pragma unroll
+    for (int i = 0; i < MIX / 4; i++) next_weights[i] = ((const float4*)weights)[i];
 #pragma unroll 1
     for (; p + MIX <= seen; p += MIX) {
-        unsigned now[MIX];
-        float w[MIX];
+        float value[MIX];
+        float4 w[MIX / 4];
 #pragma unroll
-        for (int i = 0; i < MIX; i++) {
-            now[i] = next[i];
-            w[i] = weights[p + i];
-            // Past the last position lies what earlier rounds left: never used.
-            next[i] = values[min(p + MIX + i, SPLIT - 1) * stride];
+        for (int i = 0; i < MIX; i++) value[i] = float_of_half(next[i]);
+#pragma unroll
+        for (int i = 0; i < MIX / 4; i++) w[i] = next_weights[i];
+        // Past the last position lies what earlier rounds left: never used.
+        if (p + MIX < SPLIT) {
+#pragma unroll
+            for (int i = 0; i < MIX; i++) next[i] = values[(p + MIX + i) * dim];
+#pragma unroll
+            for (int i = 0; i < MIX / 4; i++) next_weights[i] = ((const float4*)(weights + p + MIX))[i];
         }
 #pragma unroll
-        for (int i = 0; i < MIX; i++) {
-            float2 v = floats_of_halves(now[i]);
-            sum.x = fused(w[i], v.x, sum.x);
-            sum.y = fused(w[i], v.y, sum.y);
+        for (int i = 0; i < MIX / 4; i++) {
+            sum = fused(w[i].x, value[4 * i], sum);
+            sum = fused(w[i].y, value[4 * i + 1], sum);
+            sum = fused(w[i].z, value[4 * i + 2], sum);
+            sum = fused(w[i].w, value[4 * i + 3], sum);
         }
     }
 #pragma unroll
     for (int i = 0; i < MIX; i++) {
-        if (p + i < seen) {
-            float2 v = floats_of_halves(next[i]);
-            sum.x = fused(weights[p + i], v.x, sum.x);
-            sum.y = fused(weights[p + i], v.y, sum.y);
-        }
+        const float4& w = next_weights[i / 4];
+        float weight = i % 4 == 0 ? w.x : i % 4 == 1 ? w.y : i % 4 == 2 ? w.z : w.w;
+        if (p + i < seen) sum = fused(weight, float_of_half(next[i]), sum);
     }
     return sum;
 }
 
 // Splits of one row and unit, merged in order by the block that came last.
-DEVICE void merge(const Step& s, const Unit& u, float* out) {
+template <class Source> DEVICE void merge(const Step& s, const Unit& u, const Source& source) {
     const int dim = s.head_dim, stride = dim + 2;
 #pragma unroll 1
     for (int i = threadIdx.x; i < s.unit_heads * dim; i += THREADS) {
@@ -272,7 +312,7 @@ DEVICE void merge(const Step& s, const Unit& u, float* out) {
             sum = fused(__ldcg(part + dim + 1), add, sum * keep);
             value = fused(__ldcg(part + d), add, value * keep);
         }
-        out[head * dim + d] = value / sum;
+        source.put(s, ((long long)u.row * s.heads + head) * dim + d, value / sum);
     }
 }
 
@@ -304,25 +344,25 @@ DEVICE void load_unit(const Step& s, const Unit& u, const UnitArea& area, int la
 }
 
 // The rest of a unit whose loads are under way.
-DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int layer, UnitKeys& keys) {
+template <class Source>
+DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int layer, UnitKeys& keys, const Source& source) {
     const int dim = s.head_dim, tid = threadIdx.x, per_row = dim / 8;
     const long long head_block = 2 * KV_BLOCK * dim;
     unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * head_block;
     const long long block_stride = (long long)s.layers * s.kv_heads * head_block;
     int own = u.last ? u.table[u.position % SPLIT / KV_BLOCK] : 0;
-    project(s, u, area, pool + own * block_stride);
+    project(s, u, area, source.rows(s, u, area), pool + own * block_stride);
     __syncthreads();
     score(s, u, area, keys.key);
     // Waits for the ring's loads too, which are older; later waits count only groups after them.
     copy_wait<0>();
     if (u.last && tid < per_row) area.values[(u.seen - 1) * per_row + tid] = ((const uint4*)area.value)[tid];
     soften(s, u, area);
-    float* out = s.attention + (long long)u.row * s.heads * dim;
     float* partial = s.partial + ((long long)u.row * s.heads + u.first_head) * s.splits_max * (dim + 2);
     partial += u.split * (dim + 2);
-    // The last warps sum the weights while the first mix values: head h, dimensions 2 d and 2 d + 1.
-    int h = tid / (dim / 2), d = tid % (dim / 2), summed = WARPS - 1 - warp_id();
-    float2 sum = make_float2(0.0f, 0.0f);
+    // The last warps sum the weights while the first mix values: head h, dimension d.
+    int h = tid / dim, d = tid % dim, summed = WARPS - 1 - warp_id();
+    float sum = 0.0f;
     if (h < s.unit_heads) sum = mix(area, area.scores + h * SPLIT, u.seen, dim, d);
     if (summed < s.unit_heads) {
         float total = sum_weights(area.scores + summed * SPLIT);
@@ -337,10 +377,11 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
     }
     __syncthreads();
     if (h < s.unit_heads) {
-        float* to = u.splits == 1 ? out + (u.first_head + h) * dim : partial + (long long)h * s.splits_max * (dim + 2);
-        float divisor = u.splits == 1 ? area.sums[h] : 1.0f;
-        to[2 * d] = sum.x / divisor;
-        to[2 * d + 1] = sum.y / divisor;
+        if (u.splits == 1) {
+            source.put(s, ((long long)u.row * s.heads + u.first_head + h) * dim + d, sum / area.sums[h]);
+        } else {
+            partial[(long long)h * s.splits_max * (dim + 2) + d] = sum;
+        }
     }
     if (u.splits > 1) {
         unsigned* arrived = s.arrived + u.row * s.heads + u.first_head;
@@ -352,7 +393,7 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
         }
         __syncthreads();
         if (*area.merges) {
-            merge(s, u, out);
+            merge(s, u, source);
             if (tid == 0) *arrived = 0;
         }
     }
@@ -367,7 +408,9 @@ DEVICE void attend_ahead(const Step& s, int layer, unsigned char* work, const Fi
 }
 
 // All units of the step, one after another in each block; attend_ahead has begun the first.
-DEVICE void attend(const Step& s, int layer, unsigned char* work, const FirstUnit* first, UnitKeys& keys) {
+template <class Source>
+DEVICE void attend(const Step& s, int layer, unsigned char* work, const FirstUnit* first, UnitKeys& keys,
+                   const Source& source) {
     UnitArea area;
     area.place(work, s.head_dim);
     int units = count_units(s);
@@ -381,6 +424,6 @@ DEVICE void attend(const Step& s, int layer, unsigned char* work, const FirstUni
             keys = {};
             load_unit(s, u, area, layer, keys);
         }
-        attend_unit(s, u, area, layer, keys);
+        attend_unit(s, u, area, layer, keys, source);
     }
 }

@@ -21,7 +21,8 @@ HERE = Path(__file__).resolve().parent
 PREBUILT = HERE / "prebuilt"
 WHEEL = "nvidia-cuda-nvrtc-cu12==12.4.127"
 VERSION = (12, 4)
-SOURCES = ["step.cu", "attention.h", "device.h", "head.h", "linear.h", "norm.h", "plan.h"]
+PROGRAMS = ["step", "batch"]
+HEADERS = ["attention.h", "device.h", "gemm.h", "head.h", "linear.h", "norm.h", "plan.h", "prompt.h", "screen.h", "token.h"]
 FLAGS = ["--std=c++17", "--fmad=false", "--ptxas-options=-v", "--extra-device-vectorization"]
 TARGETS = ["sm_80", "sm_90a", "compute_80"]
 
@@ -53,18 +54,18 @@ class Nvrtc:
         self.call(f"nvrtcGet{what}", program, buffer)
         return buffer.raw
 
-    def compile(self, target):
-        headers = SOURCES[1:]
-        texts = (ctypes.c_char_p * len(headers))(*[(HERE / name).read_bytes() for name in headers])
-        names = (ctypes.c_char_p * len(headers))(*[name.encode() for name in headers])
+    def compile(self, name, target):
+        texts = (ctypes.c_char_p * len(HEADERS))(*[(HERE / header).read_bytes() for header in HEADERS])
+        names = (ctypes.c_char_p * len(HEADERS))(*[header.encode() for header in HEADERS])
         program = ctypes.c_void_p()
-        source = (HERE / SOURCES[0]).read_bytes()
-        self.call("nvrtcCreateProgram", ctypes.byref(program), source, SOURCES[0].encode(), len(headers), texts, names)
+        file = f"{name}.cu"
+        source = (HERE / file).read_bytes()
+        self.call("nvrtcCreateProgram", ctypes.byref(program), source, file.encode(), len(HEADERS), texts, names)
         flags = [f.encode() for f in [f"--gpu-architecture={target}", *FLAGS]]
         code = self.lib.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
         log = self.read(program, "ProgramLog").rstrip(b"\0").decode()
         if code:
-            sys.exit(f"{target}:\n{log}")
+            sys.exit(f"{file} {target}:\n{log}")
         return self.read(program, "CUBIN" if target.startswith("sm_") else "PTX"), log
 
 
@@ -84,14 +85,15 @@ def resources(log):
 
 def build():
     nvrtc, files, kernels = Nvrtc(), {}, {}
-    for target in TARGETS:
-        code, log = nvrtc.compile(target)
-        name = f"step.{target}.{'cubin' if target.startswith('sm_') else 'ptx'}.gz"
-        files[name] = gzip.compress(code.rstrip(b"\0") if name.endswith("ptx.gz") else code, 9, mtime=0)
-        if target.startswith("sm_"):
-            kernels[target] = resources(log)
+    for program in PROGRAMS:
+        for target in TARGETS:
+            code, log = nvrtc.compile(program, target)
+            name = f"{program}.{target}.{'cubin' if target.startswith('sm_') else 'ptx'}.gz"
+            files[name] = gzip.compress(code.rstrip(b"\0") if name.endswith("ptx.gz") else code, 9, mtime=0)
+            if target.startswith("sm_"):
+                kernels.setdefault(target, {}).update(resources(log))
     digest = hashlib.sha256()
-    for name in SOURCES:
+    for name in [f"{program}.cu" for program in PROGRAMS] + HEADERS:
         digest.update((HERE / name).read_bytes())
     manifest = {
         "compiler": WHEEL,

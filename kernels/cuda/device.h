@@ -9,7 +9,11 @@
 #define DEVICE __device__ __forceinline__
 #define KERNEL extern "C" __global__
 #define GRID_CONSTANT __grid_constant__
-#define SHARED_ARENA(name) extern __shared__ __align__(128) unsigned char name[]
+
+DEVICE unsigned char* shared_arena() {
+    extern __shared__ __align__(128) unsigned char arena[];
+    return arena;
+}
 
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
@@ -33,12 +37,22 @@ DEVICE unsigned short half_of_float(float x) {
 template <class T> DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 template <class T> DEVICE T shuffle(T x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE unsigned warp_max(unsigned x) { return __reduce_max_sync(0xffffffffu, x); }
+DEVICE unsigned warp_ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+DEVICE int lowest_bit(unsigned x) { return __ffs((int)x) - 1; }
 DEVICE int warp_sum(int x) { return __reduce_add_sync(0xffffffffu, x); }
 
 // sum (16 x 8, int32) += a (16 x 32, unsigned bytes) * b (32 x 8, signed bytes).
 DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same with signed bytes in `a`.
+DEVICE void mma_signed(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
         : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -50,6 +64,11 @@ DEVICE void copy_async(void* to, const void* from) {
     asm volatile("{.reg .b64 p; createpolicy.fractional.L2::evict_first.b64 p, 1.0;"
                  " cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, p;}"
                  ::"r"(shared), "l"(from) : "memory");
+}
+// The same for what other blocks read too.
+DEVICE void copy_async_kept(void* to, const void* from) {
+    unsigned shared = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
 }
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
@@ -64,15 +83,85 @@ DEVICE void add_release(unsigned* at, unsigned value) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
 }
 DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+// A value and its tag in 8 bytes, read and written whole: who finds the tag has the value, without a fence.
+DEVICE void store_tagged(unsigned long long* at, float value, unsigned tag) {
+    unsigned long long word = (unsigned long long)tag << 32 | __float_as_uint(value);
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(at), "l"(word) : "memory");
+}
+DEVICE void load_tagged(const unsigned long long* at, unsigned long long (&words)[2]) {
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(words[0]), "=l"(words[1]) : "l"(at) : "memory");
+}
+DEVICE unsigned long long load_tagged(const unsigned long long* at) {
+    unsigned long long word;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(at) : "memory");
+    return word;
+}
 DEVICE long long clock_now() { return clock64(); }
+
+#if __CUDA_ARCH__ >= 900
+// Blocks of a cluster see each other's shared memory; all of them meet.
+DEVICE int cluster_size() {
+    unsigned size;
+    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(size));
+    return (int)size;
+}
+DEVICE int cluster_rank() {
+    unsigned rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return (int)rank;
+}
+DEVICE void cluster_meet() {
+    asm volatile("fence.acq_rel.cluster; barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Shared memory stays until all blocks have read what they need.
+DEVICE void cluster_leave() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+DEVICE int load_of_block(const int* at, int rank) {
+    unsigned local = (unsigned)__cvta_generic_to_shared(at), remote;
+    int value;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
+    asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(value) : "r"(remote) : "memory");
+    return value;
+}
+// Launches that overlap the one before them: what that one wrote is seen after the wait. The next launch may start its
+// blocks once all blocks here have called launch_next or ended.
+DEVICE void wait_prior() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEVICE void launch_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+#else
+DEVICE int cluster_size() { return 1; }
+DEVICE int cluster_rank() { return 0; }
+DEVICE void cluster_meet() {}
+DEVICE void cluster_leave() {}
+DEVICE int load_of_block(const int* at, int) { return *at; }
+DEVICE void wait_prior() {}
+DEVICE void launch_next() {}
+#endif
 // Memory accesses before stay before: fewer values in registers at once.
 DEVICE void keep_order() { asm volatile("" ::: "memory"); }
+// Arithmetic on these values stays in the order of the calls, likewise.
+DEVICE void settle(float4& v) { asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w)); }
+DEVICE void settle(double& v) { asm volatile("" : "+d"(v)); }
 #endif
 
 #define INFINITE float_of_bits(0x7f800000u)
 
+DEVICE unsigned pack(int a, int b, int c, int d) {
+    return (unsigned)(a & 255) | (unsigned)(b & 255) << 8 | (unsigned)(c & 255) << 16 | (unsigned)(d & 255) << 24;
+}
+
 DEVICE int lane_id() { return threadIdx.x & 31; }
 DEVICE int warp_id() { return threadIdx.x >> 5; }
+
+// Waits for two tagged values side by side.
+DEVICE void take_pair(const unsigned long long* at, unsigned tag, float* to) {
+    unsigned long long words[2];
+    do {
+        load_tagged(at, words);
+    } while ((unsigned)(words[0] >> 32) != tag || (unsigned)(words[1] >> 32) != tag);
+    to[0] = float_of_bits((unsigned)words[0]);
+    to[1] = float_of_bits((unsigned)words[1]);
+}
 
 // e^x, the bits of kernels/src/math.rs: Cody-Waite reduction, polynomial of degree 6, two exact powers of two.
 DEVICE float exp_exact(float x) {

@@ -4,6 +4,8 @@
 
 #include "linear.h"
 
+DEVICE int picked_row(const Step& s, int t) { return s.picked ? s.picked[t] : t; }
+
 DEVICE void open_piece(const uint4& piece, float (&out)[8]) {
     unsigned words[4] = {piece.x, piece.y, piece.z, piece.w};
     for (int j = 0; j < 4; j++) {
@@ -101,7 +103,7 @@ DEVICE void head(const Phase& p, const Step& s, Ring& ring, unsigned char* work,
     load_gamma(area, p.gamma, s.hidden);
 #pragma unroll 1
     for (int t = 0; t < rows; t++) {
-        float scale = row_scale(area, p.input + (long long)(first + t) * s.hidden, s.hidden, p.eps, reduced);
+        float scale = row_scale(area, p.input + (long long)picked_row(s, first + t) * s.hidden, s.hidden, p.eps, reduced);
 #pragma unroll 1
         for (int i = threadIdx.x; i < s.hidden / 4; i += THREADS) {
             ((float4*)x)[t * (s.hidden / 4) + i] = scaled_values(area, i, scale);
@@ -123,8 +125,9 @@ DEVICE void head(const Phase& p, const Step& s, Ring& ring, unsigned char* work,
 DEVICE void greedy(const Step& s) {
     if (blockIdx.x > 0) return;
     for (int t = threadIdx.x; t < s.tokens; t += THREADS) {
-        s.token_ids[t] = (int)~(unsigned)s.best[t];
+        s.token_ids[picked_row(s, t)] = (int)~(unsigned)s.best[t];
+        s.positions[picked_row(s, t)] += 1;
         s.best[t] = 0;
-        s.positions[t] += 1;
+        s.lower[t] = 0;
     }
 }

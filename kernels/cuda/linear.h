@@ -3,6 +3,10 @@
 
 #include "norm.h"
 
+DEVICE void note_time(const Step& s, int index) {
+    if (s.trace && blockIdx.x == 0 && threadIdx.x == 0) s.trace[index] = clock_now();
+}
+
 // What a block's loader knows of a phase: computed once, since a division costs a warp some 100 cycles.
 struct Stream {
     const char* base; // of the block's first row tile; HEAD: of the matrix
@@ -19,7 +23,7 @@ DEVICE int first_tile(const Phase& p) {
 
 DEVICE Stream make_stream(const Phase& p) {
     const char* base = (const char*)p.weights;
-    if (p.kind == PHASE_HEAD) return {base, p.tiles, p.items, 0.0f, 0};
+    if (p.kind == PHASE_HEAD || p.kind == PHASE_SCREEN) return {base, p.tiles, p.items, 0.0f, 0};
     int first = first_tile(p), tiles = 0;
     if (p.kind == PHASE_LINEAR && first < p.tiles) tiles = (p.tiles - first + (int)gridDim.x - 1) / (int)gridDim.x;
     return {base + (long long)first * p.items * 512, tiles, p.items, 1.0f / (float)max(p.items, 1), 0};
@@ -71,12 +75,10 @@ struct Ring {
 
     // Slots come first in shared memory, then what is known of the phases.
     DEVICE uint4* at(int index) const {
-        SHARED_ARENA(arena);
-        return (uint4*)arena + index * THREADS + threadIdx.x;
+        return (uint4*)shared_arena() + index * THREADS + threadIdx.x;
     }
     DEVICE static Stream* streams() {
-        SHARED_ARENA(arena);
-        return (Stream*)(arena + RING_DEPTH * THREADS * 16);
+        return (Stream*)(shared_arena() + RING_DEPTH * THREADS * 16);
     }
 
     // The phases from `first` on; their streams are in shared memory.
@@ -129,12 +131,6 @@ struct Rows {
     const float* scale;
     const int* sum;
     int tokens;
-    bool single; // one token, four lanes to a column group; its scale and sum are in `row`
-    Quantized row;
-
-    DEVICE Quantized at(int token) const {
-        return single ? row : Quantized{scale[token], sum[token]};
-    }
 };
 
 // Token groups whose activations are in registers at once.
@@ -142,8 +138,7 @@ template <int NT> struct Chunk { enum { SIZE = NT == 2 || NT == 4 ? 2 : 1 }; };
 
 template <int NT> DEVICE void multiply(const uint4& weights, const Rows& x, int items, int item, int (&sum)[NT][4]) {
     const unsigned words[4] = {weights.x, weights.y, weights.z, weights.w};
-    const int lanes = x.single ? 4 : 32;
-    const signed char* at = x.quantized + ((long long)item * lanes + lane_id()) * 32;
+    const signed char* at = x.quantized + ((long long)item * 32 + lane_id()) * 32;
 #pragma unroll
     for (int chunk = 0; chunk < NT; chunk += Chunk<NT>::SIZE) {
         if (chunk > 0) keep_order();
@@ -172,8 +167,7 @@ template <int NT> DEVICE void multiply(const uint4& weights, const Rows& x, int 
 
 // The exact sum of w * q as a value: the order of kernels/src/ternary/linear.rs, then the matrix's own factor.
 DEVICE float scaled(int sum, const Rows& x, int token, const float* scales) {
-    Quantized row = x.at(token);
-    return (float)(sum - row.sum) / row.scale * scales[0] * scales[1];
+    return (float)(sum - x.sum[token]) / x.scale[token] * scales[0] * scales[1];
 }
 
 DEVICE float gated(float gate, float up, int epilogue) {

@@ -29,6 +29,8 @@ struct alignas(16) Reduced {
     Phase phases[4];
 };
 
+static_assert(sizeof(Reduced) <= REDUCED_BYTES, "a block's reductions fit");
+
 struct Quantized {
     float scale;
     int sum;
@@ -75,10 +77,13 @@ DEVICE double sum_of_warps(const double* slots) {
 
 // The sum in the order that defines it: 32 lanes, element i in lane i % 32, each half of the lanes merged by the tree
 // + 8, + 4, + 2, + 1. By the first warp alone.
-DEVICE double ordered_sum_of_squares(const float* values, int width) {
+template <class Value> DEVICE double ordered_sum_of_squares(int width, const Value& value) {
     double sum = 0.0;
 #pragma unroll 1
-    for (int i = lane_id(); i < width; i += 32) sum += (double)(values[i] * values[i]);
+    for (int i = lane_id(); i < width; i += 32) {
+        float v = value(i);
+        sum += (double)(v * v);
+    }
     for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
     return shuffle(sum, 0) + shuffle(sum, 16);
 }
@@ -92,23 +97,29 @@ DEVICE double squares(const float4& v) {
     return ((double)(v.x * v.x) + (double)(v.y * v.y)) + ((double)(v.z * v.z) + (double)(v.w * v.w));
 }
 
-// 1 / sqrt(mean of squares + eps) of the row in the area, from the sums of the warps.
+// 1 / sqrt(mean of squares + eps) of a row, from the sums of the warps.
 //
 // Any order of adding gives the mean within a relative width * 2^-52 of the defined one. Both are rounded to f32 next: if
 // the two ends of that interval round alike, so does the defined order, and only else is it run (about once in 10^5 rows).
-DEVICE float scale_of_row(const RowArea& area, int width, float eps, double share, Reduced* reduced) {
+template <class Value>
+DEVICE float scale_of_row(int width, float eps, double share, Reduced* reduced, const Value& value) {
     double mean = sum_of_warps(reduced->squares) * share;
     double slack = (double)(width + 8) * 2.220446049250313e-16;
     float low = (float)(mean - mean * slack), high = (float)(mean + mean * slack);
     if (low != high) {
         if (warp_id() == 0) {
-            float scale = norm_scale(ordered_sum_of_squares((const float*)area.values, width), width, eps);
+            float scale = norm_scale(ordered_sum_of_squares(width, value), width, eps);
             if (lane_id() == 0) reduced->scale = scale;
         }
         __syncthreads();
         return reduced->scale;
     }
     return 1.0f / sqrtf(high + eps);
+}
+
+DEVICE float scale_of_row(const RowArea& area, int width, float eps, double share, Reduced* reduced) {
+    const float* values = (const float*)area.values;
+    return scale_of_row(width, eps, share, reduced, [=](int i) { return values[i]; });
 }
 
 // Reads `row` into the area and returns its scale.
@@ -167,19 +178,23 @@ DEVICE int nearest(float x) {
     return rounded < -128 ? -128 : rounded > 127 ? 127 : rounded;
 }
 
-// Byte offset of the word with columns i .. i + 4 of token slot g in B operand order; `lanes` is 32, or 4 where only one
-// token is kept.
-DEVICE int fragment_offset(int i, int g, int lanes) {
-    return ((i >> 7) * lanes + g * 4 + ((i >> 2) & 3)) * 32 + ((i >> 5) & 3) * 8 + ((i >> 4) & 1) * 4;
+// (float)(127.0 / max(amax, 1e-5)): a quotient of two floats, rounded to f64 and then to f32, is the f32 quotient.
+DEVICE float quantizing_factor(float amax) { return (double)amax > 1e-5 ? 127.0f / amax : 12700000.0f; }
+
+// Byte offset of the word with columns i .. i + 4 of token slot g in B operand order.
+DEVICE int fragment_offset(int i, int g) {
+    return ((i >> 7) * 32 + g * 4 + ((i >> 2) & 3)) * 32 + ((i >> 5) & 3) * 8 + ((i >> 4) & 1) * 4;
 }
 
-// Norm and int8 rounding of one row; the bytes go to `out` in B operand order. The area's gamma is loaded before.
+// Norm, unless `plain`, and int8 rounding of one row; the bytes go to `out` in B operand order. The area's gamma is loaded
+// before.
 //
 // The greatest |x * scale * w| is sought before the scale is known, in the same reduction as the squares: each rounding is
 // within 2^-24, so whoever leads in |x * w| by more than 10^-6 leads scaled too. Else the scaled row is searched. Holds for norm
 // weights below 10^20, where what a subnormal x * scale loses is nothing against the 10^-5 that amax is at least.
-DEVICE Quantized quantize_row(const RowArea& area, const float* row, int width, float eps, signed char* out, int g,
-                              int lanes, Reduced* reduced) {
+DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase& p, signed char* out, int g,
+                              Reduced* reduced) {
+    const int width = p.cols;
     double mine = 0.0, share = 1.0 / (double)width;
     Leader leader = {0, 0, 0.0f, 0.0f};
     load_row(area.values, row, width, [&](const float4& v, int i) {
@@ -193,7 +208,7 @@ DEVICE Quantized quantize_row(const RowArea& area, const float* row, int width, 
     put_sum(mine, reduced->squares);
     if (lead_warp(leader) == lane_id()) reduced->leaders[warp_id()] = leader;
     __syncthreads();
-    float scale = scale_of_row(area, width, eps, share, reduced);
+    float scale = p.plain ? 1.0f : scale_of_row(area, width, p.eps, share, reduced);
     leader = Leader{0, 0, 0.0f, 0.0f};
     if (lane_id() < WARPS) leader = reduced->leaders[lane_id()];
     int lane = lead_warp(leader);
@@ -206,8 +221,7 @@ DEVICE Quantized quantize_row(const RowArea& area, const float* row, int width, 
         __syncthreads();
         amax = float_of_bits(warp_max(reduced->greatest[lane_id() % WARPS]));
     }
-    // (float)(127.0 / max(amax, 1e-5)): a quotient of two floats, rounded to f64 and then to f32, is the f32 quotient.
-    float factor = (double)amax > 1e-5 ? 127.0f / amax : 12700000.0f;
+    float factor = quantizing_factor(amax);
     int sum = 0;
 #pragma unroll 2
     for (int i = threadIdx.x; i < (width + 127) / 128 * 32; i += THREADS) {
@@ -220,11 +234,25 @@ DEVICE Quantized quantize_row(const RowArea& area, const float* row, int width, 
                 sum += q[j];
             }
         }
-        *(unsigned*)(out + fragment_offset(4 * i, g, lanes)) = word;
+        *(unsigned*)(out + fragment_offset(4 * i, g)) = word;
     }
     sum = warp_sum(sum);
     if (lane_id() == 0) reduced->sum[warp_id()] = sum;
     __syncthreads();
     sum = lane_id() < WARPS ? reduced->sum[lane_id()] : 0;
     return {factor, warp_sum(sum)};
+}
+
+// One block for each row: quantised rows for the LINEAR phases that follow.
+DEVICE void quantize_phase(const Phase& p, const Step& s, const RowArea& area, Reduced* reduced) {
+    for (int t = blockIdx.x; t < s.tokens; t += gridDim.x) {
+        signed char* out = s.quantized + (long long)(t / 8) * ((p.cols + 127) / 128) * 1024;
+        const float* row = p.input + (long long)t * p.cols;
+        Quantized q = quantize_row(area, row, p, out, t % 8, reduced);
+        if (threadIdx.x == 0) {
+            s.quantized_scale[t] = q.scale;
+            s.quantized_sum[t] = q.sum;
+        }
+        __syncthreads();
+    }
 }

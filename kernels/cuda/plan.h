@@ -1,5 +1,9 @@
-// What the host hands to the step kernel: a list of phases and the step's buffers. Host and device share this file; the
-// feeder mirrors both structs, so fields keep their order and every pointer is 8 bytes.
+// What the host hands to the kernels: phases and the step's buffers. Host and device share this file; the feeder mirrors
+// both structs, so fields keep their order and every pointer is 8 bytes.
+//
+// Two forms, the same bits. The step kernels (step.cu) run a list of phases in one cooperative launch: few rows, each of a
+// sequence of its own. The batch kernels (batch.cu) are a launch each, for any number of rows, prompts among them; batch.h
+// has their order, grids and shared memory.
 #pragma once
 
 // Packed ternary weights. A tile is 16 rows x 128 columns in 512 bytes, row tile after row tile, columns ascending in
@@ -16,13 +20,29 @@
 // tile after row tile: lane L holds row L / 2 of the piece, columns 8 (L % 2) .. + 8. Rows are padded to 32.
 //
 // KV cache, F16: [block][layer][kv head][key: head_dim / 8 x 32 positions x 8, then value: 32 positions x head_dim].
-enum PhaseKind { PHASE_EMBED, PHASE_QUANTIZE, PHASE_LINEAR, PHASE_ATTEND, PHASE_HEAD, PHASE_GREEDY };
+//
+// Screen of the head: the same rows rounded to bytes. A tile is 16 rows x 32 columns in 512 bytes, row tile after row tile,
+// columns ascending in each: lane 4 g + t holds four words, word i the columns 16 (i / 2) + 4 t .. + 4 of row g + 8 (i % 2).
+// Rows are padded to 16, columns to 128, with zeros. Beside it four floats a row: scale, error, norm and 0; see screen.h.
+//
+// Rows of step_1 are tagged: 8 bytes a value, the float and then the tag of who wrote it. Zero before the first launch.
+enum PhaseKind {
+    PHASE_EMBED,
+    PHASE_QUANTIZE,
+    PHASE_LINEAR,
+    PHASE_ATTEND,
+    PHASE_HEAD,   // all logits, exactly
+    PHASE_GREEDY, // best becomes the next token
+    PHASE_SCREEN, // upper bounds of all logits, into `output`, and the best lower bound
+    PHASE_CHOOSE, // exact logits of those that may be the greatest: best
+    PHASE_COPY,   // step_1: a tagged row becomes plain
+};
 enum Epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_RELU2, EPILOGUE_SILU };
 
-// One phase of a step. Between two phases all blocks meet.
+// One phase of a step. Between two phases all blocks meet; in step_1 they wait for the values they need.
 struct Phase {
-    const void* weights;   // LINEAR: ternary tiles. HEAD, EMBED: half-precision pieces.
-    const float* scales;   // LINEAR: for each half tile of 8 rows, the matrix's scale and a factor applied last.
+    const void* weights;   // LINEAR: ternary tiles. HEAD, EMBED, CHOOSE: half-precision pieces. SCREEN: its bytes.
+    const float* scales;   // LINEAR: for each half tile of 8 rows, the matrix's scale and a factor applied last. SCREEN: its rows.
     const float* gamma;    // norm weights of the input row; LINEAR without gamma reads quantised rows from Step.
     const float* input;    // rows of `cols` floats; unused by a LINEAR without gamma.
     float* output;         // `rows` floats of each row (`rows / 2` for RELU2 and SILU); ADD: not written by the phase before.
@@ -32,10 +52,12 @@ struct Phase {
     int stride;            // floats from one output row to the next
     int first_block;       // block of row tile 0: continues where the phase before ended, so that loads even out.
     float eps;
-    int unused;
+    int order;             // step_1: phases that wait for nothing of each other share it; input is of `order - 1`
+    int residual;          // step_1, ADD: order of who last wrote `output`
+    int plain;             // QUANTIZE, and LINEAR with gamma: no norm, rows are rounded as they are; gamma holds ones.
 };
 
-// Buffers and shape of one step. `tokens` rows, each one position of a sequence of its own.
+// Buffers and shape of one step of `tokens` rows. Rows of one sequence, its prompt, are successive positions.
 struct Step {
     int tokens, hidden, vocab, layers;
     int heads, kv_heads, head_dim, rope_half;
@@ -43,25 +65,30 @@ struct Step {
     int unit_heads;        // query heads of one attention unit, 1 to 4, a divisor of heads / kv_heads.
     int group;             // heads / kv_heads
     int splits_max;        // at least position / 256 + 1 of every row.
-    int table_stride;      // entries of one row of block_table.
+    int table_stride;      // entries of one sequence in block_table.
     int head_tokens;       // rows of one pass of the head, 1 to HEAD_TOKENS_MAX.
     float score_scale;     // 1 / sqrt(head_dim)
     int* token_ids;        // in: token of each row; GREEDY overwrites it with the next one
     int* positions;        // of each row; GREEDY adds 1
-    const int* block_table;
+    const int* block_table; // cache blocks of each sequence, table_stride entries each
     unsigned short* kv_pool;
     const float* rope;     // per position: rope_half cosines, then sines
     const float* qkv;      // rows of (heads + 2 kv_heads) head_dim floats
     float* attention;      // rows of heads * head_dim floats
     float* partial;        // [row][head][splits_max][head_dim + 2]: unscaled values, greatest score, sum of weights
     unsigned* arrived;     // [row][heads]: splits done; zero between steps
-    signed char* quantized;
+    signed char* quantized; // batch kernels: room for the next multiple of 128 rows
     float* quantized_scale;
     int* quantized_sum;
     float* logits;         // rows of vocab floats
     unsigned long long* best; // of each row: ordered logit << 32 | ~token; zero between steps
-    unsigned* barrier;
+    unsigned* barrier;     // two words, zero before the first launch: the meetings of blocks, and step_1's last tag
     long long* trace;      // null, or two clock values of block 0 for each phase: before and after the barrier
+    const int* sequences;  // of each row: its sequence in block_table
+    unsigned short* queries; // batch kernels: rows of heads * head_dim rotated F16 queries, for prompts
+    const int* picked;     // HEAD, GREEDY: the step's rows that are meant, `tokens` of them; null: all
+    unsigned* lower;       // SCREEN: of each row, the greatest lower bound in the order of integers; zero between steps
+    const int* prompt_tiles; // batch kernels: first row and rows (1 to 32 / group) of each tile of a prompt
 };
 
 enum {
@@ -73,6 +100,9 @@ enum {
     HEAD_DIM_MAX = 128,
     UNIT_HEADS_MAX = 4,
     HEAD_TOKENS_MAX = 2,
+    GROUPS_MAX = 4,        // step_1: column groups of 128 of one warp, so rows of up to 8192
+    REDUCED_BYTES = 1024,  // shared memory of a block's reductions
+    FIRST_UNIT_BYTES = 128,
 };
 
 // Loads in flight of each thread: 128 KiB a block where shared memory has 227 KiB, 32 KiB where it has 163.

@@ -1,35 +1,15 @@
 // The step kernel: walks a list of phases with all blocks in step. One launch is a whole decode token, or any part of it.
 #include "attention.h"
 #include "head.h"
+#include "token.h"
 
-// One block for each row: quantised rows for the LINEAR phases that follow.
-DEVICE void quantize_phase(const Phase& p, const Step& s, const RowArea& area, Reduced* reduced) {
-    for (int t = blockIdx.x; t < s.tokens; t += gridDim.x) {
-        signed char* out = s.quantized + (long long)(t / 8) * ((p.cols + 127) / 128) * 1024;
-        const float* row = p.input + (long long)t * p.cols;
-        Quantized q = quantize_row(area, row, p.cols, p.eps, out, t % 8, 32, reduced);
-        if (threadIdx.x == 0) {
-            s.quantized_scale[t] = q.scale;
-            s.quantized_sum[t] = q.sum;
-        }
-        __syncthreads();
-    }
-}
-
-// With gamma the block prepares its only row itself: cheaper than one more meeting of all blocks.
 template <int NT>
 DEVICE void linear_phase(const Phase& p, const Stream& stream, const Step& s, Ring& ring, unsigned char* work,
-                         const RowArea& area, Reduced* reduced, float residual) {
+                         Reduced* reduced, float residual) {
     int* sums = (int*)work;
-    Rows x = {s.quantized, s.quantized_scale, s.quantized_sum, s.tokens, false, {0.0f, 0}};
     clear_sums(sums, stream.tiles * NT * 128);
-    if (NT == 1 && p.gamma) {
-        signed char* row = (signed char*)(area.gamma + p.cols / 4);
-        x = {row, nullptr, nullptr, 1, true, quantize_row(area, p.input, p.cols, p.eps, row, 0, 4, reduced)};
-    } else {
-        __syncthreads();
-    }
-    linear<NT>(p, stream, x, ring, sums, reduced->scales, residual);
+    __syncthreads();
+    linear<NT>(p, stream, {s.quantized, s.quantized_scale, s.quantized_sum, s.tokens}, ring, sums, reduced->scales, residual);
 }
 
 // One phase's description, to shared memory.
@@ -55,15 +35,11 @@ DEVICE void look_ahead(const Phase& p, const Stream& stream, const Step& s, floa
     if (p.gamma) load_gamma({rows, rows + p.cols / 4}, p.gamma, p.cols);
 }
 
-DEVICE void note_time(const Step& s, int index) {
-    if (s.trace && blockIdx.x == 0 && threadIdx.x == 0) s.trace[index] = clock_now();
-}
-
 template <int NT> DEVICE void run_step(const Phase* phases, int count, const Step& s) {
     Stream* streams = Ring::streams();
     Reduced* reduced = (Reduced*)((unsigned char*)streams + (count * (int)sizeof(Stream) + 15) / 16 * 16);
-    FirstUnit* first_unit = (FirstUnit*)(reduced + 1);
-    unsigned char* work = (unsigned char*)first_unit + ((int)sizeof(FirstUnit) + 15) / 16 * 16;
+    FirstUnit* first_unit = (FirstUnit*)((unsigned char*)reduced + REDUCED_BYTES);
+    unsigned char* work = (unsigned char*)first_unit + FIRST_UNIT_BYTES;
     float4* rows = (float4*)(work + TILES_MAX * NT * 512);
     for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = make_stream(phases[i]);
     if (threadIdx.x == 0) find_first_unit(s, first_unit);
@@ -85,8 +61,8 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         switch (p.kind) {
         case PHASE_EMBED: embed(p, s); break;
         case PHASE_QUANTIZE: quantize_phase(p, s, area, reduced); break;
-        case PHASE_LINEAR: linear_phase<NT>(p, streams[i], s, ring, work, area, reduced, residual); break;
-        case PHASE_ATTEND: attend(s, p.rows, work, first_unit, keys); break;
+        case PHASE_LINEAR: linear_phase<NT>(p, streams[i], s, ring, work, reduced, residual); break;
+        case PHASE_ATTEND: attend(s, p.rows, work, first_unit, keys, UnitSource<false>{0}); break;
         case PHASE_HEAD: head(p, s, ring, work, reduced); break;
         default: greedy(s); break;
         }
@@ -101,6 +77,12 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
     }
 }
 
+// One row; devices before 9.0 have too little shared memory for it and take step_8.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+KERNEL void __launch_bounds__(THREADS) step_1(const Phase* phases, int count, const GRID_CONSTANT Step step) {
+    run_token(phases, count, step);
+}
+#endif
 KERNEL void __launch_bounds__(THREADS) step_8(const Phase* phases, int count, const GRID_CONSTANT Step step) {
     run_step<1>(phases, count, step);
 }

@@ -1,4 +1,4 @@
-// Checks the kernels on a real device, then measures them. Usage: check IMAGE [quick | profile]; profile
+// Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [quick | profile]; profile
 // only runs three steps of one row, for a profiler.
 #include "driver.h"
 
@@ -75,6 +75,48 @@ void trace_step(Driver& gpu, Loaded& loaded) {
     }
 }
 
+void trace_token(Driver& gpu, Loaded& loaded, int context) {
+    int count = loaded.token_count, linears = 0;
+    auto kinds = gpu.read(loaded.token_there, count);
+    loaded.token_step.trace = gpu.filled<long long>(2 * count, 0);
+    loaded.set_rows({998}, {context});
+    loaded.run_token();
+    auto trace = gpu.read(loaded.token_step.trace, 2 * count);
+    loaded.token_step.trace = nullptr;
+    const char* names[] = {"qkv", "o", "gate_up", "down", "attend", "screen", "choose"};
+    double work[7] = {}, rest[7] = {};
+    int seen[7] = {};
+    for (int i = 0; i + 1 < count; i++) {
+        int kind = kinds[i].kind;
+        int group = kind == PHASE_LINEAR ? linears++ % 4 : kind == PHASE_ATTEND ? 4 : kind == PHASE_SCREEN ? 5 : kind == PHASE_CHOOSE ? 6 : -1;
+        if (i == 0 || group < 0) continue;
+        work[group] += (double)(trace[2 * i] - trace[2 * i - 1]) / gpu.clock_mhz;
+        rest[group] += (double)(trace[2 * i + 1] - trace[2 * i]) / gpu.clock_mhz;
+        seen[group]++;
+    }
+    for (int g = 0; g < 7; g++) {
+        if (seen[g]) std::printf("  in step_1 %-9s %8.2f us, waiting for its input among them, %6.2f us to the next phase\n", names[g], work[g] / seen[g], rest[g] / seen[g]);
+    }
+}
+
+// One row by step_1: with the screened head, then with a copy for the whole head.
+void measure_token(Driver& gpu, const Model& model, int context) {
+    Loaded loaded(model, gpu, 1);
+    loaded.set_rows({998}, {context});
+    auto screened = gpu.time_graph(50, [&] { loaded.run_token(); });
+    loaded.set_rows({998}, {context});
+    auto whole = gpu.time_graph(50, [&] { loaded.run_token_logits(); });
+    double bytes = 0, head = 0;
+    for (const Phase& p : loaded.phases) (p.kind == PHASE_HEAD ? head : bytes) += phase_bytes(model, p, 1, context);
+    double us = screened[screened.size() / 2], all = whole[whole.size() / 2];
+    double limit = (bytes + head) / BYTES_PER_US, least = (bytes + head / 2) / BYTES_PER_US;
+    std::printf("batch 1, context %d: %.1f us a step with the screened head (best %.1f, p90 %.1f), %.0f tokens/s, %.1f %% of the "
+                "limit %.1f us, %.1f %% of %.1f us with the screen's bytes; %.1f us with all logits, %.1f %%\n",
+                context, us, screened[0], screened[screened.size() * 9 / 10], 1e6 / us, 100 * limit / us, limit,
+                100 * least / us, least, all, 100 * limit / all);
+    trace_token(gpu, loaded, context);
+}
+
 void measure(Driver& gpu, const Model& model, int tokens, int context) {
     Loaded loaded(model, gpu, tokens);
     Random random(3);
@@ -105,15 +147,60 @@ void measure(Driver& gpu, const Model& model, int tokens, int context) {
     std::fflush(stdout);
 }
 
+// The layers of a step by the batch kernels, as one graph; then each kernel alone, all its launches in one graph.
+void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& segments) {
+    BatchStep step(model, gpu, segments);
+    std::vector<uint16_t> pool((size_t)step.loaded.sequences * step.loaded.blocks_per_row * model.shape.layers *
+                               model.shape.kv_heads * 2 * KV_BLOCK * model.shape.head_dim);
+    Random random(3);
+    for (auto& half : pool) half = (uint16_t)(0x3000 + random.below(0x0800));
+    gpu.upload((void*)step.loaded.step.kv_pool, pool.data(), pool.size() * 2);
+    auto launches = layer_launches(step.loaded, step.rows);
+    auto time = [&](const std::function<bool(const Launch&, int)>& wanted) {
+        auto times = gpu.time_graph(10, [&] {
+            for (size_t i = 0; i < launches.size(); i++) {
+                if (wanted(launches[i], (int)i)) gpu.launch(launches[i]);
+            }
+        });
+        return times[times.size() / 2];
+    };
+    float overlapped = time([](const Launch&, int) { return true; });
+    gpu.overlapped = false;
+    float apart = time([](const Launch&, int) { return true; });
+    gpu.overlapped = true;
+    std::printf("batch kernels, %d decode rows, %d prompt rows at %d: layers %.1f us, %.1f us without overlap, %zu launches\n",
+                step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, launches.size());
+    size_t layers = (size_t)model.shape.layers, each = (launches.size() - 1) / layers;
+    for (size_t k = 0; k < each; k++) {
+        float us = time([&](const Launch&, int i) { return i > 0 && (size_t)(i - 1) % each == k; });
+        const Launch& l = launches[1 + k];
+        double gop = l.kernel[0] == 'l' ? 2e-9 * l.phase.tiles * 16 * l.phase.cols * step.loaded.step.tokens : 0;
+        std::printf("  %-14s grid %5d x %d: %7.2f us %8.1f TOPS\n", l.kernel, l.grid / l.cluster, l.cluster, us / layers,
+                    gop / us * layers * 1e3);
+    }
+    std::fflush(stdout);
+}
+
 int main(int argc, char** argv) {
-    if (argc < 2) return 2;
-    bool quick = argc > 2;
-    Driver gpu(argv[1]);
-    if (quick && argv[2][0] == 'p') {
+    if (argc < 3) return 2;
+    bool quick = argc > 3;
+    Driver gpu(argv[1], argv[2]);
+    if (quick && argv[3][0] == 'p') {
         Model model(BITNET_2B4T, 300, 10);
         Loaded loaded(model, gpu, 1);
         loaded.set_rows({1}, {128});
-        for (int i = 0; i < 3; i++) loaded.run(0, (int)loaded.phases.size());
+        for (int i = 0; i < 3; i++) loaded.run_token();
+        return 0;
+    }
+    if (quick && argv[3][0] == 'b') {
+        BatchStep step(Model(BITNET_2B4T, 1100, 10), gpu, {{0, 512}});
+        step.layers();
+        return 0;
+    }
+    if (quick && argv[3][0] == 'm') {
+        Model full(BITNET_2B4T, 1280, 10);
+        measure_token(gpu, full, 128);
+        measure_token(gpu, full, 1024);
         return 0;
     }
     small_suite(gpu);
@@ -127,7 +214,12 @@ int main(int argc, char** argv) {
     steps_agree(gpu, Model(two_layers, 300, 9), starts, 1, false);
     Model full(BITNET_2B4T, 1280, 10);
     steps_agree(gpu, full, {130}, 2, false);
-    for (int tokens : {1, 8, 32}) measure(gpu, full, tokens, 128);
+    measure_token(gpu, full, 128);
+    measure_token(gpu, full, 1024);
+    for (int tokens : {8, 32}) measure(gpu, full, tokens, 128);
+    for (int tokens : {8, 16, 32, 64, 128}) measure_batch(gpu, full, std::vector<Segment>(tokens, {128, 1}));
+    measure_batch(gpu, full, {{0, 512}});
+    measure_batch(gpu, full, {{0, 1024}});
     measure(gpu, full, 8, 1024);
     return failures > 0;
 }

@@ -7,12 +7,15 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <map>
+#include <string>
 
-#include "../testing/model.h"
+#include "../testing/batch.h"
 
 class Driver : public Machine {
     void* library;
-    void *function[3], *module, *stream;
+    void *stream;
+    std::map<std::string, void*> functions;
     int sms = 0;
 
     template <class... Args> void call(const char* name, Args... args) {
@@ -27,7 +30,8 @@ class Driver : public Machine {
   public:
     bool asynchronous = false;
 
-    explicit Driver(const char* image_path) {
+    // Images of the step kernels and the batch kernels.
+    Driver(const char* step_image, const char* batch_image) {
         library = dlopen("libcuda.so.1", RTLD_NOW);
         if (!library) {
             std::fprintf(stderr, "no CUDA driver: %s\n", dlerror());
@@ -43,18 +47,22 @@ class Driver : public Machine {
         call("cuDeviceGetAttribute", &clock, 13, device);
         char name[100];
         call("cuDeviceGetName", name, 100, device);
-        std::printf("%s, %d multiprocessors, %d MHz, %s\n", name, sms, clock / 1000, image_path);
+        std::printf("%s, %d multiprocessors, %d MHz, %s\n", name, sms, clock / 1000, step_image);
         clock_mhz = clock / 1000.0;
-        std::ifstream file(image_path, std::ios::binary);
+        load(step_image, {"step_1", "step_8", "step_16", "step_32"});
+        load(batch_image, BATCH_KERNELS);
+        call("cuStreamCreate", &stream, 1u);
+    }
+    void load(const char* path, const std::vector<const char*>& names) {
+        std::ifstream file(path, std::ios::binary);
         std::vector<char> image((std::istreambuf_iterator<char>(file)), {});
         image.push_back(0);
+        void* module;
         call("cuModuleLoadData", &module, (const void*)image.data());
-        const char* names[3] = {"step_8", "step_16", "step_32"};
-        for (int i = 0; i < 3; i++) {
-            call("cuModuleGetFunction", &function[i], module, names[i]);
-            call("cuFuncSetAttribute", function[i], 8, 232448 - 1024);
+        for (const char* name : names) {
+            call("cuModuleGetFunction", &functions[name], module, name);
+            call("cuFuncSetAttribute", functions[name], 8, 232448 - 1024);
         }
-        call("cuStreamCreate", &stream, 1u);
     }
 
     double clock_mhz;
@@ -70,10 +78,33 @@ class Driver : public Machine {
         call("cuMemcpyDtoH_v2", to, (void*)from, bytes);
     }
     void run(int token_tiles, int shared_bytes, const Phase* phases, int count, const Step& step) override {
-        int index = token_tiles == 1 ? 0 : token_tiles == 2 ? 1 : 2;
+        const char* name = token_tiles == 0 ? "step_1" : token_tiles == 1 ? "step_8" : token_tiles == 2 ? "step_16" : "step_32";
         void* args[] = {(void*)&phases, (void*)&count, (void*)&step};
-        call("cuLaunchCooperativeKernel", function[index], (unsigned)sms, 1u, 1u, (unsigned)THREADS, 1u, 1u,
+        call("cuLaunchCooperativeKernel", functions[name], (unsigned)sms, 1u, 1u, (unsigned)THREADS, 1u, 1u,
              (unsigned)shared_bytes, stream, (void**)args);
+        if (!asynchronous) call("cuStreamSynchronize", stream);
+    }
+
+    int cluster_max() const override { return 8; }
+    bool overlapped = true; // programmatic stream serialization
+
+    struct Attribute {
+        unsigned id, pad;
+        unsigned value[16];
+    };
+    struct Config {
+        unsigned grid[3], block[3], shared_bytes;
+        void* stream;
+        Attribute* attributes;
+        unsigned count;
+    };
+    void launch(const Launch& l) override {
+        const unsigned CLUSTER_DIMENSION = 4, PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+        Attribute attributes[2] = {{CLUSTER_DIMENSION, 0, {(unsigned)l.cluster, 1, 1}},
+                                   {PROGRAMMATIC_STREAM_SERIALIZATION, 0, {overlapped}}};
+        Config config = {{(unsigned)l.grid, 1, 1}, {(unsigned)l.threads, 1, 1}, (unsigned)l.shared_bytes, stream, attributes, 2};
+        void* args[] = {(void*)&l.phase, (void*)&l.step};
+        call("cuLaunchKernelEx", &config, functions.at(l.kernel), (void**)args, (void**)nullptr);
         if (!asynchronous) call("cuStreamSynchronize", stream);
     }
 

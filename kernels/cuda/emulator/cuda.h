@@ -19,10 +19,18 @@
 #define KERNEL inline
 #define GRID_CONSTANT
 #define __launch_bounds__(...)
-#define SHARED_ARENA(name) unsigned char* name = emulator::self().block->arena.data()
 
 struct uint4 {
     unsigned x, y, z, w;
+};
+struct int4 {
+    int x, y, z, w;
+};
+struct int2 {
+    int x, y;
+};
+struct uint2 {
+    unsigned x, y;
 };
 struct float2 {
     float x, y;
@@ -80,7 +88,8 @@ struct Machine {
     Thread* current = nullptr;
     ucontext_t scheduler;
     std::function<void()> body;
-    int threads_per_block = 0;
+    int threads_per_block = 0, cluster = 1;
+    std::vector<Meeting> clusters;
 };
 
 inline Machine machine;
@@ -121,10 +130,13 @@ inline void make_thread(Thread& thread, Block& block, int index) {
 }
 
 // Runs `body` as every thread of a grid. Shared memory starts as garbage. Aborts where no thread can go on.
-inline void launch(int grid, int threads, int shared_bytes, std::function<void()> body) {
+inline void launch(int grid, int cluster, int threads, int shared_bytes, std::function<void()> body) {
     Machine& m = machine;
     m.body = std::move(body);
     m.threads_per_block = threads;
+    m.cluster = cluster;
+    m.clusters = std::vector<Meeting>(grid / cluster);
+    for (Meeting& meeting : m.clusters) meeting.size = cluster * threads;
     m.blocks = std::vector<Block>(grid);
     m.threads = std::vector<Thread>(grid * threads);
     for (int b = 0; b < grid; b++) {
@@ -163,6 +175,8 @@ template <class Read> auto exchange(const void* mine, size_t bytes, Read read) {
 }
 
 } // namespace emulator
+
+DEVICE unsigned char* shared_arena() { return emulator::self().block->arena.data(); }
 
 #define threadIdx (emulator::self().index)
 #define blockIdx (emulator::self().block->index)
@@ -233,6 +247,15 @@ DEVICE unsigned warp_max(unsigned x) {
         return greatest;
     });
 }
+DEVICE unsigned warp_ballot(bool x) {
+    unsigned mine = x;
+    return emulator::exchange(&mine, 4, [](const uint32_t (*lanes)[6]) {
+        unsigned bits = 0;
+        for (int l = 0; l < 32; l++) bits |= (lanes[l][0] & 1) << l;
+        return bits;
+    });
+}
+DEVICE int lowest_bit(unsigned x) { return __builtin_ctz(x); }
 DEVICE int warp_sum(int x) {
     return emulator::exchange(&x, 4, [](const uint32_t (*lanes)[6]) {
         uint32_t sum = 0;
@@ -242,7 +265,7 @@ DEVICE int warp_sum(int x) {
 }
 
 // By the operand maps of the PTX manual for m16n8k32 with 8-bit integers.
-DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+template <class A> void mma_of(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     emulator::exchange(mine, sizeof mine, [&sum](const uint32_t (*lanes)[6]) {
         int lane = emulator::self().index.x % 32;
@@ -251,11 +274,16 @@ DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
             for (int k = 0; k < 32; k++) {
                 uint32_t a = lanes[row % 8 * 4 + k % 16 / 4][row / 8 + 2 * (k / 16)];
                 uint32_t b = lanes[column * 4 + k % 16 / 4][4 + k / 16];
-                sum[c] += (int)(a >> (8 * (k % 4)) & 255) * (int)(int8_t)(b >> (8 * (k % 4)));
+                sum[c] += (int)(A)(a >> (8 * (k % 4))) * (int)(int8_t)(b >> (8 * (k % 4)));
             }
         }
         return 0;
     });
+}
+
+DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { mma_of<uint8_t>(sum, a, b0, b1); }
+DEVICE void mma_signed(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    mma_of<int8_t>(sum, a, b0, b1);
 }
 
 // A copy may land at any time up to the wait that asks for it. Here it lands as late as it may, so that a missing wait shows.
@@ -271,12 +299,42 @@ template <int PENDING> DEVICE void copy_wait() {
     }
 }
 
+DEVICE void copy_async_kept(void* to, const void* from) { copy_async(to, from); }
+
+DEVICE int cluster_size() { return emulator::machine.cluster; }
+DEVICE int cluster_rank() { return blockIdx.x % emulator::machine.cluster; }
+DEVICE void cluster_meet() { emulator::meet(emulator::machine.clusters[blockIdx.x / emulator::machine.cluster]); }
+DEVICE void cluster_leave() { cluster_meet(); }
+DEVICE int load_of_block(const int* at, int rank) {
+    emulator::Block& own = *emulator::self().block;
+    emulator::Block& other = emulator::machine.blocks[blockIdx.x / emulator::machine.cluster * emulator::machine.cluster + rank];
+    int value;
+    std::memcpy(&value, other.arena.data() + ((const unsigned char*)at - own.arena.data()), sizeof value);
+    return value;
+}
+DEVICE void wait_prior() {}
+DEVICE void launch_next() {}
+
 DEVICE unsigned load_relaxed(const unsigned* at) {
     unsigned value = *at;
     emulator::yield();
     return value;
 }
+DEVICE void store_tagged(unsigned long long* at, float value, unsigned tag) {
+    *at = (unsigned long long)tag << 32 | bits_of_float(value);
+}
+DEVICE void load_tagged(const unsigned long long* at, unsigned long long (&words)[2]) {
+    words[0] = at[0];
+    words[1] = at[1];
+    emulator::yield();
+}
+DEVICE unsigned long long load_tagged(const unsigned long long* at) {
+    unsigned long long word = *at;
+    emulator::yield();
+    return word;
+}
 DEVICE void add_release(unsigned* at, unsigned value) { *at += value; }
 DEVICE void fence() {}
 DEVICE long long clock_now() { return 0; }
 DEVICE void keep_order() {}
+template <class T> void settle(T&) {}

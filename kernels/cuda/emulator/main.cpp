@@ -1,6 +1,10 @@
 // Runs the suite on the CPU emulator.
 #define CUDA_EMULATOR
+#include "../batch.cu"
 #include "../step.cu"
+
+#include <map>
+#include <string>
 
 #include "../testing/suite.h"
 
@@ -17,8 +21,19 @@ struct Emulated : Machine {
     void upload(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
     void download(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
     void run(int token_tiles, int shared_bytes, const Phase* phases, int count, const Step& step) override {
-        auto kernel = token_tiles == 1 ? step_8 : token_tiles == 2 ? step_16 : step_32;
-        emulator::launch(grid, THREADS, shared_bytes, [=] { kernel(phases, count, step); });
+        auto kernel = token_tiles == 0 ? step_1 : token_tiles == 1 ? step_8 : token_tiles == 2 ? step_16 : step_32;
+        emulator::launch(grid, 1, THREADS, shared_bytes, [=] { kernel(phases, count, step); });
+    }
+    int cluster_max() const override { return 8; }
+    void launch(const Launch& l) override {
+        static const std::map<std::string, void (*)(const Phase, const Step)> kernels = {
+            {"embed_rows", embed_rows}, {"norm_rows", norm_rows},     {"linear_8", linear_8},
+            {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64},
+            {"linear_128", linear_128}, {"attend_rows", attend_rows}, {"store_rows", store_rows},
+            {"attend_prompt", attend_prompt}, {"pack_screen", pack_screen},
+        };
+        auto kernel = kernels.at(l.kernel);
+        emulator::launch(l.grid, l.cluster, l.threads, l.shared_bytes, [&] { kernel(l.phase, l.step); });
     }
 };
 

@@ -1,6 +1,7 @@
 // A random model, its forward pass by the reference, and the same pass as phases for the step kernel.
 #pragma once
 
+#include "../batch.h"
 #include "reference.h"
 
 // Where kernels run: the emulator or a device. Memory is addressed by plain pointers on both.
@@ -11,6 +12,8 @@ struct Machine {
     virtual void upload(void* to, const void* from, size_t bytes) = 0;
     virtual void download(void* to, const void* from, size_t bytes) = 0;
     virtual void run(int token_tiles, int shared_bytes, const Phase* phases, int count, const Step& step) = 0;
+    virtual void launch(const Launch& launch) = 0;
+    virtual int cluster_max() const = 0;
 
     template <class T> T* copy_of(const std::vector<T>& values) {
         T* at = (T*)alloc(values.size() * sizeof(T) + 16);
@@ -199,14 +202,19 @@ inline std::vector<float> forward(const Model& m, Cache& cache, int id, int posi
 struct Loaded {
     const Model& model;
     Machine& machine;
-    Step step = {};
+    Step step = {}, token_step = {};
     std::vector<Phase> phases;
     Phase* phases_there = nullptr;
-    float *x, *ffn;
+    float *x, *ffn, *upper = nullptr;
+    // One row by step_1: with the screened head, and with a copy of the last row for the whole head.
+    Phase *token_there = nullptr, *copy_there = nullptr;
+    int token_count = 0, copy_count = 0;
     std::vector<int> table;
-    int token_tiles, blocks_per_row;
+    int token_tiles, blocks_per_row, sequences;
 
-    Loaded(const Model& m, Machine& on, int tokens) : model(m), machine(on) {
+    // `sequences_max` sequences have room in the cache, as many as rows where it is 0.
+    Loaded(const Model& m, Machine& on, int tokens, int sequences_max = 0)
+        : model(m), machine(on), sequences(sequences_max ? sequences_max : tokens) {
         const Shape& s = m.shape;
         blocks_per_row = (m.positions + KV_BLOCK - 1) / KV_BLOCK;
         token_tiles = tokens <= 8 ? 1 : tokens <= 16 ? 2 : 4;
@@ -233,20 +241,25 @@ struct Loaded {
         step.partial = on.filled<float>((size_t)tokens * s.heads * splits * (s.head_dim + 2), 0xff);
         step.arrived = on.filled<unsigned>((size_t)tokens * s.heads, 0);
         int widest = (std::max(std::max(s.hidden, s.ffn), s.query_width()) + 127) / 128 * 128;
-        step.quantized = on.filled<signed char>((size_t)token_tiles * 8 * widest, 0x55);
+        step.quantized = on.filled<signed char>((size_t)(tokens + 127) / 128 * 128 * widest, 0x55);
         step.quantized_scale = on.filled<float>(tokens, 0xff);
         step.quantized_sum = on.filled<int>(tokens, 0x55);
         step.logits = on.filled<float>((size_t)tokens * s.vocab, 0xff);
         step.best = on.filled<unsigned long long>(tokens, 0);
-        step.barrier = on.filled<unsigned>(1, 0);
+        step.barrier = on.filled<unsigned>(2, 0);
+        step.lower = on.filled<unsigned>(tokens, 0);
         step.token_ids = on.filled<int>(tokens, 0);
         step.positions = on.filled<int>(tokens, 0);
         step.rope = on.copy_of(m.rope);
         step.kv_pool = on.filled<unsigned short>(
-            (size_t)tokens * blocks_per_row * s.layers * s.kv_heads * 2 * KV_BLOCK * s.head_dim, 0x3c);
+            (size_t)sequences * blocks_per_row * s.layers * s.kv_heads * 2 * KV_BLOCK * s.head_dim, 0x3c);
         // Blocks in an order of their own, so that a table that is not read shows.
-        for (int i = 0; i < tokens * blocks_per_row; i++) table.push_back(tokens * blocks_per_row - 1 - i);
+        for (int i = 0; i < sequences * blocks_per_row; i++) table.push_back(sequences * blocks_per_row - 1 - i);
         step.block_table = on.copy_of(table);
+        std::vector<int> identity;
+        for (int i = 0; i < tokens; i++) identity.push_back(i % sequences);
+        step.sequences = on.copy_of(identity);
+        step.queries = on.filled<unsigned short>((size_t)tokens * s.query_width(), 0xff);
         plan();
     }
 
@@ -267,66 +280,150 @@ struct Loaded {
         return best;
     }
 
+    struct There {
+        const uint8_t* tiles;
+        const float *scales, *gamma;
+    };
+    There there(const Matrix& w) { return {machine.copy_of(w.tiles), machine.copy_of(w.scales), machine.copy_of(w.gamma)}; }
+
+    static Phase phase(PhaseKind kind) {
+        Phase p = {};
+        p.kind = kind;
+        return p;
+    }
     void plan() {
         const Shape& s = model.shape;
-        void* head_there = machine.copy_of(model.head);
-        Phase embed = {head_there, nullptr, nullptr, nullptr, x, PHASE_EMBED, 0, s.vocab, s.hidden, 0, s.hidden / 8, 0, 0, 0, 0};
-        phases.push_back(embed);
+        const void* halves = machine.copy_of(model.head);
+        std::vector<There> weights;
+        for (const Layer& layer : model.layers) {
+            for (const Matrix* w : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) weights.push_back(there(*w));
+        }
+        Phase head = phase(PHASE_HEAD);
+        head.weights = halves;
+        head.gamma = machine.copy_of(model.output_gamma);
+        head.input = x;
+        head.output = step.logits;
+        head.rows = s.vocab;
+        head.cols = s.hidden;
+        head.tiles = (s.vocab + 31) / 32;
+        head.items = s.hidden / 8;
+        head.eps = model.eps;
+        phases = layers({x, (float*)step.qkv, step.attention, ffn, false}, weights, halves);
+        phases.push_back(head);
+        phases.push_back(phase(PHASE_GREEDY));
+        phases_there = machine.copy_of(phases);
+        if (step.tokens == 1) plan_token(weights, head);
+    }
+
+    // One row: its buffers are tagged.
+    void plan_token(const std::vector<There>& weights, const Phase& head) {
+        const Shape& s = model.shape;
+        token_step = step;
+        float* tagged[4];
+        const int widths[4] = {s.hidden, s.qkv_width(), s.query_width(), s.ffn};
+        for (int i = 0; i < 4; i++) tagged[i] = machine.filled<float>(2 * (size_t)widths[i], 0);
+        token_step.qkv = tagged[1];
+        token_step.attention = tagged[2];
+        std::vector<Phase> token = layers({tagged[0], tagged[1], tagged[2], tagged[3], true}, weights, head.weights);
+        std::vector<Phase> copied = token;
+        Phase copy = phase(PHASE_COPY), screen = head;
+        copy.order = screen.order = token.back().order + 1;
+        copy.input = screen.input = tagged[0];
+        copy.output = x;
+        copy.cols = s.hidden;
+        copied.push_back(copy);
+        upper = machine.filled<float>((size_t)s.vocab, 0xff);
+        screen.kind = PHASE_SCREEN;
+        screen.tiles = (s.vocab + 15) / 16;
+        screen.items = (s.hidden + 127) / 128 * 4;
+        screen.weights = machine.filled<uint8_t>((size_t)screen.tiles * screen.items * 512, 0x55);
+        screen.scales = machine.filled<float>((size_t)screen.tiles * 64, 0xff);
+        screen.output = upper;
+        machine.launch(batch::pack_screen(screen, head.weights));
+        token.push_back(screen);
+        Phase choose = head;
+        choose.kind = PHASE_CHOOSE;
+        choose.input = upper;
+        choose.order = screen.order + 1;
+        token.push_back(choose);
+        token.push_back(phase(PHASE_GREEDY));
+        token.back().order = choose.order + 1;
+        token_count = (int)token.size();
+        copy_count = (int)copied.size();
+        token_there = machine.copy_of(token);
+        copy_there = machine.copy_of(copied);
+    }
+
+    struct Buffers {
+        float *x, *qkv, *attention, *ffn;
+        bool tagged;
+    };
+    // Embedding and layers.
+    std::vector<Phase> layers(const Buffers& to, const std::vector<There>& weights, const void* halves) const {
+        const Shape& s = model.shape;
+        std::vector<Phase> list;
+        Phase embed = phase(PHASE_EMBED);
+        embed.weights = halves;
+        embed.output = to.x;
+        embed.rows = s.vocab;
+        embed.cols = s.hidden;
+        embed.items = s.hidden / 8;
+        embed.order = 1;
+        list.push_back(embed);
         int first = 0;
         for (int l = 0; l < s.layers; l++) {
             const Layer& layer = model.layers[l];
-            add_linear(layer.qkv, x, (float*)step.qkv, EPILOGUE_STORE, first);
-            phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_ATTEND, 0, l, 0, 0, 0, 0, 0, 0, 0});
-            add_linear(layer.o, step.attention, x, EPILOGUE_ADD, first);
-            add_linear(layer.gate_up, x, ffn, s.epilogue, first);
-            add_linear(layer.down, ffn, x, EPILOGUE_ADD, first);
+            const There* w = &weights[4 * l];
+            add_linear(list, to, layer.qkv, w[0], to.x, to.qkv, EPILOGUE_STORE, first);
+            Phase attend = phase(PHASE_ATTEND);
+            attend.rows = l;
+            attend.order = list.back().order + 1;
+            list.push_back(attend);
+            add_linear(list, to, layer.o, w[1], to.attention, to.x, EPILOGUE_ADD, first);
+            add_linear(list, to, layer.gate_up, w[2], to.x, to.ffn, s.epilogue, first);
+            add_linear(list, to, layer.down, w[3], to.ffn, to.x, EPILOGUE_ADD, first);
         }
-        phases.push_back({head_there, nullptr, machine.copy_of(model.output_gamma), x, step.logits, PHASE_HEAD, 0, s.vocab,
-                          s.hidden, (s.vocab + 31) / 32, s.hidden / 8, 0, 0, model.eps, 0});
-        phases.push_back({nullptr, nullptr, nullptr, nullptr, nullptr, PHASE_GREEDY, 0, 0, 0, 0, 0, 0, 0, 0, 0});
-        phases_there = machine.copy_of(phases);
+        return list;
     }
 
-    void add_linear(const Matrix& w, const float* input, float* output, int epilogue, int& first) {
-        const float* gamma = machine.copy_of(w.gamma);
-        if (step.tokens > 1) {
-            phases.push_back({nullptr, nullptr, gamma, input, nullptr, PHASE_QUANTIZE, 0, 0, w.cols, 0, 0, 0, 0,
-                              model.eps, 0});
-            gamma = nullptr;
+    // Rows of a batch are rounded in a phase of their own, a single one by each block for itself.
+    void add_linear(std::vector<Phase>& list, const Buffers& to, const Matrix& w, const There& there, const float* input,
+                    float* output, int epilogue, int& first) const {
+        const int order = list.back().order + 1;
+        Phase p = phase(PHASE_QUANTIZE);
+        p.gamma = there.gamma;
+        p.input = input;
+        p.cols = w.cols;
+        p.eps = model.eps;
+        if (!to.tagged) {
+            list.push_back(p);
+            p.gamma = nullptr;
         }
-        const uint8_t* tiles = machine.copy_of(w.tiles);
-        const float* scales = machine.copy_of(w.scales);
+        p.kind = PHASE_LINEAR;
+        p.epilogue = epilogue;
+        p.items = w.items();
+        p.order = order;
+        // x is written by the embedding and by both ADDs: before o by three phases ago, before down by two.
+        p.residual = order - (input == to.attention ? 3 : 2);
         bool gates = epilogue >= EPILOGUE_RELU2;
+        p.stride = gates ? w.rows / 2 : w.rows;
         // No block has more than TILES_MAX row tiles of one phase.
         const int most = TILES_MAX * machine.blocks();
         for (int tile = 0; tile < w.row_tiles(); tile += most) {
-            int count = std::min(most, w.row_tiles() - tile), rows = std::min(w.rows - tile * 16, count * 16);
-            phases.push_back({tiles + (size_t)tile * w.items() * 512, scales + tile * 4, gamma, input,
-                              output + tile * (gates ? 8 : 16), PHASE_LINEAR, epilogue, rows, w.cols, count, w.items(),
-                              gates ? w.rows / 2 : w.rows, first, model.eps, 0});
-            first = (first + count) % machine.blocks();
+            p.tiles = std::min(most, w.row_tiles() - tile);
+            p.rows = std::min(w.rows - tile * 16, p.tiles * 16);
+            p.weights = there.tiles + (size_t)tile * w.items() * 512;
+            p.scales = there.scales + tile * 4;
+            p.output = output + tile * (gates ? 8 : 16) * (to.tagged ? 2 : 1);
+            p.first_block = first;
+            list.push_back(p);
+            first = (first + p.tiles) % machine.blocks();
         }
     }
 
-    // As large as the kernels' Reduced and FirstUnit.
-    struct Shared {
-        double squares[WARPS];
-        int integers[6 * WARPS + 2];
-        unsigned long long best[HEAD_TOKENS_MAX];
-        float scales[TILES_MAX * 4];
-        Phase phases[4];
-        char slack[176];
-    };
-    static int aligned(int bytes) { return (bytes + 15) / 16 * 16; }
-    // The ring, what the loader knows of the phases, the reductions, and the work area that linear layers, attention and
-    // head use in turn.
-    int shared_bytes(int count) const {
+    int shared_bytes(int count, int tiles) const {
         const Shape& s = model.shape;
-        int widest = (std::max(std::max(s.hidden, s.ffn), s.query_width()) + 127) / 128 * 128;
-        int linear = TILES_MAX * token_tiles * 512 + widest * 9;
-        int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
-        int head = ((step.head_tokens == 1 ? 1 : HEAD_TOKENS_MAX) + 2) * s.hidden * 4;
-        return RING_DEPTH * THREADS * 16 + aligned(count * 24) + (int)sizeof(Shared) + std::max(linear, std::max(attention, head));
+        return step_shared_bytes(step, count, std::max(std::max(s.hidden, s.ffn), s.query_width()), tiles);
     }
 
     void fill(int row, const Cache& cache, int count) {
@@ -348,12 +445,22 @@ struct Loaded {
     }
 
     // Phases first..last, in one launch.
-    void run(int first, int last) {
-        machine.run(token_tiles, shared_bytes(last - first), phases_there + first, last - first, step);
+    void run(int first, int last) const {
+        machine.run(token_tiles, shared_bytes(last - first, token_tiles), phases_there + first, last - first, step);
+    }
+    // One row: a whole step with the screened head.
+    void run_token() const {
+        machine.run(0, shared_bytes(token_count, 0), token_there, token_count, token_step);
+    }
+    // One row: all logits of it.
+    void run_token_logits() const {
+        machine.run(0, shared_bytes(copy_count, 0), copy_there, copy_count, token_step);
+        run((int)phases.size() - 2, (int)phases.size());
     }
     void set_rows(const std::vector<int>& ids, const std::vector<int>& positions) {
         machine.upload(step.token_ids, ids.data(), ids.size() * 4);
         machine.upload(step.positions, positions.data(), positions.size() * 4);
         step.splits_max = *std::max_element(positions.begin(), positions.end()) / SPLIT + 1;
+        token_step.splits_max = step.splits_max;
     }
 };

@@ -3,7 +3,7 @@
 
 #include <cstdio>
 
-#include "model.h"
+#include "batch.h"
 
 inline int failures = 0;
 
@@ -35,7 +35,17 @@ inline void steps_agree(Machine& machine, const Model& model, std::vector<int> s
     for (int i = 0; i < steps; i++) {
         loaded.set_rows(ids, positions);
         int count = (int)loaded.phases.size();
-        for (int p = 0; p < count; p += one_by_one ? 1 : count) loaded.run(p, one_by_one ? p + 1 : count);
+        std::vector<float> upper;
+        int screened = -1;
+        if (tokens == 1) {
+            loaded.run_token();
+            upper = machine.read(loaded.upper, model.shape.vocab);
+            screened = machine.read(loaded.step.token_ids, 1)[0];
+            loaded.set_rows(ids, positions);
+            loaded.run_token_logits();
+        } else {
+            for (int p = 0; p < count; p += one_by_one ? 1 : count) loaded.run(p, one_by_one ? p + 1 : count);
+        }
         std::vector<float> logits = machine.read(loaded.step.logits, (size_t)tokens * model.shape.vocab);
         std::vector<int> next = machine.read(loaded.step.token_ids, tokens);
         for (int t = 0; t < tokens; t++) {
@@ -43,6 +53,8 @@ inline void steps_agree(Machine& machine, const Model& model, std::vector<int> s
             wrong += different(expected.data(), &logits[(size_t)t * model.shape.vocab], expected.size());
             int best = (int)(std::max_element(expected.begin(), expected.end()) - expected.begin());
             wrong_ids += best != next[t];
+            wrong_ids += tokens == 1 && screened != best;
+            for (size_t r = 0; r < upper.size(); r++) wrong += !(upper[r] >= expected[r]);
             ids[t] = best;
             positions[t]++;
         }
@@ -76,8 +88,8 @@ inline void rows_agree(Machine& machine, int width) {
     }
     x[7 * width + 1] = -std::nextafter(x[7 * width + 1], 0.0f);
     Phase phase = {nullptr, nullptr, machine.copy_of(gamma), machine.copy_of(x), nullptr, PHASE_QUANTIZE, 0, 0, width,
-                   0, 0, 0, 0, 1e-5f, 0};
-    machine.run(1, loaded.shared_bytes(1), machine.copy_of(std::vector<Phase>{phase}), 1, loaded.step);
+                   0, 0, 0, 0, 1e-5f, 0, 0, 0};
+    machine.run(1, loaded.shared_bytes(1, 1), machine.copy_of(std::vector<Phase>{phase}), 1, loaded.step);
     int items = (width + 127) / 128;
     auto q = machine.read(loaded.step.quantized, (size_t)items * 1024);
     auto scale = machine.read(loaded.step.quantized_scale, tokens);
@@ -97,17 +109,50 @@ inline void rows_agree(Machine& machine, int width) {
     expect(wrong == 0, what);
 }
 
+// One step of the batch kernels: logits of each segment's last row are the reference's, bit for bit, and so is its token.
+inline void batch_agrees(Machine& machine, const Model& model, const std::vector<Segment>& segments) {
+    BatchStep step(model, machine, segments);
+    std::vector<Cache> caches;
+    for (size_t i = 0; i < segments.size(); i++) {
+        caches.emplace_back(model.shape, model.positions, segments[i].start, 100 + i);
+        step.loaded.fill((int)i, caches[i], segments[i].start);
+    }
+    step.layers();
+    step.head();
+    const int vocab = model.shape.vocab;
+    std::vector<float> logits = machine.read(step.loaded.step.logits, segments.size() * vocab);
+    std::vector<int> next = machine.read(step.loaded.step.token_ids, step.ids.size());
+    size_t wrong = 0, wrong_ids = 0;
+    for (size_t i = 0, row = 0; i < segments.size(); i++) {
+        std::vector<float> expected;
+        for (int r = 0; r < segments[i].rows; r++, row++) {
+            expected = forward(model, caches[i], step.ids[row], step.positions[row]);
+        }
+        wrong += different(expected.data(), &logits[i * vocab], expected.size());
+        wrong_ids += std::max_element(expected.begin(), expected.end()) - expected.begin() != next[row - 1];
+    }
+    char what[200];
+    std::snprintf(what, sizeof what, "batch of %d decode rows and %d of prompts, hidden %d, heads %d/%d x %d: %zu logits and "
+                  "%zu tokens differ", step.rows.decodes, step.rows.prompts, model.shape.hidden, model.shape.heads,
+                  model.shape.kv_heads, model.shape.head_dim, wrong, wrong_ids);
+    expect(wrong == 0 && wrong_ids == 0, what);
+}
+
 inline void small_suite(Machine& machine) {
     rows_agree(machine, 132);
     rows_agree(machine, 2560);
     Model squared({160, 2, 4, 2, 32, 272, 517}, 300, 1);
     steps_agree(machine, squared, {0}, 2, false);
-    steps_agree(machine, squared, {7}, 1, true);
+    steps_agree(machine, squared, {7, 9}, 1, true);
     steps_agree(machine, squared, {31, 0, 64}, 2, false);
     Shape gated = {128, 1, 8, 2, 128, 200, 100, EPILOGUE_SILU, true};
     steps_agree(machine, Model(gated, 800, 2), {255, 256, 700}, 2, false);
+    steps_agree(machine, Model(gated, 800, 2), {700}, 1, false);
     gated.head_dim = 80;
     steps_agree(machine, Model(gated, 40, 3), {5, 0, 31, 1, 2, 3, 4, 6, 30}, 1, false);
     gated.head_dim = 16;
     steps_agree(machine, Model(gated, 40, 4), std::vector<int>(std::min(19, HEAD_TOKENS_MAX * machine.blocks()), 3), 1, false);
+    batch_agrees(machine, squared, {{40, 1}, {3, 1}, {0, 21}, {5, 3}});
+    gated.head_dim = 40;
+    batch_agrees(machine, Model(gated, 400, 5), {{300, 1}, {250, 19}});
 }

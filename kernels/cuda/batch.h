@@ -1,0 +1,105 @@
+// Host side of the batch kernels: which launches make a step, with which grids and shared memory. The feeder mirrors this.
+//
+// Launches go to one stream in this order, each after the one before; on devices that know it, with programmatic stream
+// serialization, so that a launch loads its weights while the one before ends. The arguments are a Phase and a Step.
+#pragma once
+
+#include "plan.h"
+
+// Shared memory of a step kernel for `count` phases; `widest` is the widest row. Its launch is cooperative, a block of
+// THREADS threads for each multiprocessor; token_tiles is 0 for step_1, else rows / 8 of the kernel.
+inline int step_shared_bytes(const Step& s, int count, int widest, int token_tiles) {
+    const auto greater = [](int a, int b) { return a > b ? a : b; };
+    int columns = (widest + 127) / 128 * 128, work;
+    int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
+    if (token_tiles == 0) {
+        int linear = TILES_MAX * 16 * (WARPS + 4) * 4 + GROUPS_MAX * (WARPS * 128 + THREADS * 16);
+        work = greater(linear, (s.hidden + 127) / 128 * 128 * 6);
+    } else {
+        int head = ((s.head_tokens == 1 ? 1 : HEAD_TOKENS_MAX) + 2) * s.hidden * 4;
+        work = greater(TILES_MAX * token_tiles * 512 + columns * 8, head);
+    }
+    return RING_DEPTH * THREADS * 16 + (count * 24 + 15) / 16 * 16 + REDUCED_BYTES + FIRST_UNIT_BYTES +
+           greater(work, attention);
+}
+
+struct Launch {
+    const char* kernel;
+    int grid, cluster, threads, shared_bytes;
+    Phase phase;
+    Step step;
+};
+
+// Where the rows of a step go: decode rows first, then those of prompts in tiles.
+struct BatchRows {
+    int decodes, prompts, prompt_tiles;
+};
+
+struct BatchLimits {
+    int multiprocessors;
+    int cluster_max; // 8, or 1 where devices know no clusters (below 9.0)
+};
+
+namespace batch {
+
+inline int divided(int a, int b) { return (a + b - 1) / b; }
+
+inline Launch embed(const Step& s, const Phase& p) {
+    return {"embed_rows", divided(s.tokens * (s.hidden / 8), THREADS), 1, THREADS, 0, p, s};
+}
+
+inline Launch norm(const Step& s, const Phase& p) {
+    return {"norm_rows", s.tokens, 1, THREADS, REDUCED_BYTES + p.cols * 8, p, s};
+}
+
+// Tokens of one block of a linear kernel.
+inline int token_tile(int tokens) {
+    for (int tile : {8, 16, 32, 64}) {
+        if (tokens <= tile) return tile;
+    }
+    return 128;
+}
+
+// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor.
+inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
+    const int tile = token_tile(s.tokens), blocks = divided(p.tiles, 8) * divided(s.tokens, tile);
+    int cluster = 1;
+    while (cluster * 2 <= limits.cluster_max && blocks * cluster * 2 <= 2 * limits.multiprocessors &&
+           divided(p.cols, 128) >= cluster * 4) {
+        cluster *= 2;
+    }
+    const char* kernel = tile == 8    ? "linear_8"
+                         : tile == 16 ? "linear_16"
+                         : tile == 32 ? "linear_32"
+                         : tile == 64 ? "linear_64"
+                                      : "linear_128";
+    // The stages; sums of 128 rows take less.
+    const int stages = tile <= 32 ? 8 : tile == 64 ? 6 : 4;
+    return {kernel, blocks * cluster, cluster, 256, stages * (4096 + tile * 128), p, s};
+}
+
+// Decode rows: `step.tokens` of them, the first of the batch.
+inline Launch attend(Step s, int decodes, const Phase& p) {
+    s.tokens = decodes;
+    int shared = FIRST_UNIT_BYTES + SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 +
+                 s.head_dim * 4 + 64;
+    return {"attend_rows", decodes * (s.heads / s.unit_heads) * s.splits_max, 1, THREADS, shared, p, s};
+}
+
+// Prompt rows follow the decode rows: RoPE and cache write of all, then attention tile by tile.
+inline Launch store(const Step& s, const BatchRows& rows, Phase p) {
+    p.first_block = rows.decodes;
+    return {"store_rows", rows.prompts, 1, THREADS, 0, p, s};
+}
+inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p) {
+    return {"attend_prompt", rows.prompt_tiles * s.kv_heads, 1, 128, 4 * 8 * (2 * s.head_dim + SPLIT + 4) * 4, p, s};
+}
+
+// Once for a model: the screen of its head, for the phase SCREEN `p`.
+inline Launch pack_screen(Phase p, const void* halves) {
+    p.output = (float*)p.weights;
+    p.weights = halves;
+    return {"pack_screen", p.tiles, 1, THREADS, 0, p, Step()};
+}
+
+} // namespace batch

@@ -1,0 +1,85 @@
+// Steps by the batch kernels: prompts and decode rows together, against the reference.
+#pragma once
+
+#include "model.h"
+
+const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "linear_8",    "linear_16",  "linear_32",
+                                                "linear_64",  "linear_128", "attend_rows", "store_rows", "attend_prompt",
+                                                "pack_screen"};
+
+// Rows of one sequence in a step.
+struct Segment {
+    int start, rows;
+};
+
+// The launches of the layers of one step; embed first, without the head.
+inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows& rows) {
+    const BatchLimits limits = {loaded.machine.blocks(), loaded.machine.cluster_max()};
+    std::vector<Launch> launches;
+    for (const Phase& p : loaded.phases) {
+        switch (p.kind) {
+        case PHASE_EMBED: launches.push_back(batch::embed(loaded.step, p)); break;
+        case PHASE_QUANTIZE: launches.push_back(batch::norm(loaded.step, p)); break;
+        case PHASE_LINEAR: launches.push_back(batch::linear(loaded.step, p, limits)); break;
+        case PHASE_ATTEND:
+            if (rows.prompts) launches.push_back(batch::store(loaded.step, rows, p));
+            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p));
+            if (rows.prompts) launches.push_back(batch::attend_prompt(loaded.step, rows, p));
+            break;
+        default: break;
+        }
+    }
+    return launches;
+}
+
+// A step of several segments: those of one row first.
+struct BatchStep {
+    Loaded loaded;
+    std::vector<Segment> segments;
+    BatchRows rows = {0, 0, 0};
+    std::vector<int> ids, positions, sequences, tiles, last;
+
+    static int count(const std::vector<Segment>& segments) {
+        int rows = 0;
+        for (const Segment& s : segments) rows += s.rows;
+        return rows;
+    }
+    BatchStep(const Model& model, Machine& machine, const std::vector<Segment>& of)
+        : loaded(model, machine, count(of), (int)of.size()), segments(of) {
+        const int tile = 32 / loaded.step.group;
+        for (int i = 0; i < (int)of.size(); i++) {
+            int first = (int)ids.size();
+            for (int r = 0; r < of[i].rows; r++) {
+                ids.push_back(((int)ids.size() * 7919 + 3) % model.shape.vocab);
+                positions.push_back(of[i].start + r);
+                sequences.push_back(i);
+            }
+            last.push_back((int)ids.size() - 1);
+            bool decode = of[i].rows == 1 && rows.prompts == 0;
+            (decode ? rows.decodes : rows.prompts) += of[i].rows;
+            for (int r = 0; !decode && r < of[i].rows; r += tile) {
+                tiles.push_back(first + r);
+                tiles.push_back(std::min(tile, of[i].rows - r));
+                rows.prompt_tiles++;
+            }
+        }
+        Step& s = loaded.step;
+        s.sequences = machine.copy_of(sequences);
+        s.prompt_tiles = machine.copy_of(tiles);
+        s.picked = machine.copy_of(last);
+        s.unit_heads = loaded.unit_heads(std::max(rows.decodes, 1));
+        loaded.set_rows(ids, positions);
+    }
+
+    void layers() const {
+        for (const Launch& launch : layer_launches(loaded, rows)) loaded.machine.launch(launch);
+    }
+    // Logits and next tokens of the last row of each segment, by the step kernel's phases.
+    void head() const {
+        Step s = loaded.step;
+        s.tokens = (int)last.size();
+        s.head_tokens = loaded.head_tokens(s.tokens);
+        int count = (int)loaded.phases.size();
+        loaded.machine.run(1, loaded.shared_bytes(2, 1), loaded.phases_there + count - 2, 2, s);
+    }
+};

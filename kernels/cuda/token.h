@@ -1,0 +1,471 @@
+// One row through all layers: step_1. Blocks do not meet between layers: every value travels with a tag, and who needs it
+// polls for it. A value's place is written again only after all blocks that read it gave what the writer needs.
+#pragma once
+
+#include "screen.h"
+
+// The 512-byte loads of one warp, in the order of their use. A LINEAR phase gives each warp every 16th column group of the
+// block's row tiles, SCREEN whole row tiles.
+struct TokenWalk {
+    const char* from;
+    int left, item, inner, step, wrap;
+
+    DEVICE void open(const Stream& s, int phase) {
+        item = 0;
+        if (s.reciprocal == 0.0f) {
+            int first = (int)blockIdx.x * WARPS + warp_id(), all = (int)gridDim.x * WARPS;
+            inner = s.items;
+            left = first < s.tiles ? (s.tiles - first + all - 1) / all * inner : 0;
+            step = 512;
+            wrap = (all - 1) * inner * 512;
+            from = s.base + (long long)first * inner * 512;
+            return;
+        }
+        int start = first_item(phase);
+        inner = items(s.items, phase);
+        left = s.tiles * inner;
+        step = WARPS * 512;
+        wrap = ((int)gridDim.x * s.items - inner * WARPS) * 512;
+        from = s.base + start * 512;
+    }
+    DEVICE void next() {
+        left--;
+        from += step;
+        if (++item == inner) {
+            item = 0;
+            from += wrap;
+        }
+    }
+    // Warps take turns in having one group more.
+    DEVICE static int first_item(int phase) { return (warp_id() + 5 * phase) % WARPS; }
+    DEVICE static int items(int all, int phase) { return max(all - first_item(phase) + WARPS - 1, 0) / WARPS; }
+};
+
+// Sixteen bytes of a lane of this warp.
+DEVICE uint4* ring_place(int index, int lane) { return (uint4*)shared_arena() + index * THREADS + warp_id() * 32 + lane; }
+
+// As Ring, for these walks.
+struct TokenRing {
+    int phase, phases, slot;
+    TokenWalk walk;
+
+    DEVICE uint4* at(int index) const { return ring_place(index, lane_id()); }
+    DEVICE void start(int count) {
+        phases = count;
+        phase = -1;
+        slot = walk.left = 0;
+#pragma unroll 1
+        for (int i = 0; i < RING_DEPTH; i++) load_next(i);
+    }
+    DEVICE void load_next(int into) {
+#pragma unroll 1
+        while (walk.left == 0 && phase < phases) {
+            if (++phase < phases && Ring::streams()[phase].tiles > 0) walk.open(Ring::streams()[phase], phase);
+        }
+        if (walk.left > 0) {
+            copy_async(at(into), walk.from + lane_id() * 16);
+            walk.next();
+        }
+        copy_commit();
+    }
+    // The next `count` loads, COUNT at most; advance(count) once they were used.
+    template <int COUNT> DEVICE void front(uint4 (&loads)[COUNT], int count) const {
+        copy_wait<RING_DEPTH - COUNT>();
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if (i < count) loads[i] = *at((slot + i) % RING_DEPTH);
+        }
+    }
+    DEVICE void advance(int count) {
+#pragma unroll 1
+        for (int i = 0; i < count; i++) {
+            load_next(slot);
+            slot = (slot + 1) % RING_DEPTH;
+        }
+    }
+};
+
+enum { PARTS = WARPS + 4 }; // one row's sums of all warps, padded against bank conflicts
+
+// Shared memory of a linear phase.
+struct TokenArea {
+    int* parts;    // [tile][row][PARTS]: sums of each warp
+    unsigned* bytes; // [warp][group][lane / 4 = t][8]: the warp's columns as B operands
+    float4* gamma; // [group][thread]
+
+    DEVICE void place(unsigned char* at) {
+        parts = (int*)at;
+        bytes = (unsigned*)(parts + TILES_MAX * 16 * PARTS) + warp_id() * GROUPS_MAX * 32;
+        gamma = (float4*)((unsigned*)(parts + TILES_MAX * 16 * PARTS) + WARPS * GROUPS_MAX * 32) + threadIdx.x;
+    }
+};
+
+// Of the linear phase to come, what no other block writes.
+struct Ahead {
+    float2 scales; // of the row that this thread finishes
+    unsigned long long residual; // what it is added to, if it was there already
+};
+
+// A warp's part of the input row: four values of each group.
+struct TokenRow {
+    float4 values[GROUPS_MAX];
+    int groups, column; // of value 0 of group 0; groups are 16 * 128 apart
+
+    DEVICE void place(int items, int phase) {
+        groups = TokenWalk::items(items, phase);
+        column = TokenWalk::first_item(phase) * 128 + 4 * lane_id();
+    }
+    DEVICE bool live(const Phase& p, int j) const { return j < groups && column + j * WARPS * 128 < p.cols; }
+    DEVICE void take(const Phase& p, unsigned tag) {
+        const unsigned long long* row = (const unsigned long long*)p.input + column;
+        bool all = false;
+        while (!all) {
+            all = true;
+#pragma unroll
+            for (int j = 0; j < GROUPS_MAX; j++) {
+                if (j >= groups) break;
+                if (!live(p, j)) continue;
+                unsigned long long a[2], b[2];
+                load_tagged(row + j * WARPS * 128, a);
+                load_tagged(row + j * WARPS * 128 + 2, b);
+                values[j] = float4{float_of_bits((unsigned)a[0]), float_of_bits((unsigned)a[1]),
+                                   float_of_bits((unsigned)b[0]), float_of_bits((unsigned)b[1])};
+                all &= (unsigned)(a[0] >> 32) == tag && (unsigned)(a[1] >> 32) == tag;
+                all &= (unsigned)(b[0] >> 32) == tag && (unsigned)(b[1] >> 32) == tag;
+            }
+        }
+    }
+};
+
+DEVICE float tagged_value(const void* row, int i) { return float_of_bits((unsigned)load_tagged((const unsigned long long*)row + i)); }
+
+// 1 / sqrt(mean of squares + eps) of the whole row.
+DEVICE float token_scale(const Phase& p, TokenRow& row, Reduced* reduced) {
+    double mine = 0.0, share = 1.0 / (double)p.cols;
+#pragma unroll
+    for (int j = 0; j < GROUPS_MAX; j++) {
+        if (!row.live(p, j)) continue;
+        settle(row.values[j]);
+        mine += squares(row.values[j]);
+        settle(mine);
+    }
+    put_sum(mine, reduced->squares);
+    __syncthreads();
+    const float* input = p.input;
+    return scale_of_row(p.cols, p.eps, share, reduced, [=](int i) { return tagged_value(input, i); });
+}
+
+// Scales the row by norm and gamma; returns the greatest magnitude of all warps.
+DEVICE float token_norm(const Phase& p, TokenRow& row, const float4* gamma, float scale, Reduced* reduced) {
+    float greatest = 0.0f;
+#pragma unroll
+    for (int j = 0; j < GROUPS_MAX; j++) {
+        if (!row.live(p, j)) continue;
+        float4& v = row.values[j];
+        float4 w = gamma[j * THREADS];
+        v = float4{v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+        greatest = fmaxf(fmaxf(fmaxf(greatest, fabsf(v.x)), fmaxf(fabsf(v.y), fabsf(v.z))), fabsf(v.w));
+    }
+    unsigned most = warp_max(bits_of_float(greatest));
+    if (lane_id() == 0) reduced->greatest[warp_id()] = most;
+    __syncthreads();
+    return float_of_bits(warp_max(reduced->greatest[lane_id() % WARPS]));
+}
+
+// The warp's columns to shared memory; returns the sum of its bytes.
+DEVICE int token_bytes(const Phase& p, const TokenRow& row, float factor, unsigned* bytes) {
+    int sum = 0;
+#pragma unroll
+    for (int j = 0; j < GROUPS_MAX; j++) {
+        if (j >= row.groups) break;
+        unsigned word = 0;
+        if (row.live(p, j)) {
+            const float4& v = row.values[j];
+            int q[4] = {nearest(v.x * factor), nearest(v.y * factor), nearest(v.z * factor), nearest(v.w * factor)};
+            sum += q[0] + q[1] + q[2] + q[3];
+            word = pack(q[0], q[1], q[2], q[3]);
+        }
+        bytes[j * 32 + (lane_id() & 3) * 8 + lane_id() / 4] = word;
+    }
+    __syncwarp();
+    return warp_sum(sum);
+}
+
+DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&even)[4], int (&odd)[4]) {
+    const uint4* b = (const uint4*)(bytes + (lane_id() & 3) * 8);
+    uint4 low = b[0], high = b[1];
+    unsigned words[4] = {w.x, w.y, w.z, w.w}, b0[4] = {low.x, low.z, high.x, high.z}, b1[4] = {low.y, low.w, high.y, high.w};
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        unsigned a[4];
+#pragma unroll
+        for (int r = 0; r < 4; r++) a[r] = (words[k] >> (2 * r)) & 0x03030303u;
+        mma(k % 2 ? odd : even, a, b0[k], b1[k]);
+    }
+}
+
+// The block's row tiles against the warp's columns; the first token's sums go to parts[tile][row][warp].
+DEVICE void token_multiply(int tiles, int groups, const unsigned* bytes, int sum, TokenRing& ring, int* parts) {
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; tile++) {
+        int first[2][4] = {}, second[2][4] = {};
+#pragma unroll 1
+        for (int j = 0; j < groups; j += 2) {
+            uint4 w[2];
+            int count = min(groups - j, 2);
+            ring.front(w, count);
+            token_product(w[0], bytes + j * 32, first[0], first[1]);
+            if (count > 1) token_product(w[1], bytes + j * 32 + 32, second[0], second[1]);
+            ring.advance(count);
+        }
+        if ((lane_id() & 3) == 0) {
+            int* at = parts + (tile * 16 + lane_id() / 4) * PARTS + warp_id();
+            at[0] = first[0][0] + first[1][0] + second[0][0] + second[1][0] - sum;
+            at[8 * PARTS] = first[0][2] + first[1][2] + second[0][2] + second[1][2] - sum;
+        }
+    }
+}
+
+// Thread 16 i + r finishes row r of the block's tile i.
+DEVICE void token_finish(const Phase& p, int tiles, const int* parts, float factor, const Ahead& ahead, unsigned tag) {
+    int i = threadIdx.x / 16, row = threadIdx.x % 16, sum = 0;
+    if (warp_id() * 2 >= tiles) return;
+    int tile = first_tile(p) + i * (int)gridDim.x;
+    if (i < tiles) {
+        const int4* at = (const int4*)(parts + threadIdx.x * PARTS);
+#pragma unroll
+        for (int k = 0; k < WARPS / 4; k++) {
+            int4 v = at[k];
+            sum += (v.x + v.y) + (v.z + v.w);
+        }
+    }
+    float y = (float)sum / factor * ahead.scales.x * ahead.scales.y;
+    unsigned long long* out = (unsigned long long*)p.output;
+    if (p.epilogue >= EPILOGUE_RELU2) {
+        float up = shuffle_xor(y, 8);
+        int feature = tile * 8 + row;
+        if (i < tiles && row < 8 && feature < p.rows / 2) store_tagged(out + feature, gated(y, up, p.epilogue), tag);
+        return;
+    }
+    row += tile * 16;
+    if (i >= tiles || row >= p.rows) return;
+    if (p.epilogue == EPILOGUE_ADD) {
+        unsigned wanted = tag - (unsigned)(p.order - p.residual);
+        unsigned long long word = ahead.residual;
+        while ((unsigned)(word >> 32) != wanted) word = load_tagged(out + row);
+        y = float_of_bits((unsigned)word) + y;
+    }
+    store_tagged(out + row, y, tag);
+}
+
+DEVICE void token_linear(const Phase& p, const Stream& stream, int phase, unsigned tag, TokenRing& ring, const Ahead& ahead,
+                         Reduced* reduced, const TokenArea& area) {
+    if (stream.tiles == 0) return;
+    TokenRow row;
+    row.place(stream.items, phase);
+    row.take(p, tag - 1);
+    float scale = token_scale(p, row, reduced);
+    float factor = quantizing_factor(token_norm(p, row, area.gamma, p.plain ? 1.0f : scale, reduced));
+    int sum = token_bytes(p, row, factor, area.bytes);
+    token_multiply(stream.tiles, row.groups, area.bytes, sum, ring, area.parts);
+    __syncthreads();
+    token_finish(p, stream.tiles, area.parts, factor, ahead, tag);
+}
+
+DEVICE void look_ahead_of_token(const Phase& p, const Stream& stream, int phase, const TokenArea& area, Ahead& ahead) {
+    if (p.kind != PHASE_LINEAR || stream.tiles == 0) return;
+    TokenRow row;
+    row.place(stream.items, phase);
+#pragma unroll
+    for (int j = 0; j < GROUPS_MAX; j++) {
+        if (row.live(p, j)) area.gamma[j * THREADS] = *(const float4*)(p.gamma + row.column + j * WARPS * 128);
+    }
+    int i = threadIdx.x / 16;
+    if (i >= stream.tiles) return;
+    int tile = first_tile(p) + i * (int)gridDim.x, place = tile * 16 + threadIdx.x % 16;
+    ahead.scales = *(const float2*)(p.scales + tile * 4 + threadIdx.x % 16 / 8 * 2);
+    if (p.epilogue == EPILOGUE_ADD && place < p.rows) ahead.residual = load_tagged((const unsigned long long*)p.output + place);
+}
+
+// A row of the embedding, tagged.
+DEVICE void embed_token(const Phase& p, const Step& s, unsigned tag) {
+    int id = s.token_ids[0];
+    const unsigned short* row = (const unsigned short*)p.weights + (long long)(id / 32) * p.items * 256 + id % 32 * 16;
+#pragma unroll 1
+    for (int k = blockIdx.x * THREADS + threadIdx.x; k < s.hidden; k += gridDim.x * THREADS) {
+        store_tagged((unsigned long long*)p.output + k, float_of_half(row[k / 16 * 512 + k % 16]), tag);
+    }
+}
+
+DEVICE void copy_token(const Phase& p, unsigned tag) {
+#pragma unroll 1
+    for (int i = 2 * (blockIdx.x * THREADS + threadIdx.x); i < p.cols; i += 2 * gridDim.x * THREADS) {
+        take_pair((const unsigned long long*)p.input + i, tag, p.output + i);
+    }
+}
+
+// The warp's row tiles: upper bounds to `output`; the key of the greatest lower bound.
+DEVICE unsigned screen_tiles(const Phase& p, TokenRing& ring, const unsigned* bytes, const ScreenRow& x) {
+    enum { COUNT = 4 };
+    const unsigned* b = bytes + (lane_id() / 4 % 2) * 8 + (lane_id() & 3) * 2;
+    const int items = (p.cols + 127) / 128 * 4;
+    unsigned best = 0;
+#pragma unroll 1
+    for (int tile = blockIdx.x * WARPS + warp_id(); tile < p.tiles; tile += gridDim.x * WARPS) {
+        int sum[2][4] = {};
+#pragma unroll 1
+        for (int item = 0; item < items; item += COUNT) {
+            uint4 w[COUNT];
+            ring.front(w, COUNT);
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                uint2 v = *(const uint2*)(b + (item + i) * 16);
+                unsigned a[4] = {w[i].x, w[i].y, w[i].z, w[i].w};
+                mma_signed(sum[i % 2], a, v.x, v.y);
+            }
+            ring.advance(COUNT);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int row = tile * 16 + half * 8 + lane_id() / 4;
+            if ((lane_id() & 3) != 0 || row >= p.rows) continue;
+            Bounds bounds = screen_bounds(sum[0][2 * half] + sum[1][2 * half], sum[0][2 * half + 1] + sum[1][2 * half + 1],
+                                          ((const float4*)p.scales)[row], x);
+            p.output[row] = bounds.upper;
+            best = max(best, lower_key(bounds.lower));
+        }
+    }
+    return warp_max(best);
+}
+
+// Shared memory of the screen: the normalised row, then its bytes, 64 for each 32 columns: upper, then lower bytes, as B
+// operands of two tokens.
+DEVICE void screen_token(const Phase& p, const Step& s, unsigned tag, TokenRing& ring, unsigned char* work, Reduced* reduced) {
+    const int width = (p.cols + 127) / 128 * 128;
+    float* x = (float*)work;
+    unsigned* bytes = (unsigned*)(x + width);
+    RowArea area = {(float4*)x, nullptr};
+    for (int i = 2 * threadIdx.x; i < p.cols; i += 2 * THREADS) {
+        take_pair((const unsigned long long*)p.input + i, tag, x + i);
+    }
+    __syncthreads();
+    double mine = 0.0;
+    for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) mine += squares(area.values[i]);
+    put_sum(mine, reduced->squares);
+    __syncthreads();
+    float scale = scale_of_row(area, p.cols, p.eps, 1.0 / (double)p.cols, reduced), greatest = 0.0f;
+    mine = 0.0;
+    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
+        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (i < p.cols / 4) {
+            v = area.values[i];
+            float4 w = ((const float4*)p.gamma)[i];
+            v = float4{v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+        }
+        area.values[i] = v;
+        greatest = fmaxf(fmaxf(fmaxf(greatest, fabsf(v.x)), fmaxf(fabsf(v.y), fabsf(v.z))), fabsf(v.w));
+        mine += squares(v);
+    }
+    unsigned most = warp_max(bits_of_float(greatest));
+    if (lane_id() == 0) reduced->greatest[warp_id()] = most;
+    __syncthreads();
+    put_sum(mine, reduced->squares);
+    __syncthreads();
+    float factor = screen_factor(float_of_bits(warp_max(reduced->greatest[lane_id() % WARPS])));
+    ScreenRow row = screen_row(sum_of_warps(reduced->squares), factor, p.cols);
+    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
+        uint2 words = screen_bytes(area.values[i], factor);
+        int at = i / 8 * 16 + i % 4 * 2 + i / 4 % 2;
+        bytes[at] = words.x;
+        bytes[at + 8] = words.y;
+    }
+    if (threadIdx.x == 0) reduced->best[0] = 0;
+    __syncthreads();
+    unsigned best = screen_tiles(p, ring, bytes, row);
+    if (lane_id() == 0) atomicMax(&reduced->best[0], (unsigned long long)best);
+    __syncthreads();
+    if (threadIdx.x == 0) atomicMax(s.lower, (unsigned)reduced->best[0]);
+}
+
+DEVICE void choose_token(const Phase& p, const Step& s, unsigned char* work) {
+    float lower = lower_of_key(load_relaxed(s.lower));
+    unsigned long long best = 0;
+    int tiles = (p.rows + 15) / 16;
+#pragma unroll 1
+    for (int tile = blockIdx.x * WARPS + warp_id(); tile < tiles; tile += gridDim.x * WARPS) {
+        unsigned long long key = choose_rows(p, p.input + tile * 16, lower, tile * 16, min(p.rows - tile * 16, 16), (float*)work,
+                                             [](int i, int lane) { return ring_place(i, lane); });
+        best = key > best ? key : best;
+    }
+    if (lane_id() == 0 && best != 0) atomicMax(s.best, best);
+}
+
+// The phases' work area follows the reductions.
+DEVICE void run_token(const Phase* phases, int count, const Step& s) {
+    Stream* streams = Ring::streams();
+    Reduced* reduced = (Reduced*)((unsigned char*)streams + (count * (int)sizeof(Stream) + 15) / 16 * 16);
+    FirstUnit* first_unit = (FirstUnit*)((unsigned char*)reduced + REDUCED_BYTES);
+    unsigned char* work = (unsigned char*)first_unit + FIRST_UNIT_BYTES;
+    for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = make_stream(phases[i]);
+    if (threadIdx.x == 0) find_first_unit(s, first_unit);
+    // No block gets past the meeting at the end before this one arrives there: these are the values before it.
+    const unsigned epoch = load_relaxed(s.barrier + 1);
+    unsigned bit = load_relaxed(s.barrier);
+    const bool mine = threadIdx.x < (int)sizeof(Phase) / 8;
+    for (int i = 0; i < 2; i++) {
+        if (mine && i < count) ((long long*)&reduced->phases[i])[threadIdx.x] = ((const long long*)(phases + i))[threadIdx.x];
+    }
+    __syncthreads();
+    TokenRing ring;
+    ring.start(count);
+    Ahead ahead = {};
+    UnitKeys keys = {};
+    TokenArea area;
+    area.place(work);
+    bool met = false;
+    look_ahead_of_token(reduced->phases[0], streams[0], 0, area, ahead);
+#pragma unroll 1
+    for (int i = 0; i < count; i++) {
+        const Phase& p = reduced->phases[i & 3];
+        const unsigned tag = epoch + (unsigned)p.order;
+        long long later = 0;
+        if (mine && i + 2 < count) later = ((const long long*)(phases + i + 2))[threadIdx.x];
+        bool meet = false;
+        switch (p.kind) {
+        case PHASE_EMBED: embed_token(p, s, tag); break;
+        case PHASE_LINEAR: token_linear(p, streams[i], i, tag, ring, ahead, reduced, area); break;
+        case PHASE_ATTEND: attend(s, p.rows, work, first_unit, keys, UnitSource<true>{tag - 1}); break;
+        case PHASE_SCREEN: screen_token(p, s, tag - 1, ring, work, reduced); meet = true; break;
+        case PHASE_CHOOSE: choose_token(p, s, work); meet = true; break;
+        case PHASE_COPY: copy_token(p, tag - 1); break;
+        default: greedy(s); break;
+        }
+        if (i + 1 == count) break;
+        note_time(s, 2 * i);
+        const Phase& next = reduced->phases[(i + 1) & 3];
+        keys = {};
+        ahead = {};
+        if (next.kind == PHASE_ATTEND) {
+            // The unit's area is that of the sums that some still read.
+            __syncthreads();
+            attend_ahead(s, next.rows, work, first_unit, keys);
+        } else {
+            look_ahead_of_token(next, streams[i + 1], i + 1, area, ahead);
+        }
+        if (meet) {
+            barrier_arrive(s.barrier);
+            barrier_wait(s.barrier, bit);
+            bit ^= 0x80000000u;
+            met = true;
+        }
+        if (mine) ((long long*)&reduced->phases[(i + 2) & 3])[threadIdx.x] = later;
+        __syncthreads();
+        note_time(s, 2 * i + 1);
+    }
+    // The next launch's tags go on from these, once all blocks have read where these began.
+    if (!met) {
+        barrier_arrive(s.barrier);
+        barrier_wait(s.barrier, bit);
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) s.barrier[1] += (unsigned)reduced->phases[(count - 1) & 3].order;
+}
