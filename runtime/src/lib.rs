@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod crossval;
 pub mod engine;
 pub mod executor;
 pub mod forward;
@@ -14,6 +15,7 @@ pub mod metrics;
 pub mod model;
 pub mod pace;
 pub mod probe;
+pub mod replay;
 pub mod sampler;
 pub mod schedule;
 pub mod server;

@@ -1,5 +1,6 @@
 //! The commands of the `bitnetd` binary.
 
+mod crossval;
 mod generate;
 pub mod inspect;
 mod load;
@@ -56,6 +57,8 @@ enum Command {
         #[arg(long)]
         tensors: bool,
     },
+    /// Compare a model with a reference: our own f64 forward pass, another model or recorded logits
+    Crossval(crossval::Args),
     /// Write a model of random ternary weights in a real model's shape, for benchmarks
     Synth(SynthArgs),
 }
@@ -104,6 +107,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
             }
             Ok(ExitCode::from(code))
         }
+        Some(Command::Crossval(args)) => crossval::run(&args),
         Some(Command::Synth(args)) => run_synth(&args),
     }
 }

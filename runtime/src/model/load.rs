@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gguf::ternary::{BAND_ROWS, Tiled};
-use gguf::{Gguf, TensorInfo, TensorType};
+use gguf::{Gguf, TensorType};
 use kernels::dense::DenseKind;
 use kernels::rope::RopeTable;
 use kernels::ternary;
 use tuning::NodeId;
 use tuning::memory::Arena;
 
-use super::tiles::Tiles;
+use super::tensors::Tensors;
 use super::weights::{Layer, Linear, Storage, Weights};
 use super::{Error, HyperParameters, Source};
 
@@ -36,8 +36,7 @@ pub fn load(
     options: LoadOptions,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Weights, Error> {
-    let tiles = Tiles::of(source, gguf)?;
-    let file = Tensors { source, gguf, tiles };
+    let file = Tensors::new(source, gguf)?;
     let embedding = file.info("token_embd.weight")?;
     let vocab = usize::try_from(embedding.rows()).map_err(|_| Error::BadShape("too many rows".into()))?;
     let params = HyperParameters::from_metadata(gguf.metadata(), vocab)?;
@@ -92,41 +91,6 @@ fn rope_table(file: &Tensors<'_, '_>, params: &HyperParameters, context: usize) 
     Ok(RopeTable::new(head_dim, dims, params.rope_base, params.rope_scale, factors.as_deref(), context))
 }
 
-/// The tensors of a file.
-struct Tensors<'s, 'g> {
-    source: &'s Source,
-    gguf: &'s Gguf<'g>,
-    tiles: Tiles,
-}
-
-impl Tensors<'_, '_> {
-    fn info(&self, name: &str) -> Result<&TensorInfo<'_>, Error> {
-        self.gguf.tensor(name).ok_or_else(|| Error::MissingTensor(name.to_owned()))
-    }
-
-    fn read(&self, info: &TensorInfo<'_>) -> Result<Vec<u8>, Error> {
-        let bytes = usize::try_from(info.bytes).map_err(|_| Error::BadShape("a tensor beyond memory".into()))?;
-        let mut data = vec![0; bytes];
-        self.source.read_at(info.offset, &mut data)?;
-        Ok(data)
-    }
-
-    /// A tensor of one dimension as f32, all of it finite.
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        let info = self.info(name)?;
-        if info.dim_count != 1 || info.dims[0] != len as u64 {
-            return Err(Error::TensorShape { name: name.to_owned(), got: shape(info), wanted: format!("{len}") });
-        }
-        let mut values = vec![0.0; len];
-        gguf::blocks::dequantize_row(info.kind, &self.read(info)?, len, &mut values)
-            .map_err(|error| Error::BadTensor { name: name.to_owned(), why: error.to_string() })?;
-        match values.iter().find(|v| !v.is_finite()) {
-            Some(bad) => Err(Error::BadTensor { name: name.to_owned(), why: format!("it holds {bad}") }),
-            None => Ok(values),
-        }
-    }
-}
-
 /// What goes where in the arena.
 #[derive(Default)]
 struct Plan {
@@ -153,11 +117,7 @@ struct Part {
 impl Plan {
     fn linear(&mut self, file: &Tensors<'_, '_>, name: &str, (rows, cols): (usize, usize)) -> Result<Linear, Error> {
         let tensor = format!("{name}.weight");
-        let info = file.info(&tensor)?;
-        if info.dim_count > 2 || info.cols() != cols as u64 || info.rows() != rows as u64 {
-            let wanted = format!("{cols} x {rows}");
-            return Err(Error::TensorShape { name: tensor, got: shape(info), wanted });
-        }
+        let info = file.matrix(&tensor, (rows, cols))?;
         let too_big = || Error::BadShape(format!("tensor `{tensor}` is beyond memory"));
         let file_bytes = usize::try_from(info.bytes).map_err(|_| too_big())?;
         let (storage, packed_bytes) = match info.kind {
@@ -348,11 +308,6 @@ fn dense_kind(kind: TensorType, name: &str) -> Result<DenseKind, Error> {
         TensorType::Q4_0 => DenseKind::Q4_0,
         other => return Err(Error::Unsupported(format!("tensor `{name}` of type {}", other.name()))),
     })
-}
-
-fn shape(info: &TensorInfo<'_>) -> String {
-    let dims: Vec<String> = info.dims[..info.dim_count as usize].iter().map(u64::to_string).collect();
-    dims.join(" x ")
 }
 
 /// Parts begin on cache lines, which the packed layout wants.

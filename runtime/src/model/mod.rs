@@ -9,12 +9,14 @@ use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 mod load;
 mod params;
 mod source;
+mod tensors;
 mod tiles;
 mod weights;
 
 pub use load::{LoadOptions, load};
 pub use params::{Activation, Family, HyperParameters};
 pub use source::{Source, TILES_FILE};
+pub(crate) use tensors::{Decoded, Tensors};
 pub use tiles::Tiles;
 pub use weights::{Layer, Linear, LinearView, Weights};
 

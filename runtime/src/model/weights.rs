@@ -92,6 +92,24 @@ impl Weights {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
+    /// All linear layers and tables, with the names of their tensors less the `.weight`.
+    pub fn linears(&self) -> impl Iterator<Item = (String, &Linear)> {
+        let layers = self.layers.iter().enumerate().flat_map(|(index, layer)| {
+            let parts = [
+                ("attn_q", &layer.q),
+                ("attn_k", &layer.k),
+                ("attn_v", &layer.v),
+                ("attn_output", &layer.o),
+                ("ffn_gate", &layer.gate),
+                ("ffn_up", &layer.up),
+                ("ffn_down", &layer.down),
+            ];
+            parts.map(|(part, linear)| (format!("blk.{index}.{part}"), linear))
+        });
+        let embedding = std::iter::once(("token_embd".to_owned(), &self.embedding));
+        embedding.chain(layers).chain(self.head.iter().map(|head| ("output".to_owned(), head)))
+    }
+
     /// The pages that the weights lie in.
     #[must_use]
     pub fn page_kind(&self) -> tuning::memory::PageKind {
