@@ -1,5 +1,6 @@
 //! The commands of the `bitnetd` binary.
 
+pub mod convert;
 mod crossval;
 mod generate;
 pub mod inspect;
@@ -57,10 +58,25 @@ enum Command {
         #[arg(long)]
         tensors: bool,
     },
+    /// Write a Hugging Face checkpoint of a ternary model as a GGUF file
+    Convert(ConvertArgs),
     /// Compare a model with a reference: our own f64 forward pass, another model or recorded logits
     Crossval(crossval::Args),
     /// Write a model of random ternary weights in a real model's shape, for benchmarks
     Synth(SynthArgs),
+}
+
+#[derive(clap::Args)]
+struct ConvertArgs {
+    /// Folder with config.json, tokenizer.json and model.safetensors
+    folder: PathBuf,
+    out: PathBuf,
+    /// Tensor type of the ternary weights: i2_s, tl1, tl2 or f16
+    #[arg(long, default_value = "i2_s")]
+    r#type: String,
+    /// Tensor type of embedding and head: f16, q8_0 or q6_k
+    #[arg(long, default_value = "f16")]
+    embeddings: String,
 }
 
 #[derive(clap::Args)]
@@ -107,6 +123,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
             }
             Ok(ExitCode::from(code))
         }
+        Some(Command::Convert(args)) => run_convert(&args),
         Some(Command::Crossval(args)) => crossval::run(&args),
         Some(Command::Synth(args)) => run_synth(&args),
     }
@@ -124,6 +141,14 @@ fn run_serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         return Ok(ExitCode::SUCCESS);
     }
     serve::run(&settings.validate()?)
+}
+
+fn run_convert(args: &ConvertArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let (kind, embeddings) = (tensor_type(&args.r#type)?, tensor_type(&args.embeddings)?);
+    let bar = progress_bar("writing");
+    let summary = convert::convert(&args.folder, &args.out, kind, embeddings, bar)?;
+    println!("{}: {} tensors, {} bytes", args.out.display(), summary.tensor_count, summary.file_bytes);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_synth(args: &SynthArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {

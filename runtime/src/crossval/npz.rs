@@ -263,5 +263,4 @@ const fn crc_table() -> [u32; 256] {
 }
 
 #[cfg(test)]
-#[path = "npz_tests.rs"]
 mod tests;
