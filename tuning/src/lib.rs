@@ -9,6 +9,7 @@ mod error;
 pub mod host;
 pub mod memory;
 mod placement;
+mod priority;
 mod topology;
 
 pub use affinity::{allowed_cpus, current_cpu, name_thread, pin};
@@ -16,4 +17,5 @@ pub use cpu::{CpuId, NodeId, format_cpus, parse_cpus};
 pub use descriptors::raise_open_files;
 pub use error::Error;
 pub use placement::{Placement, ShardPlacement, WORKERS_MAX, plan};
+pub use priority::give_way;
 pub use topology::{Core, Node, Topology};

@@ -1,5 +1,6 @@
 //! What requests and answers mean: routes, request schemas, response bodies.
 
+mod admin;
 mod fields;
 mod generate;
 mod messages;
@@ -7,6 +8,11 @@ mod reply;
 mod route;
 mod tokens;
 
+pub use admin::{
+    Canary, Check, HealthCheckResults, LoadReply, LoadRequest, ModelMetadata, ModelStatus, Performance, PhaseTimes,
+    QuantizationComparison, Receipt, Resources, RollbackInfo, SwapReply, SwapRequest, SwapStatus, SwapStrategy,
+    ValidationConfig, ValidationResult, ValidationResults, VersionStatus, write_admin,
+};
 pub use generate::{
     DevicePreference, Endpoint, GenerateRequest, Priority, Prompt, QuantizationPreference, SEQUENCES_PER_REQUEST_MAX,
 };

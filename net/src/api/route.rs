@@ -15,6 +15,13 @@ pub enum Route<'a> {
     Models,
     /// The id, percent-decoded.
     Model(Cow<'a, str>),
+    /// DELETE of the same path.
+    DeleteModel(Cow<'a, str>),
+    ModelStatus(Cow<'a, str>),
+    LoadModel,
+    SwapModel,
+    /// The request's id.
+    Receipt(Cow<'a, str>),
     Tokenize,
     Detokenize,
     Health,
@@ -44,9 +51,16 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, ApiError> {
         return Ok(Route::Options(ANY));
     }
     let (route, allow) = find(path).ok_or_else(ApiError::path_not_found)?;
+    match (method, route) {
+        (Method::Delete, Route::Model(id)) => Ok(Route::DeleteModel(id)),
+        (_, route) => plain_method(method, route, allow),
+    }
+}
+
+fn plain_method<'a>(method: Method, route: Route<'a>, allow: &'static str) -> Result<Route<'a>, ApiError> {
     match method {
         Method::Options => Ok(Route::Options(allow)),
-        Method::Get | Method::Head if allow == GET => Ok(route),
+        Method::Get | Method::Head if allow.starts_with("GET") => Ok(route),
         Method::Post if allow == POST => Ok(route),
         _ => Err(ApiError::method_not_allowed(allow)),
     }
@@ -64,6 +78,8 @@ fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
         "/v1/inference" => (Route::Inference, POST),
         "/v1/inference/stream" => (Route::InferenceStream, POST),
         "/v1/models" => (Route::Models, GET),
+        "/v1/models/load" => (Route::LoadModel, POST),
+        "/v1/models/swap" => (Route::SwapModel, POST),
         "/v1/tokenize" => (Route::Tokenize, POST),
         "/v1/detokenize" => (Route::Detokenize, POST),
         "/health" => (Route::Health, GET),
@@ -71,8 +87,14 @@ fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
         "/health/ready" => (Route::HealthReady, GET),
         "/metrics" => (Route::Metrics, GET),
         _ => {
+            if let Some(id) = path.strip_prefix("/v1/receipts/").filter(|id| !id.is_empty()) {
+                return Some((Route::Receipt(percent_decode(id)?), GET));
+            }
             let id = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty())?;
-            (Route::Model(percent_decode(id)?), GET)
+            match id.strip_suffix("/status").filter(|id| !id.is_empty()) {
+                Some(id) => (Route::ModelStatus(percent_decode(id)?), GET),
+                None => (Route::Model(percent_decode(id)?), GET_DELETE),
+            }
         }
     })
 }
@@ -131,6 +153,7 @@ fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
 }
 
 const GET: &str = "GET, HEAD, OPTIONS";
+const GET_DELETE: &str = "GET, HEAD, DELETE, OPTIONS";
 const POST: &str = "POST, OPTIONS";
 const ANY: &str = "GET, HEAD, POST, OPTIONS";
 
@@ -142,8 +165,14 @@ mod tests {
     fn a_known_path_with_another_method_names_the_right_ones() {
         let error = route(Method::Get, "/v1/completions").unwrap_err();
         assert_eq!((error.status, error.allow), (405, Some("POST, OPTIONS")));
-        let error = route(Method::Delete, "/v1/models/x").unwrap_err();
+        let error = route(Method::Put, "/v1/models/x").unwrap_err();
+        assert_eq!((error.status, error.allow), (405, Some("GET, HEAD, DELETE, OPTIONS")));
+        let error = route(Method::Get, "/v1/models/load").unwrap_err();
+        assert_eq!((error.status, error.allow), (405, Some("POST, OPTIONS")));
+        let error = route(Method::Delete, "/v1/models/x/status").unwrap_err();
         assert_eq!((error.status, error.allow), (405, Some("GET, HEAD, OPTIONS")));
+        assert_eq!(route(Method::Delete, "/v1/models/x"), Ok(Route::DeleteModel("x".into())));
+        assert_eq!(route(Method::Get, "/v1/models/a%2Fb/status"), Ok(Route::ModelStatus("a/b".into())));
         assert_eq!(route(Method::Options, "/health"), Ok(Route::Options(GET)));
         assert_eq!(route(Method::Options, "*"), Ok(Route::Options(ANY)));
         assert_eq!(route(Method::Head, "/health"), Ok(Route::Health));
@@ -153,7 +182,17 @@ mod tests {
 
     #[test]
     fn unknown_paths_are_404() {
-        for path in ["/", "/v1", "/v1/", "/v1/models/", "/health/", "/V1/models", "//v1/models", "/v1/models/%ff"] {
+        for path in [
+            "/",
+            "/v1",
+            "/v1/",
+            "/v1/models/",
+            "/health/",
+            "/V1/models",
+            "//v1/models",
+            "/v1/models/%ff",
+            "/v1/receipts/",
+        ] {
             assert_eq!(route(Method::Get, path).unwrap_err().status, 404, "{path}");
         }
     }

@@ -119,6 +119,9 @@ impl<'a> Response<'a> {
             write_u64(out, ms);
             out.extend_from_slice(b"\r\n");
         }
+        if self.status == 401 {
+            field(out, "WWW-Authenticate", "Bearer");
+        }
         if let Some(allow) = self.allow {
             field(out, "Allow", allow);
         }
