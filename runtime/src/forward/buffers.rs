@@ -5,6 +5,7 @@ use kernels::dense::DenseScratch;
 use kernels::ternary;
 
 use super::Limits;
+use super::pass::QUERY_TILE;
 use crate::model::HyperParameters;
 use crate::shared::Shared;
 
@@ -60,8 +61,10 @@ impl Buffers {
 impl Scratch {
     pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
         let widest = params.widest();
+        // Also the output of an attention unit: the heads that share a key-value head, over a tile of rows.
+        let attention_unit = QUERY_TILE.min(limits.rows_max) * (params.attention_width() / params.kv_heads);
         Self {
-            first: vec![0.0; limits.rows_max * unit_rows_max(params)],
+            first: vec![0.0; (limits.rows_max * unit_rows_max(params)).max(attention_unit)],
             second: vec![0.0; limits.rows_max * unit_rows_max(params)],
             row: vec![0.0; widest],
             quantized: vec![0; ternary::padded_cols(widest)],

@@ -457,7 +457,7 @@ fn unit_rows(rows: usize, n: usize, workers: usize) -> usize {
 }
 
 /// Query rows of one attention unit.
-const QUERY_TILE: usize = 32;
+pub(super) const QUERY_TILE: usize = 32;
 const UNITS_PER_WORKER: usize = 6;
 const CACHED_INPUT_ROWS: usize = 128;
 pub(super) const COUNTERS_PER_LAYER: usize = 9;
