@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
-use serde::{Deserialize, Serialize};
+use net::auth::Key;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::registry::AllowedDirectories;
 
 /// Settings as they are written: each is a flag, an environment variable and a key of the file.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
@@ -20,9 +23,27 @@ pub struct Settings {
     /// Port to listen on; 0 takes a free one [default: 8080]
     #[arg(long, env = "BITNET_SERVER_PORT")]
     pub port: Option<u16>,
-    /// Model file, as PATH or NAME=PATH [default: the model inside the binary]
+    /// Model file, as PATH or NAME=PATH; more than one are served by name [default: the model inside the binary]
     #[arg(long, short, env = "BITNET_DEFAULT_MODEL_PATH")]
-    pub model: Option<String>,
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Option::is_none")]
+    pub model: Option<Vec<String>>,
+    /// Directory that models may be loaded from on request, several parted by `:` [default: none]
+    #[arg(long = "allowed-model-directory", env = "BITNET_ALLOWED_MODEL_DIRECTORIES", value_delimiter = ':')]
+    pub allowed_model_directories: Option<Vec<PathBuf>>,
+    /// Where to remember which models are served, so that a restart serves the last good ones [default: nowhere]
+    #[arg(long, env = "BITNET_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Key that opens endpoints, as NAME=SHA256:SCOPE,SCOPE with the SHA-256 of the key in hexadecimal digits and the
+    /// scopes model:read, model:write, model:manage; several parted by `;` [default: none, endpoints that change
+    /// models are off]
+    #[arg(long = "api-key", env = "BITNET_API_KEYS", value_delimiter = ';')]
+    pub api_keys: Option<Vec<String>>,
+    /// Want an API key for every request but health and metrics [default: false]
+    #[arg(long, env = "BITNET_REQUIRE_AUTHENTICATION", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub require_authentication: Option<bool>,
+    /// Seconds that a swapped model is watched before the one it replaced is let go [default: 5]
+    #[arg(long, env = "BITNET_SWAP_WATCH_SECONDS")]
+    pub swap_watch_seconds: Option<u64>,
     /// Executor threads, each with its workers and listener [default: one per NUMA node]
     #[arg(long, env = "BITNET_SHARDS")]
     pub shards: Option<usize>,
@@ -83,7 +104,13 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen: SocketAddr,
-    pub model: Option<(Option<String>, PathBuf)>,
+    /// Names (where they are given) and files; none for the model inside the binary.
+    pub models: Vec<(Option<String>, PathBuf)>,
+    pub allowed_directories: AllowedDirectories,
+    pub state_dir: Option<PathBuf>,
+    pub api_keys: Vec<Key>,
+    pub require_authentication: bool,
+    pub swap_watch: Duration,
     pub shards: Option<usize>,
     pub workers: Option<usize>,
     pub isa: kernels::Isa,
@@ -149,6 +176,11 @@ impl Settings {
             host: self.host.or(file.host),
             port: self.port.or(file.port),
             model: self.model.or(file.model),
+            allowed_model_directories: self.allowed_model_directories.or(file.allowed_model_directories),
+            state_dir: self.state_dir.or(file.state_dir),
+            api_keys: self.api_keys.or(file.api_keys),
+            require_authentication: self.require_authentication.or(file.require_authentication),
+            swap_watch_seconds: self.swap_watch_seconds.or(file.swap_watch_seconds),
             shards: self.shards.or(file.shards),
             workers: self.workers.or(file.workers),
             device: self.device.or(file.device),
@@ -180,11 +212,22 @@ impl Settings {
         if !matches!(device.as_str(), "auto" | "cpu") {
             return Err(invalid("device", &device, "auto and cpu: this build has no GPU offload"));
         }
+        let api_keys = parse_api_keys(&self.api_keys.unwrap_or_default())?;
         let slots_max = within("max_concurrent_requests", self.max_concurrent_requests.unwrap_or(100), 1, 4096)?;
         let rows_max = within("max_batch_size", self.max_batch_size.unwrap_or(512), 1, 4096)?;
         Ok(Config {
             listen: self.listen.unwrap_or(SocketAddr::new(host, self.port.unwrap_or(8080))),
-            model: self.model.map(|model| parse_model(&model)).transpose()?,
+            models: parse_models(&self.model.unwrap_or_default())?,
+            allowed_directories: parse_directories(&self.allowed_model_directories.unwrap_or_default())?,
+            state_dir: self.state_dir,
+            require_authentication: require_authentication(self.require_authentication, &api_keys)?,
+            api_keys,
+            swap_watch: Duration::from_secs(within(
+                "swap_watch_seconds",
+                self.swap_watch_seconds.unwrap_or(5),
+                0,
+                3600,
+            )?),
             shards: self.shards.map(|n| within("shards", n, 1, 1024)).transpose()?,
             workers: self.workers.map(|n| within("workers", n, 1, 1024)).transpose()?,
             isa: parse_isa(self.isa.as_deref())?,
@@ -261,6 +304,44 @@ fn within<T: Copy + PartialOrd + std::fmt::Display>(key: &'static str, value: T,
     Ok(value)
 }
 
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(Some(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    }))
+}
+
+fn parse_models(texts: &[String]) -> Result<Vec<(Option<String>, PathBuf)>, Error> {
+    let models = texts.iter().map(|text| parse_model(text)).collect::<Result<Vec<_>, Error>>()?;
+    within("model", models.len(), 0, MODELS_MAX)?;
+    Ok(models)
+}
+
+fn parse_directories(paths: &[PathBuf]) -> Result<AllowedDirectories, Error> {
+    AllowedDirectories::new(paths).map_err(|(path, error)| {
+        invalid("allowed_model_directories", &path.display().to_string(), &format!("directories: {error}"))
+    })
+}
+
+fn parse_api_keys(texts: &[String]) -> Result<Vec<Key>, Error> {
+    // A text that is no key may be a key in clear, so it is not repeated.
+    let parse = |text: &String| text.parse().map_err(|error| invalid("api_keys", "...", &format!("keys: {error}")));
+    texts.iter().map(parse).collect()
+}
+
+fn require_authentication(wanted: Option<bool>, keys: &[Key]) -> Result<bool, Error> {
+    match wanted.unwrap_or(false) {
+        true if keys.is_empty() => Err(invalid("require_authentication", "true", "false without `api_keys`")),
+        wanted => Ok(wanted),
+    }
+}
+
 fn parse_model(text: &str) -> Result<(Option<String>, PathBuf), Error> {
     match text.split_once('=') {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((Some(name.to_owned()), path.into())),
@@ -303,14 +384,11 @@ fn parse_bool(text: &str) -> Result<bool, String> {
 /// Read elsewhere than in [`Settings`].
 const OTHER_VARIABLES: [&str; 1] = ["BITNET_CONFIG_FILE"];
 /// Part of the contract, not built yet: ignoring them could open what was meant to be closed.
-const LATER_VARIABLES: [&str; 6] = [
-    "BITNET_JWT_SECRET",
-    "BITNET_REQUIRE_AUTHENTICATION",
-    "BITNET_ALLOWED_ORIGINS",
-    "BITNET_ALLOWED_MODEL_DIRECTORIES",
-    "BITNET_BACKPRESSURE_THRESHOLD",
-    "BITNET_OTLP_ENDPOINT",
-];
+const LATER_VARIABLES: [&str; 4] =
+    ["BITNET_JWT_SECRET", "BITNET_ALLOWED_ORIGINS", "BITNET_BACKPRESSURE_THRESHOLD", "BITNET_OTLP_ENDPOINT"];
+
+/// Models of one server.
+const MODELS_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {

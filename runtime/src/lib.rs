@@ -15,6 +15,8 @@ pub mod metrics;
 pub mod model;
 pub mod pace;
 pub mod probe;
+pub mod receipts;
+pub mod registry;
 pub mod replay;
 pub mod sampler;
 pub mod schedule;

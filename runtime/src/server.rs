@@ -3,21 +3,19 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rtrb::Consumer;
 use tuning::{Placement, Topology};
 
 use crate::config::{Config, IoChoice};
-use crate::engine::{Engine, GenerationId, LANES_MAX, Lane, LaneLimits, Link};
-use crate::forward::{Forward, Limits};
-use crate::kv::{KvCache, blocks_for};
+use crate::engine::{Engine, LANES_MAX, Lane, Link};
 use crate::log::{info, warning};
 use crate::mailbox::{Doorbell, LeaderBell};
-use crate::metrics::{GenerationMetrics, ShardMetrics};
-use crate::model::Model;
+use crate::metrics::ShardMetrics;
 use crate::probe::{self, Io};
+use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
 use crate::shard::{Control, Served, Shard, ShardLink};
 use crate::signals::Termination;
 use crate::team::Team;
@@ -26,8 +24,6 @@ use crate::team::Team;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Model(#[from] crate::model::Error),
-    #[error(transparent)]
     Machine(#[from] tuning::Error),
     #[error("can't listen on {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
@@ -35,8 +31,6 @@ pub enum Error {
     NoIoUring(String),
     #[error("{what}: {source}")]
     Start { what: &'static str, source: std::io::Error },
-    #[error("not enough memory for a KV cache of one sequence: {wanted_bytes} bytes are needed, {bytes_max} allowed")]
-    KvTooSmall { wanted_bytes: u64, bytes_max: u64 },
     #[error("shard {0} ended by itself")]
     ShardEnded(usize),
     #[error("streams were cut after the drain timeout")]
@@ -80,28 +74,45 @@ impl Plan {
     }
 }
 
-/// Serves `models`, each as its replicas shard by shard, until a termination signal, then drains.
+/// What is served at the start, and where it is remembered.
+pub struct Models {
+    pub started: Vec<Started>,
+    pub state: Option<StateFile>,
+}
+
+/// Serves `models` until a termination signal, then drains.
 ///
 /// # Errors
 /// When a shard can't start or ends by itself, and when streams had to be cut.
-pub fn serve(config: &Config, plan: &Plan, models: &[Vec<Arc<Model>>], termination: &Termination) -> Result<(), Error> {
+pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termination) -> Result<(), Error> {
     let started = Instant::now();
     let count = plan.placement.shards.len();
     let metrics: Arc<[Arc<ShardMetrics>]> = (0..count).map(|_| Arc::new(ShardMetrics::default())).collect();
     let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers()));
-    let kv_blocks = models.iter().map(|replicas| kv_blocks(config, &replicas[0], count, models.len()));
-    let kv_blocks = kv_blocks.collect::<Result<Vec<_>, Error>>()?;
-    let mut shards = Vec::with_capacity(count);
-    for index in 0..count {
-        let (mut served, mut lanes) = (Vec::with_capacity(models.len()), Vec::with_capacity(models.len()));
-        for ((id, replicas), blocks) in (0..).zip(models).zip(&kv_blocks) {
-            let metrics = Arc::new(GenerationMetrics::default());
-            let generation = Served { id: GenerationId(id), model: Arc::clone(&replicas[index]), metrics };
-            lanes.push(build_lane(config, &plan.placement.shards[index], count, &generation, *blocks));
-            served.push(generation);
+    let names: Vec<String> = models.started.iter().map(|model| format!("`{}`", model.loaded.facts.name)).collect();
+    let mut parts: Vec<(Vec<Served>, Vec<Lane>)> = (0..count).map(|_| Default::default()).collect();
+    let mut held = Vec::with_capacity(models.started.len());
+    for Started { configured, loaded } in models.started {
+        let (generation, of_shards) = Held::make(config, &plan.placement, loaded);
+        held.push((configured, generation));
+        for (shard, (served, lane)) in parts.iter_mut().zip(of_shards) {
+            shard.0.push(served);
+            shard.1.push(lane);
         }
-        shards.push(start_shard(config, plan, index, (served, lanes), &control)?);
     }
+    let (outbox, inbox) = std::sync::mpsc::sync_channel(MESSAGES_MAX * count);
+    let (mut shards, mut ends) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    for (index, parts) in parts.into_iter().enumerate() {
+        let (shard, end) = start_shard(config, plan, index, parts, &control, outbox.clone())?;
+        shards.push(shard);
+        ends.push(end);
+    }
+    // Only executors hold it now, so that the control thread ends with them.
+    drop(outbox);
+    let registry =
+        Registry::new(config.clone(), plan.placement.clone(), Arc::clone(&control), ends, inbox, held, models.state);
+    let control_thread = std::thread::Builder::new().name("control".into()).spawn(move || registry.run());
+    control_thread.map_err(|source| Error::Start { what: "the control thread", source })?;
     for (index, shard) in shards.iter().enumerate() {
         while !shard.ready.load(Ordering::Acquire) {
             if shard.is_over() {
@@ -118,13 +129,11 @@ pub fn serve(config: &Config, plan: &Plan, models: &[Vec<Arc<Model>>], terminati
     }
     control.set_ready();
     notify(&[sd_notify::NotifyState::Ready]);
-    let names: Vec<String> = models.iter().map(|replicas| format!("`{}`", replicas[0].name)).collect();
     info!("serving {} on http://{}", names.join(", "), plan.address);
     loop {
         if termination.wait(SHARDS_LOOKED_AT_EVERY) {
             break;
         }
-        shards.iter_mut().for_each(Running::free_closed_lanes);
         if let Some(index) = shards.iter().position(Running::is_over) {
             end_streams(&control, &shards);
             return shards.remove(index).failure(index);
@@ -140,20 +149,12 @@ struct Running {
     ready: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
     doorbell: Arc<Doorbell>,
-    closed: Consumer<Lane>,
 }
 
 impl Running {
     /// Whether the leader ended although its executor had not.
     fn lost_leader(&self) -> bool {
         self.leader.is_finished() && !self.stopping.load(Ordering::SeqCst)
-    }
-
-    /// Frees what the leader has given back.
-    fn free_closed_lanes(&mut self) {
-        while let Ok(lane) = self.closed.pop() {
-            drop(lane);
-        }
     }
 
     fn is_over(&self) -> bool {
@@ -176,12 +177,14 @@ fn start_shard(
     index: usize,
     (served, lanes): (Vec<Served>, Vec<Lane>),
     control: &Arc<Control>,
-) -> Result<Running, Error> {
+    outbox: SyncSender<Message>,
+) -> Result<(Running, ShardEnds), Error> {
     let fail = |what| move |source| Error::Start { what, source };
     let place = plan.placement.shards[index].clone();
     let shards = plan.placement.shards.len();
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
-    let (commands_in, commands) = rtrb::RingBuffer::new(COMMANDS_PER_SLOT * (slots_max + waiting_max));
+    let (commands_in, commands) = rtrb::RingBuffer::new(COMMANDS_PER_SLOT * (slots_max + waiting_max) + ORDERS_MAX);
+    let (orders_in, orders) = rtrb::RingBuffer::new(ORDERS_MAX);
     let (closed, closed_out) = rtrb::RingBuffer::new(LANES_MAX);
     let (events, events_out) = rtrb::RingBuffer::new(EVENTS_PER_SLOT * slots_max + waiting_max);
     let doorbell = Arc::new(Doorbell::new().map_err(fail("an event descriptor"))?);
@@ -215,6 +218,8 @@ fn start_shard(
     let shard_link = ShardLink {
         commands: commands_in,
         events: events_out,
+        orders,
+        outbox,
         doorbell: Arc::clone(&doorbell),
         bell: Arc::clone(&bell),
     };
@@ -224,11 +229,12 @@ fn start_shard(
     let executor = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
         let _farewell = Farewell { bell, stopping: executor_stopping };
         pin(&place.executor);
-        let (shard, events) = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
-        crate::executor::run(&io, shard.serve(events, address, share_port))?
+        let (shard, events, orders) = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
+        crate::executor::run(&io, shard.serve((events, orders), address, share_port))?
     });
     let executor = executor.map_err(fail("an executor thread"))?;
-    Ok(Running { executor, leader, ready, stopping, doorbell, closed: closed_out })
+    let ends = ShardEnds { orders: orders_in, doorbell: Arc::clone(&doorbell), closed: closed_out };
+    Ok((Running { executor, leader, ready, stopping, doorbell }, ends))
 }
 
 /// Tells the leader that its executor is gone, also where a panic took it.
@@ -244,53 +250,11 @@ impl Drop for Farewell {
     }
 }
 
-/// Everything that one of `shards` shards needs to compute `served`.
-fn build_lane(
-    config: &Config,
-    place: &tuning::ShardPlacement,
-    shards: usize,
-    served: &Served,
-    kv_blocks: usize,
-) -> Lane {
-    let (model, workers) = (&served.model, place.workers.len());
-    let params = &model.weights.params;
-    let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
-    let limits = Limits { rows_max: config.rows_max, logits_max: slots_max };
-    let forward = Forward::new(config.isa, params, workers, limits);
-    let kv = KvCache::new(params, model.weights.context, slots_max, kv_blocks);
-    let limits = LaneLimits { slots_max, waiting_max, itl_target: config.itl_target };
-    let metrics = Arc::clone(&served.metrics);
-    Lane::new(served.id, Arc::clone(model), workers, forward, kv, limits, metrics)
-}
-
 /// A thread that can't be pinned runs all the same.
 fn pin(cpus: &[tuning::CpuId]) {
     if let Err(error) = tuning::pin(cpus) {
         warning!("{error}");
     }
-}
-
-/// KV blocks of one shard: enough for every slot at full context, as far as the memory budget goes, of which each of
-/// `models` has its part.
-fn kv_blocks(config: &Config, model: &Model, shards: usize, models: usize) -> Result<usize, Error> {
-    let params = &model.weights.params;
-    let block_bytes = KvCache::block_bytes(params) as u64;
-    let per_sequence = blocks_for(model.weights.context) as u64;
-    let free = tuning::memory::available_memory_bytes()?;
-    let bytes_max = config.kv_bytes_max.unwrap_or(free / KV_MEMORY_SHARE) / (shards * models) as u64;
-    let wanted = per_sequence * config.slots_max.div_ceil(shards) as u64;
-    let blocks = wanted.min(bytes_max / block_bytes);
-    if blocks < per_sequence {
-        return Err(Error::KvTooSmall { wanted_bytes: per_sequence * block_bytes * shards as u64, bytes_max });
-    }
-    info!(
-        "KV cache: {} MiB for {} sequences of up to {} tokens ({} tokens in all) in each of {shards} shards",
-        (blocks * block_bytes) >> 20,
-        config.slots_max.div_ceil(shards),
-        model.weights.context,
-        blocks * kernels::attention::BLOCK as u64,
-    );
-    Ok(usize::try_from(blocks).expect("bounded by memory"))
 }
 
 fn drain(config: &Config, control: &Control, shards: Vec<Running>, termination: &Termination) -> Result<(), Error> {
@@ -363,8 +327,8 @@ const END_STREAMS_MAX: Duration = Duration::from_secs(2);
 const COMMANDS_PER_SLOT: usize = 2;
 /// Tokens that an executor may be behind by before the leader waits for it.
 const EVENTS_PER_SLOT: usize = 64;
-/// The KV cache takes at most one part in this many of the free memory by default.
-const KV_MEMORY_SHARE: u64 = 3;
+/// Messages to the control thread that may wait, of each shard: every order's end and a few clients' wishes.
+const MESSAGES_MAX: usize = 2 * ORDERS_MAX;
 
 #[cfg(test)]
 mod tests {
@@ -374,7 +338,7 @@ mod tests {
     use super::*;
     use crate::config::Settings;
     use crate::engine::FAIL_NEXT_STEP;
-    use crate::model::{LoadOptions, Source};
+    use crate::registry::State;
 
     #[test]
     fn a_leader_that_panics_ends_its_streams_with_an_error_and_then_the_server() {
@@ -382,13 +346,11 @@ mod tests {
         let config = settings.validate().unwrap();
         let plan = Plan::make(&config).unwrap();
         let address = plan.address;
-        let options = LoadOptions { threads: 1, node: None, context_max: 512 };
-        let model = Model::load(&Source::embedded(), "tiny".into(), options, &|_, _| {}).unwrap();
-        let model = Arc::new(model);
-        let models = vec![vec![model; plan.placement.shards.len()]];
+        let started = crate::registry::load_all(&config, &plan.placement, &State::default(), &|_, _| {}).unwrap();
+        let models = Models { started, state: None };
         let server = std::thread::spawn(move || {
             let termination = Termination::block().unwrap();
-            serve(&config, &plan, &models, &termination)
+            serve(&config, &plan, models, &termination)
         });
 
         let deadline = Instant::now() + Duration::from_secs(30);

@@ -1,14 +1,13 @@
 //! `bitnetd serve`.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use super::load_model;
+use super::progress_bar;
 use crate::config::Config;
 use crate::log::{self, info, warning};
-use crate::model::{LoadOptions, Model};
 use crate::probe::Io;
-use crate::server::{self, Plan};
+use crate::registry::{self, State, StateFile};
+use crate::server::{self, Models, Plan};
 use crate::signals::Termination;
 
 /// Serves until SIGTERM or SIGINT.
@@ -36,57 +35,25 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
         Io::IoUring => info!("kernels: {}, sockets: io_uring", config.isa.name()),
         Io::Epoll { reason } => info!("kernels: {}, sockets: epoll ({reason})", config.isa.name()),
     }
-    let models = load_replicas(config, &plan)?;
-    for note in models[0].tokenizer.notes() {
-        warning!("{note}");
-    }
-    match server::serve(config, &plan, &[models], &termination) {
+    let state = config.state_dir.as_deref().map(StateFile::in_directory).transpose()?;
+    let saved = match &state {
+        Some(file) => file.read()?,
+        None => State::default(),
+    };
+    let bar = progress_bar("loading");
+    let progress = |done, total| {
+        if total >= PROGRESS_BYTES_MIN {
+            bar(done, total);
+        }
+    };
+    let started = registry::load_all(config, &plan.placement, &saved, &progress)?;
+    match server::serve(config, &plan, Models { started, state }, &termination) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error.into()),
     }
 }
 
-/// One replica per NUMA node, shared by the shards of that node.
-fn load_replicas(config: &Config, plan: &Plan) -> Result<Vec<Arc<Model>>, Box<dyn std::error::Error>> {
-    let shards = &plan.placement.shards;
-    let mut replicas: Vec<(tuning::NodeId, Arc<Model>)> = Vec::new();
-    let mut models = Vec::with_capacity(shards.len());
-    for shard in shards {
-        let known = replicas.iter().find(|(node, _)| *node == shard.node);
-        let model = match known {
-            Some((_, model)) => Arc::clone(model),
-            None => {
-                let options =
-                    LoadOptions { threads: plan.workers(), node: Some(shard.node), context_max: config.context_max };
-                let (name, path) = match &config.model {
-                    Some((name, path)) => (name.as_deref(), Some(path.as_path())),
-                    None => (None, None),
-                };
-                let model = Arc::new(load_model(name, path, options)?);
-                describe(&model, shard.node);
-                replicas.push((shard.node, Arc::clone(&model)));
-                model
-            }
-        };
-        models.push(model);
-    }
-    Ok(models)
-}
-
-fn describe(model: &Model, node: tuning::NodeId) {
-    let params = &model.weights.params;
-    info!(
-        "model `{}` ({}, {}, {} layers, vocabulary {}) loaded on {node} in {:.2} s: {} MiB of weights in {:?} pages",
-        model.name,
-        params.architecture,
-        model.quantization,
-        params.layers,
-        params.vocab,
-        model.load_time.as_secs_f64(),
-        model.weights.packed_bytes() >> 20,
-        model.weights.page_kind(),
-    );
-}
-
 /// Descriptors that are no client connections: rings, listeners, events, the model file.
 const DESCRIPTORS_RESERVED: usize = 64;
+/// Smaller files load too fast for a bar.
+const PROGRESS_BYTES_MIN: u64 = 128 << 20;

@@ -116,6 +116,9 @@ pub struct GenerationMetrics {
     /// Gaps between tokens of a sequence, and their sum.
     pub gaps: Cell,
     pub gaps_us: Cell,
+    /// Greedy tokens that were compared with another generation's, and those that were the same.
+    pub compared: Cell,
+    pub agreed: Cell,
 }
 
 /// All numbers of one shard.

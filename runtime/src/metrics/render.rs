@@ -19,11 +19,16 @@ pub struct Process {
 ///
 /// # Errors
 /// The encoder's, which means a name that Prometheus does not allow.
-pub fn render(shards: &[std::sync::Arc<ShardMetrics>], process: Process) -> Result<String> {
+pub fn render(
+    shards: &[std::sync::Arc<ShardMetrics>],
+    process: Process,
+    swaps: &[(&'static str, u64)],
+) -> Result<String> {
     let mut page = Page { shards, families: Vec::new() };
     page.requests();
     page.steps();
     page.process(process);
+    page.swaps(swaps);
     TextEncoder::new().encode_to_string(&page.families)
 }
 
@@ -95,6 +100,23 @@ impl Page<'_> {
         self.gauge("bitnet_requests_waiting", "Sequences in queues.", |s| &s.step.waiting);
         let (used, all) = (self.sum(|s| &s.step.kv_blocks_used), self.sum(|s| &s.step.kv_blocks));
         self.push_gauge("bitnet_kv_cache_usage_ratio", "KV blocks in use.", if all > 0.0 { used / all } else { 0.0 });
+    }
+
+    fn swaps(&mut self, swaps: &[(&'static str, u64)]) {
+        let metric = |(outcome, count): &(&'static str, u64)| {
+            let mut label = LabelPair::default();
+            label.set_name("outcome".to_owned());
+            label.set_value((*outcome).to_owned());
+            let mut counter = Counter::default();
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+            counter.set_value(*count as f64);
+            let mut metric = Metric::default();
+            metric.set_label(vec![label]);
+            metric.set_counter(counter);
+            metric
+        };
+        let metrics = swaps.iter().map(metric).collect();
+        self.push("bitnet_model_swaps_total", "Model swaps, by how they ended.", MetricType::COUNTER, metrics);
     }
 
     fn process(&mut self, process: Process) {

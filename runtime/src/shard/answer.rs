@@ -10,7 +10,7 @@ use net::http::{self, Body, Method, Request, Response};
 
 use super::connection::unix_ms;
 use super::peer::{Peer, Writer};
-use super::{Shard, generation};
+use super::{Shard, admin, generation};
 use crate::metrics::{self, Process};
 use crate::model::Model;
 use crate::text::Detokenizer;
@@ -24,11 +24,17 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
         Err(error) => return refuse(shard, writer, request, &id, &error, api::dialect_of(&path)),
     };
     let dialect = route.dialect();
+    if let Err(error) = admin::authorize(shard, &route, request) {
+        return refuse(shard, writer, request, &id, &error, dialect);
+    }
     let result = match route {
         Route::ChatCompletions => generation::run(shard, peer, Endpoint::Chat, request, &id, writer).await,
         Route::Completions => generation::run(shard, peer, Endpoint::Completion, request, &id, writer).await,
         Route::Inference => generation::run(shard, peer, Endpoint::Inference, request, &id, writer).await,
         Route::InferenceStream => generation::run(shard, peer, Endpoint::InferenceStream, request, &id, writer).await,
+        route @ (Route::LoadModel | Route::SwapModel | Route::DeleteModel(_)) => {
+            admin::change(shard, peer, route, request, &id, writer).await
+        }
         route => plain(shard, &route, request, &id, writer).map(|()| true),
     };
     match result {
@@ -64,7 +70,9 @@ fn plain(
             let cards: Vec<_> = models.iter().map(|served| card(shard, &served.model)).collect();
             api::write_models(&mut body, &cards);
         }
-        Route::Model(name) => api::write_model(&mut body, &card(shard, &shard.models.pick(Some(name))?.model)),
+        Route::Model(name) => api::write_model(&mut body, &card(shard, &shard.models.active(Some(name))?.model)),
+        Route::ModelStatus(name) => admin::write_status(shard, name, &mut body)?,
+        Route::Receipt(id) => admin::write_receipt(shard, id, &mut body)?,
         Route::Tokenize => tokenize(shard, request, &mut body)?,
         Route::Detokenize => detokenize(shard, request, &mut body)?,
         Route::HealthLive => api::write_health(&mut body, "healthy", unix_ms(), &[]),
@@ -80,6 +88,7 @@ fn plain(
         Route::ChatCompletions | Route::Completions | Route::Inference | Route::InferenceStream => {
             unreachable!("answered by generation")
         }
+        Route::LoadModel | Route::SwapModel | Route::DeleteModel(_) => unreachable!("answered by the control thread"),
     }
     count(shard, status);
     http::write_json(&mut writer.out, request, id, status, &body);
@@ -94,7 +103,7 @@ fn card<'m>(shard: &Shard, model: &'m Model) -> ModelCard<'m> {
 fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {
     api::check_json_content_type(request)?;
     let parsed = TokenizeRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
-    let served = shard.models.pick(parsed.model.as_deref())?;
+    let served = shard.models.active(parsed.model.as_deref())?;
     let (model, tokenizer) = (&*served.model, &served.model.tokenizer);
     let mut tokens = Vec::new();
     match &parsed.input {
@@ -112,7 +121,7 @@ fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<
 fn detokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {
     api::check_json_content_type(request)?;
     let parsed = DetokenizeRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
-    let served = shard.models.pick(parsed.model.as_deref())?;
+    let served = shard.models.active(parsed.model.as_deref())?;
     let tokenizer = &served.model.tokenizer;
     generation::check_vocabulary(&served.model, &parsed.tokens, "tokens")?;
     let mut text = String::new();
@@ -187,8 +196,8 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
         cpu_seconds: cpu_seconds(),
         cpus: shard.control.workers,
     };
-    let text =
-        metrics::render(&shard.control.metrics, process).map_err(|error| ApiError::internal(error.to_string()))?;
+    let text = metrics::render(&shard.control.metrics, process, &shard.control.swaps())
+        .map_err(|error| ApiError::internal(error.to_string()))?;
     count(shard, 200);
     let response = Response::new(request, id, 200, "text/plain; version=0.0.4; charset=utf-8", Body::Length(0));
     response.write(&mut writer.out, text.as_bytes(), request.method() == Method::Head);

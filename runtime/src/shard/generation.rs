@@ -11,10 +11,12 @@ use net::error::{ApiError, Code};
 use net::http::Request;
 
 use super::choice::Choice;
+use super::models::Picked;
 use super::peer::{Peer, Writer};
-use super::{Inbox, Served, Shard};
+use super::{Inbox, RETRY_DRAINING, Served, Shard, probe, unix_time};
 use crate::engine::{Command, Event, Finish};
 use crate::model::Model;
+use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
 use crate::schedule::{NewSequence, Priority, StreamId};
 use crate::text;
@@ -35,14 +37,14 @@ pub(super) async fn run(
     let arrival = Instant::now();
     api::check_json_content_type(request)?;
     let generate = GenerateRequest::parse(endpoint, &mut shard.json.borrow_mut(), &mut request.body)?;
-    let served = shard.models.pick(generate.model.as_deref())?;
     if shard.control.is_draining() {
         shard.metrics.requests.outcomes.refused_draining.add(1);
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
     }
     check_capabilities(&generate)?;
-    let work = Work::plan(&served.model, endpoint, &generate)?;
-    let mut generation = Generation::submit(shard, peer, served, &generate, work, arrival)?;
+    let picked = shard.models.pick(generate.model.as_deref())?;
+    let work = Work::plan(&picked.served.model, endpoint, &generate)?;
+    let mut generation = Generation::submit(shard, peer, picked, id, &generate, work, arrival)?;
     let reply = Reply::new(&generation.served.model, endpoint, request, id, &generate, &generation.work);
     let timeout = generate.timeout_ms.map_or(shard.config.request_timeout, Duration::from_millis);
     generation.answer(reply, writer, arrival + timeout).await
@@ -186,6 +188,12 @@ struct Generation<'a> {
     peer: &'a Rc<Peer>,
     /// What the request began with stays with it, whatever is served meanwhile.
     served: Rc<Served>,
+    /// Tokens of a canary's greedy answer, and whose answer they are compared with.
+    compared: Option<(Rc<Served>, Vec<u32>)>,
+    id: u128,
+    seed: u64,
+    received_unix_ms: u64,
+    failed: bool,
     work: Work,
     inbox: Rc<Inbox>,
     streams: Vec<StreamId>,
@@ -205,7 +213,8 @@ impl<'a> Generation<'a> {
     fn submit(
         shard: &'a Rc<Shard>,
         peer: &'a Rc<Peer>,
-        served: Rc<Served>,
+        picked: Picked,
+        id: &str,
         generate: &GenerateRequest,
         work: Work,
         arrival: Instant,
@@ -222,7 +231,12 @@ impl<'a> Generation<'a> {
         let inbox = Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&peer.wake), cut: Cell::new(false) });
         let requests = &shard.metrics.requests;
         requests.started.add(1);
+        let Picked { served, reference } = picked;
         served.metrics.requests.add(1);
+        // Other samplings and several sequences differ for reasons of their own.
+        let greedy = generate.temperature == 0.0 && wanted == 1 && is_plain(generate);
+        let reference = reference.filter(|other| greedy && other.facts.tokenizer == served.facts.tokenizer);
+        let seed = generate.seed.or(shard.config.fixed_seed).unwrap_or_else(|| shard.next_random());
         requests.active.add(1);
         requests.prompt_tokens.add(work.prompts.iter().map(|prompt| prompt.len() as u64).sum());
         let clock = Clock { arrival, admitted: None, first_token: None, last_token: Cell::new(None) };
@@ -230,13 +244,17 @@ impl<'a> Generation<'a> {
             shard,
             peer,
             served,
+            compared: reference.map(|other| (other, Vec::with_capacity(work.tokens_max[0]))),
+            id: receipts::parse_id(id).unwrap_or_default(),
+            seed,
+            received_unix_ms: u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX),
+            failed: false,
             work,
             inbox,
             streams: Vec::with_capacity(wanted),
             choices: Vec::with_capacity(wanted),
             clock,
         };
-        let seed = generate.seed.or(shard.config.fixed_seed).unwrap_or_else(|| shard.next_random());
         for prompt in 0..generation.work.prompts.len() {
             for _ in 0..generation.work.n {
                 generation.start(generate, prompt, seed)?;
@@ -288,6 +306,7 @@ impl<'a> Generation<'a> {
             }
             if self.choices.iter().all(|choice| choice.finish.is_some()) {
                 self.record();
+                self.compare();
                 reply.finish(self.shard, &self.served.model, &self.choices, &self.work, &self.clock, writer);
                 return Ok(!reply.is_stream() || writer.flush().await.is_ok());
             }
@@ -341,6 +360,9 @@ impl<'a> Generation<'a> {
             _ if choice.finish.is_some() => {}
             Event::Token { stream, sampled, finish } => {
                 self.clock.token(self.shard, &self.served, at);
+                if let Some((_, tokens)) = &mut self.compared {
+                    tokens.push(sampled.token);
+                }
                 choice.push(&self.served.model, &sampled, finish);
                 if finish.is_none() && choice.finish.is_some() {
                     self.shard.cancel(stream);
@@ -350,6 +372,7 @@ impl<'a> Generation<'a> {
             Event::End { finish: Finish::Failed, .. } => {
                 self.shard.metrics.requests.outcomes.failed.add(1);
                 self.served.metrics.failed.add(1);
+                self.failed = true;
                 return Err(ApiError::new(500, Code::InferenceFailed, "the model gave no usable scores"));
             }
             Event::End { finish, .. } => {
@@ -369,6 +392,41 @@ impl<'a> Generation<'a> {
         // The answer ends here either way.
         let _ = writer.flush().await;
         Ok(false)
+    }
+
+    /// Has a canary's answer compared with the other generation's, if no other comparison is on its way.
+    fn compare(&mut self) {
+        let Some((reference, answer)) = self.compared.take() else { return };
+        if !self.shard.comparing.replace(true) {
+            let (shard, canary) = (Rc::clone(self.shard), Rc::clone(&self.served));
+            let prompt = self.work.prompts[0].clone().into_boxed_slice();
+            monoio::spawn(probe::compare(shard, canary, reference, prompt, answer));
+        }
+    }
+
+    fn receipt(&self) -> Receipt {
+        let finish = |reason| self.choices.iter().all(|choice| choice.finish.is_some_and(|finish| reason == finish));
+        let ended = !self.choices.is_empty() && self.choices.iter().all(|choice| choice.finish.is_some());
+        let since = |at: Instant| u64::try_from(at.saturating_duration_since(self.clock.arrival).as_micros());
+        let us = |at| since(at).unwrap_or(u64::MAX);
+        Receipt {
+            id: self.id,
+            generation: self.served.id.0,
+            outcome: match () {
+                () if self.failed => receipts::Outcome::Failed,
+                () if !ended => receipts::Outcome::Cancelled,
+                () if finish(api::FinishReason::Length) => receipts::Outcome::Length,
+                () => receipts::Outcome::Stop,
+            },
+            sequences: u32::try_from(self.choices.len()).unwrap_or(u32::MAX),
+            seed: self.seed,
+            prompt_tokens: self.work.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
+            completion_tokens: self.choices.iter().map(|choice| choice.tokens).sum(),
+            received_unix_ms: self.received_unix_ms,
+            queue_us: self.clock.admitted.map_or(0, us),
+            first_token_us: self.clock.first_token.map(us),
+            total_us: us(Instant::now()),
+        }
     }
 
     fn record(&self) {
@@ -400,6 +458,7 @@ impl Drop for Generation<'_> {
         for stream in &self.streams {
             self.shard.cancel(*stream);
         }
+        self.shard.control.receipts[self.shard.index].write(&self.receipt());
         let active = &self.shard.metrics.requests.active;
         active.set(active.get() - 1);
     }
@@ -434,6 +493,16 @@ pub(super) fn rate(tokens: u64, elapsed: Duration) -> f64 {
     if elapsed.is_zero() { 0.0 } else { tokens as f64 / elapsed.as_secs_f64() }
 }
 
+/// Whether nothing but the model decides the tokens.
+fn is_plain(generate: &GenerateRequest) -> bool {
+    generate.repetition_penalty == 1.0
+        && generate.frequency_penalty == 0.0
+        && generate.presence_penalty == 0.0
+        && generate.logit_bias.is_empty()
+        && generate.stop.is_empty()
+        && !generate.ignore_eos
+}
+
 fn priority(generate: &GenerateRequest) -> Priority {
     match generate.priority {
         api::Priority::Low => Priority::Low,
@@ -461,7 +530,6 @@ fn queue_full() -> ApiError {
     ApiError::overloaded("the queue is full", RETRY_QUEUE)
 }
 
-const RETRY_DRAINING: Duration = Duration::from_secs(5);
 const RETRY_QUEUE: Duration = Duration::from_secs(1);
 /// Comments keep a connection alive while a request waits.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);

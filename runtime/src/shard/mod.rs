@@ -1,11 +1,13 @@
 //! The executor side of a shard: its listener, its connections, and the mailbox to its leader.
 
+mod admin;
 mod answer;
 mod choice;
 mod connection;
 mod generation;
 mod models;
 mod peer;
+mod probe;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -14,10 +16,12 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use monoio::net::{ListenerOpts, TcpListener};
+use net::api::SwapStatus;
 use rtrb::{Consumer, Producer};
 
 use crate::config::Config;
@@ -25,6 +29,8 @@ use crate::engine::{Command, Event};
 use crate::executor::{Rings, Signal};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
+use crate::receipts::Receipts;
+use crate::registry::{Message, ORDERS_MAX, Order};
 use crate::schedule::StreamId;
 use models::Models;
 use peer::Peer;
@@ -37,6 +43,11 @@ pub struct Control {
     pub started_unix_s: u64,
     pub metrics: Arc<[Arc<ShardMetrics>]>,
     pub workers: usize,
+    /// Of each shard.
+    pub receipts: Box<[Receipts]>,
+    /// A load, swap or removal is in progress.
+    operating: AtomicBool,
+    swaps: [AtomicU64; 3],
     listening: AtomicUsize,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -50,8 +61,11 @@ impl Control {
         Self {
             started,
             started_unix_s: unix_time().as_secs(),
+            receipts: metrics.iter().map(|_| Receipts::default()).collect(),
             metrics,
             workers,
+            operating: AtomicBool::new(false),
+            swaps: Default::default(),
             listening: AtomicUsize::new(0),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -86,11 +100,38 @@ impl Control {
         self.metrics.iter().map(|metrics| metrics.requests.active.get()).sum()
     }
 
+    /// Whether the caller may start a load, swap or removal, as nobody else does.
+    pub(crate) fn begin_operation(&self) -> bool {
+        !self.operating.swap(true, Ordering::SeqCst)
+    }
+
+    pub(crate) fn end_operation(&self) {
+        self.operating.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_operating(&self) -> bool {
+        self.operating.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_swap(&self, status: SwapStatus) {
+        self.swaps[status as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Swaps by how they ended.
+    pub(crate) fn swaps(&self) -> [(&'static str, u64); 3] {
+        let count = |status: SwapStatus| self.swaps[status as usize].load(Ordering::Relaxed);
+        [
+            ("completed", count(SwapStatus::Completed)),
+            ("rolled_back", count(SwapStatus::RolledBack)),
+            ("failed", count(SwapStatus::Failed)),
+        ]
+    }
+
     fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed) && !self.is_draining()
     }
 
-    fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
@@ -99,10 +140,12 @@ impl Control {
     }
 }
 
-/// The two ends that the executor holds.
+/// The ends that the executor holds.
 pub struct ShardLink {
     pub commands: Producer<Command>,
     pub events: Consumer<Event>,
+    pub orders: Consumer<Order>,
+    pub outbox: SyncSender<Message>,
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
 }
@@ -117,6 +160,10 @@ pub struct Shard {
     commands: RefCell<Producer<Command>>,
     doorbell: Arc<Doorbell>,
     bell: Arc<LeaderBell>,
+    outbox: SyncSender<Message>,
+    jobs: RefCell<HashMap<u64, Rc<admin::Job>>>,
+    /// A canary's answer is being compared; one at a time.
+    comparing: Cell<bool>,
     streams: RefCell<HashMap<StreamId, (Rc<Inbox>, usize)>>,
     sequences_max: usize,
     peers: RefCell<HashMap<u64, Rc<Peer>>>,
@@ -134,7 +181,8 @@ pub struct Inbox {
 }
 
 impl Shard {
-    /// A shard that takes `sequences` (in slots, in the queue) at a time. Returns it with the leader's events.
+    /// A shard that takes `sequences` (in slots, in the queue) at a time. Returns it with the
+    /// leader's events and the control thread's orders.
     #[must_use]
     pub fn new(
         index: usize,
@@ -143,7 +191,7 @@ impl Shard {
         control: Arc<Control>,
         link: ShardLink,
         (slots_max, waiting_max): (usize, usize),
-    ) -> (Self, Consumer<Event>) {
+    ) -> (Self, Consumer<Event>, Consumer<Order>) {
         let metrics = Arc::clone(&control.metrics[index]);
         let shard = Self {
             index,
@@ -154,6 +202,9 @@ impl Shard {
             commands: RefCell::new(link.commands),
             doorbell: link.doorbell,
             bell: link.bell,
+            outbox: link.outbox,
+            jobs: RefCell::default(),
+            comparing: Cell::new(false),
             streams: RefCell::default(),
             sequences_max: slots_max + waiting_max,
             peers: RefCell::default(),
@@ -162,14 +213,19 @@ impl Shard {
             random: Cell::new(fresh_random()),
             rss_bytes: Cell::new(0),
         };
-        (shard, link.events)
+        (shard, link.events, link.orders)
     }
 
     /// Listens on `address` and serves until it is drained.
     ///
     /// # Errors
     /// When it can't listen or the driver fails.
-    pub async fn serve(self, mut events: Consumer<Event>, address: SocketAddr, share_port: bool) -> io::Result<()> {
+    pub async fn serve(
+        self,
+        (mut events, mut orders): (Consumer<Event>, Consumer<Order>),
+        address: SocketAddr,
+        share_port: bool,
+    ) -> io::Result<()> {
         let shard = Rc::new(self);
         // Accepted sockets inherit the size: what the kernel holds for a client that doesn't read is bounded, too.
         let options = ListenerOpts::new()
@@ -187,6 +243,7 @@ impl Shard {
         let (mut draining, mut cut) = (false, false);
         loop {
             shard.deliver(&mut events);
+            shard.obey(&mut orders);
             if shard.control.is_draining() && !draining {
                 draining = true;
                 shutdown(listener_fd);
@@ -195,12 +252,14 @@ impl Shard {
             if shard.control.is_cutting() && !cut {
                 cut = true;
                 shard.cut();
+                shard.cut_jobs();
             }
             if draining && shard.peers.borrow().is_empty() && shard.streams.borrow().is_empty() {
                 break;
             }
             let control = &shard.control;
-            let busy = || !events.is_empty() || control.is_draining() != draining || control.is_cutting() != cut;
+            let news = || !events.is_empty() || !orders.is_empty();
+            let busy = || news() || control.is_draining() != draining || control.is_cutting() != cut;
             rings.sleep_unless(busy).await?;
         }
         Ok(())
@@ -251,10 +310,17 @@ impl Shard {
     /// Sends a command; `false` if there is no room for it and for the cancellations that may still come.
     fn start(&self, command: Command) -> bool {
         let mut commands = self.commands.borrow_mut();
-        let room = commands.slots() > self.streams.borrow().len();
+        let room = commands.slots() > self.streams.borrow().len() + ORDERS_MAX;
         let sent = room && commands.push(command).is_ok();
         self.bell.ring();
         sent
+    }
+
+    /// Sends a command of the control thread.
+    fn command(&self, command: Command) {
+        let sent = self.commands.borrow_mut().push(command);
+        assert!(sent.is_ok(), "every order has room for its command");
+        self.bell.ring();
     }
 
     fn cancel(&self, stream: StreamId) {
@@ -345,6 +411,8 @@ fn fresh_random() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
+/// When a client that meets a server on its way down may try again.
+const RETRY_DRAINING: Duration = Duration::from_secs(5);
 const LISTEN_BACKLOG: i32 = 4096;
 /// The kernel doubles it for its own bookkeeping.
 const SEND_BUFFER_BYTES: usize = 128 << 10;

@@ -1,10 +1,15 @@
 //! The real server as its users and its enemies meet it: a process over loopback.
 #![expect(clippy::unwrap_used, reason = "whatever fails here fails the test")]
 
+mod admin;
 mod answers;
+mod candidates;
 mod clients;
+mod kills;
 mod lifecycle;
 mod load;
+mod models;
 mod refusals;
 mod server;
 mod starts;
+mod swaps;

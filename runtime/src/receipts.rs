@@ -1,0 +1,207 @@
+//! The last requests of a shard, for whoever asks what served one of them: written by its executor, read by all.
+//!
+//! Each place is a sequence lock: the writer makes its number odd, writes, and makes it even; a reader who saw the
+//! number change looks again. Nobody waits for anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// What is kept of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    pub id: u128,
+    pub generation: u32,
+    pub outcome: Outcome,
+    pub sequences: u32,
+    pub seed: u64,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub received_unix_ms: u64,
+    pub queue_us: u64,
+    /// From arrival to the first token.
+    pub first_token_us: Option<u64>,
+    pub total_us: u64,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Outcome {
+    #[default]
+    Cancelled,
+    Stop,
+    Length,
+    Failed,
+}
+
+impl Outcome {
+    /// As answers spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancelled => "cancelled",
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The receipts of one shard.
+pub struct Receipts {
+    places: Box<[Place]>,
+    written: AtomicU64,
+}
+
+struct Place {
+    turn: AtomicU64,
+    words: [AtomicU64; WORDS],
+}
+
+impl Default for Receipts {
+    fn default() -> Self {
+        let place = || Place { turn: AtomicU64::new(0), words: Default::default() };
+        Self { places: (0..RECEIPTS_MAX).map(|_| place()).collect(), written: AtomicU64::new(0) }
+    }
+}
+
+impl Receipts {
+    /// Keeps `receipt` in the place of the oldest. Only one thread calls this.
+    pub fn write(&self, receipt: &Receipt) {
+        let written = self.written.load(Ordering::Relaxed);
+        let place = &self.places[usize::try_from(written).unwrap_or(0) % RECEIPTS_MAX];
+        let turn = place.turn.load(Ordering::Relaxed);
+        place.turn.store(turn + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (word, value) in place.words.iter().zip(to_words(receipt)) {
+            word.store(value, Ordering::Relaxed);
+        }
+        place.turn.store(turn + 2, Ordering::Release);
+        self.written.store(written + 1, Ordering::Relaxed);
+    }
+
+    /// The receipt of request `id`, if it is among the last.
+    #[must_use]
+    pub fn find(&self, id: u128) -> Option<Receipt> {
+        self.places.iter().filter_map(Place::read).find(|receipt| receipt.id == id)
+    }
+}
+
+impl Place {
+    /// `None` for a place that nobody wrote yet.
+    fn read(&self) -> Option<Receipt> {
+        loop {
+            let turn = self.turn.load(Ordering::Acquire);
+            if turn == 0 {
+                return None;
+            }
+            let words = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if turn.is_multiple_of(2) && self.turn.load(Ordering::Relaxed) == turn {
+                return Some(from_words(words));
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// A request's id as a number; `None` for what is none.
+#[must_use]
+pub fn parse_id(text: &str) -> Option<u128> {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let plain = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if plain { u128::from_str_radix(&digits, 16).ok() } else { None }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "halves of the id")]
+fn to_words(receipt: &Receipt) -> [u64; WORDS] {
+    [
+        (receipt.id >> 64) as u64,
+        receipt.id as u64,
+        u64::from(receipt.generation) << 32 | u64::from(receipt.sequences) << 8 | receipt.outcome as u64,
+        receipt.seed,
+        receipt.prompt_tokens,
+        receipt.completion_tokens,
+        receipt.received_unix_ms,
+        receipt.queue_us,
+        receipt.first_token_us.unwrap_or(u64::MAX),
+        receipt.total_us,
+    ]
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "fields of fewer bits")]
+fn from_words(words: [u64; WORDS]) -> Receipt {
+    let [high, low, packed, seed, prompt_tokens, completion_tokens, received_unix_ms, queue_us, first, total_us] =
+        words;
+    let outcomes = [Outcome::Cancelled, Outcome::Stop, Outcome::Length, Outcome::Failed];
+    Receipt {
+        id: u128::from(high) << 64 | u128::from(low),
+        generation: (packed >> 32) as u32,
+        outcome: outcomes[(packed & 3) as usize],
+        sequences: (packed as u32) >> 8,
+        seed,
+        prompt_tokens,
+        completion_tokens,
+        received_unix_ms,
+        queue_us,
+        first_token_us: (first != u64::MAX).then_some(first),
+        total_us,
+    }
+}
+
+const WORDS: usize = 10;
+/// Requests that a shard remembers.
+pub const RECEIPTS_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receipt(id: u128) -> Receipt {
+        Receipt {
+            id,
+            generation: 7,
+            outcome: Outcome::Length,
+            sequences: 128,
+            seed: u64::MAX,
+            prompt_tokens: 3,
+            completion_tokens: (id & 0xff) as u64,
+            received_unix_ms: 1,
+            queue_us: 2,
+            first_token_us: id.is_multiple_of(2).then_some(5),
+            total_us: id as u64,
+        }
+    }
+
+    #[test]
+    fn the_last_ones_are_found_and_older_ones_are_gone() {
+        let receipts = Receipts::default();
+        assert_eq!(receipts.find(0), None);
+        let first = u128::MAX - 5000;
+        for id in first..first + 1500 {
+            receipts.write(&receipt(id));
+        }
+        assert_eq!(receipts.find(first + 1499), Some(receipt(first + 1499)));
+        assert_eq!(receipts.find(first + 476), Some(receipt(first + 476)));
+        assert_eq!(receipts.find(first + 475), None);
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_a_receipt() {
+        let receipts = Receipts::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..200_000).for_each(|id| receipts.write(&receipt(id))));
+            for _ in 0..200 {
+                for found in receipts.places.iter().filter_map(Place::read) {
+                    assert_eq!(found, receipt(found.id));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn ids_read_with_and_without_dashes() {
+        assert_eq!(parse_id("00000000-0000-4000-8000-00000000002a"), Some(0x4000_8000_0000_0000_002a));
+        for text in ["", "2a", "00000000-0000-4000-8000-00000000002g", "+0000000000000000000000000000000"] {
+            assert_eq!(parse_id(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What a server begins with: the configured models, in the last good version of each, and those that were loaded on
+//! request before it ended.
+
+use std::path::{Path, PathBuf};
+
+use tuning::Placement;
+
+use super::facts::hex;
+use super::load::{LoadError, LoadPlan, Loaded, load};
+use super::state::{self, Saved, State, Version};
+use crate::config::Config;
+use crate::engine::GenerationId;
+use crate::log::{info, warning};
+use crate::model::{self, Source};
+
+/// A loaded model and the file that the configuration names for it.
+pub struct Started {
+    pub configured: Option<PathBuf>,
+    pub loaded: Loaded,
+}
+
+/// Why a server has nothing to begin with.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: LoadError },
+    #[error(transparent)]
+    Other(#[from] LoadError),
+    #[error(transparent)]
+    State(#[from] state::Error),
+    #[error("two models are named `{0}`")]
+    SameName(String),
+}
+
+/// Loads everything that is to be served, in the order of the configuration. `progress` gets bytes done and bytes in
+/// all of one file.
+///
+/// # Errors
+/// When a configured model can't be loaded in any version.
+pub fn load_all(
+    config: &Config,
+    placement: &Placement,
+    state: &State,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Vec<Started>, StartError> {
+    let mut wanted: Vec<(String, Option<PathBuf>)> = config
+        .models
+        .iter()
+        .map(|(name, path)| (name.clone().unwrap_or_else(|| stem(path)), Some(path.clone())))
+        .collect();
+    if wanted.is_empty() {
+        wanted.push((EMBEDDED_NAME.to_owned(), None));
+    }
+    if let Some((name, _)) = wanted.iter().enumerate().find_map(|(i, w)| wanted[..i].iter().find(|o| o.0 == w.0)) {
+        return Err(StartError::SameName(name.clone()));
+    }
+    let is_configured = |saved: &Saved| wanted.iter().any(|(name, _)| *name == saved.name);
+    let on_request = state.models.iter().filter(|saved| saved.configured.is_none() && !is_configured(saved));
+    let on_request: Vec<&Saved> = on_request.collect();
+    let mut loader =
+        Loader { config, placement, progress, models: wanted.len() + on_request.len(), started: Vec::new() };
+    for (name, configured) in &wanted {
+        let saved = state.models.iter().find(|saved| saved.name == *name);
+        loader.configured(name, configured.as_deref(), saved)?;
+    }
+    for saved in on_request {
+        if !loader.last_good(&saved.name, None, &saved.versions) {
+            warning!("model `{}`, loaded on request before, is served no more", saved.name);
+        }
+    }
+    Ok(loader.started)
+}
+
+struct Loader<'a> {
+    config: &'a Config,
+    placement: &'a Placement,
+    progress: &'a (dyn Fn(u64, u64) + Sync),
+    models: usize,
+    started: Vec<Started>,
+}
+
+impl Loader<'_> {
+    fn configured(&mut self, name: &str, path: Option<&Path>, saved: Option<&Saved>) -> Result<(), StartError> {
+        if let Some(saved) = saved {
+            if saved.configured.as_deref() != path {
+                info!("model `{name}`: the configuration names another file than before, which goes first");
+            } else if self.last_good(name, path, &saved.versions) {
+                return Ok(());
+            }
+        }
+        self.load(name, path, path, None)
+    }
+
+    /// Loads the first of `versions` that is still what it was; whether there was one.
+    fn last_good(&mut self, name: &str, configured: Option<&Path>, versions: &[Version]) -> bool {
+        for version in versions {
+            match self.load(name, configured, Some(&version.path), Some(version)) {
+                Ok(()) => return true,
+                Err(error) => warning!("model `{name}`: a version that was served is passed over: {error}"),
+            }
+        }
+        false
+    }
+
+    fn load(
+        &mut self,
+        name: &str,
+        configured: Option<&Path>,
+        path: Option<&Path>,
+        version: Option<&Version>,
+    ) -> Result<(), StartError> {
+        let fail = |source| match path {
+            // These name the file already.
+            Some(path) if !matches!(source, LoadError::Model(model::Error::Io { .. })) => {
+                StartError::File { path: path.to_owned(), source }
+            }
+            _ => StartError::Other(source),
+        };
+        let source = path.map_or_else(|| Ok(Source::embedded()), Source::open).map_err(|error| fail(error.into()))?;
+        let plan = LoadPlan {
+            config: self.config,
+            placement: self.placement,
+            generation: GenerationId(u32::try_from(self.started.len()).expect("few models")),
+            threads: self.placement.shards.iter().map(|shard| shard.workers.len()).sum(),
+            name: name.to_owned(),
+            path: path.map(Path::to_owned),
+            expected: version.and_then(|version| net::auth::parse_sha256(&version.sha256)),
+            reserved_bytes: self.started.iter().map(|started| started.loaded.facts.kv_bytes).sum(),
+            kv_bytes_max: self.config.kv_bytes_max.map(|bytes| bytes / self.models as u64),
+        };
+        let loaded = load(&source, plan, self.progress).map_err(fail)?;
+        let (facts, model) = (&loaded.facts, &loaded.replicas[0]);
+        let params = &model.weights.params;
+        info!(
+            "model `{name}` ({}, {}, {} layers, vocabulary {}, sha256 {}) loaded in {:.2} s: {} MiB of weights in {:?} \
+             pages, {} MiB for the KV cache",
+            facts.architecture,
+            facts.quantization,
+            params.layers,
+            facts.vocab,
+            &hex(&facts.sha256)[..12],
+            facts.load_time.as_secs_f64(),
+            facts.weights_bytes >> 20,
+            model.weights.page_kind(),
+            facts.kv_bytes >> 20,
+        );
+        for note in model.tokenizer.notes() {
+            warning!("{note}");
+        }
+        self.started.push(Started { configured: configured.map(Path::to_owned), loaded });
+        Ok(())
+    }
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(|| EMBEDDED_NAME.to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
+
+const EMBEDDED_NAME: &str = "bitnetd-tiny";

@@ -1,0 +1,255 @@
+//! Endpoints around models: who may use them, what goes to the control thread, and what the shard answers itself.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use net::api::{self, LoadRequest, ModelStatus, Performance, Receipt, Resources, Route, SwapRequest, VersionStatus};
+use net::auth::{self, Scope};
+use net::error::ApiError;
+use net::http::{self, Body, Request, Response};
+
+use super::answer::count;
+use super::peer::{Peer, Writer};
+use super::{RETRY_DRAINING, Served, Shard};
+use crate::executor::Signal;
+use crate::metrics::GenerationMetrics;
+use crate::receipts;
+use crate::registry::{JobReply, JobRequest, Message, Order, Outcome, busy, hex};
+
+/// A client that waits for the control thread.
+pub(super) struct Job {
+    answer: RefCell<Option<Result<JobReply, ApiError>>>,
+    wake: Rc<Signal>,
+}
+
+/// Refuses a request without the key that `route` wants.
+pub(super) fn authorize(shard: &Shard, route: &Route<'_>, request: &Request) -> Result<(), ApiError> {
+    let keys = &shard.config.api_keys;
+    let everything = shard.config.require_authentication;
+    let scope = match route {
+        Route::LoadModel => Some(Scope::ModelWrite),
+        Route::SwapModel | Route::DeleteModel(_) => Some(Scope::ModelManage),
+        Route::Models | Route::Model(_) | Route::ModelStatus(_) | Route::Receipt(_) if everything => {
+            Some(Scope::ModelRead)
+        }
+        Route::Health | Route::HealthLive | Route::HealthReady | Route::Metrics | Route::Options(_) => return Ok(()),
+        _ if everything => None,
+        _ => return Ok(()),
+    };
+    if keys.is_empty() {
+        return Err(auth::off());
+    }
+    auth::check(keys, request, scope)
+}
+
+/// Has the control thread do what `route` asks for. `Ok(false)` where the client is gone; the work goes on then.
+pub(super) async fn change(
+    shard: &Rc<Shard>,
+    peer: &Rc<Peer>,
+    route: Route<'_>,
+    request: &mut Request,
+    id: &str,
+    writer: &mut Writer,
+) -> Result<bool, ApiError> {
+    let job_request = parse(shard, route, request, id)?;
+    if shard.control.is_draining() {
+        return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
+    }
+    if !shard.control.begin_operation() {
+        return Err(busy());
+    }
+    let number = shard.next_id();
+    let job = Rc::new(Job { answer: RefCell::default(), wake: Rc::clone(&peer.wake) });
+    shard.jobs.borrow_mut().insert(number, Rc::clone(&job));
+    shard.tell(Message::Job { shard: shard.index, job: number, request: Box::new(job_request) });
+    let answer = loop {
+        if let Some(answer) = job.answer.borrow_mut().take() {
+            break answer;
+        }
+        if shard.control.is_cutting() {
+            break Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
+        }
+        if peer.gone.get() {
+            shard.jobs.borrow_mut().remove(&number);
+            return Ok(false);
+        }
+        peer.wake.wait().await;
+    };
+    shard.jobs.borrow_mut().remove(&number);
+    let mut body = Vec::new();
+    match answer? {
+        JobReply::Loaded(reply) => api::write_admin(&mut body, &reply),
+        JobReply::Swapped(reply) => api::write_admin(&mut body, &reply),
+        JobReply::Deleted => {
+            count(shard, 204);
+            Response::new(request, id, 204, "", Body::None).write_head(&mut writer.out);
+            return Ok(true);
+        }
+    }
+    count(shard, 200);
+    http::write_json(&mut writer.out, request, id, 200, &body);
+    Ok(true)
+}
+
+fn parse(shard: &Shard, route: Route<'_>, request: &mut Request, id: &str) -> Result<JobRequest, ApiError> {
+    if let Route::DeleteModel(name) = route {
+        shard.models.active(Some(&name))?;
+        return Ok(JobRequest::Delete { name: name.into_owned() });
+    }
+    api::check_json_content_type(request)?;
+    let reader = &mut shard.json.borrow_mut();
+    match route {
+        Route::LoadModel => LoadRequest::parse(reader, &mut request.body).map(JobRequest::Load),
+        _ => {
+            SwapRequest::parse(reader, &mut request.body).map(|request| JobRequest::Swap { id: id.to_owned(), request })
+        }
+    }
+}
+
+impl Shard {
+    /// Does what the control thread says.
+    pub(super) fn obey(self: &Rc<Self>, orders: &mut rtrb::Consumer<Order>) {
+        while let Ok(order) = orders.pop() {
+            match order {
+                Order::Open { order, served, lane } => {
+                    self.models.open(served);
+                    self.command(crate::engine::Command::Open(lane));
+                    self.done(order, Outcome::Done);
+                }
+                Order::Route { order, name, active, canary } => {
+                    self.models.route(&name, active, canary);
+                    self.done(order, Outcome::Done);
+                }
+                Order::Close { order, generation } => {
+                    self.models.close(generation);
+                    self.command(crate::engine::Command::Close(generation));
+                    self.done(order, Outcome::Done);
+                }
+                Order::Probe { order, generation, prompt, tokens_max } => {
+                    let shard = Rc::clone(self);
+                    let served = self.models.generation(generation).expect("a generation is probed while it is held");
+                    monoio::spawn(async move {
+                        let outcome = super::probe::run_when_there_is_room(&shard, &served, &prompt, tokens_max).await;
+                        shard.done(order, outcome);
+                    });
+                }
+                Order::Answer { job, answer } => {
+                    if let Some(job) = self.jobs.borrow().get(&job) {
+                        *job.answer.borrow_mut() = Some(*answer);
+                        job.wake.notify();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Wakes those who wait for the control thread, as the server ends.
+    pub(super) fn cut_jobs(&self) {
+        self.jobs.borrow().values().for_each(|job| job.wake.notify());
+    }
+
+    fn done(&self, order: u64, outcome: Outcome) {
+        self.tell(Message::Done { order, outcome });
+    }
+
+    /// The channel has room for every order and every job that can be on its way; a control thread that is gone has
+    /// no use for either.
+    fn tell(&self, message: Message) {
+        if let Err(std::sync::mpsc::TrySendError::Full(_)) = self.outbox.try_send(message) {
+            unreachable!("messages are fewer than orders and jobs");
+        }
+    }
+}
+
+/// `GET /v1/models/{id}/status`
+pub(super) fn write_status(shard: &Shard, name: &str, body: &mut Vec<u8>) -> Result<(), ApiError> {
+    let active = shard.models.active(Some(name))?;
+    let versions = shard.models.versions(name);
+    let performance = performance(&active.everywhere);
+    let total =
+        |field: fn(&crate::registry::Facts) -> u64| versions.iter().map(|(served, _)| field(&served.facts)).sum();
+    api::write_admin(
+        body,
+        &ModelStatus {
+            model_id: name.to_owned(),
+            health: if performance.requests_failed == 0 { "healthy" } else { "degraded" },
+            operation_in_progress: shard.control.is_operating(),
+            resources: Resources {
+                weights_bytes: total(|facts| facts.weights_bytes * facts.replicas),
+                kv_cache_bytes: total(|facts| facts.kv_bytes),
+                replicas: total(|facts| facts.replicas),
+            },
+            performance,
+            versions: versions.iter().map(|(served, state)| version(served, state)).collect(),
+        },
+    );
+    Ok(())
+}
+
+fn version(served: &Served, state: &'static str) -> VersionStatus {
+    VersionStatus {
+        generation: served.id.0,
+        state,
+        metadata: served.facts.metadata(),
+        loaded_at: rfc3339(served.facts.loaded_unix_ms),
+        load_time_ms: served.facts.load_time.as_secs_f64() * 1e3,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn performance(metrics: &[Arc<GenerationMetrics>]) -> Performance {
+    let sum = |field: fn(&GenerationMetrics) -> u64| -> u64 { metrics.iter().map(|shard| field(shard)).sum() };
+    let (gaps, gaps_us) = (sum(|m| m.gaps.get()), sum(|m| m.gaps_us.get()));
+    Performance {
+        requests_total: sum(|m| m.requests.get()),
+        requests_failed: sum(|m| m.failed.get()),
+        generated_tokens: sum(|m| m.generated_tokens.get()),
+        running: sum(|m| m.running.get()),
+        waiting: sum(|m| m.waiting.get()),
+        mean_inter_token_ms: (gaps > 0).then(|| gaps_us as f64 / gaps as f64 / 1e3),
+    }
+}
+
+/// `GET /v1/receipts/{request_id}`
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+pub(super) fn write_receipt(shard: &Shard, id: &str, body: &mut Vec<u8>) -> Result<(), ApiError> {
+    let missing =
+        || ApiError::new(404, net::error::Code::InvalidRequest, "no such receipt: the last requests have one");
+    let number = receipts::parse_id(id).ok_or_else(missing)?;
+    let found = shard.control.receipts.iter().enumerate().find_map(|(i, receipts)| Some((i, receipts.find(number)?)));
+    let (index, receipt) = found.ok_or_else(missing)?;
+    let facts = shard.models.facts(crate::engine::GenerationId(receipt.generation)).ok_or_else(missing)?;
+    let ms = |us: u64| us as f64 / 1e3;
+    api::write_admin(
+        body,
+        &Receipt {
+            request_id: id.to_owned(),
+            model_id: facts.name.clone(),
+            model_sha256: hex(&facts.sha256),
+            generation: receipt.generation,
+            quantization: facts.quantization.to_owned(),
+            kernels: format!("{} on {}", facts.quantization, shard.config.isa.name()),
+            isa: shard.config.isa.name().to_owned(),
+            device: "cpu".to_owned(),
+            fallback: false,
+            shard: index,
+            seed: receipt.seed,
+            prompt_tokens: receipt.prompt_tokens,
+            completion_tokens: receipt.completion_tokens,
+            sequences: u64::from(receipt.sequences),
+            outcome: receipt.outcome.as_str(),
+            received_at: rfc3339(receipt.received_unix_ms),
+            queue_ms: ms(receipt.queue_us),
+            first_token_ms: receipt.first_token_us.map(ms),
+            total_ms: ms(receipt.total_us),
+        },
+    );
+    Ok(())
+}
+
+fn rfc3339(unix_ms: u64) -> String {
+    let mut text = Vec::with_capacity(24);
+    net::date::write_rfc3339(&mut text, unix_ms);
+    String::from_utf8(text).expect("dates are ASCII")
+}

@@ -1,0 +1,98 @@
+//! Greedy answers that no client waits for: checks of a generation after a switch, and comparisons with a canary's.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::{Inbox, Served, Shard};
+use crate::engine::{Command, Event, Finish};
+use crate::executor::Signal;
+use crate::registry::Outcome;
+use crate::sampler::SamplingParams;
+use crate::schedule::{NewSequence, Priority, StreamId};
+
+/// The tokens of an answer, or why there is none.
+pub(super) async fn run(
+    shard: &Rc<Shard>,
+    served: &Served,
+    prompt: Box<[u32]>,
+    tokens_max: usize,
+    priority: Priority,
+) -> Outcome {
+    let (mut tokens, failed) =
+        (Vec::with_capacity(tokens_max), |failed| Outcome::Probed { tokens: Vec::new(), failed });
+    if prompt.is_empty() || prompt.len() + tokens_max > served.model.weights.context {
+        return failed(Some("the prompt does not fit the context"));
+    }
+    let wake = Rc::new(Signal::default());
+    let inbox = Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&wake), cut: Cell::new(false) });
+    let stream = StreamId(shard.next_id());
+    let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let sequence = NewSequence { stream, prompt, tokens_max, priority, sampling, stop_at_end: true };
+    shard.streams.borrow_mut().insert(stream, (Rc::clone(&inbox), 0));
+    if !shard.start(Command::Start { generation: served.id, sequence: Box::new(sequence) }) {
+        shard.streams.borrow_mut().remove(&stream);
+        return failed(Some(QUEUE_FULL));
+    }
+    loop {
+        let event = inbox.events.borrow_mut().pop_front();
+        match event {
+            Some((_, Event::Token { sampled, finish, .. }, _)) => {
+                tokens.push(sampled.token);
+                if finish.is_some() {
+                    return Outcome::Probed { tokens, failed: None };
+                }
+            }
+            Some((_, Event::End { finish: Finish::Failed, .. }, _)) => {
+                return failed(Some("the scores are no numbers"));
+            }
+            Some((_, Event::End { .. }, _)) => return Outcome::Probed { tokens, failed: None },
+            Some((_, Event::Refused(_), _)) => return failed(Some(QUEUE_FULL)),
+            Some((_, Event::Admitted(_), _)) => {}
+            None if inbox.cut.get() => {
+                shard.cancel(stream);
+                return failed(Some("the server is shutting down"));
+            }
+            None => wake.wait().await,
+        }
+    }
+}
+
+/// As [`run`], and waits for a place where the queue is full: a busy server is no fault of the model.
+pub(super) async fn run_when_there_is_room(
+    shard: &Rc<Shard>,
+    served: &Served,
+    prompt: &[u32],
+    tokens_max: usize,
+) -> Outcome {
+    loop {
+        let outcome = run(shard, served, prompt.into(), tokens_max, Priority::High).await;
+        if !matches!(outcome, Outcome::Probed { failed: Some(QUEUE_FULL), .. }) || shard.control.is_draining() {
+            return outcome;
+        }
+        monoio::time::sleep(RETRY_EVERY).await;
+    }
+}
+
+/// Compares a canary's greedy answer with the one of `reference` to the same prompt; the canary's counts take the
+/// result. Positions after the first difference say nothing.
+pub(super) async fn compare(
+    shard: Rc<Shard>,
+    canary: Rc<Served>,
+    reference: Rc<Served>,
+    prompt: Box<[u32]>,
+    answer: Vec<u32>,
+) {
+    if let Outcome::Probed { tokens, failed: None } =
+        run(&shard, &reference, prompt, answer.len().max(1), Priority::Low).await
+    {
+        let agreed = tokens.iter().zip(&answer).take_while(|(a, b)| a == b).count();
+        let longest = tokens.len().max(answer.len());
+        canary.metrics.compared.add(if agreed < longest { agreed + 1 } else { agreed } as u64);
+        canary.metrics.agreed.add(agreed as u64);
+    }
+    shard.comparing.set(false);
+}
+
+const QUEUE_FULL: &str = "the queue is full";
+const RETRY_EVERY: Duration = Duration::from_millis(50);

@@ -1,0 +1,240 @@
+//! Models that take each other's place while clients are served.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::clients::{Client, streamed_text};
+use crate::models::{Folder, PROMPT, sha256};
+use crate::server::{Server, becomes_true, pause};
+
+#[test]
+fn a_swap_reports_what_it_measured_and_a_swap_back_costs_no_load() {
+    let folder = Folder::new();
+    let (a, b) = (folder.synth("a.gguf", 1), folder.synth("b.gguf", 2));
+    let server = folder.serve("a.gguf", &["--swap-watch-seconds", "0"]);
+    let before = server.greedy(16);
+    let health = json!({"inference_test_prompts": ["Once upon a time", "a"]});
+    let more = json!({"swap_strategy": "blue_green", "sha256": sha256(&b), "health_check_config": health});
+    let swap = server.swap(&b, &more);
+    assert_eq!((&swap["status"], &swap["strategy"]), (&json!("completed"), &json!("blue_green")), "{swap}");
+    assert_eq!(swap["previous_model_metadata"]["sha256"], sha256(&a).as_str());
+    assert_eq!(swap["new_model_metadata"]["sha256"], sha256(&b).as_str());
+    let phases = &swap["swap_phases"];
+    let phase = |name: &str| phases[name].as_f64().unwrap();
+    let sum = phase("validation_duration_ms") + phase("swap_duration_ms") + phase("health_check_duration_ms");
+    assert!(sum > 0.0 && sum <= swap["total_duration_ms"].as_f64().unwrap(), "{swap}");
+    let comparison = &swap["quantization_comparison"];
+    assert_eq!(comparison["format_changed"], false);
+    assert!((-1.0..=0.0).contains(&comparison["accuracy_delta"].as_f64().unwrap()), "{swap}");
+    assert!(comparison["performance_delta"].is_f64(), "{swap}");
+    assert_eq!(swap["health_check_results"]["overall_healthy"], true);
+    assert_eq!(swap["health_check_results"]["individual_checks"].as_array().unwrap().len(), 3, "{swap}");
+    assert_eq!(swap["rollback_info"]["rollback_performed"], false);
+    assert_eq!(server.active("m"), sha256(&b));
+    assert_ne!(server.greedy(16), before);
+    let states: Vec<Value> =
+        server.status("m")["versions"].as_array().unwrap().iter().map(|version| version["state"].clone()).collect();
+    assert_eq!(states, ["standby", "active"]);
+
+    let back = server.swap(&a, &json!({}));
+    assert_eq!(back["status"], "completed");
+    assert_eq!(server.greedy(16), before);
+    let generation = &server.status("m")["versions"][0]["generation"];
+    assert_eq!(generation, 0, "the standby generation itself serves again, not a second copy");
+    assert_eq!(server.metric("bitnet_model_swaps_total{outcome=\"completed\"}"), 2.0);
+}
+
+#[test]
+fn a_second_swap_meanwhile_is_refused_and_rolling_switches_too() {
+    let folder = Folder::new();
+    let (_, b) = (folder.synth("a.gguf", 1), folder.synth("b.gguf", 2));
+    let server = folder.serve("a.gguf", &["--swap-watch-seconds", "2"]);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| server.swap(&b, &json!({"swap_strategy": "rolling"})));
+        assert!(becomes_true(Duration::from_secs(20), || server.status("m")["operation_in_progress"] == true));
+        let second = server.try_swap(&b, &json!({}));
+        assert_eq!(second.status, 409, "{}", second.text());
+        assert!(second.header("retry-after").is_some());
+        assert_eq!(server.admin("DELETE", "/v1/models/m", &Value::Null).status, 409);
+        assert_eq!(first.join().unwrap()["status"], "completed");
+    });
+    assert_eq!(server.active("m"), sha256(&b));
+}
+
+#[test]
+fn a_generation_that_fails_live_requests_is_taken_back() {
+    let folder = Folder::new();
+    folder.synth("a.gguf", 1);
+    let tiny = include_bytes!("../fixtures/oracle/models/tiny-llama-hd-i2_s.gguf");
+    folder.write("good.gguf", tiny);
+    // A token's embedding is no number: test prompts pass, live ones do not.
+    let mut bytes = tiny.to_vec();
+    let parsed = gguf::Gguf::parse(tiny, tiny.len() as u64).unwrap();
+    let embedding = parsed.tensor("token_embd.weight").unwrap();
+    let row_bytes = (embedding.bytes / embedding.rows()) as usize;
+    let bad_token = 70;
+    let at = embedding.offset as usize + bad_token * row_bytes;
+    bytes[at..at + row_bytes].fill(0xff);
+    let bad = folder.write("bad.gguf", &bytes);
+    let server = folder.serve("good.gguf", &["--swap-watch-seconds", "20"]);
+    let good = server.active("m");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let swap = scope.spawn(|| {
+            let more = json!({"health_check_config": {"inference_test_prompts": ["x"]}});
+            let swap = server.try_swap(&bad, &more);
+            stop.store(true, Ordering::SeqCst);
+            swap
+        });
+        let body = json!({"model": "m", "prompt": [bad_token], "max_tokens": 4, "ignore_eos": true}).to_string();
+        while !stop.load(Ordering::SeqCst) {
+            let answer = server.post("/v1/completions", &body);
+            assert!(matches!(answer.status, 200 | 500), "{}", answer.text());
+            pause(Duration::from_millis(10));
+        }
+        let swap = swap.join().unwrap();
+        assert_eq!(swap.status, 200, "{}", swap.text());
+        let swap = swap.json();
+        assert_eq!(swap["status"], "rolled_back", "{swap}");
+        assert_eq!(swap["health_check_results"]["overall_healthy"], false);
+        let rollback = &swap["rollback_info"];
+        assert!(rollback["rollback_reason"].as_str().unwrap().contains("requests failed"), "{swap}");
+        assert!(rollback["rollback_duration_ms"].as_f64().unwrap() < 1000.0, "{swap}");
+    });
+    assert_eq!(server.active("m"), good);
+    assert_eq!(server.metric("bitnet_model_swaps_total{outcome=\"rolled_back\"}"), 1.0);
+    let answer = server.post("/v1/completions", &json!({"prompt": [70], "max_tokens": 4}).to_string());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[test]
+fn a_canary_is_promoted_or_sent_away_by_what_it_does() {
+    let folder = Folder::new();
+    let a = folder.synth("a.gguf", 1);
+    let b = folder.synth("b.gguf", 2);
+    let mut same = std::fs::read(&a).unwrap();
+    // Padding behind the last tensor: another file, the same answers.
+    same.extend_from_slice(&[0; 32]);
+    let same = folder.write("same.gguf", &same);
+    let server = folder.serve("a.gguf", &["--swap-watch-seconds", "0"]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let body = json!({"model": "m", "prompt": PROMPT, "max_tokens": 8, "temperature": 0}).to_string();
+            let mut client = server.connect();
+            while !stop.load(Ordering::SeqCst) {
+                assert_eq!(client.post("/v1/completions", body.as_bytes()).status, 200);
+            }
+        });
+        let canary = json!({"share": 0.25, "requests": 10, "timeout_seconds": 60});
+        let more = json!({"canary": canary, "health_check_config": {"accuracy_threshold": 0.9}});
+        // Its trial on the control thread already shows that it answers otherwise.
+        assert_eq!(server.try_swap(&b, &more).json()["error"]["code"], "CROSS_VALIDATION_FAILED");
+        let swap = server.swap(&same, &more);
+        assert_eq!(swap["status"], "completed", "{swap}");
+        let check = &swap["health_check_results"]["individual_checks"][0];
+        assert_eq!((&check["name"], &check["healthy"]), (&json!("canary"), &json!(true)), "{swap}");
+        assert!(check["message"].as_str().unwrap().contains("1.0000 of"), "{swap}");
+        stop.store(true, Ordering::SeqCst);
+    });
+    let late = json!({"canary": {"requests": 10, "timeout_seconds": 1}});
+    let swap = server.swap(&b, &late);
+    assert_eq!(swap["status"], "rolled_back", "nobody came: {swap}");
+    assert_eq!(server.active("m"), sha256(&same));
+}
+
+#[test]
+fn fifty_swaps_under_64_streams_fail_and_mix_none() {
+    let swaps = if cfg!(debug_assertions) { 12 } else { 50 };
+    let folder = Folder::new();
+    let files = [folder.synth("a.gguf", 1), folder.synth("b.gguf", 2)];
+    let server = folder.serve("a.gguf", &["--swap-watch-seconds", "0"]);
+    let mut texts = vec![server.greedy(TOKENS)];
+    server.swap(&files[1], &json!({}));
+    texts.push(server.greedy(TOKENS));
+    server.swap(&files[0], &json!({}));
+    assert_ne!(texts[0], texts[1]);
+    // Buffers have their size after the first rounds.
+    let memory = || server.metric("bitnet_system_memory_usage_bytes") / f64::from(1 << 20);
+    let (done, streams) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let quiet = run_streams(&server, &texts, &done, &streams, || pause(Duration::from_secs(2)));
+    pause(Duration::from_millis(1500));
+    let memory_before = memory();
+    done.store(false, Ordering::SeqCst);
+    let mut durations = Vec::new();
+    let swapping = run_streams(&server, &texts, &done, &streams, || {
+        for round in 0..swaps {
+            let swap = server.swap(&files[(round + 1) % 2], &json!({}));
+            assert_eq!(swap["status"], "completed", "{swap}");
+            durations.push(swap["total_duration_ms"].as_f64().unwrap());
+        }
+    });
+    assert!(server.is_quiet_within(Duration::from_secs(5)));
+    assert!(
+        becomes_true(Duration::from_secs(5), || memory() < memory_before + 32.0),
+        "{} of {memory_before}",
+        memory()
+    );
+    durations.sort_by(f64::total_cmp);
+    println!(
+        "{swaps} swaps under {CLIENTS} clients, {} streams: {:.0} ms in the middle, {:.0} ms at most; gaps p99.9 {:.1} ms \
+         and {:.1} ms at most, without swaps {:.1} and {:.1}; memory {memory_before:.0} MiB before, {:.0} after",
+        streams.load(Ordering::SeqCst),
+        durations[swaps / 2],
+        durations[swaps - 1],
+        swapping.0,
+        swapping.1,
+        quiet.0,
+        quiet.1,
+        memory(),
+    );
+    assert_eq!(server.status("m")["versions"].as_array().unwrap().len(), 1);
+}
+
+/// Streams without a pause until `work` is done; p99.9 and the longest of the gaps between events, in ms.
+fn run_streams(
+    server: &Server,
+    texts: &[String],
+    done: &AtomicBool,
+    streams: &AtomicUsize,
+    work: impl FnOnce(),
+) -> (f64, f64) {
+    let mut gaps = std::thread::scope(|scope| {
+        let client = || {
+            let (mut client, mut gaps) = (server.connect(), Vec::new());
+            while !done.load(Ordering::SeqCst) {
+                let text = stream(&mut client, &mut gaps);
+                assert!(texts.contains(&text), "a stream of two generations, or of none: {text}");
+                streams.fetch_add(1, Ordering::SeqCst);
+            }
+            gaps
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        work();
+        done.store(true, Ordering::SeqCst);
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect::<Vec<f64>>()
+    });
+    gaps.sort_by(f64::total_cmp);
+    (gaps[gaps.len() * 999 / 1000], gaps[gaps.len() - 1])
+}
+
+fn stream(client: &mut Client, gaps: &mut Vec<f64>) -> String {
+    let body = json!({
+        "model": "m", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": true, "stream": true,
+    });
+    client.send_post("/v1/completions", body.to_string().as_bytes());
+    let mut answer = client.head();
+    assert_eq!(answer.status, 200);
+    let mut last: Option<Instant> = None;
+    while client.chunk(&mut answer.body) {
+        let now = Instant::now();
+        gaps.extend(last.map(|last| (now - last).as_secs_f64() * 1e3));
+        last = Some(now);
+    }
+    streamed_text(&answer.chunks(), 0)
+}
+
+const CLIENTS: usize = 64;
+const TOKENS: u32 = 48;
