@@ -4,7 +4,9 @@ use crate::Isa;
 use crate::math::exp_lanes;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
-/// `out = max(gate, 0)^2 * up`, all slices of one length.
+/// `out = gate^2 * up` where `gate > 0`, else 0 whatever `up` is, all slices of one length.
+///
+/// So the rows of an up projection whose gate is not positive need not be computed.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -45,8 +47,8 @@ impl Kernel for Relu2<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for ((gate, up), out) in self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
-            let live = s.max(s.load_part(gate, 0.0), s.splat(0.0));
-            s.store_part(s.mul(s.mul(live, live), s.load_part(up, 0.0)), out);
+            let gate = s.load_part(gate, 0.0);
+            s.store_part(s.where_positive(gate, s.mul(s.mul(gate, gate), s.load_part(up, 0.0))), out);
         }
     }
 }
@@ -122,6 +124,11 @@ mod tests {
         let mut out = [9.0; 4];
         relu2_mul(Isa::detect(), &[3.0, -3.0, 0.5, -0.0], &[2.0, 5.0, -8.0, 1.0], &mut out);
         assert_eq!(out, [18.0, 0.0, -2.0, 0.0]);
+        for isa in Isa::available() {
+            let up = [f32::INFINITY, f32::NAN, -1.0, 7.0];
+            relu2_mul(isa, &[0.0, -1.0, -2.0, f32::NAN], &up, &mut out);
+            assert_eq!(out.map(f32::to_bits), [0; 4], "{isa:?}");
+        }
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(crate) trait Simd: Copy {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a < b ? a : b`: the second where one is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Lane by lane `v` where `x > 0`, else 0.
+    fn where_positive(self, x: Self::F, v: Self::F) -> Self::F;
     /// `p * 2^n` rounded once, for |p| in `[0.5, 2]` and integers n in `[-150, 129]`.
     fn scale_pow2(self, p: Self::F, n: Self::F) -> Self::F;
     /// Lane l is `v`'s where `l < count`, else `rest`'s.
@@ -188,6 +190,7 @@ mod tests {
                 s.fma(a, b, c),
                 s.max(a, b),
                 s.min(a, b),
+                s.where_positive(a, b),
                 s.scale_pow2(p, n),
                 s.load_f16(&half),
                 s.first_lanes(a, 0, b),

@@ -4,12 +4,12 @@
 use super::{LANES, Simd};
 use crate::Avx2;
 use std::arch::x86_64::{
-    __m256, __m256d, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm_storeu_si128,
-    _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps, _mm256_blendv_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
-    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_pd, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_epi32,
-    _mm256_sub_ps,
+    __m256, __m256d, _CMP_GT_OQ, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch,
+    _mm_storeu_si128, _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_pd,
+    _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_pd, _mm256_slli_epi32,
+    _mm256_srai_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps,
 };
 
 macro_rules! lanewise {
@@ -93,6 +93,19 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn scale_pow2(self, p: Self::F, n: Self::F) -> Self::F {
         [scale_half(self, p[0], n[0]), scale_half(self, p[1], n[1])]
+    }
+
+    #[inline(always)]
+    fn where_positive(self, x: Self::F, v: Self::F) -> Self::F {
+        let zero = self.splat(0.0);
+        let mut kept = v;
+        for (half, kept) in kept.iter_mut().enumerate() {
+            // SAFETY: self proves AVX2.
+            let positive = unsafe { _mm256_cmp_ps::<_CMP_GT_OQ>(x[half], zero[half]) };
+            // SAFETY: self proves AVX2.
+            *kept = unsafe { _mm256_and_ps(positive, *kept) };
+        }
+        kept
     }
 
     #[inline(always)]

@@ -4,11 +4,11 @@
 use super::{LANES, Simd};
 use crate::Avx512Bw;
 use std::arch::x86_64::{
-    __m512, __m512d, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256, _mm256_storeu_si256,
-    _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256, _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_cvtps_ph,
-    _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd,
-    _mm512_storeu_ps, _mm512_sub_ps,
+    __m512, __m512d, _CMP_GT_OQ, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256,
+    _mm256_storeu_si256, _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256, _mm512_cmp_ps_mask, _mm512_cvtph_ps,
+    _mm512_cvtps_pd, _mm512_cvtps_ph, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps,
+    _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 macro_rules! lanewise {
@@ -71,6 +71,15 @@ impl Simd for Avx512Bw {
         let half = unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v) };
         // SAFETY: 16 writable halves; self proves AVX.
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), half) };
+    }
+
+    #[inline(always)]
+    fn where_positive(self, x: Self::F, v: Self::F) -> Self::F {
+        let zero = self.splat(0.0);
+        // SAFETY: self proves AVX-512 F.
+        let positive = unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, zero) };
+        // SAFETY: self proves AVX-512 F.
+        unsafe { _mm512_maskz_mov_ps(positive, v) }
     }
 
     #[inline(always)]

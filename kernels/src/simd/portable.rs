@@ -75,6 +75,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn where_positive(self, x: Self::F, v: Self::F) -> Self::F {
+        std::array::from_fn(|l| if x[l] > 0.0 { v[l] } else { 0.0 })
+    }
+
+    #[inline(always)]
     fn scale_pow2(self, p: Self::F, n: Self::F) -> Self::F {
         std::array::from_fn(|l| crate::math::scale_pow2(p[l], n[l]))
     }

@@ -2,7 +2,7 @@
 
 use kernels::attention;
 use kernels::dense::DenseScratch;
-use kernels::ternary;
+use kernels::ternary::{self, LiveColumns};
 
 use super::Limits;
 use super::pass::QUERY_TILE;
@@ -38,6 +38,11 @@ pub(super) struct Scratch {
     pub(super) quantized: Vec<i8>,
     pub(super) scale: [f32; 1],
     pub(super) sum: [i32; 1],
+    /// The same in the order that rows of weights want, and which columns of it aren't zero.
+    pub(super) permuted: Vec<i8>,
+    pub(super) live_columns: LiveColumns,
+    /// Rows of a unit of the up projection whose gate is positive.
+    pub(super) live_rows: Vec<u32>,
     pub(super) dense: DenseScratch,
     pub(super) attention: attention::Scratch,
 }
@@ -70,6 +75,9 @@ impl Scratch {
             quantized: vec![0; ternary::padded_cols(widest)],
             scale: [0.0],
             sum: [0],
+            permuted: vec![0; ternary::permuted_cols(params.hidden)],
+            live_columns: LiveColumns::with_capacity(params.feed_forward),
+            live_rows: Vec::with_capacity(UNIT_ROWS_MAX),
             dense: DenseScratch::default(),
             attention: attention::Scratch::new(params.head_dim),
         }

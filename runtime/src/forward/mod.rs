@@ -2,6 +2,7 @@
 
 mod buffers;
 mod pass;
+mod skip;
 
 use kernels::Isa;
 

@@ -34,7 +34,7 @@ pub(super) struct Pass<'a> {
 
 /// The input of a linear layer: int8 for ternary weights, f32 for the others.
 #[derive(Clone, Copy)]
-struct Input<'a> {
+pub(super) struct Input<'a> {
     activations: Activations<'a>,
     floats: &'a [f32],
 }
@@ -60,12 +60,12 @@ impl Pass<'_> {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let counter = COUNTERS_AROUND + index * COUNTERS_PER_LAYER;
             self.attention_block(member, scratch, (index, layer), counter);
-            self.feed_forward_block(member, scratch, layer, counter + 5);
+            self.feed_forward_block(member, scratch, (index, layer), counter + 5);
         }
         self.head(member, scratch);
     }
 
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.step.tokens.len()
     }
 
@@ -117,7 +117,13 @@ impl Pass<'_> {
         member.barrier();
     }
 
-    fn feed_forward_block(&self, member: Member<'_>, scratch: &mut Scratch, layer: &Layer, counter: usize) {
+    fn feed_forward_block(
+        &self,
+        member: Member<'_>,
+        scratch: &mut Scratch,
+        (index, layer): (usize, &Layer),
+        counter: usize,
+    ) {
         let params = &self.weights.params;
         let rows = Rows {
             buffer: &self.buffers.x,
@@ -128,7 +134,10 @@ impl Pass<'_> {
             floats: !layer.gate.is_ternary() || !layer.up.is_ternary(),
         };
         self.prepare(member, scratch, &rows, counter);
-        self.gate_and_up(member, scratch, layer, counter + 1);
+        match self.up_rows(index) {
+            Some(up_rows) => self.gate_then_up(member, scratch, (layer, up_rows), counter + 1),
+            None => self.gate_and_up(member, scratch, layer, counter + 1),
+        }
         member.barrier();
         let rows = Rows {
             buffer: &self.buffers.ffn,
@@ -139,7 +148,10 @@ impl Pass<'_> {
             floats: !layer.down.is_ternary(),
         };
         self.prepare(member, scratch, &rows, counter + 2);
-        self.linear_to_residual(member, scratch, &layer.down, counter + 3);
+        match self.down_columns(index, scratch) {
+            Some(columns) => self.down_to_residual(member, scratch, (layer, columns), counter + 3),
+            None => self.linear_to_residual(member, scratch, &layer.down, counter + 3),
+        }
         member.barrier();
     }
 
@@ -187,7 +199,7 @@ impl Pass<'_> {
     }
 
     /// The prepared input of `count` rows of `width`.
-    fn input<'s>(&'s self, own: OwnRow<'s>, width: usize, count: usize) -> Input<'s> {
+    pub(super) fn input<'s>(&'s self, own: OwnRow<'s>, width: usize, count: usize) -> Input<'s> {
         let padded = ternary::padded_cols(width);
         if count == 1 {
             return Input {
@@ -213,7 +225,7 @@ impl Pass<'_> {
     }
 
     /// `out` (rows x range) = range of W times each input row.
-    fn linear(
+    pub(super) fn linear(
         &self,
         linear: &Linear,
         range: Range<usize>,
@@ -413,7 +425,7 @@ impl Pass<'_> {
 
 /// The input row that a worker prepared for itself.
 #[derive(Clone, Copy)]
-struct OwnRow<'a> {
+pub(super) struct OwnRow<'a> {
     row: &'a [f32],
     quantized: &'a [i8],
     scale: &'a [f32],
@@ -422,7 +434,7 @@ struct OwnRow<'a> {
 
 impl Scratch {
     /// The own input row beside the buffers that are written from it.
-    fn split(&mut self) -> (OwnRow<'_>, &mut [f32], &mut [f32], &mut DenseScratch) {
+    pub(super) fn split(&mut self) -> (OwnRow<'_>, &mut [f32], &mut [f32], &mut DenseScratch) {
         let own = OwnRow { row: &self.row, quantized: &self.quantized, scale: &self.scale, sum: &self.sum };
         (own, &mut self.first, &mut self.second, &mut self.dense)
     }
@@ -451,7 +463,7 @@ impl TileCursor<'_> {
 
 /// Output rows of a unit: about [`UNITS_PER_WORKER`] units a worker, whole pairs of 16-row tiles, bounded by the
 /// scratch and, where many input rows share them, by the cache.
-fn unit_rows(rows: usize, n: usize, workers: usize) -> usize {
+pub(super) fn unit_rows(rows: usize, n: usize, workers: usize) -> usize {
     let most = if n > CACHED_INPUT_ROWS { UNIT_ROWS_MAX / 2 } else { UNIT_ROWS_MAX };
     rows.div_ceil(workers * UNITS_PER_WORKER).next_multiple_of(2 * ternary::TILE_ROWS).min(most)
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gguf::ternary::{BAND_ROWS, Tiled};
 use gguf::{Gguf, TensorType};
+use kernels::Isa;
 use kernels::dense::DenseKind;
 use kernels::rope::RopeTable;
 use kernels::ternary;
@@ -53,8 +54,12 @@ pub fn load(
     let rope = rope_table(&file, &params, context)?;
     let mut arena = Arena::zeroed(plan.bytes.max(1), options.node)?;
     fill(source, &plan, arena.as_mut_slice(), options, progress)?;
-    let mut weights = Weights { params, embedding, layers, output_norm, head, rope, context, arena };
+    let skips = None;
+    let mut weights = Weights { params, embedding, layers, output_norm, head, rope, context, arena, skips };
     plan.settle_scales(&mut weights);
+    if ternary::skips(Isa::detect()) {
+        weights.pack_skips(options.threads, options.node)?;
+    }
     Ok(weights)
 }
 

@@ -8,6 +8,7 @@ use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 
 mod load;
 mod params;
+mod skips;
 mod source;
 mod tensors;
 mod tiles;

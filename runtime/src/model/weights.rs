@@ -6,6 +6,7 @@ use kernels::ternary::TernaryMatrix;
 use tuning::memory::Arena;
 
 use super::HyperParameters;
+use super::skips::Skips;
 
 /// One linear layer: y = W x, W is `rows` x `cols`, kept in the replica's arena.
 #[derive(Clone, Debug)]
@@ -60,6 +61,7 @@ pub struct Weights {
     /// Most positions of a sequence: the model's context, or less where the operator said so.
     pub context: usize,
     pub(super) arena: Arena,
+    pub(super) skips: Option<Skips>,
 }
 
 impl Linear {
@@ -116,10 +118,10 @@ impl Weights {
         self.arena.page_kind()
     }
 
-    /// Bytes of the packed weights.
+    /// Bytes of the packed weights, second forms included.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
-        self.arena.as_slice().len()
+        self.arena.len() + self.skips.as_ref().map_or(0, Skips::bytes)
     }
 
     /// Bytes that one decode step of one sequence reads, without its KV cache: all linear layers and the head.
