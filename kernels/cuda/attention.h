@@ -252,8 +252,10 @@ DEVICE float sum_weights(const float* weights) {
 
 enum { MIX = 8 };
 
-// Weighted values of one dimension in the order of positions; the loads of MIX positions run ahead.
-DEVICE float mix(const UnitArea& area, const float* weights, int seen, int dim, int d) {
+// Weighted values of one dimension in the order of positions; the loads of MIX positions run ahead. DIM is the head's size,
+// or 0 where it is not one that is worth its own code.
+template <int DIM> DEVICE float mix(const UnitArea& area, const float* weights, int seen, int head_dim, int d) {
+    const int dim = DIM ? DIM : head_dim;
     const unsigned short* values = (const unsigned short*)area.values + d;
     float sum = 0.0f;
     unsigned short next[MIX];
@@ -271,13 +273,12 @@ DEVICE float mix(const UnitArea& area, const float* weights, int seen, int dim, 
         for (int i = 0; i < MIX; i++) value[i] = float_of_half(next[i]);
 #pragma unroll
         for (int i = 0; i < MIX / 4; i++) w[i] = next_weights[i];
-        // Past the last position lies what earlier rounds left: never used.
-        if (p + MIX < SPLIT) {
+        // Past the last position lies what earlier rounds left, past the split the scores: never used.
+        values += MIX * dim;
 #pragma unroll
-            for (int i = 0; i < MIX; i++) next[i] = values[(p + MIX + i) * dim];
+        for (int i = 0; i < MIX; i++) next[i] = values[i * dim];
 #pragma unroll
-            for (int i = 0; i < MIX / 4; i++) next_weights[i] = ((const float4*)(weights + p + MIX))[i];
-        }
+        for (int i = 0; i < MIX / 4; i++) next_weights[i] = ((const float4*)(weights + p + MIX))[i];
 #pragma unroll
         for (int i = 0; i < MIX / 4; i++) {
             sum = fused(w[i].x, value[4 * i], sum);
@@ -363,7 +364,10 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
     // The last warps sum the weights while the first mix values: head h, dimension d.
     int h = tid / dim, d = tid % dim, summed = WARPS - 1 - warp_id();
     float sum = 0.0f;
-    if (h < s.unit_heads) sum = mix(area, area.scores + h * SPLIT, u.seen, dim, d);
+    if (h < s.unit_heads) {
+        const float* weights = area.scores + h * SPLIT;
+        sum = dim == 128 ? mix<128>(area, weights, u.seen, dim, d) : mix<0>(area, weights, u.seen, dim, d);
+    }
     if (summed < s.unit_heads) {
         float total = sum_weights(area.scores + summed * SPLIT);
         if (lane_id() == 0) {

@@ -30,24 +30,28 @@ KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_32(const GRID_CONSTANT Pha
     linear_rows<1, 4, 8>(p, s);
 }
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    linear_rows<2, 4, 6>(p, s);
+    linear_rows<1, 8, 6>(p, s);
 }
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     linear_rows<4, 4, 4>(p, s);
 }
 
-// Decode rows: RoPE, cache write and attention, a block for each unit.
+// Decode rows: RoPE, cache write and attention, a block for each unit, or a warp for each query head.
 KERNEL void __launch_bounds__(THREADS) attend_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    FirstUnit* first = (FirstUnit*)shared_arena();
-    unsigned char* work = shared_arena() + FIRST_UNIT_BYTES;
+    UnitArea area;
+    area.place(shared_arena(), s.head_dim);
     wait_prior();
-    if (threadIdx.x == 0) find_first_unit(s, first);
-    __syncthreads();
+    Unit u = find_unit(s, blockIdx.x);
+    if (u.split >= u.splits) return;
     UnitKeys keys = {};
-    attend_ahead(s, p.rows, work, first, keys);
-    attend(s, p.rows, work, first, keys, UnitSource<false>{0});
+    load_unit(s, u, area, p.rows, keys);
+    attend_unit(s, u, area, p.rows, keys, UnitSource<false>{0});
 }
 
+KERNEL void __launch_bounds__(THREADS, 1) attend_decode(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    attend_decode_row(s, p.rows);
+}
 KERNEL void __launch_bounds__(THREADS) store_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     store_row(s, p.rows, p.first_block + (int)blockIdx.x);
@@ -55,6 +59,37 @@ KERNEL void __launch_bounds__(THREADS) store_rows(const GRID_CONSTANT Phase p, c
 KERNEL void __launch_bounds__(PROMPT_THREADS, 3) attend_prompt(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     attend_prompt_tile(s, p.rows);
+}
+
+// The head by its screen: norm_screen, screen_*, choose_rows, greedy_rows.
+KERNEL void __launch_bounds__(THREADS) norm_screen(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    screen_batch_row(p, s, blockIdx.x);
+}
+
+template <int WIDE, int NT, int STAGES> DEVICE void screen_rows_of(const Phase& p, const Step& s) {
+    Gemm<Bytes, WIDE, NT, STAGES> gemm;
+    gemm.place(p, s.screened);
+    gemm.run();
+    launch_next();
+    gemm.finish(FinishScreen{p, s});
+}
+KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_16(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    screen_rows_of<1, 2, 5>(p, s);
+}
+KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    screen_rows_of<1, 8, 4>(p, s);
+}
+KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    screen_rows_of<4, 4, 3>(p, s);
+}
+KERNEL void __launch_bounds__(THREADS) choose_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    choose_batch_rows(p, s, (int)blockIdx.x % s.tokens, (int)blockIdx.x / s.tokens);
+}
+KERNEL void __launch_bounds__(THREADS) greedy_rows(const GRID_CONSTANT Phase, const GRID_CONSTANT Step s) {
+    wait_prior();
+    greedy(s);
 }
 
 KERNEL void __launch_bounds__(THREADS) pack_screen(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step) {

@@ -19,7 +19,7 @@ inline int step_shared_bytes(const Step& s, int count, int widest, int token_til
         int head = ((s.head_tokens == 1 ? 1 : HEAD_TOKENS_MAX) + 2) * s.hidden * 4;
         work = greater(TILES_MAX * token_tiles * 512 + columns * 8, head);
     }
-    return RING_DEPTH * THREADS * 16 + (count * 24 + 15) / 16 * 16 + REDUCED_BYTES + FIRST_UNIT_BYTES +
+    return RING_DEPTH * THREADS * 16 + count * 32 + REDUCED_BYTES + FIRST_UNIT_BYTES +
            greater(work, attention);
 }
 
@@ -73,17 +73,22 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
                          : tile == 32 ? "linear_32"
                          : tile == 64 ? "linear_64"
                                       : "linear_128";
-    // The stages; sums of 128 rows take less.
+    // The stages; the sums of 128 rows that take their place are less.
     const int stages = tile <= 32 ? 8 : tile == 64 ? 6 : 4;
     return {kernel, blocks * cluster, cluster, 256, stages * (4096 + tile * 128), p, s};
 }
 
-// Decode rows: `step.tokens` of them, the first of the batch.
-inline Launch attend(Step s, int decodes, const Phase& p) {
+// Decode rows, the first of the batch: by units of a split each, one a multiprocessor, about 10 us a round, or by a warp for
+// each query head, about 20 us a split.
+inline Launch attend(Step s, int decodes, const Phase& p, const BatchLimits& limits) {
     s.tokens = decodes;
-    int shared = FIRST_UNIT_BYTES + SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 +
-                 s.head_dim * 4 + 64;
-    return {"attend_rows", decodes * (s.heads / s.unit_heads) * s.splits_max, 1, THREADS, shared, p, s};
+    const int units = decodes * (s.heads / s.unit_heads) * s.splits_max;
+    const bool by_units = s.head_dim <= HEAD_DIM_MAX && (s.group > 16 || divided(units, limits.multiprocessors) <= 2 * s.splits_max);
+    if (by_units) {
+        int shared = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
+        return {"attend_rows", units, 1, THREADS, shared, p, s};
+    }
+    return {"attend_decode", decodes * s.kv_heads, 1, s.group * 32, s.group * (2 * s.head_dim + SPLIT + 4) * 4, p, s};
 }
 
 // Prompt rows follow the decode rows: RoPE and cache write of all, then attention tile by tile.
@@ -94,6 +99,20 @@ inline Launch store(const Step& s, const BatchRows& rows, Phase p) {
 inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p) {
     return {"attend_prompt", rows.prompt_tiles * s.kv_heads, 1, 128, 4 * 8 * (2 * s.head_dim + SPLIT + 4) * 4, p, s};
 }
+
+// The head of `s.tokens` rows by its screen: phases SCREEN, CHOOSE (input: the screen's output) and GREEDY. Four launches.
+inline Launch norm_screen(const Step& s, const Phase& p) {
+    return {"norm_screen", s.tokens, 1, THREADS, REDUCED_BYTES + divided(p.cols, 128) * 512, p, s};
+}
+inline Launch screen(const Step& s, const Phase& p) {
+    const int slots = 2 * s.tokens, tile = slots <= 16 ? 16 : slots <= 64 ? 64 : 128, stages = tile == 16 ? 5 : tile == 64 ? 4 : 3;
+    return {tile == 16 ? "screen_16" : tile == 64 ? "screen_64" : "screen_128", divided(p.tiles, 8) * divided(slots, tile), 1, 256,
+            stages * (16384 + tile * 128), p, s};
+}
+inline Launch choose(const Step& s, const Phase& p) {
+    return {"choose_rows", s.tokens * divided(p.rows, 2048), 1, THREADS, WARPS * 4 * 512, p, s};
+}
+inline Launch greedy(const Step& s) { return {"greedy_rows", 1, 1, THREADS, 0, Phase(), s}; }
 
 // Once for a model: the screen of its head, for the phase SCREEN `p`.
 inline Launch pack_screen(Phase p, const void* halves) {

@@ -70,6 +70,8 @@ DEVICE void copy_async_kept(void* to, const void* from) {
     unsigned shared = (unsigned)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
 }
+// Into L2, if it likes.
+DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
@@ -117,12 +119,13 @@ DEVICE void cluster_meet() {
 DEVICE void cluster_leave() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
 }
-DEVICE int load_of_block(const int* at, int rank) {
+DEVICE int4 load_of_block(const int4* at, int rank) {
     unsigned local = (unsigned)__cvta_generic_to_shared(at), remote;
-    int value;
+    int4 v;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
-    asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(value) : "r"(remote) : "memory");
-    return value;
+    asm volatile("ld.shared::cluster.v4.s32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(remote) : "memory");
+    return v;
 }
 // Launches that overlap the one before them: what that one wrote is seen after the wait. The next launch may start its
 // blocks once all blocks here have called launch_next or ended.
@@ -133,7 +136,7 @@ DEVICE int cluster_size() { return 1; }
 DEVICE int cluster_rank() { return 0; }
 DEVICE void cluster_meet() {}
 DEVICE void cluster_leave() {}
-DEVICE int load_of_block(const int* at, int) { return *at; }
+DEVICE int4 load_of_block(const int4* at, int) { return *at; }
 DEVICE void wait_prior() {}
 DEVICE void launch_next() {}
 #endif

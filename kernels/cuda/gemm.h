@@ -58,7 +58,7 @@ template <class A, int WIDE, int NT, int STAGES> struct Gemm {
     DEVICE int warp_tile() const { return warp_id() / WIDE * WIDE; }
     DEVICE int warp_group() const { return warp_id() % WIDE * NT; }
 
-    DEVICE void place(const Phase& p, const Step& s) {
+    DEVICE void place(const Phase& p, const signed char* quantized) {
         int size = cluster_size(), index = (int)blockIdx.x / size, rank = cluster_rank();
         int row_blocks = (p.tiles + GEMM_ROW_TILES - 1) / GEMM_ROW_TILES;
         weights = (const unsigned char*)p.weights;
@@ -66,7 +66,7 @@ template <class A, int WIDE, int NT, int STAGES> struct Gemm {
         items = (p.cols + 127) / 128;
         tile = index % row_blocks * GEMM_ROW_TILES;
         group = index / row_blocks * GROUPS;
-        rows = s.quantized + (long long)group * items * 1024;
+        rows = quantized + (long long)group * items * 1024;
         first = items * rank / size;
         last = items * (rank + 1) / size;
     }
@@ -94,7 +94,7 @@ template <class A, int WIDE, int NT, int STAGES> struct Gemm {
     DEVICE void multiply_stage(int k) {
         const unsigned char* at = stage(k);
         const unsigned char* b_at = at + WEIGHT_BYTES + warp_group() * 1024;
-#pragma unroll(WIDE == 4 ? 1 : 2)
+#pragma unroll(GROUPS == 16 ? 1 : 2)
         for (int half = 0; half < 2; half++) {
             typename A::Opened opened[WIDE];
 #pragma unroll
@@ -140,13 +140,17 @@ template <class A, int WIDE, int NT, int STAGES> struct Gemm {
             multiply_stage(k);
         }
     }
-    // Calls finish(row tile, g, token, sum of row g, sum of row g + 8) once for each pair of results: a lane has one row and
-    // every fourth token. Sums go through shared memory, where blocks of a cluster find each other's; one short loop, since
-    // code that runs once costs more than its instructions.
+    // Calls finish(row tile, g, token, stride, sums of row g, sums of row g + 8) with those of some tokens, `stride` apart. Sums go through shared
+    // memory, where blocks of a cluster find each other's; one short loop, since code that runs once costs more than its
+    // instructions.
     template <class Finish> DEVICE void finish(const Finish& finish) const {
         int* parts = (int*)shared_arena();
         copy_wait<0>();
         __syncthreads();
+        if (cluster_size() > 1) {
+            add_parts(parts, finish);
+            return;
+        }
 #pragma unroll
         for (int i = 0; i < WIDE * NT; i++) {
             int* at = parts + ((warp_tile() + i / NT) * 16 + lane_id() / 4) * ROW + (warp_group() + i % NT) * 8 + (lane_id() & 3) * 2;
@@ -154,55 +158,93 @@ template <class A, int WIDE, int NT, int STAGES> struct Gemm {
             *(int2*)at = int2{from[0], from[1]};
             *(int2*)(at + 8 * ROW) = int2{from[2], from[3]};
         }
-        int size = cluster_size(), rank = cluster_rank(), end = GROUPS * 2 * (rank + 1) / size;
-        if (size > 1) {
-            cluster_meet();
-        } else {
-            __syncthreads();
-        }
+        __syncthreads();
+        // A lane has one row and every fourth token.
         const int* at = parts + (warp_id() * 16 + lane_id() / 4) * ROW + (lane_id() & 3);
-        // As many steps at once as registers allow: their loads overlap.
-#pragma unroll 2
-        for (int i = GROUPS * 2 * rank / size; i < end; i++) {
-            int low = 0, high = 0;
-            if (size == 1) {
-                low = at[4 * i];
-                high = at[4 * i + 8 * ROW];
-            } else {
-#pragma unroll 4
-                for (int block = 0; block < size; block++) {
-                    low += load_of_block(at + 4 * i, block);
-                    high += load_of_block(at + 4 * i + 8 * ROW, block);
-                }
+        enum { COUNT = GROUPS == 1 ? 2 : 4 };
+#pragma unroll 1
+        for (int i = 0; i < GROUPS * 2; i += COUNT) {
+            int low[COUNT], high[COUNT];
+#pragma unroll
+            for (int j = 0; j < COUNT; j++) {
+                low[j] = at[4 * (i + j)];
+                high[j] = at[4 * (i + j) + 8 * ROW];
             }
-            finish(tile + warp_id(), lane_id() >> 2, group * 8 + 4 * i + (lane_id() & 3), low, high);
+            finish(tile + warp_id(), lane_id() >> 2, group * 8 + 4 * i + (lane_id() & 3), 4, low, high);
         }
-        if (size > 1) cluster_leave();
+    }
+    // Each block of the cluster finishes some of the row tiles. Lane 8 c + g reads sum c of row g and four of its tokens.
+    template <class Finish> DEVICE void add_parts(int* parts, const Finish& finish) const {
+#pragma unroll
+        for (int i = 0; i < WIDE * NT; i++) {
+            int* at = parts + ((warp_tile() + i / NT) * GROUPS + warp_group() + i % NT) * 128 + lane_id();
+#pragma unroll
+            for (int c = 0; c < 4; c++) at[c * 32] = sum[i / NT][i % NT][c];
+        }
+        cluster_meet();
+        const int size = cluster_size(), share = GEMM_ROW_TILES / size * GROUPS, begin = cluster_rank() * share;
+        const bool upper = lane_id() >= 16;
+#pragma unroll 1
+        for (int f = begin + warp_id(); f < begin + share; f += GEMM_THREADS / 32) {
+            int4 v = {0, 0, 0, 0};
+#pragma unroll 8
+            for (int block = 0; block < size; block++) {
+                int4 w = load_of_block((const int4*)(parts + f * 128) + lane_id(), block);
+                v = int4{v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w};
+            }
+            // Rows g + 8 are in the other half of the lanes: each half takes two tokens of both.
+            int first = shuffle_xor(upper ? v.x : v.z, 16), second = shuffle_xor(upper ? v.y : v.w, 16);
+            int token = (group + f % GROUPS) * 8 + lane_id() / 8 % 2 + (upper ? 4 : 0), t = tile + f / GROUPS;
+            const int low[2] = {upper ? first : v.x, upper ? second : v.y}, high[2] = {upper ? v.z : first, upper ? v.w : second};
+            finish(t, lane_id() % 8, token, 2, low, high);
+        }
+        cluster_leave();
     }
 };
 
-// Rows g and g + 8 of a row tile become outputs of one token.
-DEVICE void finish_rows(const Phase& p, const Step& s, int low, int high, int tile, int g, int token) {
-    if (token >= s.tokens || tile >= p.tiles) return;
-    const float* scales = p.scales + tile * 4;
-    const float row = s.quantized_scale[token];
-    const int all = s.quantized_sum[token];
-    float first = (float)(low - all) / row * scales[0] * scales[1], second = (float)(high - all) / row * scales[2] * scales[3];
-    if (p.epilogue >= EPILOGUE_RELU2) {
-        int feature = tile * 8 + g;
-        if (feature < p.rows / 2) p.output[(long long)token * p.stride + feature] = gated(first, second, p.epilogue);
-        return;
+// Rows g and g + 8 of a row tile become outputs of COUNT tokens. All loads come first: after a store nothing may overtake it.
+struct FinishLinear {
+    const Phase& p;
+    const Step& s;
+
+    template <int COUNT>
+    DEVICE void operator()(int tile, int g, int token, int stride, const int (&low)[COUNT], const int (&high)[COUNT]) const {
+        if (tile >= p.tiles) return;
+        const bool gates = p.epilogue >= EPILOGUE_RELU2, add = p.epilogue == EPILOGUE_ADD;
+        const int row = gates ? tile * 8 + g : tile * 16 + g, rows = gates ? p.rows / 2 : p.rows;
+        const float4 scales = *(const float4*)(p.scales + tile * 4);
+        float scale[COUNT], before[COUNT][2] = {};
+        int all[COUNT];
+        float* out = p.output + (long long)token * p.stride + row;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if (token + i * stride >= s.tokens) break;
+            scale[i] = s.quantized_scale[token + i * stride];
+            all[i] = s.quantized_sum[token + i * stride];
+            const float* at = out + (long long)i * stride * p.stride;
+            if (add && row < rows) before[i][0] = at[0];
+            if (add && row + 8 < rows) before[i][1] = at[8];
+        }
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if (token + i * stride >= s.tokens) break;
+            float first = (float)(low[i] - all[i]) / scale[i] * scales.x * scales.y;
+            float second = (float)(high[i] - all[i]) / scale[i] * scales.z * scales.w;
+            float* at = out + (long long)i * stride * p.stride;
+            if (gates) {
+                if (row < rows) at[0] = gated(first, second, p.epilogue);
+                continue;
+            }
+            if (row < rows) at[0] = add ? before[i][0] + first : first;
+            if (row + 8 < rows) at[8] = add ? before[i][1] + second : second;
+        }
     }
-    float* out = p.output + (long long)token * p.stride + tile * 16 + g;
-    bool add = p.epilogue == EPILOGUE_ADD;
-    if (tile * 16 + g < p.rows) out[0] = add ? out[0] + first : first;
-    if (tile * 16 + g + 8 < p.rows) out[8] = add ? out[8] + second : second;
-}
+};
 
 template <int WIDE, int NT, int STAGES> DEVICE void linear_rows(const Phase& p, const Step& s) {
     Gemm<Ternary, WIDE, NT, STAGES> gemm;
-    gemm.place(p, s);
+    gemm.place(p, s.quantized);
     gemm.run();
     launch_next();
-    gemm.finish([&](int tile, int g, int token, int low, int high) { finish_rows(p, s, low, high, tile, g, token); });
+    gemm.finish(FinishLinear{p, s});
 }

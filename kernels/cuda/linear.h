@@ -13,7 +13,7 @@ struct Stream {
     int tiles;        // row tiles of the block; HEAD: of the matrix
     int items;
     float reciprocal; // of items; 0 for HEAD
-    int unused;
+    double share;     // 1 / columns
 };
 
 DEVICE int first_tile(const Phase& p) {
@@ -23,10 +23,11 @@ DEVICE int first_tile(const Phase& p) {
 
 DEVICE Stream make_stream(const Phase& p) {
     const char* base = (const char*)p.weights;
-    if (p.kind == PHASE_HEAD || p.kind == PHASE_SCREEN) return {base, p.tiles, p.items, 0.0f, 0};
+    if (p.kind == PHASE_HEAD || p.kind == PHASE_SCREEN) return {base, p.tiles, p.items, 0.0f, 0.0};
     int first = first_tile(p), tiles = 0;
     if (p.kind == PHASE_LINEAR && first < p.tiles) tiles = (p.tiles - first + (int)gridDim.x - 1) / (int)gridDim.x;
-    return {base + (long long)first * p.items * 512, tiles, p.items, 1.0f / (float)max(p.items, 1), 0};
+    return {base + (long long)first * p.items * 512, tiles, p.items, 1.0f / (float)max(p.items, 1),
+            1.0 / (double)max(p.cols, 1)};
 }
 
 // The 512-byte loads of one warp in one phase, in the order of their use.

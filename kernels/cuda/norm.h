@@ -64,15 +64,9 @@ DEVICE void put_sum(double mine, double* slots) {
     if (lane_id() == 0) slots[warp_id()] = mine;
 }
 DEVICE double sum_of_warps(const double* slots) {
-    double a = 0.0, b = 0.0, c = 0.0, d = 0.0;
-#pragma unroll
-    for (int w = 0; w < WARPS; w += 4) {
-        a += slots[w];
-        b += slots[w + 1];
-        c += slots[w + 2];
-        d += slots[w + 3];
-    }
-    return (a + b) + (c + d);
+    double sum = slots[lane_id() % WARPS];
+    for (int mask = WARPS / 2; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
+    return sum;
 }
 
 // The sum in the order that defines it: 32 lanes, element i in lane i % 32, each half of the lanes merged by the tree

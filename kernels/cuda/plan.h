@@ -88,6 +88,9 @@ struct Step {
     unsigned short* queries; // batch kernels: rows of heads * head_dim rotated F16 queries, for prompts
     const int* picked;     // HEAD, GREEDY: the step's rows that are meant, `tokens` of them; null: all
     unsigned* lower;       // SCREEN: of each row, the greatest lower bound in the order of integers; zero between steps
+    signed char* screened; // batch kernels, SCREEN: two B operand tokens a row, upper and lower bytes; for 128 tokens more
+    float* screen_rows;    // likewise: four floats a row, see ScreenRow
+    float* normed;         // likewise: rows of hidden floats
     const int* prompt_tiles; // batch kernels: first row and rows (1 to 32 / group) of each tile of a prompt
 };
 

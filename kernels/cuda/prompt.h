@@ -1,5 +1,5 @@
-// Attention of prompts: a tile of successive rows of one sequence against the cache, a warp for each 8 (row, query head)
-// pairs of one kv head. The bits of kernels/src/attention: chains of 32 dimensions, splits of 256 positions merged in order.
+// Attention by warps. Of prompts: a tile of successive rows of one sequence against the cache, a warp for each 8 (row, query
+// head) pairs of one kv head. Of many decode rows: a warp for each query head. The bits of kernels/src/attention: chains of 32 dimensions, splits of 256 positions merged in order.
 #pragma once
 
 #include "attention.h"
@@ -30,25 +30,24 @@ DEVICE void store_row(const Step& s, int layer, int t) {
     }
 }
 
-// Shared memory of a warp.
-struct PromptArea {
-    float* queries; // [PROMPT_ROWS][head_dim]
+// Shared memory of a warp of R pairs.
+template <int R> struct PromptArea {
+    float* queries; // [R][head_dim]
     float* outputs; // likewise: unscaled values of the splits so far
-    float* weights; // [PROMPT_ROWS][SPLIT]
-    float* state;   // [PROMPT_ROWS][2]: greatest score, sum of weights
+    float* weights; // [R][SPLIT]
+    float* state;   // [R][2]: greatest score, sum of weights
     float* part;    // the same of the split at hand
 
     DEVICE void place(unsigned char* arena, int dim) {
-        queries = (float*)(arena + warp_id() * bytes(dim));
-        outputs = queries + PROMPT_ROWS * dim;
-        weights = outputs + PROMPT_ROWS * dim;
-        state = weights + PROMPT_ROWS * SPLIT;
-        part = state + 2 * PROMPT_ROWS;
+        queries = (float*)(arena + warp_id() * R * (2 * dim + SPLIT + 4) * 4);
+        outputs = queries + R * dim;
+        weights = outputs + R * dim;
+        state = weights + R * SPLIT;
+        part = state + 2 * R;
     }
-    DEVICE static int bytes(int dim) { return PROMPT_ROWS * (2 * dim + SPLIT + 4) * 4; }
 };
 
-// 8 pairs of one sequence and kv head; pairs past the last are copies of it whose results are dropped.
+// Pairs of one sequence and kv head; pairs past the last are copies of it whose results are dropped.
 struct PromptRows {
     int first_row, first_pair, pairs, group, position; // position of pair 0
     const int* table;
@@ -65,47 +64,63 @@ struct PromptRows {
     }
 };
 
+// Products of R queries, `stride` apart, with 8 dimensions of each key.
+template <int R>
+DEVICE void add_products(const float* queries, int stride, const uint4 (&k)[PROMPT_KEYS], float (&sum)[R][PROMPT_KEYS]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float2 low[PROMPT_KEYS], high[PROMPT_KEYS];
+#pragma unroll
+        for (int j = 0; j < PROMPT_KEYS; j++) {
+            low[j] = floats_of_halves(half ? k[j].z : k[j].x);
+            high[j] = floats_of_halves(half ? k[j].w : k[j].y);
+        }
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            float4 q = *(const float4*)(queries + r * stride + half * 4);
+#pragma unroll
+            for (int j = 0; j < PROMPT_KEYS; j++) {
+                float x = fused(q.y, low[j].y, fused(q.x, low[j].x, sum[r][j]));
+                sum[r][j] = fused(q.w, high[j].y, fused(q.z, high[j].x, x));
+            }
+        }
+    }
+}
+
 // Scores of PROMPT_KEYS cache blocks from `first` on; a lane has the same position of each.
-DEVICE void score_blocks(const Step& s, const PromptRows& rows, const PromptArea& area, int split, int first, int blocks) {
+template <int R>
+DEVICE void score_blocks(const Step& s, const PromptRows& rows, const PromptArea<R>& area, int split, int first, int blocks) {
     const int dim = s.head_dim;
     const uint4* keys[PROMPT_KEYS];
 #pragma unroll
     for (int j = 0; j < PROMPT_KEYS; j++) {
         keys[j] = (const uint4*)rows.block(split, min(first + j, blocks - 1)) + lane_id();
     }
-    float total[PROMPT_ROWS][PROMPT_KEYS] = {};
+    float total[R][PROMPT_KEYS] = {};
 #pragma unroll 1
     for (int chain = 0; chain < dim; chain += CHAIN) {
-        float sum[PROMPT_ROWS][PROMPT_KEYS] = {};
+        float sum[R][PROMPT_KEYS] = {};
+        // One pair leaves room for the loads of a whole chain at once.
+        enum { STEPS = R == 1 ? CHAIN / 8 : 1 };
 #pragma unroll 1
-        for (int d = chain; d < min(chain + CHAIN, dim); d += 8) {
-            uint4 k[PROMPT_KEYS];
+        for (int start = chain; start < min(chain + CHAIN, dim); start += 8 * STEPS) {
+            uint4 k[STEPS][PROMPT_KEYS];
 #pragma unroll
-            for (int j = 0; j < PROMPT_KEYS; j++) k[j] = keys[j][d / 8 * KV_BLOCK];
+            for (int i = 0; i < STEPS * PROMPT_KEYS; i++) {
+                int d = start + i / PROMPT_KEYS * 8;
+                if (STEPS == 1 || d < dim) k[i / PROMPT_KEYS][i % PROMPT_KEYS] = keys[i % PROMPT_KEYS][d / 8 * KV_BLOCK];
+            }
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float2 low[PROMPT_KEYS], high[PROMPT_KEYS];
-#pragma unroll
-                for (int j = 0; j < PROMPT_KEYS; j++) {
-                    low[j] = floats_of_halves(half ? k[j].z : k[j].x);
-                    high[j] = floats_of_halves(half ? k[j].w : k[j].y);
-                }
-#pragma unroll
-                for (int r = 0; r < PROMPT_ROWS; r++) {
-                    float4 q = *(const float4*)(area.queries + r * dim + d + half * 4);
-#pragma unroll
-                    for (int j = 0; j < PROMPT_KEYS; j++) {
-                        float x = fused(q.y, low[j].y, fused(q.x, low[j].x, sum[r][j]));
-                        sum[r][j] = fused(q.w, high[j].y, fused(q.z, high[j].x, x));
-                    }
-                }
+            for (int i = 0; i < STEPS; i++) {
+                int d = start + i * 8;
+                if (STEPS == 1 || d < dim) add_products(area.queries + d, dim, k[i], sum);
             }
         }
 #pragma unroll
-        for (int i = 0; i < PROMPT_ROWS * PROMPT_KEYS; i++) (&total[0][0])[i] += (&sum[0][0])[i];
+        for (int i = 0; i < R * PROMPT_KEYS; i++) (&total[0][0])[i] += (&sum[0][0])[i];
     }
 #pragma unroll
-    for (int i = 0; i < PROMPT_ROWS * PROMPT_KEYS; i++) {
+    for (int i = 0; i < R * PROMPT_KEYS; i++) {
         int r = i / PROMPT_KEYS, place = (first + i % PROMPT_KEYS) * KV_BLOCK + lane_id();
         if (place < SPLIT) area.weights[r * SPLIT + place] = total[r][i % PROMPT_KEYS] * s.score_scale;
     }
@@ -139,40 +154,49 @@ DEVICE void mix_position(float (&sum)[4], float weight, const float2& low, const
     sum[3] = fused(weight, high.y, sum[3]);
 }
 
+// N positions from p on, of one cache block, which all rows see.
+template <int R, int N>
+DEVICE void mix_positions(const unsigned short* values, int dim, const float* weights, int p, float (&sum)[R][4]) {
+    uint2 v[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = *(const uint2*)(values + ((p + i) % KV_BLOCK) * dim);
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        float2 low[4], high[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            low[j] = floats_of_halves(v[i + j].x);
+            high[j] = floats_of_halves(v[i + j].y);
+        }
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            float4 w = *(const float4*)(weights + r * SPLIT + p + i);
+            mix_position(sum[r], w.x, low[0], high[0]);
+            mix_position(sum[r], w.y, low[1], high[1]);
+            mix_position(sum[r], w.z, low[2], high[2]);
+            mix_position(sum[r], w.w, low[3], high[3]);
+        }
+    }
+}
+
 // Weighted values of the dimensions d..d + 4 in the order of positions, into sums.
+template <int R>
 DEVICE void mix_rows(const Step& s, const PromptRows& rows, const float* weights, int split, int d,
-                     float (&sum)[PROMPT_ROWS][4]) {
-    const int dim = s.head_dim, common = rows.seen(0, split), longest = rows.seen(PROMPT_ROWS - 1, split);
+                     float (&sum)[R][4]) {
+    const int dim = s.head_dim, common = rows.seen(0, split), longest = rows.seen(R - 1, split);
 #pragma unroll 1
     for (int b = 0; b * KV_BLOCK < longest; b++) {
         const unsigned short* values = rows.block(split, b) + KV_BLOCK * dim + d;
         int p = b * KV_BLOCK, end = min(longest, p + (int)KV_BLOCK);
-#pragma unroll 2
-        for (; p + 4 <= min(common, end); p += 4) {
-            uint2 v[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[i] = *(const uint2*)(values + ((p + i) % KV_BLOCK) * dim);
-            float2 low[4], high[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                low[i] = floats_of_halves(v[i].x);
-                high[i] = floats_of_halves(v[i].y);
-            }
-#pragma unroll
-            for (int r = 0; r < PROMPT_ROWS; r++) {
-                float4 w = *(const float4*)(weights + r * SPLIT + p);
-                mix_position(sum[r], w.x, low[0], high[0]);
-                mix_position(sum[r], w.y, low[1], high[1]);
-                mix_position(sum[r], w.z, low[2], high[2]);
-                mix_position(sum[r], w.w, low[3], high[3]);
-            }
-        }
+        for (; R == 1 && p + 16 <= min(common, end); p += 16) mix_positions<R, 16>(values, dim, weights, p, sum);
+#pragma unroll 1
+        for (; p + 4 <= min(common, end); p += 4) mix_positions<R, 4>(values, dim, weights, p, sum);
 #pragma unroll 1
         for (; p < end; p++) {
             uint2 v = *(const uint2*)(values + (p % KV_BLOCK) * dim);
             float2 low = floats_of_halves(v.x), high = floats_of_halves(v.y);
 #pragma unroll
-            for (int r = 0; r < PROMPT_ROWS; r++) {
+            for (int r = 0; r < R; r++) {
                 // What a row does not see never enters its sum.
                 if (p < rows.seen(r, split)) mix_position(sum[r], weights[r * SPLIT + p], low, high);
             }
@@ -181,10 +205,11 @@ DEVICE void mix_rows(const Step& s, const PromptRows& rows, const float* weights
 }
 
 // Adds the split's sums to those of the splits before it.
-DEVICE void merge_rows(const PromptRows& rows, const PromptArea& area, int split, int dim, int d,
-                       const float (&sum)[PROMPT_ROWS][4]) {
+template <int R>
+DEVICE void merge_rows(const PromptRows& rows, const PromptArea<R>& area, int split, int dim, int d,
+                       const float (&sum)[R][4]) {
 #pragma unroll
-    for (int r = 0; r < PROMPT_ROWS; r++) {
+    for (int r = 0; r < R; r++) {
         float4* out = (float4*)(area.outputs + r * dim + d);
         if (rows.seen(r, split) == 0) continue;
         if (split == 0) {
@@ -199,9 +224,9 @@ DEVICE void merge_rows(const PromptRows& rows, const PromptArea& area, int split
     }
 }
 
-DEVICE void merge_states(const PromptRows& rows, const PromptArea& area, int split) {
+template <int R> DEVICE void merge_states(const PromptRows& rows, const PromptArea<R>& area, int split) {
     int r = lane_id();
-    if (r >= PROMPT_ROWS || rows.seen(r, split) == 0) return;
+    if (r >= R || rows.seen(r, split) == 0) return;
     float old = area.state[2 * r], next = area.part[2 * r], sum = area.part[2 * r + 1];
     float max = split == 0 || next > old ? next : old;
     if (split > 0) sum = fused(sum, exp_exact(next - max), area.state[2 * r + 1] * exp_exact(old - max));
@@ -209,25 +234,23 @@ DEVICE void merge_states(const PromptRows& rows, const PromptArea& area, int spl
     area.state[2 * r + 1] = sum;
 }
 
-DEVICE void attend_rows_of_warp(const Step& s, const PromptRows& rows, const PromptArea& area, int kv_head) {
+// All splits, from queries in the area to results.
+template <int R>
+DEVICE void attend_splits(const Step& s, const PromptRows& rows, const PromptArea<R>& area, int kv_head) {
     const int dim = s.head_dim;
-    for (int i = lane_id(); i < PROMPT_ROWS * dim; i += 32) {
-        int r = i / dim, head = kv_head * s.group + rows.head(r);
-        area.queries[i] = float_of_half(s.queries[((long long)(rows.first_row + rows.row(r)) * s.heads + head) * dim + i % dim]);
-    }
     __syncwarp();
 #pragma unroll 1
-    for (int split = 0; rows.seen(PROMPT_ROWS - 1, split) > 0; split++) {
-        int blocks = (rows.seen(PROMPT_ROWS - 1, split) + KV_BLOCK - 1) / KV_BLOCK;
+    for (int split = 0; rows.seen(R - 1, split) > 0; split++) {
+        int blocks = (rows.seen(R - 1, split) + KV_BLOCK - 1) / KV_BLOCK;
 #pragma unroll 1
         for (int first = 0; first < blocks; first += PROMPT_KEYS) score_blocks(s, rows, area, split, first, blocks);
         __syncwarp();
 #pragma unroll 1
-        for (int r = 0; r < PROMPT_ROWS; r++) soften_row(area.weights + r * SPLIT, rows.seen(r, split), area.part + 2 * r);
+        for (int r = 0; r < R; r++) soften_row(area.weights + r * SPLIT, rows.seen(r, split), area.part + 2 * r);
         __syncwarp();
 #pragma unroll 1
         for (int d = 4 * lane_id(); d < dim; d += 128) {
-            float sum[PROMPT_ROWS][4] = {};
+            float sum[R][4] = {};
             mix_rows(s, rows, area.weights, split, d, sum);
             merge_rows(rows, area, split, dim, d, sum);
         }
@@ -256,7 +279,43 @@ DEVICE void attend_prompt_tile(const Step& s, int layer) {
     const long long head_block = 2 * KV_BLOCK * s.head_dim;
     rows.pool = s.kv_pool + ((long long)layer * s.kv_heads + kv_head) * head_block;
     rows.block_stride = (long long)s.layers * s.kv_heads * head_block;
-    PromptArea area;
+    PromptArea<PROMPT_ROWS> area;
     area.place(shared_arena(), s.head_dim);
-    attend_rows_of_warp(s, rows, area, kv_head);
+    const int dim = s.head_dim;
+    for (int i = lane_id(); i < PROMPT_ROWS * dim; i += 32) {
+        int r = i / dim, head = kv_head * s.group + rows.head(r);
+        area.queries[i] = float_of_half(s.queries[((long long)(rows.first_row + rows.row(r)) * s.heads + head) * dim + i % dim]);
+    }
+    attend_splits(s, rows, area, kv_head);
+}
+
+// A block for each decode row and kv head, a warp for each query head: the row's key and value into the cache, then attention.
+DEVICE void attend_decode_row(const Step& s, int layer) {
+    const int dim = s.head_dim, t = (int)blockIdx.x / s.kv_heads, kv_head = (int)blockIdx.x % s.kv_heads;
+    const int threads = s.group * 32, first = kv_head * s.group;
+    PromptRows rows;
+    rows.first_row = t;
+    rows.group = s.group;
+    rows.first_pair = warp_id();
+    rows.pairs = 1;
+    rows.position = s.positions[t];
+    rows.table = s.block_table + (long long)s.sequences[t] * s.table_stride;
+    const long long head_block = 2 * KV_BLOCK * dim;
+    unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + kv_head) * head_block;
+    rows.pool = pool;
+    rows.block_stride = (long long)s.layers * s.kv_heads * head_block;
+    const int slot = rows.position % KV_BLOCK;
+    unsigned short* own = pool + rows.table[rows.position / KV_BLOCK] * rows.block_stride;
+    const float* row = s.qkv + (long long)t * (s.heads + 2 * s.kv_heads) * dim;
+    PromptArea<1> area;
+    area.place(shared_arena(), dim);
+    for (int d = lane_id(); d < dim; d += 32) {
+        area.queries[d] = float_of_half(half_of_float(rotated(s, row + (first + warp_id()) * dim, rows.position, d)));
+    }
+    for (int d = threadIdx.x; d < dim; d += threads) {
+        own[(d / 8 * KV_BLOCK + slot) * 8 + d % 8] = half_of_float(rotated(s, row + (s.heads + kv_head) * dim, rows.position, d));
+        own[(KV_BLOCK + slot) * dim + d] = half_of_float(row[(s.heads + s.kv_heads + kv_head) * dim + d]);
+    }
+    __syncthreads();
+    attend_splits(s, rows, area, kv_head);
 }

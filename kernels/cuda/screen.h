@@ -39,6 +39,38 @@ DEVICE uint2 screen_bytes(const float4& v, float factor) {
     return words;
 }
 
+// The row in shared memory, padded to whole groups of 128 columns, becomes its norm. put(i, words) gets the bytes of the
+// columns 4 i .. + 4.
+template <class Put> DEVICE ScreenRow prepare_screen(const Phase& p, float* x, Reduced* reduced, const Put& put) {
+    const int width = (p.cols + 127) / 128 * 128;
+    RowArea area = {(float4*)x, nullptr};
+    double mine = 0.0;
+    for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) mine += squares(area.values[i]);
+    put_sum(mine, reduced->squares);
+    __syncthreads();
+    float scale = scale_of_row(area, p.cols, p.eps, 1.0 / (double)p.cols, reduced), greatest = 0.0f;
+    mine = 0.0;
+    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
+        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (i < p.cols / 4) {
+            v = area.values[i];
+            float4 w = ((const float4*)p.gamma)[i];
+            v = float4{v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+        }
+        area.values[i] = v;
+        greatest = fmaxf(fmaxf(fmaxf(greatest, fabsf(v.x)), fmaxf(fabsf(v.y), fabsf(v.z))), fabsf(v.w));
+        mine += squares(v);
+    }
+    unsigned most = warp_max(bits_of_float(greatest));
+    if (lane_id() == 0) reduced->greatest[warp_id()] = most;
+    __syncthreads();
+    put_sum(mine, reduced->squares);
+    __syncthreads();
+    float factor = screen_factor(float_of_bits(warp_max(reduced->greatest[lane_id() % WARPS])));
+    for (int i = threadIdx.x; i < width / 4; i += THREADS) put(i, screen_bytes(area.values[i], factor));
+    return screen_row(sum_of_warps(reduced->squares), factor, p.cols);
+}
+
 struct Bounds {
     float lower, upper;
 };
@@ -53,24 +85,24 @@ DEVICE Bounds screen_bounds(int high, int low, const float4& row, const ScreenRo
 // 0 for what is no number.
 DEVICE unsigned lower_key(float lower) { return lower > -INFINITE ? ordered(lower) : 0; }
 
-// Exact logit of one row by a warp, in the order of kernels/src/dense; x in shared memory. `at(i)` is 16 bytes of this
-// thread's in shared memory, RING_DEPTH of them, 32 lanes side by side.
-template <class Place> DEVICE float exact_logit(const Phase& p, int row, const float* x, const Place& at) {
+// Exact logit of one row by a warp, in the order of kernels/src/dense. `at(i, lane)` is 16 bytes of shared memory, DEPTH of
+// them for each lane.
+template <int DEPTH, class Place> DEVICE float exact_logit(const Phase& p, int row, const float* x, const Place& at) {
     const unsigned char* from = (const unsigned char*)p.weights + (long long)(row / 32) * p.cols * 64 + row % 32 * 32;
     float sum = 0.0f;
     // A pass is as many columns as the place holds.
 #pragma unroll 1
-    for (int start = 0; start < p.cols; start += RING_DEPTH * 256) {
+    for (int start = 0; start < p.cols; start += DEPTH * 256) {
         __syncwarp();
 #pragma unroll 1
-        for (int i = 0; i < RING_DEPTH; i++) {
+        for (int i = 0; i < DEPTH; i++) {
             int chunk = start / 8 + i * 32 + lane_id();
             if (chunk * 8 < p.cols) copy_async(at(i, lane_id()), from + (long long)(chunk / 2) * 1024 + chunk % 2 * 16);
         }
         copy_commit();
         copy_wait<0>();
         __syncwarp();
-        int k = lane_id() % 16, end = min(p.cols - start, RING_DEPTH * 256);
+        int k = lane_id() % 16, end = min(p.cols - start, DEPTH * 256);
 #pragma unroll 8
         for (int i = 0; i < end; i += 16) {
             int chunk = i / 8 + k / 8;
@@ -83,7 +115,7 @@ template <class Place> DEVICE float exact_logit(const Phase& p, int row, const f
 }
 
 // Rows of up to 32 in a row from `first` on whose upper bound is not below `lower`: their exact keys; the greatest.
-template <class Place>
+template <int DEPTH, class Place>
 DEVICE unsigned long long choose_rows(const Phase& p, const float* upper, float lower, int first, int count, const float* x,
                                       const Place& at) {
     unsigned long long best = 0;
@@ -91,7 +123,7 @@ DEVICE unsigned long long choose_rows(const Phase& p, const float* upper, float 
 #pragma unroll 1
     for (unsigned left = warp_ballot(live); left != 0; left &= left - 1) {
         int row = first + lowest_bit(left);
-        unsigned long long key = greedy_key(exact_logit(p, row, x, at), row);
+        unsigned long long key = greedy_key(exact_logit<DEPTH>(p, row, x, at), row);
         best = key > best ? key : best;
     }
     return best;
@@ -132,4 +164,67 @@ DEVICE void pack_screen_rows(const Phase& p) {
         float norm = sqrtf((float)(size > rounded ? size : rounded)) * 1.0001f;
         ((float4*)p.scales)[row] = float4{scale, sqrtf((float)error) * 1.0001f + 1e-30f, norm + (float)(size - size), 0.0f};
     }
+}
+
+// Batch kernels. A row's norm, its bytes and what they leave out, by a block.
+DEVICE void screen_batch_row(const Phase& p, const Step& s, int t) {
+    Reduced* reduced = (Reduced*)shared_arena();
+    float* x = (float*)(shared_arena() + REDUCED_BYTES);
+    const int items = (p.cols + 127) / 128;
+    const float4* from = (const float4*)(p.input + (long long)picked_row(s, t) * p.cols);
+    for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) ((float4*)x)[i] = from[i];
+    __syncthreads();
+    signed char* out = s.screened + (long long)(2 * t / 8) * items * 1024;
+    ScreenRow row = prepare_screen(p, x, reduced, [&](int i, const uint2& words) {
+        *(unsigned*)(out + fragment_offset(4 * i, 2 * t % 8)) = words.x;
+        *(unsigned*)(out + fragment_offset(4 * i, 2 * t % 8 + 1)) = words.y;
+    });
+    for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) ((float4*)(s.normed + (long long)t * p.cols))[i] = ((float4*)x)[i];
+    if (threadIdx.x == 0) ((float4*)s.screen_rows)[t] = float4{row.unit, row.size, row.error, 0.0f};
+}
+
+// Bounds of a pair of sums: even lanes have a token's upper bytes, odd ones the lower. The first of both takes row g, the other
+// row g + 8.
+DEVICE void finish_screen(const Phase& p, const Step& s, int tile, int g, int token, int low, int high) {
+    int other_low = shuffle_xor(low, 1), other_high = shuffle_xor(high, 1), t = token / 2, row = tile * 16 + g + token % 2 * 8;
+    unsigned key = 0;
+    if (t < s.tokens && row < p.rows) {
+        float4 x = ((const float4*)s.screen_rows)[t];
+        Bounds bounds = screen_bounds(token % 2 ? other_high : low, token % 2 ? high : other_low, ((const float4*)p.scales)[row],
+                                      {x.x, x.y, x.z});
+        p.output[(long long)t * p.rows + row] = bounds.upper;
+        key = lower_key(bounds.lower);
+    }
+    for (int mask : {1, 4, 8, 16}) key = max(key, shuffle_xor(key, mask));
+    // What another block wrote since may be missed: then the addition is for nothing.
+    if ((lane_id() & 29) == 0 && t < s.tokens && key > s.lower[t]) atomicMax(&s.lower[t], key);
+}
+
+struct FinishScreen {
+    const Phase& p;
+    const Step& s;
+
+    template <int COUNT>
+    DEVICE void operator()(int tile, int g, int token, int stride, const int (&low)[COUNT], const int (&high)[COUNT]) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) finish_screen(p, s, tile, g, token + i * stride, low[i], high[i]);
+    }
+};
+
+enum { CHOOSE_ROWS = 2048, CHOOSE_DEPTH = 4 };
+
+// Exact logits of what may be the greatest among CHOOSE_ROWS rows, for one token.
+DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
+    const float lower = lower_of_key(s.lower[t]), *upper = p.input + (long long)t * p.rows;
+    unsigned long long best = 0;
+    auto at = [](int i, int lane) { return (uint4*)shared_arena() + (warp_id() * CHOOSE_DEPTH + i) * 32 + lane; };
+#pragma unroll 1
+    for (int i = 0; i < CHOOSE_ROWS / THREADS; i++) {
+        int first = chunk * CHOOSE_ROWS + (i * WARPS + warp_id()) * 32;
+        if (first >= p.rows) break;
+        unsigned long long key = choose_rows<CHOOSE_DEPTH>(p, upper + first, lower, first, min(p.rows - first, 32),
+                                                           s.normed + (long long)t * p.cols, at);
+        best = key > best ? key : best;
+    }
+    if (lane_id() == 0 && best != 0) atomicMax(&s.best[t], best);
 }

@@ -37,7 +37,7 @@ DEVICE void look_ahead(const Phase& p, const Stream& stream, const Step& s, floa
 
 template <int NT> DEVICE void run_step(const Phase* phases, int count, const Step& s) {
     Stream* streams = Ring::streams();
-    Reduced* reduced = (Reduced*)((unsigned char*)streams + (count * (int)sizeof(Stream) + 15) / 16 * 16);
+    Reduced* reduced = (Reduced*)((unsigned char*)streams + count * (int)sizeof(Stream));
     FirstUnit* first_unit = (FirstUnit*)((unsigned char*)reduced + REDUCED_BYTES);
     unsigned char* work = (unsigned char*)first_unit + FIRST_UNIT_BYTES;
     float4* rows = (float4*)(work + TILES_MAX * NT * 512);

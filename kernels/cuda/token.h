@@ -44,44 +44,42 @@ struct TokenWalk {
 // Sixteen bytes of a lane of this warp.
 DEVICE uint4* ring_place(int index, int lane) { return (uint4*)shared_arena() + index * THREADS + warp_id() * 32 + lane; }
 
-// As Ring, for these walks.
+// As Ring, for these walks. Every instruction here is one for each 512 bytes and warp: with them, not with memory, a phase's
+// time goes.
 struct TokenRing {
-    int phase, phases, slot;
+    int phase, phases;
+    unsigned slot; // bytes
     TokenWalk walk;
 
-    DEVICE uint4* at(int index) const { return ring_place(index, lane_id()); }
+    DEVICE uint4* place() const { return (uint4*)(shared_arena() + slot + threadIdx.x * 16); }
     DEVICE void start(int count) {
         phases = count;
         phase = -1;
         slot = walk.left = 0;
 #pragma unroll 1
-        for (int i = 0; i < RING_DEPTH; i++) load_next(i);
+        for (int i = 0; i < RING_DEPTH; i++) load_next();
     }
-    DEVICE void load_next(int into) {
+    // Into the place at hand; then the next one's turn comes.
+    DEVICE void load_next() {
+        if (walk.left == 0) open_next();
+        if (walk.left > 0) {
+            copy_async(place(), walk.from + lane_id() * 16);
+            walk.next();
+        }
+        copy_commit();
+        slot = (slot + THREADS * 16) & (RING_DEPTH * THREADS * 16 - 1);
+    }
+    DEVICE void open_next() {
 #pragma unroll 1
         while (walk.left == 0 && phase < phases) {
             if (++phase < phases && Ring::streams()[phase].tiles > 0) walk.open(Ring::streams()[phase], phase);
         }
-        if (walk.left > 0) {
-            copy_async(at(into), walk.from + lane_id() * 16);
-            walk.next();
-        }
-        copy_commit();
     }
-    // The next `count` loads, COUNT at most; advance(count) once they were used.
-    template <int COUNT> DEVICE void front(uint4 (&loads)[COUNT], int count) const {
-        copy_wait<RING_DEPTH - COUNT>();
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            if (i < count) loads[i] = *at((slot + i) % RING_DEPTH);
-        }
-    }
-    DEVICE void advance(int count) {
-#pragma unroll 1
-        for (int i = 0; i < count; i++) {
-            load_next(slot);
-            slot = (slot + 1) % RING_DEPTH;
-        }
+    DEVICE uint4 take() {
+        copy_wait<RING_DEPTH - 1>();
+        uint4 value = *place();
+        load_next();
+        return value;
     }
 };
 
@@ -140,8 +138,8 @@ struct TokenRow {
 DEVICE float tagged_value(const void* row, int i) { return float_of_bits((unsigned)load_tagged((const unsigned long long*)row + i)); }
 
 // 1 / sqrt(mean of squares + eps) of the whole row.
-DEVICE float token_scale(const Phase& p, TokenRow& row, Reduced* reduced) {
-    double mine = 0.0, share = 1.0 / (double)p.cols;
+DEVICE float token_scale(const Phase& p, TokenRow& row, double share, Reduced* reduced) {
+    double mine = 0.0;
 #pragma unroll
     for (int j = 0; j < GROUPS_MAX; j++) {
         if (!row.live(p, j)) continue;
@@ -208,20 +206,13 @@ DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&even)[4],
 DEVICE void token_multiply(int tiles, int groups, const unsigned* bytes, int sum, TokenRing& ring, int* parts) {
 #pragma unroll 1
     for (int tile = 0; tile < tiles; tile++) {
-        int first[2][4] = {}, second[2][4] = {};
+        int even[4] = {}, odd[4] = {};
 #pragma unroll 1
-        for (int j = 0; j < groups; j += 2) {
-            uint4 w[2];
-            int count = min(groups - j, 2);
-            ring.front(w, count);
-            token_product(w[0], bytes + j * 32, first[0], first[1]);
-            if (count > 1) token_product(w[1], bytes + j * 32 + 32, second[0], second[1]);
-            ring.advance(count);
-        }
+        for (int j = 0; j < groups; j++) token_product(ring.take(), bytes + j * 32, even, odd);
         if ((lane_id() & 3) == 0) {
             int* at = parts + (tile * 16 + lane_id() / 4) * PARTS + warp_id();
-            at[0] = first[0][0] + first[1][0] + second[0][0] + second[1][0] - sum;
-            at[8 * PARTS] = first[0][2] + first[1][2] + second[0][2] + second[1][2] - sum;
+            at[0] = even[0] + odd[0] - sum;
+            at[8 * PARTS] = even[2] + odd[2] - sum;
         }
     }
 }
@@ -264,12 +255,25 @@ DEVICE void token_linear(const Phase& p, const Stream& stream, int phase, unsign
     TokenRow row;
     row.place(stream.items, phase);
     row.take(p, tag - 1);
-    float scale = token_scale(p, row, reduced);
+    float scale = token_scale(p, row, stream.share, reduced);
     float factor = quantizing_factor(token_norm(p, row, area.gamma, p.plain ? 1.0f : scale, reduced));
     int sum = token_bytes(p, row, factor, area.bytes);
     token_multiply(stream.tiles, row.groups, area.bytes, sum, ring, area.parts);
     __syncthreads();
     token_finish(p, stream.tiles, area.parts, factor, ahead, tag);
+}
+
+// Starts what look_ahead_of_token will read on its way from memory.
+DEVICE void prefetch_ahead(const Phase& p, const Stream& stream, int phase) {
+    if (p.kind != PHASE_LINEAR || stream.tiles == 0) return;
+    TokenRow row;
+    row.place(stream.items, phase);
+#pragma unroll 1
+    for (int j = 0; j < row.groups; j++) {
+        if (lane_id() % 8 == 0 && row.live(p, j)) prefetch(p.gamma + row.column + j * WARPS * 128);
+    }
+    int i = threadIdx.x / 16;
+    if (threadIdx.x % 16 == 0 && i < stream.tiles) prefetch(p.scales + (first_tile(p) + i * (int)gridDim.x) * 4);
 }
 
 DEVICE void look_ahead_of_token(const Phase& p, const Stream& stream, int phase, const TokenArea& area, Ahead& ahead) {
@@ -306,7 +310,6 @@ DEVICE void copy_token(const Phase& p, unsigned tag) {
 
 // The warp's row tiles: upper bounds to `output`; the key of the greatest lower bound.
 DEVICE unsigned screen_tiles(const Phase& p, TokenRing& ring, const unsigned* bytes, const ScreenRow& x) {
-    enum { COUNT = 4 };
     const unsigned* b = bytes + (lane_id() / 4 % 2) * 8 + (lane_id() & 3) * 2;
     const int items = (p.cols + 127) / 128 * 4;
     unsigned best = 0;
@@ -314,16 +317,14 @@ DEVICE unsigned screen_tiles(const Phase& p, TokenRing& ring, const unsigned* by
     for (int tile = blockIdx.x * WARPS + warp_id(); tile < p.tiles; tile += gridDim.x * WARPS) {
         int sum[2][4] = {};
 #pragma unroll 1
-        for (int item = 0; item < items; item += COUNT) {
-            uint4 w[COUNT];
-            ring.front(w, COUNT);
+        for (int item = 0; item < items; item += 2) {
 #pragma unroll
-            for (int i = 0; i < COUNT; i++) {
+            for (int i = 0; i < 2; i++) {
+                uint4 w = ring.take();
                 uint2 v = *(const uint2*)(b + (item + i) * 16);
-                unsigned a[4] = {w[i].x, w[i].y, w[i].z, w[i].w};
-                mma_signed(sum[i % 2], a, v.x, v.y);
+                unsigned a[4] = {w.x, w.y, w.z, w.w};
+                mma_signed(sum[i], a, v.x, v.y);
             }
-            ring.advance(COUNT);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -341,44 +342,17 @@ DEVICE unsigned screen_tiles(const Phase& p, TokenRing& ring, const unsigned* by
 // Shared memory of the screen: the normalised row, then its bytes, 64 for each 32 columns: upper, then lower bytes, as B
 // operands of two tokens.
 DEVICE void screen_token(const Phase& p, const Step& s, unsigned tag, TokenRing& ring, unsigned char* work, Reduced* reduced) {
-    const int width = (p.cols + 127) / 128 * 128;
     float* x = (float*)work;
-    unsigned* bytes = (unsigned*)(x + width);
-    RowArea area = {(float4*)x, nullptr};
+    unsigned* bytes = (unsigned*)(x + (p.cols + 127) / 128 * 128);
     for (int i = 2 * threadIdx.x; i < p.cols; i += 2 * THREADS) {
         take_pair((const unsigned long long*)p.input + i, tag, x + i);
     }
     __syncthreads();
-    double mine = 0.0;
-    for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) mine += squares(area.values[i]);
-    put_sum(mine, reduced->squares);
-    __syncthreads();
-    float scale = scale_of_row(area, p.cols, p.eps, 1.0 / (double)p.cols, reduced), greatest = 0.0f;
-    mine = 0.0;
-    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
-        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (i < p.cols / 4) {
-            v = area.values[i];
-            float4 w = ((const float4*)p.gamma)[i];
-            v = float4{v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
-        }
-        area.values[i] = v;
-        greatest = fmaxf(fmaxf(fmaxf(greatest, fabsf(v.x)), fmaxf(fabsf(v.y), fabsf(v.z))), fabsf(v.w));
-        mine += squares(v);
-    }
-    unsigned most = warp_max(bits_of_float(greatest));
-    if (lane_id() == 0) reduced->greatest[warp_id()] = most;
-    __syncthreads();
-    put_sum(mine, reduced->squares);
-    __syncthreads();
-    float factor = screen_factor(float_of_bits(warp_max(reduced->greatest[lane_id() % WARPS])));
-    ScreenRow row = screen_row(sum_of_warps(reduced->squares), factor, p.cols);
-    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
-        uint2 words = screen_bytes(area.values[i], factor);
+    ScreenRow row = prepare_screen(p, x, reduced, [=](int i, const uint2& words) {
         int at = i / 8 * 16 + i % 4 * 2 + i / 4 % 2;
         bytes[at] = words.x;
         bytes[at + 8] = words.y;
-    }
+    });
     if (threadIdx.x == 0) reduced->best[0] = 0;
     __syncthreads();
     unsigned best = screen_tiles(p, ring, bytes, row);
@@ -393,7 +367,7 @@ DEVICE void choose_token(const Phase& p, const Step& s, unsigned char* work) {
     int tiles = (p.rows + 15) / 16;
 #pragma unroll 1
     for (int tile = blockIdx.x * WARPS + warp_id(); tile < tiles; tile += gridDim.x * WARPS) {
-        unsigned long long key = choose_rows(p, p.input + tile * 16, lower, tile * 16, min(p.rows - tile * 16, 16), (float*)work,
+        unsigned long long key = choose_rows<RING_DEPTH>(p, p.input + tile * 16, lower, tile * 16, min(p.rows - tile * 16, 16), (float*)work,
                                              [](int i, int lane) { return ring_place(i, lane); });
         best = key > best ? key : best;
     }
@@ -403,7 +377,7 @@ DEVICE void choose_token(const Phase& p, const Step& s, unsigned char* work) {
 // The phases' work area follows the reductions.
 DEVICE void run_token(const Phase* phases, int count, const Step& s) {
     Stream* streams = Ring::streams();
-    Reduced* reduced = (Reduced*)((unsigned char*)streams + (count * (int)sizeof(Stream) + 15) / 16 * 16);
+    Reduced* reduced = (Reduced*)((unsigned char*)streams + count * (int)sizeof(Stream));
     FirstUnit* first_unit = (FirstUnit*)((unsigned char*)reduced + REDUCED_BYTES);
     unsigned char* work = (unsigned char*)first_unit + FIRST_UNIT_BYTES;
     for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = make_stream(phases[i]);
@@ -431,6 +405,7 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         long long later = 0;
         if (mine && i + 2 < count) later = ((const long long*)(phases + i + 2))[threadIdx.x];
         bool meet = false;
+        if (i + 1 < count) prefetch_ahead(reduced->phases[(i + 1) & 3], streams[i + 1], i + 1);
         switch (p.kind) {
         case PHASE_EMBED: embed_token(p, s, tag); break;
         case PHASE_LINEAR: token_linear(p, streams[i], i, tag, ring, ahead, reduced, area); break;

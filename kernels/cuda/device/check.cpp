@@ -6,6 +6,8 @@
 
 const double BYTES_PER_US = 3.0e6; // the copy bandwidth of an H100, GPU.md's ceiling
 
+const double OPERATIONS_PER_US = 1.255e9; // what mma.sync of bytes reaches there
+
 struct Group {
     const char* name;
     int kind, offset; // of the linear phases of a layer
@@ -156,6 +158,9 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
     for (auto& half : pool) half = (uint16_t)(0x3000 + random.below(0x0800));
     gpu.upload((void*)step.loaded.step.kv_pool, pool.data(), pool.size() * 2);
     auto launches = layer_launches(step.loaded, step.rows);
+    const auto head = step.screened_head();
+    const size_t body = launches.size();
+    launches.insert(launches.end(), head.begin(), head.end());
     auto time = [&](const std::function<bool(const Launch&, int)>& wanted) {
         auto times = gpu.time_graph(10, [&] {
             for (size_t i = 0; i < launches.size(); i++) {
@@ -168,17 +173,41 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
     gpu.overlapped = false;
     float apart = time([](const Launch&, int) { return true; });
     gpu.overlapped = true;
-    std::printf("batch kernels, %d decode rows, %d prompt rows at %d: layers %.1f us, %.1f us without overlap, %zu launches\n",
-                step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, launches.size());
-    size_t layers = (size_t)model.shape.layers, each = (launches.size() - 1) / layers;
-    for (size_t k = 0; k < each; k++) {
-        float us = time([&](const Launch&, int i) { return i > 0 && (size_t)(i - 1) % each == k; });
-        const Launch& l = launches[1 + k];
-        double gop = l.kernel[0] == 'l' ? 2e-9 * l.phase.tiles * 16 * l.phase.cols * step.loaded.step.tokens : 0;
-        std::printf("  %-14s grid %5d x %d: %7.2f us %8.1f TOPS\n", l.kernel, l.grid / l.cluster, l.cluster, us / layers,
-                    gop / us * layers * 1e3);
+    const int rows = step.loaded.step.tokens, layers = model.shape.layers;
+    double bytes = 0, operations = 0;
+    for (const Phase& p : step.loaded.phases) {
+        if (p.kind == PHASE_ATTEND) {
+            for (const Segment& s : segments) bytes += phase_bytes(model, p, 1, s.start + s.rows);
+        } else {
+            bytes += phase_bytes(model, p, rows, 0);
+        }
+        if (p.kind == PHASE_LINEAR) operations += 32.0 * p.tiles * p.cols * rows;
+    }
+    double limit = std::max(bytes / BYTES_PER_US, operations / OPERATIONS_PER_US);
+    std::printf("batch kernels, %d decode rows, %d prompt rows at %d: %.1f us a step, %.1f us without overlap, %.0f rows/s, "
+                "%.1f %% of the limit %.1f us, %zu launches\n",
+                step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, rows * 1e6 / overlapped,
+                100 * limit / overlapped, limit, launches.size());
+    const size_t each = (body - 1) / layers;
+    for (size_t k = 0; k < each + head.size(); k++) {
+        bool in_layer = k < each;
+        float us = time([&](const Launch&, int i) {
+            return in_layer ? i > 0 && (size_t)i < body && (size_t)(i - 1) % each == k : (size_t)i == body + k - each;
+        });
+        if (in_layer) us /= layers;
+        const Launch& l = in_layer ? launches[1 + k] : launches[body + k - each];
+        double work = l.kernel[0] == 'l' ? 32.0 * l.phase.tiles * l.phase.cols * rows : 0;
+        std::printf("  %-14s grid %5d x %d: %7.2f us %8.1f TOPS\n", l.kernel, l.grid / l.cluster, l.cluster, us, work / us * 1e-6);
     }
     std::fflush(stdout);
+}
+
+void measure_batches(Driver& gpu) {
+    Model decode(BITNET_2B4T, 300, 10);
+    for (int tokens : {8, 32, 64, 128, 256}) measure_batch(gpu, decode, std::vector<Segment>(tokens, {128, 1}));
+    Model prompt(BITNET_2B4T, 2100, 10);
+    measure_batch(gpu, prompt, {{0, 512}});
+    measure_batch(gpu, prompt, {{0, 2048}});
 }
 
 int main(int argc, char** argv) {
@@ -195,6 +224,10 @@ int main(int argc, char** argv) {
     if (quick && argv[3][0] == 'b') {
         BatchStep step(Model(BITNET_2B4T, 1100, 10), gpu, {{0, 512}});
         step.layers();
+        return 0;
+    }
+    if (quick && argv[3][0] == 'g') {
+        measure_batches(gpu);
         return 0;
     }
     if (quick && argv[3][0] == 'm') {
@@ -217,9 +250,7 @@ int main(int argc, char** argv) {
     measure_token(gpu, full, 128);
     measure_token(gpu, full, 1024);
     for (int tokens : {8, 32}) measure(gpu, full, tokens, 128);
-    for (int tokens : {8, 16, 32, 64, 128}) measure_batch(gpu, full, std::vector<Segment>(tokens, {128, 1}));
-    measure_batch(gpu, full, {{0, 512}});
-    measure_batch(gpu, full, {{0, 1024}});
+    measure_batches(gpu);
     measure(gpu, full, 8, 1024);
     return failures > 0;
 }

@@ -299,17 +299,17 @@ template <int PENDING> DEVICE void copy_wait() {
     }
 }
 
+DEVICE void prefetch(const void*) {}
 DEVICE void copy_async_kept(void* to, const void* from) { copy_async(to, from); }
 
 DEVICE int cluster_size() { return emulator::machine.cluster; }
 DEVICE int cluster_rank() { return blockIdx.x % emulator::machine.cluster; }
 DEVICE void cluster_meet() { emulator::meet(emulator::machine.clusters[blockIdx.x / emulator::machine.cluster]); }
 DEVICE void cluster_leave() { cluster_meet(); }
-DEVICE int load_of_block(const int* at, int rank) {
-    emulator::Block& own = *emulator::self().block;
-    emulator::Block& other = emulator::machine.blocks[blockIdx.x / emulator::machine.cluster * emulator::machine.cluster + rank];
-    int value;
-    std::memcpy(&value, other.arena.data() + ((const unsigned char*)at - own.arena.data()), sizeof value);
+DEVICE int4 load_of_block(const int4* at, int rank) {
+    const int first = blockIdx.x / emulator::machine.cluster * emulator::machine.cluster;
+    int4 value;
+    std::memcpy(&value, emulator::machine.blocks[first + rank].arena.data() + ((const unsigned char*)at - shared_arena()), sizeof value);
     return value;
 }
 DEVICE void wait_prior() {}

@@ -31,6 +31,9 @@ struct Emulated : Machine {
             {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64},
             {"linear_128", linear_128}, {"attend_rows", attend_rows}, {"store_rows", store_rows},
             {"attend_prompt", attend_prompt}, {"pack_screen", pack_screen},
+            {"norm_screen", norm_screen}, {"screen_16", screen_16},   {"screen_64", screen_64},
+            {"screen_128", screen_128}, {"choose_rows", choose_rows}, {"greedy_rows", greedy_rows},
+            {"attend_decode", attend_decode},
         };
         auto kernel = kernels.at(l.kernel);
         emulator::launch(l.grid, l.cluster, l.threads, l.shared_bytes, [&] { kernel(l.phase, l.step); });

@@ -5,7 +5,8 @@
 
 const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "linear_8",    "linear_16",  "linear_32",
                                                 "linear_64",  "linear_128", "attend_rows", "store_rows", "attend_prompt",
-                                                "pack_screen"};
+                                                "pack_screen", "norm_screen", "screen_16",   "screen_64",
+                                                "screen_128", "choose_rows", "greedy_rows", "attend_decode"};
 
 // Rows of one sequence in a step.
 struct Segment {
@@ -23,7 +24,7 @@ inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows&
         case PHASE_LINEAR: launches.push_back(batch::linear(loaded.step, p, limits)); break;
         case PHASE_ATTEND:
             if (rows.prompts) launches.push_back(batch::store(loaded.step, rows, p));
-            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p));
+            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p, limits));
             if (rows.prompts) launches.push_back(batch::attend_prompt(loaded.step, rows, p));
             break;
         default: break;
@@ -73,6 +74,13 @@ struct BatchStep {
 
     void layers() const {
         for (const Launch& launch : layer_launches(loaded, rows)) loaded.machine.launch(launch);
+    }
+    // Next tokens alone, by the screen.
+    std::vector<Launch> screened_head() const {
+        Step s = loaded.step;
+        s.tokens = (int)last.size();
+        return {batch::norm_screen(s, loaded.screen), batch::screen(s, loaded.screen), batch::choose(s, loaded.choose),
+                batch::greedy(s)};
     }
     // Logits and next tokens of the last row of each segment, by the step kernel's phases.
     void head() const {

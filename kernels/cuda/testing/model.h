@@ -207,6 +207,7 @@ struct Loaded {
     Phase* phases_there = nullptr;
     float *x, *ffn, *upper = nullptr;
     // One row by step_1: with the screened head, and with a copy of the last row for the whole head.
+    Phase screen = {}, choose = {};
     Phase *token_there = nullptr, *copy_there = nullptr;
     int token_count = 0, copy_count = 0;
     std::vector<int> table;
@@ -312,7 +313,28 @@ struct Loaded {
         phases.push_back(head);
         phases.push_back(phase(PHASE_GREEDY));
         phases_there = machine.copy_of(phases);
+        plan_screen(head);
         if (step.tokens == 1) plan_token(weights, head);
+    }
+
+    void plan_screen(const Phase& head) {
+        const Shape& s = model.shape;
+        const size_t columns = (size_t)(s.hidden + 127) / 128 * 128, slots = (size_t)(2 * step.tokens + 127) / 128 * 128;
+        upper = machine.filled<float>((size_t)step.tokens * s.vocab, 0xff);
+        step.screened = machine.filled<signed char>(slots * columns, 0x55);
+        step.screen_rows = machine.filled<float>((size_t)step.tokens * 4, 0xff);
+        step.normed = machine.filled<float>((size_t)step.tokens * s.hidden, 0xff);
+        screen = head;
+        screen.kind = PHASE_SCREEN;
+        screen.tiles = (s.vocab + 15) / 16;
+        screen.items = (int)columns / 32;
+        screen.weights = machine.filled<uint8_t>((size_t)screen.tiles * screen.items * 512, 0x55);
+        screen.scales = machine.filled<float>((size_t)screen.tiles * 64, 0xff);
+        screen.output = upper;
+        machine.launch(batch::pack_screen(screen, head.weights));
+        choose = head;
+        choose.kind = PHASE_CHOOSE;
+        choose.input = upper;
     }
 
     // One row: its buffers are tagged.
@@ -326,24 +348,13 @@ struct Loaded {
         token_step.attention = tagged[2];
         std::vector<Phase> token = layers({tagged[0], tagged[1], tagged[2], tagged[3], true}, weights, head.weights);
         std::vector<Phase> copied = token;
-        Phase copy = phase(PHASE_COPY), screen = head;
+        Phase copy = phase(PHASE_COPY);
         copy.order = screen.order = token.back().order + 1;
         copy.input = screen.input = tagged[0];
         copy.output = x;
         copy.cols = s.hidden;
         copied.push_back(copy);
-        upper = machine.filled<float>((size_t)s.vocab, 0xff);
-        screen.kind = PHASE_SCREEN;
-        screen.tiles = (s.vocab + 15) / 16;
-        screen.items = (s.hidden + 127) / 128 * 4;
-        screen.weights = machine.filled<uint8_t>((size_t)screen.tiles * screen.items * 512, 0x55);
-        screen.scales = machine.filled<float>((size_t)screen.tiles * 64, 0xff);
-        screen.output = upper;
-        machine.launch(batch::pack_screen(screen, head.weights));
         token.push_back(screen);
-        Phase choose = head;
-        choose.kind = PHASE_CHOOSE;
-        choose.input = upper;
         choose.order = screen.order + 1;
         token.push_back(choose);
         token.push_back(phase(PHASE_GREEDY));

@@ -118,6 +118,9 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
         step.loaded.fill((int)i, caches[i], segments[i].start);
     }
     step.layers();
+    for (const Launch& launch : step.screened_head()) machine.launch(launch);
+    std::vector<int> screened = machine.read(step.loaded.step.token_ids, step.ids.size());
+    std::vector<float> upper = machine.read(step.loaded.upper, segments.size() * model.shape.vocab);
     step.head();
     const int vocab = model.shape.vocab;
     std::vector<float> logits = machine.read(step.loaded.step.logits, segments.size() * vocab);
@@ -129,6 +132,8 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
             expected = forward(model, caches[i], step.ids[row], step.positions[row]);
         }
         wrong += different(expected.data(), &logits[i * vocab], expected.size());
+        for (int r = 0; r < vocab; r++) wrong += !(upper[i * vocab + r] >= expected[r]);
+        wrong_ids += screened[row - 1] != next[row - 1];
         wrong_ids += std::max_element(expected.begin(), expected.end()) - expected.begin() != next[row - 1];
     }
     char what[200];
@@ -153,6 +158,8 @@ inline void small_suite(Machine& machine) {
     gated.head_dim = 16;
     steps_agree(machine, Model(gated, 40, 4), std::vector<int>(std::min(19, HEAD_TOKENS_MAX * machine.blocks()), 3), 1, false);
     batch_agrees(machine, squared, {{40, 1}, {3, 1}, {0, 21}, {5, 3}});
+    // Columns split over clusters, the second size of the screen.
+    batch_agrees(machine, Model({128, 1, 8, 4, 64, 1100, 300}, 40, 6), {{40 - 1, 1}, {3, 1}, {9, 1}, {31, 1}, {0, 1}, {2, 1}, {5, 1}, {7, 1}, {1, 12}});
     gated.head_dim = 40;
     batch_agrees(machine, Model(gated, 400, 5), {{300, 1}, {250, 19}});
 }
