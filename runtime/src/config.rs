@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::registry::AllowedDirectories;
 
+use crate::speculate::{NoSuchSpeculation, Speculation};
+
 /// Settings as they are written: each is a flag, an environment variable and a key of the file.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -80,6 +82,9 @@ pub struct Settings {
     /// Longest step that running streams should feel, in milliseconds [default: 50]
     #[arg(long, env = "BITNET_ITL_TARGET_MS")]
     pub itl_target_ms: Option<u64>,
+    /// Drafts out of a sequence's own text, same output: auto, off or a number of tokens [default: auto]
+    #[arg(long, env = "BITNET_SPECULATION")]
+    pub speculation: Option<String>,
     /// Seconds after which a request is given up [default: 300]
     #[arg(long, env = "BITNET_REQUEST_TIMEOUT")]
     pub request_timeout: Option<u64>,
@@ -122,6 +127,7 @@ pub struct Config {
     pub context_max: usize,
     pub kv_bytes_max: Option<u64>,
     pub itl_target: Duration,
+    pub speculation: Speculation,
     pub request_timeout: Duration,
     pub drain_timeout: Duration,
     pub fixed_seed: Option<u64>,
@@ -193,6 +199,7 @@ impl Settings {
             max_context: self.max_context.or(file.max_context),
             kv_cache_mb: self.kv_cache_mb.or(file.kv_cache_mb),
             itl_target_ms: self.itl_target_ms.or(file.itl_target_ms),
+            speculation: self.speculation.or(file.speculation),
             request_timeout: self.request_timeout.or(file.request_timeout),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             deterministic: self.deterministic.or(file.deterministic),
@@ -239,6 +246,7 @@ impl Settings {
             context_max: within("max_context", self.max_context.unwrap_or(8192), 32, 1 << 20)?,
             kv_bytes_max: self.kv_cache_mb.map(|mb| mb << 20),
             itl_target: Duration::from_millis(within("itl_target_ms", self.itl_target_ms.unwrap_or(50), 1, 10_000)?),
+            speculation: parse_speculation(self.speculation.as_deref())?,
             request_timeout: Duration::from_secs(within(
                 "request_timeout",
                 self.request_timeout.unwrap_or(300),
@@ -353,6 +361,11 @@ fn parse_model(text: &str) -> Result<(Option<String>, PathBuf), Error> {
 fn parse_isa(name: Option<&str>) -> Result<kernels::Isa, Error> {
     let Some(name) = name else { return Ok(kernels::Isa::detect()) };
     name.parse().map_err(|error: kernels::NoSuchIsa| invalid("isa", name, &format!("those of the processor: {error}")))
+}
+
+fn parse_speculation(text: Option<&str>) -> Result<Speculation, Error> {
+    let text = text.unwrap_or("auto");
+    text.parse().map_err(|error: NoSuchSpeculation| invalid("speculation", text, &error.to_string()))
 }
 
 fn parse_io(name: Option<&str>) -> Result<IoChoice, Error> {

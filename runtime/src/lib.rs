@@ -24,5 +24,6 @@ pub mod server;
 pub mod shard;
 pub mod shared;
 pub mod signals;
+pub mod speculate;
 pub mod team;
 pub mod text;

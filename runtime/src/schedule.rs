@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use crate::forward::Step;
 use crate::kv::KvCache;
 use crate::sampler::{History, SamplingParams};
+use crate::speculate::Draft;
 
 /// Names a stream of tokens between executor and leader; the executor gives them out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +49,8 @@ pub struct Sequence {
     pub stop_at_end: bool,
     /// What penalties look at.
     pub history: History,
+    /// What may come next.
+    pub draft: Draft,
 }
 
 impl Sequence {
@@ -63,7 +66,9 @@ impl Sequence {
         self.history.push_output(token);
     }
 
-    fn pending(&self) -> usize {
+    /// Tokens whose keys and values are not in the cache: one while it decodes.
+    #[must_use]
+    pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
     }
 }
@@ -138,7 +143,7 @@ impl Scheduler {
         }
     }
 
-    /// Fills `step` with decode rows, then with prompt chunks of at most `prefill_rows` in all, within `rows_max`.
+    /// Fills `step` with decode rows and their drafts, then with prompt chunks of at most `prefill_rows` in all, within `rows_max`.
     /// `false` where there is nothing to compute.
     pub fn form(&self, step: &mut Step, rows_max: usize, prefill_rows: usize) -> bool {
         step.clear();
@@ -146,6 +151,9 @@ impl Scheduler {
             let sequence = self.slots[slot].as_ref().expect("ordered slots are taken");
             if sequence.pending() == 1 && step.tokens.len() < rows_max {
                 step.push(slot, sequence.computed, &sequence.tokens[sequence.computed..], true);
+                for token in sequence.draft.rows() {
+                    step.push_draft(*token);
+                }
             }
         }
         let mut budget = prefill_rows.min(rows_max - step.tokens.len());
@@ -185,6 +193,11 @@ impl Scheduler {
         self.waiting.len()
     }
 
+    /// The sequences that decode, by slot.
+    pub fn decoding_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.slots.iter_mut().flatten().filter(|sequence| sequence.pending() == 1)
+    }
+
     /// Whether any running sequence decodes, that is, would feel a long step.
     #[must_use]
     pub fn decoding(&self) -> usize {
@@ -208,6 +221,7 @@ impl Sequence {
             sampling: new.sampling,
             stop_at_end: new.stop_at_end,
             history,
+            draft: Draft::default(),
         }
     }
 }

@@ -58,8 +58,8 @@ unsafe impl GlobalAlloc for Counting {
 fn steady_decode_allocates_nothing() {
     let model = load(None);
     let vocab = model.weights.params.vocab;
-    for sequences in [1, 5] {
-        let mut rig = Rig::new(&model, Isa::detect(), 2, sequences, POSITIONS);
+    for (sequences, draft) in [(1, 0), (5, 0), (1, 3)] {
+        let mut rig = Rig::new(&model, Isa::detect(), 2, sequences, POSITIONS + draft);
         let mut sampler = Sampler::new(vocab);
         let params: Vec<SamplingParams> = (0..sequences).map(params_of).collect();
         let mut histories: Vec<History> = (0..sequences).map(|_| History::with_capacity(POSITIONS)).collect();
@@ -74,16 +74,17 @@ fn steady_decode_allocates_nothing() {
             step.clear();
             for (slot, token) in next.iter().enumerate() {
                 step.push(slot, position, &[*token], true);
+                PROMPT[..draft].iter().for_each(|token| step.push_draft(*token));
             }
             rig.forward.run(&rig.team, &rig.model.weights, &mut rig.kv, &step, &|_, _, _| {});
             for (slot, history) in histories.iter_mut().enumerate() {
-                let logits = rig.forward.logits(slot);
+                let logits = rig.forward.logits(slot * (1 + draft));
                 next[slot] = sampler.sample(logits, &params[slot], history, position as u64).unwrap().token;
                 history.push_output(next[slot]);
             }
         }
         COUNTING.store(false, Ordering::Relaxed);
-        assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "{sequences} sequences");
+        assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "{sequences} sequences, drafts of {draft}");
     }
 }
 

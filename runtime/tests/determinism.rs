@@ -19,6 +19,7 @@ use runtime::metrics::{GenerationMetrics, ShardMetrics};
 use runtime::model::Model;
 use runtime::sampler::SamplingParams;
 use runtime::schedule::{NewSequence, Priority, StreamId};
+use runtime::speculate::Speculation;
 use runtime::team::Team;
 
 #[test]
@@ -221,7 +222,12 @@ fn lane(
     let params = &model.weights.params;
     let forward = Forward::new(Isa::detect(), params, workers, Limits { rows_max, logits_max: slots_max });
     let kv = KvCache::new(params, positions, slots_max, slots_max * blocks_for(positions));
-    let limits = LaneLimits { slots_max, waiting_max: SEQUENCES, itl_target: Duration::from_millis(20) };
+    let limits = LaneLimits {
+        slots_max,
+        waiting_max: SEQUENCES,
+        itl_target: Duration::from_millis(20),
+        speculation: Speculation::Off,
+    };
     Lane::new(id, Arc::clone(model), workers, forward, kv, limits, Arc::new(GenerationMetrics::default()))
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
-use crate::forward::{Forward, Step};
+use crate::forward::{Forward, Segment, Step};
 use crate::kv::KvCache;
 use crate::metrics::{GenerationMetrics, ShardMetrics};
 use crate::model::Model;
@@ -14,6 +14,7 @@ use crate::pace::Pace;
 use crate::sampler::Sampler;
 use crate::schedule::{NewSequence, QueueFull, Scheduler, Sequence, StreamId};
 use crate::shared::PerWorker;
+use crate::speculate::{DRAFT_TOKENS_MAX, Speculation, Speculator};
 use crate::team::Team;
 
 /// Limits of one generation on one shard.
@@ -23,6 +24,7 @@ pub struct LaneLimits {
     pub waiting_max: usize,
     /// Longest step that running sequences should feel.
     pub itl_target: Duration,
+    pub speculation: Speculation,
 }
 
 /// A generation with all that its steps need. A step computes rows of one lane; lanes take turns.
@@ -36,6 +38,7 @@ pub struct Lane {
     sampled: PerWorker<Option<Sampled>>,
     step: Step,
     pace: Pace,
+    speculator: Speculator,
     metrics: Arc<GenerationMetrics>,
     /// No further sequence comes: it leaves with its last one.
     closing: bool,
@@ -60,6 +63,10 @@ impl Lane {
             sampled: PerWorker::new(forward.limits().logits_max, || None),
             scheduler: Scheduler::new(limits.slots_max, limits.waiting_max),
             pace: Pace::new(limits.itl_target),
+            speculator: Speculator::new(
+                limits.speculation,
+                forward.limits().logits_max.saturating_sub(limits.slots_max),
+            ),
             step: Step::default(),
             model,
             forward,
@@ -129,10 +136,11 @@ impl Lane {
     /// Admits whom it can and forms the next step; `false` where there is nothing to compute. Sequences of other lanes
     /// wait `beside_s` for their own steps already.
     pub(super) fn form(&mut self, link: &mut Link, beside_s: f64) -> bool {
-        let Self { scheduler, kv, forward, pace, step, .. } = self;
+        let Self { scheduler, kv, forward, pace, speculator, step, .. } = self;
         scheduler.admit(kv, |stream| push(link, Event::Admitted(stream)));
         let rows_max = forward.limits().rows_max;
         let prefill_rows = pace.prefill_rows(scheduler.decoding(), beside_s, rows_max);
+        speculator.plan(scheduler, rows_max);
         scheduler.form(step, rows_max, prefill_rows)
     }
 
@@ -145,23 +153,44 @@ impl Lane {
         forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
             #[cfg(test)]
             assert!(!super::FAIL_NEXT_STEP.swap(false, Ordering::SeqCst), "told to fail");
-            let slot = logits_slot(step, i);
+            let (slot, row) = logits_row(step, i);
             let sequence = scheduler.sequence(slot).expect("a row belongs to a sequence");
-            sample(samplers, sampled, (i, worker), sequence, logits);
+            // The rows of a decoding sequence are its last token and its draft; of a prompt only the last row is sampled.
+            let ahead = if sequence.pending() == 1 { row } else { 0 };
+            sample(samplers, sampled, (i, worker), (sequence, ahead), logits);
         });
-        let elapsed = started.elapsed();
-        let decode_rows = self.step.segments.iter().filter(|segment| segment.rows == 1).count();
-        self.pace.observe(decode_rows, self.step.tokens.len() - decode_rows, elapsed);
-        metrics.observe_step(elapsed, self.step.tokens.len(), self.step.logits.len());
-        self.advance(link);
+        self.observe(started.elapsed(), metrics);
+        self.advance(link, metrics);
     }
 
-    /// Moves every sequence of the step on and sends its token.
-    fn advance(&mut self, link: &mut Link) {
+    fn observe(&mut self, elapsed: Duration, metrics: &ShardMetrics) {
+        let (mut decoding, mut drafted) = (0, 0);
+        for segment in &self.step.segments {
+            if self.scheduler.sequence(segment.slot).is_some_and(|sequence| sequence.pending() == 1) {
+                decoding += 1;
+                drafted += segment.rows - 1;
+            }
+        }
+        let rows = self.step.tokens.len();
+        let prefill_rows = rows - decoding - drafted;
+        self.pace.observe(decoding, prefill_rows, elapsed);
+        if prefill_rows == 0 {
+            self.speculator.observe(rows, drafted, elapsed);
+        }
+        metrics.observe_step(elapsed, rows, self.step.logits.len() - drafted);
+    }
+
+    /// Moves every sequence of the step on and sends its tokens.
+    fn advance(&mut self, link: &mut Link, metrics: &ShardMetrics) {
         let mut logits = 0;
         for index in 0..self.step.segments.len() {
             let segment = self.step.segments[index];
             let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
+            if sequence.pending() == 1 {
+                self.accept(segment, logits, link, metrics);
+                logits += segment.rows;
+                continue;
+            }
             sequence.computed += segment.rows;
             if sequence.computed < sequence.tokens.len() {
                 continue;
@@ -173,6 +202,35 @@ impl Lane {
                 self.scheduler.finish(segment.slot, &mut self.kv);
             }
             push(link, event);
+        }
+    }
+
+    /// Moves a decoding sequence on by one token, and by one more for each token of its draft that was right. `logits` is
+    /// the entry of its first row.
+    fn accept(&mut self, segment: Segment, logits: usize, link: &mut Link, metrics: &ShardMetrics) {
+        let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
+        let (mut given, mut count, mut over) = ([0; DRAFT_TOKENS_MAX + 1], 0, None);
+        for ahead in 0..segment.rows {
+            let sampled = self.sampled.get_mut(logits + ahead).take();
+            if over.is_some() {
+                continue;
+            }
+            sequence.computed += 1;
+            let token = sampled.as_ref().map(|sampled| sampled.token);
+            let (event, ended) = next_event(&self.model, sequence, sampled);
+            push(link, event);
+            if let Some(token) = token {
+                given[count] = token;
+                count += 1;
+            }
+            if ended || token != sequence.draft.rows().get(ahead).copied() {
+                over = Some(ended);
+            }
+        }
+        self.speculator.learn(&mut sequence.draft, &given[..count]);
+        metrics.observe_draft(segment.rows - 1, count.saturating_sub(1));
+        if over == Some(true) {
+            self.scheduler.finish(segment.slot, &mut self.kv);
         }
     }
 
@@ -194,11 +252,11 @@ fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) 
     (Event::Token { stream, sampled, finish }, finish.is_some())
 }
 
-/// Slot of the `i`-th logits row of a step.
-fn logits_slot(step: &Step, i: usize) -> usize {
+/// Slot of the `i`-th logits row of a step, and which row of its segment it is.
+fn logits_row(step: &Step, i: usize) -> (usize, usize) {
     let row = step.logits[i];
     let at = step.segments.partition_point(|segment| segment.first_row + segment.rows <= row);
-    step.segments[at].slot
+    (step.segments[at].slot, row - step.segments[at].first_row)
 }
 
 #[expect(unsafe_code, reason = "each worker has its sampler, each row its place for the result")]
@@ -206,14 +264,14 @@ fn sample(
     samplers: &PerWorker<Sampler>,
     sampled: &PerWorker<Option<Sampled>>,
     (i, worker): (usize, usize),
-    sequence: &Sequence,
+    (sequence, ahead): (&Sequence, usize),
     logits: &mut [f32],
 ) {
     // SAFETY: the forward pass calls this on worker `worker` only.
     let sampler = unsafe { samplers.get(worker) };
     // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
     let result = unsafe { sampled.get(i) };
-    let position = sequence.tokens.len() as u64;
+    let position = (sequence.tokens.len() + ahead) as u64;
     let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok();
     *result = choice.map(|choice| Sampled {
         token: choice.token,

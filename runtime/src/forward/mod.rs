@@ -53,6 +53,15 @@ impl Step {
     }
 }
 
+impl Step {
+    /// Adds a row to the last segment, with its logits: a token that is not certain yet.
+    pub fn push_draft(&mut self, token: u32) {
+        self.segments.last_mut().expect("a draft follows a token").rows += 1;
+        self.logits.push(self.tokens.len());
+        self.tokens.push(token);
+    }
+}
+
 /// What a forward pass is sized for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {

@@ -74,6 +74,9 @@ pub struct StepMetrics {
     pub duration: Histogram,
     pub rows: Histogram,
     pub sequences: Histogram,
+    /// Tokens of drafts that were computed, and those that were right.
+    pub drafted_tokens: Cell,
+    pub accepted_tokens: Cell,
     pub running: Cell,
     pub waiting: Cell,
     pub kv_blocks_used: Cell,
@@ -135,6 +138,8 @@ impl Default for ShardMetrics {
                 duration: Histogram::new(STEP_SECONDS),
                 rows: Histogram::new(ROWS),
                 sequences: Histogram::new(ROWS),
+                drafted_tokens: Cell::default(),
+                accepted_tokens: Cell::default(),
                 running: Cell::default(),
                 waiting: Cell::default(),
                 kv_blocks_used: Cell::default(),
@@ -168,6 +173,14 @@ impl ShardMetrics {
         self.step.duration.observe_duration(elapsed);
         self.step.rows.observe(rows as f64);
         self.step.sequences.observe(sequences as f64);
+    }
+
+    /// The draft of one sequence in a step.
+    pub fn observe_draft(&self, drafted: usize, accepted: usize) {
+        if drafted > 0 {
+            self.step.drafted_tokens.add(drafted as u64);
+            self.step.accepted_tokens.add(accepted as u64);
+        }
     }
 
     /// Sequences in slots and in the queue.

@@ -96,6 +96,12 @@ impl Page<'_> {
         self.histogram("bitnet_step_duration_seconds", "Duration of a forward pass.", |s| &s.step.duration);
         self.histogram("bitnet_step_rows", "Rows of a forward pass.", |s| &s.step.rows);
         self.histogram("bitnet_batch_size", "Sequences of a forward pass that got a token.", |s| &s.step.sequences);
+        self.counter("bitnet_speculation_drafted_tokens_total", "Draft tokens that were computed.", |s| {
+            &s.step.drafted_tokens
+        });
+        self.counter("bitnet_speculation_accepted_tokens_total", "Draft tokens that were right.", |s| {
+            &s.step.accepted_tokens
+        });
         self.gauge("bitnet_requests_running", "Sequences in slots.", |s| &s.step.running);
         self.gauge("bitnet_requests_waiting", "Sequences in queues.", |s| &s.step.waiting);
         let (used, all) = (self.sum(|s| &s.step.kv_blocks_used), self.sum(|s| &s.step.kv_blocks));

@@ -118,10 +118,11 @@ impl Held {
 fn make_lane(config: &Config, workers: usize, shards: usize, served: &Served, kv_blocks: usize) -> Lane {
     let params = &served.model.weights.params;
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
-    let limits = Limits { rows_max: config.rows_max, logits_max: slots_max };
+    let limits = Limits { rows_max: config.rows_max, logits_max: slots_max + config.speculation.rows_max() };
     let forward = Forward::new(config.isa, params, workers, limits);
     let kv = KvCache::new(params, served.model.weights.context, slots_max, kv_blocks);
-    let limits = LaneLimits { slots_max, waiting_max, itl_target: config.itl_target };
+    let (itl_target, speculation) = (config.itl_target, config.speculation);
+    let limits = LaneLimits { slots_max, waiting_max, itl_target, speculation };
     Lane::new(served.id, Arc::clone(&served.model), workers, forward, kv, limits, Arc::clone(&served.metrics))
 }
 
