@@ -1,6 +1,7 @@
 //! The binary `bitnetd-bench`: one subcommand for each thing that is measured.
 #![deny(unsafe_code)]
 
+mod compare;
 mod kernels;
 mod limits;
 mod model;
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Our benchmark and a rival's in turn, and their ratios
+    Compare(compare::Args),
     /// Each kernel beside the machine's limits, its answers checked
     Kernels(kernels::Args),
     /// Prompt and decode speed of a model beside the machine's limits
@@ -29,6 +32,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Compare(args) => compare::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Serve(args) => serve::run(&args),
