@@ -13,7 +13,7 @@ inline int step_shared_bytes(const Step& s, int count, int widest, int token_til
     int columns = (widest + 127) / 128 * 128, work;
     int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
     if (token_tiles == 0) {
-        int linear = TILES_MAX * 16 * (WARPS + 4) * 4 + GROUPS_MAX * (WARPS * 128 + THREADS * 16);
+        int linear = TILES_MAX * 64 + GROUPS_MAX * (WARPS * 128 + THREADS * 16);
         work = greater(linear, (s.hidden + 127) / 128 * 128 * 6);
     } else {
         int head = ((s.head_tokens == 1 ? 1 : HEAD_TOKENS_MAX) + 2) * s.hidden * 4;

@@ -98,6 +98,8 @@ DEVICE unsigned long long load_tagged(const unsigned long long* at) {
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(at) : "memory");
     return word;
 }
+// Between two looks at what is not there yet: many that look delay the one who writes.
+DEVICE void pause() { asm volatile("nanosleep.u32 20;"); }
 DEVICE long long clock_now() { return clock64(); }
 
 #if __CUDA_ARCH__ >= 900
@@ -159,9 +161,11 @@ DEVICE int warp_id() { return threadIdx.x >> 5; }
 // Waits for two tagged values side by side.
 DEVICE void take_pair(const unsigned long long* at, unsigned tag, float* to) {
     unsigned long long words[2];
-    do {
+    load_tagged(at, words);
+    while ((unsigned)(words[0] >> 32) != tag || (unsigned)(words[1] >> 32) != tag) {
+        pause();
         load_tagged(at, words);
-    } while ((unsigned)(words[0] >> 32) != tag || (unsigned)(words[1] >> 32) != tag);
+    }
     to[0] = float_of_bits((unsigned)words[0]);
     to[1] = float_of_bits((unsigned)words[1]);
 }

@@ -4,52 +4,19 @@
 
 #include "screen.h"
 
-// The 512-byte loads of one warp, in the order of their use. A LINEAR phase gives each warp every 16th column group of the
-// block's row tiles, SCREEN whole row tiles.
-struct TokenWalk {
-    const char* from;
-    int left, item, inner, step, wrap;
-
-    DEVICE void open(const Stream& s, int phase) {
-        item = 0;
-        if (s.reciprocal == 0.0f) {
-            int first = (int)blockIdx.x * WARPS + warp_id(), all = (int)gridDim.x * WARPS;
-            inner = s.items;
-            left = first < s.tiles ? (s.tiles - first + all - 1) / all * inner : 0;
-            step = 512;
-            wrap = (all - 1) * inner * 512;
-            from = s.base + (long long)first * inner * 512;
-            return;
-        }
-        int start = first_item(phase);
-        inner = items(s.items, phase);
-        left = s.tiles * inner;
-        step = WARPS * 512;
-        wrap = ((int)gridDim.x * s.items - inner * WARPS) * 512;
-        from = s.base + start * 512;
-    }
-    DEVICE void next() {
-        left--;
-        from += step;
-        if (++item == inner) {
-            item = 0;
-            from += wrap;
-        }
-    }
-    // Warps take turns in having one group more.
-    DEVICE static int first_item(int phase) { return (warp_id() + 5 * phase) % WARPS; }
-    DEVICE static int items(int all, int phase) { return max(all - first_item(phase) + WARPS - 1, 0) / WARPS; }
-};
+// A warp rounds every 16th group of 128 columns of the row; warps take turns in having one more.
+DEVICE int first_group(int phase) { return (warp_id() + 5 * phase) % WARPS; }
+DEVICE int count_groups(int all, int phase) { return max(all - first_group(phase) + WARPS - 1, 0) / WARPS; }
 
 // Sixteen bytes of a lane of this warp.
 DEVICE uint4* ring_place(int index, int lane) { return (uint4*)shared_arena() + index * THREADS + warp_id() * 32 + lane; }
 
-// As Ring, for these walks. Every instruction here is one for each 512 bytes and warp: with them, not with memory, a phase's
+// As Ring, for one row. Every instruction here is one for each 512 bytes and warp: with them, not with memory, a phase's
 // time goes.
 struct TokenRing {
     int phase, phases;
     unsigned slot; // bytes
-    TokenWalk walk;
+    Walk walk;
 
     DEVICE uint4* place() const { return (uint4*)(shared_arena() + slot + threadIdx.x * 16); }
     DEVICE void start(int count) {
@@ -72,7 +39,7 @@ struct TokenRing {
     DEVICE void open_next() {
 #pragma unroll 1
         while (walk.left == 0 && phase < phases) {
-            if (++phase < phases && Ring::streams()[phase].tiles > 0) walk.open(Ring::streams()[phase], phase);
+            if (++phase < phases && Ring::streams()[phase].tiles > 0) walk.open(Ring::streams()[phase], 1);
         }
     }
     DEVICE uint4 take() {
@@ -83,18 +50,16 @@ struct TokenRing {
     }
 };
 
-enum { PARTS = WARPS + 4 }; // one row's sums of all warps, padded against bank conflicts
-
 // Shared memory of a linear phase.
 struct TokenArea {
-    int* parts;    // [tile][row][PARTS]: sums of each warp
-    unsigned* bytes; // [warp][group][lane / 4 = t][8]: the warp's columns as B operands
-    float4* gamma; // [group][thread]
+    int* sums;       // [tile][row]
+    unsigned* bytes; // [group][t][8]: the row as B operands
+    float4* gamma;   // [group][thread]
 
     DEVICE void place(unsigned char* at) {
-        parts = (int*)at;
-        bytes = (unsigned*)(parts + TILES_MAX * 16 * PARTS) + warp_id() * GROUPS_MAX * 32;
-        gamma = (float4*)((unsigned*)(parts + TILES_MAX * 16 * PARTS) + WARPS * GROUPS_MAX * 32) + threadIdx.x;
+        sums = (int*)at;
+        bytes = (unsigned*)(sums + TILES_MAX * 16);
+        gamma = (float4*)(bytes + WARPS * GROUPS_MAX * 32) + threadIdx.x;
     }
 };
 
@@ -110,14 +75,22 @@ struct TokenRow {
     int groups, column; // of value 0 of group 0; groups are 16 * 128 apart
 
     DEVICE void place(int items, int phase) {
-        groups = TokenWalk::items(items, phase);
-        column = TokenWalk::first_item(phase) * 128 + 4 * lane_id();
+        groups = count_groups(items, phase);
+        column = first_group(phase) * 128 + 4 * lane_id();
     }
     DEVICE bool live(const Phase& p, int j) const { return j < groups && column + j * WARPS * 128 < p.cols; }
+    // One lane waits for the last value of each group before all look: a look at a whole row takes the block 300 cycles and more.
     DEVICE void take(const Phase& p, unsigned tag) {
         const unsigned long long* row = (const unsigned long long*)p.input + column;
-        bool all = false;
-        while (!all) {
+#pragma unroll 1
+        for (int j = 0; lane_id() == 0 && j < groups; j++) {
+            const unsigned long long* last = row + min(j * WARPS * 128 + 127, p.cols - 1 - column);
+            while ((unsigned)(load_tagged(last) >> 32) != tag) pause();
+        }
+        __syncwarp();
+        bool all = true;
+        do {
+            if (!all) pause();
             all = true;
 #pragma unroll
             for (int j = 0; j < GROUPS_MAX; j++) {
@@ -131,7 +104,7 @@ struct TokenRow {
                 all &= (unsigned)(a[0] >> 32) == tag && (unsigned)(a[1] >> 32) == tag;
                 all &= (unsigned)(b[0] >> 32) == tag && (unsigned)(b[1] >> 32) == tag;
             }
-        }
+        } while (!all);
     }
 };
 
@@ -170,9 +143,10 @@ DEVICE float token_norm(const Phase& p, TokenRow& row, const float4* gamma, floa
     return float_of_bits(warp_max(reduced->greatest[lane_id() % WARPS]));
 }
 
-// The warp's columns to shared memory; returns the sum of its bytes.
-DEVICE int token_bytes(const Phase& p, const TokenRow& row, float factor, unsigned* bytes) {
+// The warp's columns to shared memory; returns the sum of the whole row's bytes, which all warps have written.
+DEVICE int token_bytes(const Phase& p, const TokenRow& row, float factor, unsigned* bytes, Reduced* reduced) {
     int sum = 0;
+    unsigned* to = bytes + row.column / 128 * 32 + (lane_id() & 3) * 8 + lane_id() / 4;
 #pragma unroll
     for (int j = 0; j < GROUPS_MAX; j++) {
         if (j >= row.groups) break;
@@ -183,10 +157,12 @@ DEVICE int token_bytes(const Phase& p, const TokenRow& row, float factor, unsign
             sum += q[0] + q[1] + q[2] + q[3];
             word = pack(q[0], q[1], q[2], q[3]);
         }
-        bytes[j * 32 + (lane_id() & 3) * 8 + lane_id() / 4] = word;
+        to[j * WARPS * 32] = word;
     }
-    __syncwarp();
-    return warp_sum(sum);
+    sum = warp_sum(sum);
+    if (lane_id() == 0) reduced->sum[warp_id()] = sum;
+    __syncthreads();
+    return warp_sum(lane_id() < WARPS ? reduced->sum[lane_id()] : 0);
 }
 
 DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&even)[4], int (&odd)[4]) {
@@ -202,35 +178,34 @@ DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&even)[4],
     }
 }
 
-// The block's row tiles against the warp's columns; the first token's sums go to parts[tile][row][warp].
-DEVICE void token_multiply(int tiles, int groups, const unsigned* bytes, int sum, TokenRing& ring, int* parts) {
+// The warp's run of the block's row tiles, as in linear(); the first token's sums are added to sums[tile][row].
+DEVICE void token_multiply(const Stream& stream, const unsigned* bytes, TokenRing& ring, int* sums) {
+    Walk walk;
+    walk.open(stream, 1);
+    int even[4] = {}, odd[4] = {};
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; tile++) {
-        int even[4] = {}, odd[4] = {};
-#pragma unroll 1
-        for (int j = 0; j < groups; j++) token_product(ring.take(), bytes + j * 32, even, odd);
+    while (walk.left > 0) {
+        token_product(ring.take(), bytes + walk.item * 32, even, odd);
+        int* at = sums + walk.tile * 16 + lane_id() / 4;
+        walk.left--;
+        if (++walk.item < walk.items && walk.left > 0) continue;
+        walk.item = 0;
+        walk.tile++;
         if ((lane_id() & 3) == 0) {
-            int* at = parts + (tile * 16 + lane_id() / 4) * PARTS + warp_id();
-            at[0] = even[0] + odd[0] - sum;
-            at[8 * PARTS] = even[2] + odd[2] - sum;
+            atomicAdd(at, even[0] + odd[0]);
+            atomicAdd(at + 8, even[2] + odd[2]);
         }
+#pragma unroll
+        for (int c = 0; c < 4; c++) even[c] = odd[c] = 0;
     }
 }
 
 // Thread 16 i + r finishes row r of the block's tile i.
-DEVICE void token_finish(const Phase& p, int tiles, const int* parts, float factor, const Ahead& ahead, unsigned tag) {
-    int i = threadIdx.x / 16, row = threadIdx.x % 16, sum = 0;
+DEVICE void token_finish(const Phase& p, int tiles, const int* sums, int all, float factor, const Ahead& ahead, unsigned tag) {
+    int i = threadIdx.x / 16, row = threadIdx.x % 16;
     if (warp_id() * 2 >= tiles) return;
     int tile = first_tile(p) + i * (int)gridDim.x;
-    if (i < tiles) {
-        const int4* at = (const int4*)(parts + threadIdx.x * PARTS);
-#pragma unroll
-        for (int k = 0; k < WARPS / 4; k++) {
-            int4 v = at[k];
-            sum += (v.x + v.y) + (v.z + v.w);
-        }
-    }
-    float y = (float)sum / factor * ahead.scales.x * ahead.scales.y;
+    float y = (float)((i < tiles ? sums[threadIdx.x] : 0) - all) / factor * ahead.scales.x * ahead.scales.y;
     unsigned long long* out = (unsigned long long*)p.output;
     if (p.epilogue >= EPILOGUE_RELU2) {
         float up = shuffle_xor(y, 8);
@@ -252,37 +227,37 @@ DEVICE void token_finish(const Phase& p, int tiles, const int* parts, float fact
 DEVICE void token_linear(const Phase& p, const Stream& stream, int phase, unsigned tag, TokenRing& ring, const Ahead& ahead,
                          Reduced* reduced, const TokenArea& area) {
     if (stream.tiles == 0) return;
+    if ((int)threadIdx.x < stream.tiles * 16) area.sums[threadIdx.x] = 0;
     TokenRow row;
     row.place(stream.items, phase);
     row.take(p, tag - 1);
     float scale = token_scale(p, row, stream.share, reduced);
     float factor = quantizing_factor(token_norm(p, row, area.gamma, p.plain ? 1.0f : scale, reduced));
-    int sum = token_bytes(p, row, factor, area.bytes);
-    token_multiply(stream.tiles, row.groups, area.bytes, sum, ring, area.parts);
+    int all = token_bytes(p, row, factor, area.bytes, reduced);
+    token_multiply(stream, area.bytes, ring, area.sums);
     __syncthreads();
-    token_finish(p, stream.tiles, area.parts, factor, ahead, tag);
+    token_finish(p, stream.tiles, area.sums, all, factor, ahead, tag);
 }
 
-// Starts what look_ahead_of_token will read on its way from memory.
-DEVICE void prefetch_ahead(const Phase& p, const Stream& stream, int phase) {
-    if (p.kind != PHASE_LINEAR || stream.tiles == 0) return;
-    TokenRow row;
-    row.place(stream.items, phase);
-#pragma unroll 1
-    for (int j = 0; j < row.groups; j++) {
-        if (lane_id() % 8 == 0 && row.live(p, j)) prefetch(p.gamma + row.column + j * WARPS * 128);
-    }
-    int i = threadIdx.x / 16;
-    if (threadIdx.x % 16 == 0 && i < stream.tiles) prefetch(p.scales + (first_tile(p) + i * (int)gridDim.x) * 4);
+// What all blocks will read of the next phase starts on its way from memory, by one of them.
+DEVICE void prefetch_ahead(const Phase& p, int phase) {
+    if (p.kind != PHASE_LINEAR || (int)blockIdx.x != phase % (int)gridDim.x) return;
+    for (int i = 32 * threadIdx.x; i < p.cols; i += 32 * THREADS) prefetch(p.gamma + i);
 }
 
 DEVICE void look_ahead_of_token(const Phase& p, const Stream& stream, int phase, const TokenArea& area, Ahead& ahead) {
     if (p.kind != PHASE_LINEAR || stream.tiles == 0) return;
     TokenRow row;
     row.place(stream.items, phase);
+    float4 gamma[GROUPS_MAX];
 #pragma unroll
     for (int j = 0; j < GROUPS_MAX; j++) {
-        if (row.live(p, j)) area.gamma[j * THREADS] = *(const float4*)(p.gamma + row.column + j * WARPS * 128);
+        if (row.live(p, j)) gamma[j] = *(const float4*)(p.gamma + row.column + j * WARPS * 128);
+    }
+    keep_order();
+#pragma unroll
+    for (int j = 0; j < GROUPS_MAX; j++) {
+        if (row.live(p, j)) area.gamma[j * THREADS] = gamma[j];
     }
     int i = threadIdx.x / 16;
     if (i >= stream.tiles) return;
@@ -405,7 +380,7 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         long long later = 0;
         if (mine && i + 2 < count) later = ((const long long*)(phases + i + 2))[threadIdx.x];
         bool meet = false;
-        if (i + 1 < count) prefetch_ahead(reduced->phases[(i + 1) & 3], streams[i + 1], i + 1);
+        if (i + 1 < count) prefetch_ahead(reduced->phases[(i + 1) & 3], i + 1);
         switch (p.kind) {
         case PHASE_EMBED: embed_token(p, s, tag); break;
         case PHASE_LINEAR: token_linear(p, streams[i], i, tag, ring, ahead, reduced, area); break;

@@ -245,6 +245,12 @@ int main(int argc, char** argv) {
     std::vector<int> starts;
     for (int t = 0; t < 32; t++) starts.push_back(t * 8);
     steps_agree(gpu, Model(two_layers, 300, 9), starts, 1, false);
+    Model two(two_layers, 700, 9);
+    batch_agrees(gpu, two, {{0, 100}});
+    batch_agrees(gpu, two, {{600, 1}, {255, 1}, {31, 1}, {0, 1}, {250, 20}});
+    std::vector<Segment> many;
+    for (int i = 0; i < 70; i++) many.push_back({i * 4, 1});
+    batch_agrees(gpu, two, many);
     Model full(BITNET_2B4T, 1280, 10);
     steps_agree(gpu, full, {130}, 2, false);
     measure_token(gpu, full, 128);

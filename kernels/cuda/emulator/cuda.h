@@ -300,6 +300,7 @@ template <int PENDING> DEVICE void copy_wait() {
 }
 
 DEVICE void prefetch(const void*) {}
+DEVICE void pause() {}
 DEVICE void copy_async_kept(void* to, const void* from) { copy_async(to, from); }
 
 DEVICE int cluster_size() { return emulator::machine.cluster; }
