@@ -308,6 +308,29 @@ mod tests {
     }
 
     #[test]
+    fn every_prefix_and_every_changed_byte_is_read_or_refused() {
+        let good =
+            "[Kernels_0]\nm = 256\nk = 768\nbm = 128\nbk = 96\nbmm = 32\n[b]\nm=32\nk=256\nbm=32\nbk=96\nbmm=32\n";
+        for end in 0..good.len() {
+            let _ = TileTable::parse_ini(&good[..end]);
+        }
+        for at in 0..good.len() {
+            for byte in [0, b'\n', b'[', b'=', b'9', b'-', 0x7f] {
+                let mut bytes = good.as_bytes().to_vec();
+                bytes[at] = byte;
+                let text = String::from_utf8(bytes).expect("ASCII stays ASCII");
+                if let Ok(table) = TileTable::parse_ini(&text) {
+                    for (rows, cols, tile) in table.entries {
+                        for kind in [TensorType::Tl1, TensorType::Tl2] {
+                            let _ = Tiled::new(kind, rows, cols, tile);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn broken_configurations_are_refused_with_their_line() {
         let refused = |text: &str| TileTable::parse_ini(text).unwrap_err();
         assert_eq!(refused("m = 1"), TableError::Syntax { line: 1 });
