@@ -1,5 +1,6 @@
 //! `bitnetd inspect`: what a model file is, and whether it can be served.
 
+mod check;
 mod facts;
 mod scan;
 mod text;
@@ -20,6 +21,8 @@ pub struct InspectOptions {
     pub strict: bool,
     /// List every tensor.
     pub tensors: bool,
+    /// Colours of a terminal.
+    pub colour: bool,
 }
 
 /// The file is sound and of a kind that is served.
@@ -40,7 +43,7 @@ pub fn report(path: &Path, options: InspectOptions) -> (String, u8) {
     match examine(path, options) {
         Ok(facts) => {
             let code = exit_code(&facts, options);
-            let text = if options.json { to_json(&facts) } else { text::render(&facts) };
+            let text = if options.json { to_json(&facts) } else { text::render(&facts, options.colour) };
             (text, code)
         }
         Err(error) => {
@@ -87,6 +90,7 @@ fn examine(path: &Path, options: InspectOptions) -> Result<Facts, model::Error> 
     let mut facts = Facts::of_tables(path, source.bytes(), &gguf, options.tensors);
     let tiles = Tiles::of(&source, &gguf);
     facts.add_ternary_data(&source, &gguf, &tiles)?;
+    facts.check(&source, &gguf)?;
     Ok(facts)
 }
 
@@ -113,7 +117,7 @@ mod tests {
         }
     }
 
-    const JSON: InspectOptions = InspectOptions { json: true, strict: false, tensors: true };
+    const JSON: InspectOptions = InspectOptions { json: true, strict: false, tensors: true, colour: false };
 
     fn model(arch: &str, kind: TensorType, edit: impl FnOnce(&mut Writer)) -> Writer {
         let mut writer = Writer::new(3);
@@ -130,18 +134,40 @@ mod tests {
             writer.kv(&key(name), value);
         }
         writer.kv(&key("attention.layer_norm_rms_epsilon"), 1e-5f32);
-        writer.kv("tokenizer.ggml.model", "gpt2").strings("tokenizer.ggml.tokens", ["a", "b"]);
-        writer.strings("tokenizer.ggml.merges", ["a b"]);
+        writer.kv("tokenizer.ggml.model", "gpt2").strings("tokenizer.ggml.tokens", ["a", "b", "ab", "</s>"]);
+        writer.strings("tokenizer.ggml.merges", ["a b"]).kv("tokenizer.ggml.eos_token_id", 3u32);
         edit(&mut writer);
-        writer.tensor("token_embd.weight", &[256, 2], TensorType::F32).expect("whole blocks");
-        writer.tensor("blk.0.attn_q.weight", &[256, 256], kind).expect("whole blocks");
+        writer.tensor("token_embd.weight", &[256, 4], TensorType::F32).expect("whole blocks");
+        let mut add = |name: &str, dims: &[u64], kind| {
+            writer.tensor(&format!("{name}.weight"), dims, kind).expect("whole blocks");
+        };
+        for (name, cols) in [("attn_norm", 256), ("attn_sub_norm", 256), ("ffn_norm", 256), ("ffn_sub_norm", 512)] {
+            add(&format!("blk.0.{name}"), &[cols], TensorType::F32);
+        }
+        add("output_norm", &[256], TensorType::F32);
+        for (name, cols, rows) in [
+            ("attn_q", 256, 256),
+            ("attn_k", 256, 128),
+            ("attn_v", 256, 128),
+            ("attn_output", 256, 256),
+            ("ffn_gate", 256, 512),
+            ("ffn_up", 256, 512),
+            ("ffn_down", 512, 256),
+        ] {
+            add(&format!("blk.0.{name}"), &[cols, rows], kind);
+        }
         writer
     }
 
     /// Ternary data with this byte in every place and this scale.
     fn file(writer: &Writer, byte: u8, scale: f32) -> Vec<u8> {
         let mut body = writer.write_header(Vec::new()).expect("sound tables");
-        for bytes in writer.tensor_bytes() {
+        for (index, bytes) in writer.tensor_bytes().enumerate() {
+            if index < DENSE_COUNT || bytes < 32 {
+                let ones: Vec<u8> = 1f32.to_le_bytes().repeat(bytes as usize / 4);
+                body.write_tensor(&ones).expect("as long as it should be");
+                continue;
+            }
             let mut data = vec![byte; bytes as usize];
             let tail = data.len() - 32;
             data[tail..].copy_from_slice(&gguf::ternary::i2s_tail(scale));
@@ -149,6 +175,9 @@ mod tests {
         }
         body.finish().expect("complete")
     }
+
+    /// Embedding and norms of `model`.
+    const DENSE_COUNT: usize = 6;
 
     fn codes_of(text: &str) -> Vec<String> {
         let value: serde_json::Value = serde_json::from_str(text).expect("one JSON object");
@@ -173,7 +202,7 @@ mod tests {
         assert_eq!(value["architecture"]["embedding_length"], 256);
         assert_eq!(value["ternary"]["code3_count"], 0);
         assert_eq!(value["tokenizer"]["merges_count"], 1);
-        assert_eq!(value["tensors"][1]["name"], "blk.0.attn_q.weight");
+        assert_eq!(value["tensors"][6]["name"], "blk.0.attn_q.weight");
     }
 
     #[test]
@@ -194,10 +223,58 @@ mod tests {
         let (text, code) = report(&scratch.0, JSON);
         assert_eq!((codes_of(&text), code), (vec!["ternary-code-3".to_owned()], EXIT_MALFORMED));
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(value["ternary"]["code3_count"], 256 * 256 / 4);
+        assert_eq!(value["ternary"]["code3_count"], (3 * 256 * 256 + 3 * 256 * 512) / 4);
         let scratch = Scratch::new("nan", &file(&writer, 0, f32::NAN));
         let (text, code) = report(&scratch.0, JSON);
         assert_eq!((codes_of(&text), code), (vec!["ternary-scale".to_owned()], EXIT_MALFORMED));
+    }
+
+    #[test]
+    fn what_loading_would_find_is_found() {
+        let sound = |writer: &mut Writer| {
+            writer.kv("tokenizer.ggml.pre", "llama-bpe");
+        };
+        let found = |name: &str, writer: &Writer, scale: f32| {
+            let scratch = Scratch::new(name, &file(writer, 0b01_10_00_01, scale));
+            let (text, code) = report(&scratch.0, JSON);
+            (codes_of(&text), code)
+        };
+        let kind = TensorType::I2S;
+        assert_eq!(found("sound-2", &model("bitnet", kind, sound), 1.0), (vec![], EXIT_OK));
+        let unlikely = (vec!["ternary-scale-unlikely".to_owned()], EXIT_OK);
+        assert_eq!(found("negative", &model("bitnet", kind, sound), -1.0), unlikely);
+        assert_eq!(found("huge", &model("bitnet", kind, sound), 1e30), unlikely);
+        for (wanted, key, value, code) in [
+            ("chat-template", "tokenizer.chat_template", "{% if %}", EXIT_MALFORMED),
+            ("tokenizer", "tokenizer.ggml.pre", "unheard-of", EXIT_MALFORMED),
+        ] {
+            let edit = |writer: &mut Writer| {
+                writer.kv(key, value);
+                if key != "tokenizer.ggml.pre" {
+                    sound(writer);
+                }
+            };
+            assert_eq!(found(wanted, &model("bitnet", kind, edit), 1.0), (vec![wanted.to_owned()], code));
+        }
+        let far = |writer: &mut Writer| {
+            sound(writer);
+            writer.kv("tokenizer.ggml.bos_token_id", 9u32);
+        };
+        assert_eq!(found("far", &model("bitnet", kind, far), 1.0), (vec!["tokenizer-special".to_owned()], EXIT_OK));
+        let mut writer = model("bitnet", kind, sound);
+        writer.tensor("blk.0.attn_q.scale", &[2], TensorType::F32).unwrap();
+        assert_eq!(found("shape", &writer, 1.0), (vec!["tensors".to_owned()], EXIT_MALFORMED));
+    }
+
+    #[test]
+    fn colours_are_for_terminals() {
+        let pre = |writer: &mut Writer| {
+            writer.kv("tokenizer.ggml.pre", "llama-bpe");
+        };
+        let scratch = Scratch::new("colour", &file(&model("bitnet", TensorType::I2S, pre), 0, 1.0));
+        let (plain, _) = report(&scratch.0, InspectOptions::default());
+        let (coloured, _) = report(&scratch.0, InspectOptions { colour: true, ..Default::default() });
+        assert!(!plain.contains('\x1b') && coloured.contains("\x1b[32mno findings\x1b[0m"), "{coloured}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod load;
 mod serve;
 pub mod synth;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -57,6 +58,9 @@ enum Command {
         /// List every tensor
         #[arg(long)]
         tensors: bool,
+        /// No colours, also on a terminal
+        #[arg(long, env = "NO_COLOR", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
+        no_color: bool,
     },
     /// Write a Hugging Face checkpoint of a ternary model as a GGUF file
     Convert(ConvertArgs),
@@ -113,8 +117,9 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         None => run_serve(cli.serve),
         Some(Command::Serve(args)) => run_serve(*args),
         Some(Command::Generate(args)) => generate::run(&args),
-        Some(Command::Inspect { file, json, strict, tensors }) => {
-            let (text, code) = inspect::report(&file, inspect::InspectOptions { json, strict, tensors });
+        Some(Command::Inspect { file, json, strict, tensors, no_color }) => {
+            let colour = !no_color && !json && std::io::stdout().is_terminal();
+            let (text, code) = inspect::report(&file, inspect::InspectOptions { json, strict, tensors, colour });
             // A file that can't even be listed leaves one line that says why.
             if code != inspect::EXIT_OK && !json && text.lines().count() == 1 {
                 eprint!("{text}");

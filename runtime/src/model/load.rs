@@ -37,6 +37,40 @@ pub fn load(
     options: LoadOptions,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Weights, Error> {
+    let Planned { plan, params, embedding, layers, output_norm, head, rope, context } =
+        plan_all(source, gguf, options.context_max)?;
+    let mut arena = Arena::zeroed(plan.bytes.max(1), options.node)?;
+    fill(source, &plan, arena.as_mut_slice(), options, progress)?;
+    let skips = None;
+    let mut weights = Weights { params, embedding, layers, output_norm, head, rope, context, arena, skips };
+    plan.settle_scales(&mut weights);
+    if ternary::skips(Isa::detect()) {
+        weights.pack_skips(options.threads, options.node)?;
+    }
+    Ok(weights)
+}
+
+/// Checks what [`load`] would of the header and the small tensors, and takes no memory for weights.
+///
+/// # Errors
+/// As [`load`], but for bytes that are no weights.
+pub fn check(source: &Source, gguf: &Gguf<'_>) -> Result<HyperParameters, Error> {
+    plan_all(source, gguf, 1).map(|planned| planned.params)
+}
+
+/// All of the weights but their arena, and what goes where in it.
+struct Planned {
+    plan: Plan,
+    params: HyperParameters,
+    embedding: Linear,
+    layers: Vec<Layer>,
+    output_norm: Vec<f32>,
+    head: Option<Linear>,
+    rope: RopeTable,
+    context: usize,
+}
+
+fn plan_all(source: &Source, gguf: &Gguf<'_>, context_max: usize) -> Result<Planned, Error> {
     let file = Tensors::new(source, gguf)?;
     let embedding = file.info("token_embd.weight")?;
     let vocab = usize::try_from(embedding.rows()).map_err(|_| Error::BadShape("too many rows".into()))?;
@@ -50,17 +84,9 @@ pub fn load(
     let untied = params.family.may_untie_head() && gguf.tensor("output.weight").is_some();
     let head = untied.then(|| plan.linear(&file, "output", (vocab, params.hidden))).transpose()?;
     let output_norm = file.vector("output_norm.weight", params.hidden)?;
-    let context = params.context.min(options.context_max);
+    let context = params.context.min(context_max);
     let rope = rope_table(&file, &params, context)?;
-    let mut arena = Arena::zeroed(plan.bytes.max(1), options.node)?;
-    fill(source, &plan, arena.as_mut_slice(), options, progress)?;
-    let skips = None;
-    let mut weights = Weights { params, embedding, layers, output_norm, head, rope, context, arena, skips };
-    plan.settle_scales(&mut weights);
-    if ternary::skips(Isa::detect()) {
-        weights.pack_skips(options.threads, options.node)?;
-    }
-    Ok(weights)
+    Ok(Planned { plan, params, embedding, layers, output_norm, head, rope, context })
 }
 
 fn plan_layer(plan: &mut Plan, file: &Tensors<'_, '_>, params: &HyperParameters, index: usize) -> Result<Layer, Error> {

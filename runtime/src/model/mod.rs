@@ -14,7 +14,7 @@ mod tensors;
 mod tiles;
 mod weights;
 
-pub use load::{LoadOptions, load};
+pub use load::{LoadOptions, check, load};
 pub use params::{Activation, Family, HyperParameters};
 pub use source::{Source, TILES_FILE};
 pub(crate) use tensors::{Decoded, Tensors};

@@ -23,6 +23,8 @@ pub(super) struct Facts {
     pub(super) tokenizer: Tokenizer,
     pub(super) types: Vec<TypeUse>,
     pub(super) ternary: Option<Ternary>,
+    /// Of the whole file, in hexadecimal digits.
+    pub(super) sha256: Option<String>,
     pub(super) findings: Vec<Finding>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) tensors: Vec<Tensor>,
@@ -37,6 +39,9 @@ pub(super) struct Alignment {
     pub(super) actual: u64,
     /// A cache line, an AVX-512 register.
     pub(super) optimal: u64,
+    /// Tensors that start elsewhere. They cost nothing here, since weights are packed into aligned memory when they are
+    /// loaded; a reader that maps the file splits each of its vector loads over two cache lines there.
+    pub(super) off_optimal_count: usize,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -130,6 +135,7 @@ impl Facts {
             required: gguf.alignment(),
             actual: if offset_bits == 0 { gguf.alignment() } else { 1 << offset_bits.trailing_zeros() },
             optimal: ALIGNMENT_OPTIMAL,
+            off_optimal_count: tensors.iter().filter(|t| !t.offset.is_multiple_of(ALIGNMENT_OPTIMAL)).count(),
         };
         let mut facts = Self {
             path: path.display().to_string(),
@@ -144,6 +150,7 @@ impl Facts {
             tokenizer: Tokenizer::default(),
             types: type_uses(tensors),
             ternary: None,
+            sha256: None,
             findings: vec![],
             tensors: vec![],
         };
@@ -191,6 +198,10 @@ impl Facts {
         if let Some(name) = scale_first {
             let message = format!("{} scales are not finite, the first in {name}", scan.bad_scale_count);
             self.find(Severity::Malformed, "ternary-scale", message);
+        }
+        if let Some((name, scale)) = &scan.odd_scale {
+            let message = format!("scale {scale} of {name} is no likely size of a weight");
+            self.find(Severity::Warning, "ternary-scale-unlikely", message);
         }
         let finite = scan.scale_min <= scan.scale_max;
         self.ternary = (scan.tensor_count > 0).then(|| Ternary {
@@ -295,7 +306,7 @@ impl Facts {
         })
     }
 
-    fn find(&mut self, severity: Severity, code: &'static str, message: String) {
+    pub(super) fn find(&mut self, severity: Severity, code: &'static str, message: String) {
         self.findings.push(Finding { severity, code, message });
     }
 }

@@ -14,6 +14,8 @@ pub(super) struct Scan {
     pub(super) scale_max: f32,
     pub(super) bad_scale_count: u64,
     pub(super) code3_count: u64,
+    /// The first scale that a weight would hardly have, and its tensor.
+    pub(super) odd_scale: Option<(String, f32)>,
     piece: Vec<u8>,
 }
 
@@ -26,6 +28,7 @@ impl Default for Scan {
             scale_max: f32::NEG_INFINITY,
             bad_scale_count: 0,
             code3_count: 0,
+            odd_scale: None,
             piece: vec![],
         }
     }
@@ -49,13 +52,13 @@ impl Scan {
             if tensor.kind == TensorType::I2S {
                 self.code3_count += ternary::code3_count(&self.piece);
             } else {
-                self.scaled_blocks(tensor.kind, block_bytes as usize);
+                self.scaled_blocks(tensor, block_bytes as usize);
             }
         }
         if tensor.kind == TensorType::I2S {
             let mut scale = [0; 4];
             source.read_at(end, &mut scale)?;
-            self.scale(f32::from_le_bytes(scale));
+            self.scale(tensor.name, f32::from_le_bytes(scale), f32::MIN_POSITIVE);
         }
         Ok(())
     }
@@ -73,25 +76,31 @@ impl Scan {
             layout.codes(&self.piece, band, &mut codes);
             self.code3_count += codes.iter().filter(|&&code| code == 3).count() as u64;
         }
-        self.scale(layout.scale(&self.piece));
+        self.scale(tensor.name, layout.scale(&self.piece), f32::MIN_POSITIVE);
         Ok(())
     }
 
     /// TQ1_0 and TQ2_0: an f16 scale ends each block.
-    fn scaled_blocks(&mut self, kind: TensorType, block_bytes: usize) {
+    fn scaled_blocks(&mut self, tensor: &TensorInfo<'_>, block_bytes: usize) {
         let piece = std::mem::take(&mut self.piece);
         for block in piece.chunks_exact(block_bytes) {
             let (codes, scale) = block.split_at(block_bytes - 2);
-            self.scale(gguf::blocks::f16_to_f32(u16::from_le_bytes([scale[0], scale[1]])));
-            if kind == TensorType::Tq2_0 {
+            // A block of zeros may have the scale 0.
+            let scale = gguf::blocks::f16_to_f32(u16::from_le_bytes([scale[0], scale[1]]));
+            self.scale(tensor.name, scale, 0.0);
+            if tensor.kind == TensorType::Tq2_0 {
                 self.code3_count += ternary::code3_count(codes);
             }
         }
         self.piece = piece;
     }
 
-    fn scale(&mut self, scale: f32) {
+    fn scale(&mut self, tensor: &str, scale: f32, least: f32) {
+        const SCALE_MAX: f32 = 1e4;
         if scale.is_finite() {
+            if !(least..=SCALE_MAX).contains(&scale) {
+                self.odd_scale.get_or_insert_with(|| (tensor.to_owned(), scale));
+            }
             self.scale_min = self.scale_min.min(scale);
             self.scale_max = self.scale_max.max(scale);
         } else {

@@ -4,11 +4,12 @@ use std::fmt::{Display, Write as _};
 
 use super::facts::{Architecture, Facts, Severity, Tokenizer};
 
-pub(super) fn render(facts: &Facts) -> String {
+pub(super) fn render(facts: &Facts, colour: bool) -> String {
+    let paint = |code: &str, text: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
     let mut out = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "{name:<13} {value}");
+        let _ = writeln!(out, "{} {value}", paint(BOLD, &format!("{name:<13}")));
     };
     line("file", printable(&facts.path));
     line("size", format!("{} ({} bytes)", size(facts.file_bytes), facts.file_bytes));
@@ -19,12 +20,16 @@ pub(super) fn render(facts: &Facts) -> String {
             facts.version, facts.metadata_count, facts.tensor_count, facts.data_offset
         ),
     );
+    if let Some(sha256) = &facts.sha256 {
+        line("sha256", sha256.clone());
+    }
     let alignment = &facts.alignment;
     line(
         "alignment",
         format!(
-            "{} bytes required, tensors start at multiples of {}, {} is optimal",
-            alignment.required, alignment.actual, alignment.optimal
+            "{} bytes required, tensors start at multiples of {}, {} is optimal; {} of {} tensors are off it, which costs \
+             nothing here (weights are packed into aligned memory) and two cache lines a load where a file is mapped",
+            alignment.required, alignment.actual, alignment.optimal, alignment.off_optimal_count, facts.tensor_count
         ),
     );
     line("model", model(&facts.architecture, facts.parameter_count));
@@ -48,13 +53,13 @@ pub(super) fn render(facts: &Facts) -> String {
         );
     }
     out.push('\n');
-    types(facts, &mut out);
+    types(facts, &paint, &mut out);
     if !facts.tensors.is_empty() {
         out.push('\n');
         tensors(facts, &mut out);
     }
     out.push('\n');
-    findings(facts, &mut out);
+    findings(facts, &paint, &mut out);
     out
 }
 
@@ -102,8 +107,9 @@ fn specials(tokenizer: &Tokenizer) -> String {
     )
 }
 
-fn types(facts: &Facts, out: &mut String) {
-    let _ = writeln!(out, "{:<10} {:>8} {:>10} {:>12} {:>7}", "type", "tensors", "elements", "size", "share");
+fn types(facts: &Facts, paint: &dyn Fn(&str, &str) -> String, out: &mut String) {
+    let head = format!("{:<10} {:>8} {:>10} {:>12} {:>7}", "type", "tensors", "elements", "size", "share");
+    let _ = writeln!(out, "{}", paint(BOLD, &head));
     let total: u64 = facts.types.iter().map(|entry| entry.bytes).sum();
     for entry in &facts.types {
         let share = entry.bytes as f64 / total as f64 * 100.0;
@@ -130,19 +136,24 @@ fn tensors(facts: &Facts, out: &mut String) {
     }
 }
 
-fn findings(facts: &Facts, out: &mut String) {
+fn findings(facts: &Facts, paint: &dyn Fn(&str, &str) -> String, out: &mut String) {
     if facts.findings.is_empty() {
-        out.push_str("no findings\n");
+        let _ = writeln!(out, "{}", paint(GREEN, "no findings"));
     }
     for finding in &facts.findings {
         let severity = match finding.severity {
-            Severity::Warning => "warning",
-            Severity::Unsupported => "unsupported",
-            Severity::Malformed => "malformed",
+            Severity::Warning => paint(YELLOW, "warning"),
+            Severity::Unsupported => paint(RED, "unsupported"),
+            Severity::Malformed => paint(RED, "malformed"),
         };
-        let _ = writeln!(out, "{severity}: {} [{}]", finding.message, finding.code);
+        let _ = writeln!(out, "{severity}: {} [{}]", printable(&finding.message), finding.code);
     }
 }
+
+const BOLD: &str = "1";
+const RED: &str = "31";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
 
 /// Text from the file without control characters, which could write over the terminal.
 fn printable(text: &str) -> String {
