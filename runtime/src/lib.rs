@@ -20,6 +20,7 @@ pub mod registry;
 pub mod replay;
 pub mod sampler;
 pub mod schedule;
+pub mod selftest;
 pub mod server;
 pub mod shard;
 pub mod shared;

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::engine::GenerationId;
 use crate::kv::{KvCache, blocks_for};
 use crate::model::{self, HyperParameters, LoadOptions, Model, Source};
+use crate::selftest::{self, SelfTest, self_test};
 
 /// What is to be loaded, and how.
 pub struct LoadPlan<'a> {
@@ -39,6 +40,7 @@ pub struct Loaded {
     pub replicas: Vec<Arc<Model>>,
     /// KV blocks of each shard.
     pub kv_blocks: usize,
+    pub self_test: SelfTest,
 }
 
 /// Why a file is no generation.
@@ -50,6 +52,8 @@ pub enum LoadError {
     WrongHash { got: String, wanted: String },
     #[error("the file changed while it was read")]
     Changed,
+    #[error("it fails its self test: {0}")]
+    SelfTest(#[from] selftest::Failure),
     #[error("{wanted_bytes} bytes of memory are needed for it, {free_bytes} are free")]
     TooBig { wanted_bytes: u64, free_bytes: u64 },
     #[error("it took {} ms to load, {} are allowed", .got.as_millis(), .allowed.as_millis())]
@@ -115,6 +119,7 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
         return Err(LoadError::Changed);
     }
     let model = &replicas[0].1;
+    let self_test = self_test(model, plan.config.isa, plan.threads)?;
     let kv_blocks = kv_blocks(&plan, model, free_bytes)?;
     let block_bytes = KvCache::block_bytes(&model.weights.params) as u64;
     let shards = plan.placement.shards.len() as u64;
@@ -143,7 +148,7 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
         |node: NodeId| replicas.iter().find(|(other, _)| *other == node).map(|(_, model)| Arc::clone(model));
     let shards = plan.placement.shards.iter();
     let replicas = shards.map(|shard| replica_of(shard.node).expect("every node got its replica")).collect();
-    Ok(Loaded { facts, replicas, kv_blocks })
+    Ok(Loaded { facts, replicas, kv_blocks, self_test })
 }
 
 /// What tells that a file is still the same.

@@ -3,6 +3,7 @@
 //! The control thread alone owns the registry. Shards get orders through one bounded ring each and acknowledge them;
 //! clients' wishes come as messages, one at a time. Every lane and replica is made and freed on this thread.
 
+mod cross;
 mod facts;
 mod load;
 mod orders;
@@ -186,9 +187,6 @@ impl Registry {
             let message = "no GPU is available on this server";
             return Err(ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference"));
         }
-        if request.validation.cross_validation {
-            return Err(ApiError::not_supported("validation_config.enable_cross_validation"));
-        }
         let (source, path) = self.config.allowed_directories.open(&request.model_path, "model_path")?;
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         let name = request.model_id.clone().or(stem).unwrap_or_default();
@@ -200,6 +198,9 @@ impl Registry {
         check_quantization(request.quantization_format, loaded.facts.quantization)?;
         let deadline = (started, request.validation.timeout);
         let tried = self.try_loaded(&loaded, None, &[], deadline)?;
+        let crossed =
+            request.validation.cross_validation.then(|| cross::cross_validation(&source, &loaded, request, started));
+        let crossed = crossed.transpose()?;
         let held = self.open(loaded)?;
         let (facts, generation) = (Arc::clone(&held.facts), held.facts.generation);
         self.names.push(Name {
@@ -221,7 +222,7 @@ impl Registry {
             status: "loaded",
             load_time_ms: ms(load_time),
             model_metadata: facts.metadata(),
-            validation_results: validation_results(&facts, &tried),
+            validation_results: ValidationResults { cross_validation: crossed, ..validation_results(&facts, &tried) },
         })
     }
 

@@ -144,6 +144,10 @@ impl Loader<'_> {
             model.weights.page_kind(),
             facts.kv_bytes >> 20,
         );
+        let test = &loaded.self_test;
+        let how = if test.whole_step { "a whole step" } else { "parts of every layer" };
+        let ms = test.took.as_secs_f64() * 1e3;
+        info!("self test passed in {ms:.0} ms: known answers, {how} as the portable kernels, {:?}", test.text);
         for note in model.tokenizer.notes() {
             warning!("{note}");
         }

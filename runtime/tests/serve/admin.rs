@@ -103,6 +103,24 @@ fn models_are_loaded_served_by_name_and_removed() {
 }
 
 #[test]
+fn a_load_may_ask_for_cross_validation() {
+    let folder = Folder::new();
+    let path = folder.synth("m.gguf", 1);
+    let server = folder.serve("m.gguf", &[]);
+    let default = std::path::Path::new(&path).with_file_name("default.gguf");
+    std::fs::write(&default, include_bytes!("../../assets/bitnetd-tiny-i2_s.gguf")).unwrap();
+    let load = |timeout_s: u32| {
+        let config = json!({"enable_cross_validation": true, "validation_samples": 1, "timeout_seconds": timeout_s});
+        server.admin("POST", "/v1/models/load", &json!({"model_path": default, "validation_config": config}))
+    };
+    let answer = load(200);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let crossed = &answer.json()["validation_results"]["cross_validation"];
+    assert_eq!(crossed["passed"], true);
+    assert!(crossed["message"].as_str().unwrap().contains("85 of 85 tensors bit-equal"), "{crossed}");
+}
+
+#[test]
 fn many_models_are_served_from_the_start() {
     let folder = Folder::new();
     let (first, second) = (folder.synth("a.gguf", 1), folder.synth("b.gguf", 2));
