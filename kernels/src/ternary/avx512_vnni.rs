@@ -12,8 +12,8 @@ use super::linear::{Finish, Job};
 use crate::Avx512Vnni;
 
 pub(super) fn linear<F: Finish>(proof: Avx512Vnni, job: Job<'_>, finish: F, out: &mut [F::Out]) {
-    if job.n() == 1 {
-        return super::gemv::avx512_vnni::tiles(proof, job, finish, out);
+    if job.n() <= super::gemv::avx512_vnni::FEW_MAX {
+        return super::gemv::avx512_vnni::few(proof, job, finish, out);
     }
     // SAFETY: the token proves that these instructions exist.
     unsafe { blocks(job, finish, out) }
@@ -35,7 +35,7 @@ fn blocks<F: Finish>(job: Job<'_>, finish: F, out: &mut [F::Out]) {
                     match len { $($n => panel::<F, $rows, $n, $split>(job, finish, out, first..end, start),)* _ => unreachable!() }
                 };
             }
-            by_len!(1 => 1 x 1, 2 => 2 x 4, 3 => 2 x 4, 4 => 2 x 1, 5 => 2 x 1, 6 => 2 x 1, 7 => 2 x 1, 8 => 2 x 1,
+            by_len!(4 => 2 x 1, 5 => 2 x 1, 6 => 2 x 1, 7 => 2 x 1, 8 => 2 x 1,
                 9 => 2 x 1, 10 => 2 x 1, 11 => 2 x 1, 12 => 2 x 1);
         }
     }
@@ -121,6 +121,9 @@ fn dot<const R: usize, const N: usize, const SPLIT: usize>(w: [&[Tile]; R], x: [
 pub(super) fn merge<const SPLIT: usize>(acc: [__m512i; SPLIT]) -> __m512i {
     if SPLIT == 1 {
         return acc[0];
+    }
+    if SPLIT == 2 {
+        return _mm512_add_epi32(acc[0], _mm512_srai_epi32::<2>(acc[1]));
     }
     let low = _mm512_add_epi32(acc[0], _mm512_srai_epi32::<2>(acc[1]));
     let high = _mm512_add_epi32(_mm512_srai_epi32::<4>(acc[2]), _mm512_srai_epi32::<6>(acc[3]));
