@@ -140,9 +140,9 @@ template <class A, int WIDE, int NT, int STAGES> struct Gemm {
             multiply_stage(k);
         }
     }
-    // Calls finish(row tile, g, token, stride, sums of row g, sums of row g + 8) with those of some tokens, `stride` apart. Sums go through shared
-    // memory, where blocks of a cluster find each other's; one short loop, since code that runs once costs more than its
-    // instructions.
+    // Calls finish(row tile, g, token, stride, sums of row g, sums of row g + 8) with those of some tokens, `stride` apart.
+    // Sums go through shared memory, where blocks of a cluster find each other's; one short loop, since code that runs once
+    // costs more than its instructions.
     template <class Finish> DEVICE void finish(const Finish& finish) const {
         int* parts = (int*)shared_arena();
         copy_wait<0>();

@@ -1,5 +1,6 @@
 // Attention by warps. Of prompts: a tile of successive rows of one sequence against the cache, a warp for each 8 (row, query
-// head) pairs of one kv head. Of many decode rows: a warp for each query head. The bits of kernels/src/attention: chains of 32 dimensions, splits of 256 positions merged in order.
+// head) pairs of one kv head. Of many decode rows: a warp for each query head. The bits of kernels/src/attention: chains of
+// 32 dimensions, splits of 256 positions merged in order.
 #pragma once
 
 #include "attention.h"

@@ -90,14 +90,20 @@ void trace_token(Driver& gpu, Loaded& loaded, int context) {
     int seen[7] = {};
     for (int i = 0; i + 1 < count; i++) {
         int kind = kinds[i].kind;
-        int group = kind == PHASE_LINEAR ? linears++ % 4 : kind == PHASE_ATTEND ? 4 : kind == PHASE_SCREEN ? 5 : kind == PHASE_CHOOSE ? 6 : -1;
+        int group = kind == PHASE_LINEAR   ? linears++ % 4
+                    : kind == PHASE_ATTEND ? 4
+                    : kind == PHASE_SCREEN ? 5
+                    : kind == PHASE_CHOOSE ? 6
+                                           : -1;
         if (i == 0 || group < 0) continue;
         work[group] += (double)(trace[2 * i] - trace[2 * i - 1]) / gpu.clock_mhz;
         rest[group] += (double)(trace[2 * i + 1] - trace[2 * i]) / gpu.clock_mhz;
         seen[group]++;
     }
     for (int g = 0; g < 7; g++) {
-        if (seen[g]) std::printf("  in step_1 %-9s %8.2f us, waiting for its input among them, %6.2f us to the next phase\n", names[g], work[g] / seen[g], rest[g] / seen[g]);
+        if (!seen[g]) continue;
+        std::printf("  in step_1 %-9s %8.2f us, waiting for its input among them, %6.2f us to the next phase\n", names[g],
+                    work[g] / seen[g], rest[g] / seen[g]);
     }
 }
 
