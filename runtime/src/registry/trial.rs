@@ -2,13 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use kernels::Isa;
+use kernels::{Isa, softmax};
 
-use crate::forward::{Forward, Limits, Step};
-use crate::kv::{KvCache, blocks_for};
 use crate::model::Model;
-use crate::sampler::{History, Sampler, SamplingParams};
-use crate::team::Team;
+use crate::replay::Replay;
 
 /// Why a model does not pass.
 #[derive(Debug, thiserror::Error)]
@@ -25,38 +22,29 @@ pub(super) enum TrialError {
     Start(#[from] std::io::Error),
 }
 
-/// Everything that one sequence on this thread needs.
+/// A model on this thread, with a time limit.
 pub(super) struct Trial<'m> {
     model: &'m Model,
-    team: Team,
-    forward: Forward,
-    kv: KvCache,
-    sampler: Sampler,
+    isa: Isa,
+    replay: Replay<'m>,
     deadline: (Instant, Duration),
 }
 
-/// A greedy answer and how fast its tokens came, the first one apart.
+/// A greedy answer, how long its tokens after the first took, and the best tokens along prompt and answer.
 pub(super) struct Answer {
     pub tokens: Vec<u32>,
     pub decode: Duration,
+    pub best: Vec<u32>,
 }
 
 impl<'m> Trial<'m> {
-    /// Sized for prompts of at most so many tokens; gives up `timeout` after `started`.
+    /// Gives up `timeout` after `started`.
     ///
     /// # Errors
     /// When no team can be had.
     pub(super) fn new(model: &'m Model, isa: Isa, started: Instant, timeout: Duration) -> Result<Self, TrialError> {
-        let params = &model.weights.params;
-        let positions = model.weights.context.min(POSITIONS_MAX);
-        Ok(Self {
-            model,
-            team: Team::start(1, |_| {})?,
-            forward: Forward::new(isa, params, 1, Limits { rows_max: ROWS, logits_max: ROWS }),
-            kv: KvCache::new(params, positions, 1, blocks_for(positions)),
-            sampler: Sampler::new(params.vocab),
-            deadline: (started + timeout, timeout),
-        })
+        let replay = Replay::new(model, isa, 1, model.weights.context.min(POSITIONS_MAX))?;
+        Ok(Self { model, isa, replay, deadline: (started + timeout, timeout) })
     }
 
     /// Tokens of a test prompt that leaves room for an answer.
@@ -78,30 +66,19 @@ impl<'m> Trial<'m> {
     /// # Errors
     /// Where the model gives no usable scores, ends at once, or is too slow.
     pub(super) fn answer(&mut self, prompt: &[u32]) -> Result<Answer, TrialError> {
-        self.restart(prompt.len() + ANSWER_TOKENS);
-        let mut history = History::with_capacity(prompt.len() + ANSWER_TOKENS);
-        history.push_prompt(prompt);
-        let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        let (mut tokens, mut computed, mut first) = (Vec::new(), 0, None);
-        let mut pending = prompt.to_vec();
-        while tokens.len() < ANSWER_TOKENS {
-            let rows = self.feed(&pending, computed)?;
-            computed += pending.len();
-            let position = computed as u64;
-            let choice = self.sampler.sample(self.forward.logits(rows - 1), &greedy, &history, position);
-            let token = choice.map_err(|_| TrialError::NoNumbers(computed))?.token;
-            first.get_or_insert_with(Instant::now);
-            if self.model.tokenizer.is_end_of_generation(token) {
-                break;
-            }
-            history.push_output(token);
-            tokens.push(token);
-            pending = vec![token];
-        }
+        self.check_time()?;
+        let started = Instant::now();
+        self.replay.greedy(prompt, 1);
+        let first = started.elapsed();
+        self.check_time()?;
+        let started = Instant::now();
+        let tokens = self.replay.greedy(prompt, ANSWER_TOKENS);
+        let decode = started.elapsed().saturating_sub(first);
         if tokens.is_empty() {
             return Err(TrialError::NoAnswer);
         }
-        Ok(Answer { tokens, decode: first.map_or(Duration::ZERO, |first| first.elapsed()) })
+        let best = self.best_tokens(&[prompt, &tokens].concat())?;
+        Ok(Answer { tokens, decode, best })
     }
 
     /// The best next token after each of `tokens`.
@@ -109,45 +86,20 @@ impl<'m> Trial<'m> {
     /// # Errors
     /// As for an answer.
     pub(super) fn best_tokens(&mut self, tokens: &[u32]) -> Result<Vec<u32>, TrialError> {
-        self.restart(tokens.len());
-        let mut best = Vec::with_capacity(tokens.len());
-        let (history, greedy) =
-            (History::with_capacity(1), SamplingParams { temperature: 0.0, ..SamplingParams::default() });
-        for (index, chunk) in tokens.chunks(ROWS).enumerate() {
-            let start = index * ROWS;
-            let rows = self.feed(chunk, start)?;
-            for row in 0..rows {
-                let choice = self.sampler.sample(self.forward.logits(row), &greedy, &history, (start + row + 1) as u64);
-                best.push(choice.map_err(|_| TrialError::NoNumbers(start + row + 1))?.token);
+        self.check_time()?;
+        let (isa, mut best, mut broken) = (self.isa, Vec::with_capacity(tokens.len()), None);
+        self.replay.sequence(tokens, |position, logits| {
+            if broken.is_none() && !logits.iter().all(|logit| logit.is_finite()) {
+                broken = Some(position + 1);
             }
-        }
-        Ok(best)
+            best.push(u32::try_from(softmax::argmax(isa, logits)).expect("a vocabulary has 32-bit ids"));
+        });
+        broken.map_or(Ok(best), |tokens| Err(TrialError::NoNumbers(tokens)))
     }
 
-    fn restart(&mut self, positions: usize) {
-        self.kv.release(0);
-        self.kv.reserve(0, positions).expect("the cache holds what a prompt was checked for");
-    }
-
-    /// Computes `tokens`; the logits of the last chunk's rows are there then, and how many they are.
-    fn feed(&mut self, tokens: &[u32], first_position: usize) -> Result<usize, TrialError> {
-        let mut rows = 0;
-        for (index, chunk) in tokens.chunks(ROWS).enumerate() {
-            if Instant::now() > self.deadline.0 {
-                return Err(TrialError::Timeout(self.deadline.1));
-            }
-            let mut step = Step::default();
-            step.push(0, first_position + index * ROWS, chunk, false);
-            step.logits.extend(0..chunk.len());
-            rows = chunk.len();
-            self.forward.run(&self.team, &self.model.weights, &mut self.kv, &step, &|_, _, _| {});
-            for row in 0..rows {
-                if self.forward.logits(row).iter().any(|logit| !logit.is_finite()) {
-                    return Err(TrialError::NoNumbers(first_position + index * ROWS + row + 1));
-                }
-            }
-        }
-        Ok(rows)
+    fn check_time(&self) -> Result<(), TrialError> {
+        let (deadline, timeout) = self.deadline;
+        if Instant::now() > deadline { Err(TrialError::Timeout(timeout)) } else { Ok(()) }
     }
 }
 
@@ -199,9 +151,8 @@ pub(super) fn try_model(
             let Ok(answer) = before.answer(&prompt) else { continue };
             rate.add(&answer);
             if same_tokens {
-                let all: Vec<u32> = prompt.iter().chain(&answer.tokens).copied().collect();
-                best.0.extend(before.best_tokens(&all)?);
-                best.1.extend(trial.best_tokens(&all)?);
+                best.1.extend(trial.best_tokens(&[&prompt[..], &answer.tokens].concat())?);
+                best.0.extend(answer.best);
             }
         }
         tried.agreement = (!best.0.is_empty()).then(|| agreement(&best.0, &best.1));
@@ -243,8 +194,6 @@ pub(super) fn agreement(one: &[u32], other: &[u32]) -> f64 {
 pub(super) const ANSWER_TOKENS: usize = 16;
 /// Positions of a test prompt and its answer: 256 characters are at most as many bytes times four, a token each.
 const POSITIONS_MAX: usize = 1024 + 2 * ANSWER_TOKENS;
-/// Rows of a step.
-const ROWS: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -274,6 +223,7 @@ mod tests {
         let answer = trial.answer(&prompt).unwrap();
         let all: Vec<u32> = prompt.iter().chain(&answer.tokens).copied().collect();
         let best = trial.best_tokens(&all).unwrap();
+        assert_eq!(best, answer.best);
         assert_eq!(best[prompt.len() - 1..][..answer.tokens.len()], answer.tokens);
         assert!((agreement(&best, &best) - 1.0).abs() < 1e-12);
         assert!(matches!(trial.prompt(&"a b ".repeat(4000)), Err(TrialError::PromptTooLong { .. })));

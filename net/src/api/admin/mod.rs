@@ -34,7 +34,7 @@ pub struct ValidationConfig {
     pub cross_validation: bool,
     /// 0.9..=1
     pub min_accuracy: f32,
-    /// Tokens that are compared.
+    /// Texts that are compared, at most.
     pub samples: u32,
     pub timeout: Duration,
 }
