@@ -17,6 +17,8 @@ use crate::signals::Termination;
 pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
     log::set_level(config.log_level);
     let termination = Termination::block()?;
+    // Buffers of a generation that leaves are then given back, whatever else is held.
+    tuning::memory::map_blocks_from(MAPPED_BLOCK_BYTES);
     let open_files_max = tuning::raise_open_files();
     if open_files_max < (config.connections_max + DESCRIPTORS_RESERVED) as u64 {
         warning!("{open_files_max} open files are allowed, {} connections would need more", config.connections_max);
@@ -55,5 +57,7 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
 
 /// Descriptors that are no client connections: rings, listeners, events, the model file.
 const DESCRIPTORS_RESERVED: usize = 64;
+/// Blocks that are mappings of their own: the limit that glibc begins with.
+const MAPPED_BLOCK_BYTES: usize = 128 << 10;
 /// Smaller files load too fast for a bar.
 const PROGRESS_BYTES_MIN: u64 = 128 << 20;
