@@ -62,7 +62,7 @@ impl Plan {
         };
         // Every listener shares its port, so that a second server would go unnoticed: this one does not share.
         let fail = |source| Error::Listen { address: config.listen, source };
-        let alone = TcpListener::bind(config.listen).map_err(fail)?;
+        let alone = bind(config.listen).map_err(fail)?;
         let address = alone.local_addr().map_err(fail)?;
         Ok(Self { placement, io, address })
     }
@@ -71,6 +71,20 @@ impl Plan {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.placement.shards.iter().map(|shard| shard.workers.len()).sum()
+    }
+}
+
+/// The kernel takes the rings of a killed server down after its end, and frees its port only then: one that is taken is
+/// asked for again for a moment.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + PORT_PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                pause(PORT_ASKED_EVERY);
+            }
+            result => return result,
+        }
     }
 }
 
@@ -319,6 +333,9 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
+/// How long a taken port is asked for again.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+const PORT_ASKED_EVERY: Duration = Duration::from_millis(10);
 /// How soon a shard that ended by itself is noticed.
 const SHARDS_LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
 /// What streams get to take their error event after a shard has ended.

@@ -23,9 +23,12 @@ fn a_server_killed_during_a_swap_serves_the_last_good_model_when_it_starts_again
         [first, server.greedy(16)]
     };
     // How long a swap takes here, so that the kills fall into it.
-    let started = Instant::now();
-    server.swap(&files[0], &json!({}));
-    let swap_us = u64::try_from(started.elapsed().as_micros()).unwrap();
+    let timed = |file: &String| {
+        let started = Instant::now();
+        server.swap(file, &json!({}));
+        u64::try_from(started.elapsed().as_micros()).unwrap()
+    };
+    let swap_us = [0, 1, 0, 1, 0].map(|file: usize| timed(&files[file])).into_iter().min().unwrap();
     let (mut active, mut random, mut reported, mut longest) = (0, 7_u64, 0, Duration::ZERO);
     for round in 0..rounds {
         let other = 1 - active;
