@@ -4,13 +4,17 @@
 //! `cargo run --release -p kernels --example throughput [-- ISA [SECTION]]`, SECTION one of ternary, gemv, dense, screen,
 //! other.
 
+use std::cell::Cell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use kernels::Isa;
 use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
 use kernels::screen::{self, GROUP_ROWS, ScreenInput, ScreenMatrix, ScreenRows};
-use kernels::ternary::{self, Activations, ColumnMatrix, LiveColumns, RowActivations, RowMatrix, TernaryMatrix};
+use kernels::ternary::{
+    self, Activations, ColumnMatrix, Columns, Factored, LiveColumns, PANEL_UNIT_ROWS, PanelScratch, Panels, Product,
+    RowActivations, RowMatrix, TernaryMatrix,
+};
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -98,6 +102,14 @@ impl Limits {
     }
 }
 
+/// Measured beside each line: clocks rise and fall.
+fn int8_peak() -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    return kernels::Avx512Vnni::detect().map(x86::int8_peak);
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}
+
 fn read_all(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if let Some(proof) = kernels::Avx512Vnni::detect() {
@@ -151,7 +163,7 @@ mod x86 {
             black_box(sums);
         }
         // SAFETY: the token proves that VNNI exists.
-        (ROUNDS * 16 * 128) as f64 / super::best(super::BUDGET, || unsafe { body() })
+        (ROUNDS * 16 * 128) as f64 / super::best(super::BUDGET / 4, || unsafe { body() })
     }
 
     pub(crate) fn float_peak(_: Avx512Vnni) -> f64 {
@@ -239,18 +251,38 @@ fn ternary_table(isa: Isa, limits: &Limits) {
             check_ternary(isa, &memory.bytes()[..bytes], (rows, cols), x, &codes);
 
             let mut copy = 0;
-            let seconds = best(BUDGET, || {
-                copy = (copy + 1) % copies;
-                let w = TernaryMatrix::new(&memory.bytes()[copy * bytes..][..bytes], rows, cols, 0.5).expect("packed");
-                for first in (0..rows).step_by(CHUNK_ROWS) {
-                    let chunk = first..(first + CHUNK_ROWS).min(rows);
-                    let out = &mut out[..n * chunk.len()];
-                    ternary::linear(isa, w, chunk, x, out);
-                }
-                black_box(&out);
-            });
+            let seconds = if ternary::prefers_panels(isa, n) {
+                let panels = in_panels(x, cols);
+                let x = Panels { q: &panels, scale: &scale, sum: &sum };
+                let mut out = vec![Cell::new(0.0); n * rows];
+                let mut scratch = PanelScratch::new(cols, n);
+                best(BUDGET, || {
+                    copy = (copy + 1) % copies;
+                    let bytes = &memory.bytes()[copy * bytes..][..bytes];
+                    let matrix = TernaryMatrix::new(bytes, rows, cols, 0.5).expect("packed");
+                    for first in (0..rows).step_by(PANEL_UNIT_ROWS) {
+                        let chunk = first..(first + PANEL_UNIT_ROWS).min(rows);
+                        let product = Product::Plain(Factored { matrix, factor: 1.0 });
+                        let to = Columns { cells: &out[first..], stride: rows };
+                        ternary::linear_panels(isa, product, chunk, x, to, &mut scratch);
+                    }
+                    black_box(&mut out);
+                })
+            } else {
+                best(BUDGET, || {
+                    copy = (copy + 1) % copies;
+                    let bytes = &memory.bytes()[copy * bytes..][..bytes];
+                    let w = TernaryMatrix::new(bytes, rows, cols, 0.5).expect("packed");
+                    for first in (0..rows).step_by(CHUNK_ROWS) {
+                        let chunk = first..(first + CHUNK_ROWS).min(rows);
+                        let out = &mut out[..n * chunk.len()];
+                        ternary::linear(isa, w, chunk, x, out);
+                    }
+                    black_box(&out);
+                })
+            };
             let (rate, ops) = (bytes as f64 / seconds, (2 * rows * cols * n) as f64 / seconds);
-            let of_int8 = limits.int8.map_or("-".into(), |peak| format!("{:3.0} %", 100.0 * ops / peak));
+            let of_int8 = int8_peak().map_or("-".into(), |peak| format!("{:3.0} %", 100.0 * ops / peak));
             println!(
                 "{rows:6} x {cols:4}, {n:3} | {:5.1} {:3.0} % | {:6.0} {of_int8} | {:8.1} us",
                 rate / 1e9,
@@ -349,6 +381,19 @@ impl Copies {
         let count = copies.len() as f64;
         best(Duration::ZERO, || copies.clone().for_each(&mut call)) / count
     }
+}
+
+/// The same activations, in panels.
+fn in_panels(x: Activations<'_>, cols: usize) -> Vec<i8> {
+    let (n, width) = (x.scale.len(), ternary::padded_cols(cols));
+    let rows: Vec<i8> = x.q.chunks(x.stride).flat_map(|row| &row[..width]).copied().collect();
+    let mut panels = vec![0; n * width];
+    for index in 0..ternary::panel_count(n) {
+        let part = ternary::panel_rows(n, index);
+        let bytes = part.start * width..part.end * width;
+        ternary::interleave(&rows[bytes.clone()], part.len(), &mut panels[bytes]);
+    }
+    panels
 }
 
 fn check_ternary(isa: Isa, bytes: &[u8], (rows, cols): (usize, usize), x: Activations<'_>, codes: &[u8]) {
@@ -481,7 +526,7 @@ const COPIES_BYTES: usize = 768 << 20;
 const HUGE: usize = 2 << 20;
 /// Rows of a call, as a worker makes them.
 const CHUNK_ROWS: usize = 256;
-const TOKENS: [usize; 8] = [1, 2, 4, 8, 16, 32, 128, 512];
+const TOKENS: [usize; 10] = [1, 2, 4, 8, 12, 16, 24, 32, 128, 512];
 /// Shares of rows and columns that count.
 const SHARES: [f64; 4] = [0.21, 0.46, 0.75, 1.0];
 const HEAD_ROWS: usize = 128_256;

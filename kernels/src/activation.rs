@@ -35,6 +35,19 @@ pub fn add_assign(isa: Isa, x: &mut [f32], y: &[f32]) {
     dispatch(isa, AddAssign { x, y });
 }
 
+/// [`relu2_mul`] of 16 values.
+#[inline(always)]
+pub(crate) fn relu2_lanes<S: Simd>(s: S, gate: S::F, up: S::F) -> S::F {
+    s.where_positive(gate, s.mul(s.mul(gate, gate), up))
+}
+
+/// [`silu_mul`] of 16 values.
+#[inline(always)]
+pub(crate) fn silu_lanes<S: Simd>(s: S, gate: S::F, up: S::F) -> S::F {
+    let decay = exp_lanes(s, s.sub(s.splat(0.0), gate));
+    s.mul(s.div(gate, s.add(s.splat(1.0), decay)), up)
+}
+
 struct Relu2<'a> {
     gate: &'a [f32],
     up: &'a [f32],
@@ -47,8 +60,7 @@ impl Kernel for Relu2<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for ((gate, up), out) in self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
-            let gate = s.load_part(gate, 0.0);
-            s.store_part(s.where_positive(gate, s.mul(s.mul(gate, gate), s.load_part(up, 0.0))), out);
+            s.store_part(relu2_lanes(s, s.load_part(gate, 0.0), s.load_part(up, 0.0)), out);
         }
     }
 }
@@ -65,10 +77,7 @@ impl Kernel for Silu<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for ((gate, up), out) in self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
-            let gate = s.load_part(gate, 0.0);
-            let decay = exp_lanes(s, s.sub(s.splat(0.0), gate));
-            let silu = s.div(gate, s.add(s.splat(1.0), decay));
-            s.store_part(s.mul(silu, s.load_part(up, 0.0)), out);
+            s.store_part(silu_lanes(s, s.load_part(gate, 0.0), s.load_part(up, 0.0)), out);
         }
     }
 }

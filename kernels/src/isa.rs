@@ -70,6 +70,12 @@ impl Avx512Vnni {
         }
         None
     }
+
+    /// AVX-512 F, BW, DQ and VL are part of what this proves.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bw(self) -> Avx512Bw {
+        Avx512Bw(())
+    }
 }
 
 /// The instruction set that a kernel call uses. Every variant gives the same bits.

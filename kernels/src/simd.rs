@@ -11,6 +11,8 @@ mod portable;
 
 pub(crate) use portable::Portable;
 
+use std::cell::Cell;
+
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::{Avx2, Avx512Bw, FloatIsa};
@@ -36,6 +38,9 @@ pub(crate) trait Simd: Copy {
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;
     fn store(self, v: Self::F, out: &mut [f32; LANES]);
+    /// Values that other threads may have neighbours of.
+    fn load_cells(self, x: &[Cell<f32>; LANES]) -> Self::F;
+    fn store_cells(self, v: Self::F, out: &[Cell<f32>; LANES]);
     /// Exact conversion from F16 bits.
     fn load_f16(self, x: &[u16; LANES]) -> Self::F;
     /// Conversion to F16 bits, round to nearest even; overflow to infinity.

@@ -1,13 +1,16 @@
 //! Ternary linear layers: every ISA against a plain sum, and against vectors of bitnet.cpp.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use kernels::Isa;
 use kernels::ternary::{
-    Activations, TernaryMatrix, activation_stride, linear, linear_raw, pack_codes, pack_i2s, packed_bytes, padded_cols,
-    quantize,
+    Activations, Columns, Factored, Gating, PanelScratch, Panels, Product, TernaryMatrix, activation_stride,
+    interleave, linear, linear_panels, linear_raw, pack_codes, pack_i2s, packed_bytes, padded_cols, panel_count,
+    panel_rows, quantize,
 };
+use kernels::{Isa, activation};
 use proptest::prelude::*;
 
 /// SplitMix64.
@@ -55,7 +58,7 @@ impl Case {
         Self { rows, cols, codes, packed, stride, q, scale, sum }
     }
 
-    fn check(&self, rows: std::ops::Range<usize>) {
+    fn check(&self, rows: Range<usize>) {
         let matrix = TernaryMatrix::new(&self.packed, self.rows, self.cols, 0.37).unwrap();
         let x = Activations { q: &self.q, stride: self.stride, scale: &self.scale, sum: &self.sum };
         let mut want = Vec::new();
@@ -74,6 +77,46 @@ impl Case {
             linear(isa, matrix, rows.clone(), x, &mut out);
             for (i, (out, want)) in out.iter().zip(&want).enumerate() {
                 assert_eq!(out.to_bits(), (*want as f32 / self.scale[i / rows.len()] * 0.37).to_bits(), "{what}");
+            }
+            self.check_panels(isa, matrix, rows.clone(), &out, &what);
+        }
+    }
+
+    /// Panels must give the bits of rows, write their own columns only, and add or gate as the functions that do so
+    /// one by one.
+    fn check_panels(&self, isa: Isa, matrix: TernaryMatrix<'_>, rows: Range<usize>, plain: &[f32], what: &str) {
+        let (n, width) = (self.sum.len(), padded_cols(self.cols));
+        let mut q = vec![1; n * width];
+        for index in 0..panel_count(n) {
+            let part = panel_rows(n, index);
+            let together: Vec<i8> = part.clone().flat_map(|t| &self.q[t * self.stride..][..width]).copied().collect();
+            interleave(&together, part.len(), &mut q[part.start * width..part.end * width]);
+        }
+        let x = Panels { q: &q, scale: &self.scale, sum: &self.sum };
+        let mut scratch = PanelScratch::new(self.cols, n);
+        let (factor, stride) = (1.7, rows.len() + 3);
+        let w = Factored { matrix, factor };
+        let factored: Vec<f32> = plain.iter().map(|y| y * factor).collect();
+        let mut gated = vec![0.0; plain.len()];
+        activation::relu2_mul(isa, plain, &factored, &mut gated);
+        let mut silu = vec![0.0; plain.len()];
+        activation::silu_mul(isa, plain, &factored, &mut silu);
+        let gate = Factored { matrix, factor: 1.0 };
+        let cases = [
+            (Product::Plain(w), factored.clone()),
+            (Product::Added(w), factored.iter().map(|y| y + 9.5).collect()),
+            (Product::Gated { gate, up: w, gating: Gating::SquaredRelu }, gated),
+            (Product::Gated { gate, up: w, gating: Gating::Silu }, silu),
+        ];
+        for (case, (product, want)) in cases.into_iter().enumerate() {
+            let out = vec![Cell::new(9.5_f32); n * stride];
+            linear_panels(isa, product, rows.clone(), x, Columns { cells: &out, stride }, &mut scratch);
+            for (t, row) in out.chunks(stride).enumerate() {
+                let (own, others) = row.split_at(rows.len());
+                for (own, want) in own.iter().zip(&want[t * rows.len()..]) {
+                    assert_eq!(own.get().to_bits(), want.to_bits(), "{what}, case {case} row {t}");
+                }
+                assert!(others.iter().all(|other| other.get() == 9.5), "{what}: columns of others");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Buffers that several workers write at once, each its own part.
 #![expect(unsafe_code, reason = "disjoint parts of one buffer are written by different threads")]
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 
 /// A fixed buffer whose disjoint parts are written by different workers between two barriers.
 ///
@@ -44,6 +44,17 @@ impl<T: Copy + Default> Shared<T> {
         let cells = &self.cells[range];
         // SAFETY: as above, exclusive by the caller's word.
         unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
+    }
+
+    /// Elements `range` as cells, of which the caller uses some: columns of a matrix whose other columns are others'.
+    ///
+    /// # Safety
+    /// No other thread reads or writes in this phase what the caller reads or writes through them.
+    #[must_use]
+    pub unsafe fn cells(&self, range: std::ops::Range<usize>) -> &[Cell<T>] {
+        let cells = &self.cells[range];
+        // SAFETY: `Cell<T>` has the layout of `UnsafeCell<T>`; the caller vouches that threads use different elements.
+        unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<Cell<T>>(), cells.len()) }
     }
 
     /// Everything, where the borrow checker sees that nobody else looks.

@@ -1,6 +1,8 @@
 //! Sixteen lanes as two AVX2 registers.
 #![expect(unsafe_code, reason = "instructions of AVX2, FMA and F16C, and their loads and stores")]
 
+use std::cell::Cell;
+
 use super::{LANES, Simd};
 use crate::Avx2;
 use std::arch::x86_64::{
@@ -63,6 +65,20 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(out[..8].as_mut_ptr(), v[0]) };
         // SAFETY: the last 8 of 16 writable floats; self proves AVX2.
         unsafe { _mm256_storeu_ps(out[8..].as_mut_ptr(), v[1]) };
+    }
+
+    #[inline(always)]
+    fn load_cells(self, x: &[Cell<f32>; LANES]) -> Self::F {
+        self.load(&std::array::from_fn(|l| x[l].get()))
+    }
+
+    #[inline(always)]
+    fn store_cells(self, v: Self::F, out: &[Cell<f32>; LANES]) {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        for (cell, v) in out.iter().zip(lanes) {
+            cell.set(v);
+        }
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use std::arch::x86_64::{
     _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps,
     _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
 };
+use std::cell::Cell;
 
 macro_rules! lanewise {
     ($($name:ident($($arg:ident),+) = $instruction:ident;)+) => {$(
@@ -55,6 +56,18 @@ impl Simd for Avx512Bw {
     fn store(self, v: Self::F, out: &mut [f32; LANES]) {
         // SAFETY: 16 writable floats; self proves AVX-512 F.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) };
+    }
+
+    #[inline(always)]
+    fn load_cells(self, x: &[Cell<f32>; LANES]) -> Self::F {
+        // SAFETY: 16 readable floats, since a cell has the layout of its value; self proves AVX-512 F.
+        unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_cells(self, v: Self::F, out: &[Cell<f32>; LANES]) {
+        // SAFETY: 16 floats that a shared reference may write, for they are cells; self proves AVX-512 F.
+        unsafe { _mm512_storeu_ps(out.as_ptr().cast_mut().cast(), v) };
     }
 
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! Sixteen lanes in plain Rust: the definition that the other instruction sets must match.
 
+use std::cell::Cell;
+
 use super::{LANES, Simd};
 use crate::math::{f16_to_f32, f32_to_f16};
 
@@ -27,6 +29,18 @@ impl Simd for Portable {
     #[inline(always)]
     fn store(self, v: Self::F, out: &mut [f32; LANES]) {
         *out = v;
+    }
+
+    #[inline(always)]
+    fn load_cells(self, x: &[Cell<f32>; LANES]) -> Self::F {
+        std::array::from_fn(|l| x[l].get())
+    }
+
+    #[inline(always)]
+    fn store_cells(self, v: Self::F, out: &[Cell<f32>; LANES]) {
+        for (cell, v) in out.iter().zip(v) {
+            cell.set(v);
+        }
     }
 
     #[inline(always)]

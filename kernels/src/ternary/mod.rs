@@ -15,6 +15,7 @@ mod gemv;
 mod layout;
 mod linear;
 mod pack;
+mod panels;
 mod portable;
 mod quantize;
 
@@ -27,4 +28,8 @@ pub use layout::{
 };
 pub use linear::{Activations, activation_stride, linear, linear_raw};
 pub use pack::{Code3Found, pack_codes, pack_i2s};
+pub use panels::{
+    Columns, Factored, Gating, PANEL_ROWS_MAX, PANEL_UNIT_ROWS, PanelScratch, Panels, Product, interleave,
+    linear_panels, panel_count, panel_rows, prefers_panels,
+};
 pub use quantize::{Quantized, quantize};

@@ -2,7 +2,7 @@
 
 use kernels::attention;
 use kernels::dense::DenseScratch;
-use kernels::ternary::{self, LiveColumns};
+use kernels::ternary::{self, LiveColumns, PanelScratch};
 
 use super::Limits;
 use super::pass::QUERY_TILE;
@@ -15,7 +15,7 @@ pub(super) struct Buffers {
     pub(super) x: Shared<f32>,
     /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones.
     pub(super) normed: Shared<f32>,
-    /// n x the width's stride: the same as int8.
+    /// n x the width's stride: the same as int8, in rows or in panels.
     pub(super) quantized: Shared<i8>,
     pub(super) scale: Shared<f32>,
     pub(super) sum: Shared<i32>,
@@ -43,6 +43,9 @@ pub(super) struct Scratch {
     pub(super) live_columns: LiveColumns,
     /// Rows of a unit of the up projection whose gate is positive.
     pub(super) live_rows: Vec<u32>,
+    /// Rows of one panel, quantised.
+    pub(super) together: Vec<i8>,
+    pub(super) panels: PanelScratch,
     pub(super) dense: DenseScratch,
     pub(super) attention: attention::Scratch,
 }
@@ -78,6 +81,8 @@ impl Scratch {
             permuted: vec![0; ternary::permuted_cols(params.hidden)],
             live_columns: LiveColumns::with_capacity(params.feed_forward),
             live_rows: Vec::with_capacity(UNIT_ROWS_MAX),
+            together: vec![0; ternary::PANEL_ROWS_MAX * ternary::padded_cols(widest)],
+            panels: PanelScratch::new(widest, limits.rows_max),
             dense: DenseScratch::default(),
             attention: attention::Scratch::new(params.head_dim),
         }

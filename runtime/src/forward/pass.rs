@@ -6,11 +6,12 @@
 //! one row normalises in every worker by itself, which costs less than a barrier.
 #![expect(unsafe_code, reason = "workers write disjoint parts of shared buffers, see each SAFETY line")]
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use kernels::attention::{self, Shape};
 use kernels::dense::DenseScratch;
-use kernels::ternary::{self, Activations};
+use kernels::ternary::{self, Activations, Columns, Factored, Gating, PanelScratch, Panels, Product};
 use kernels::{Isa, activation, dense, norm, rope};
 
 use super::buffers::{Buffers, Scratch, UNIT_ROWS_MAX, head_unit_rows};
@@ -35,8 +36,15 @@ pub(super) struct Pass<'a> {
 /// The input of a linear layer: int8 for ternary weights, f32 for the others.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
-    activations: Activations<'a>,
+    quantized: Quantized<'a>,
     floats: &'a [f32],
+}
+
+/// Many rows go in panels where the instruction set prefers it.
+#[derive(Clone, Copy)]
+enum Quantized<'a> {
+    Rows(Activations<'a>),
+    Panels(Panels<'a>),
 }
 
 /// Where the rows of a linear's input come from.
@@ -166,24 +174,43 @@ impl Pass<'_> {
             return;
         }
         let (stride, padded) = (ternary::activation_stride(rows.width), ternary::padded_cols(rows.width));
-        while let Some(row) = member.claim(counter, rows.count) {
-            self.normalise(rows, row, &mut scratch.row);
-            if rows.floats {
-                // SAFETY: the row was claimed by this worker alone.
-                let normed = unsafe { self.buffers.normed.write(row * rows.width..(row + 1) * rows.width) };
-                normed.copy_from_slice(&scratch.row[..rows.width]);
+        if ternary::prefers_panels(self.isa, rows.count) {
+            while let Some(index) = member.claim(counter, ternary::panel_count(rows.count)) {
+                let panel = ternary::panel_rows(rows.count, index);
+                let together = &mut scratch.together[..panel.len() * padded];
+                for (row, q) in panel.clone().zip(together.chunks_exact_mut(padded)) {
+                    self.prepare_row(rows, row, &mut scratch.row, q);
+                }
+                // SAFETY: the panel was claimed by this worker alone.
+                let q = unsafe { self.buffers.quantized.write(panel.start * padded..panel.end * padded) };
+                ternary::interleave(together, panel.len(), q);
             }
-            // SAFETY: as above.
-            let q = unsafe { self.buffers.quantized.write(row * stride..row * stride + padded) };
-            let quantized = ternary::quantize(self.isa, &scratch.row[..rows.width], q);
-            // SAFETY: as above.
-            let scale = unsafe { self.buffers.scale.write(row..row + 1) };
-            scale[0] = quantized.scale;
-            // SAFETY: as above.
-            let sum = unsafe { self.buffers.sum.write(row..row + 1) };
-            sum[0] = quantized.sum;
+        } else {
+            while let Some(row) = member.claim(counter, rows.count) {
+                // SAFETY: the row was claimed by this worker alone.
+                let q = unsafe { self.buffers.quantized.write(row * stride..row * stride + padded) };
+                self.prepare_row(rows, row, &mut scratch.row, q);
+            }
         }
         member.barrier();
+    }
+
+    /// Normalises and quantises a row that this worker claimed.
+    fn prepare_row(&self, rows: &Rows<'_>, row: usize, normed: &mut [f32], q: &mut [i8]) {
+        let normed = &mut normed[..rows.width];
+        self.normalise(rows, row, normed);
+        if rows.floats {
+            // SAFETY: the row was claimed by this worker alone.
+            let floats = unsafe { self.buffers.normed.write(row * rows.width..(row + 1) * rows.width) };
+            floats.copy_from_slice(normed);
+        }
+        let quantized = ternary::quantize(self.isa, normed, q);
+        // SAFETY: as above.
+        let scale = unsafe { self.buffers.scale.write(row..row + 1) };
+        scale[0] = quantized.scale;
+        // SAFETY: as above.
+        let sum = unsafe { self.buffers.sum.write(row..row + 1) };
+        sum[0] = quantized.sum;
     }
 
     fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) {
@@ -203,12 +230,12 @@ impl Pass<'_> {
         let padded = ternary::padded_cols(width);
         if count == 1 {
             return Input {
-                activations: Activations {
+                quantized: Quantized::Rows(Activations {
                     q: &own.quantized[..padded],
                     stride: padded,
                     scale: own.scale,
                     sum: own.sum,
-                },
+                }),
                 floats: &own.row[..width],
             };
         }
@@ -221,7 +248,12 @@ impl Pass<'_> {
         let sum = unsafe { self.buffers.sum.read(0..count) };
         // SAFETY: as above.
         let floats = unsafe { self.buffers.normed.read(0..count * width) };
-        Input { activations: Activations { q, stride, scale, sum }, floats }
+        let quantized = if ternary::prefers_panels(self.isa, count) {
+            Quantized::Panels(Panels { q: &q[..count * padded], scale, sum })
+        } else {
+            Quantized::Rows(Activations { q, stride, scale, sum })
+        };
+        Input { quantized, floats }
     }
 
     /// `out` (rows x range) = range of W times each input row.
@@ -231,17 +263,48 @@ impl Pass<'_> {
         range: Range<usize>,
         input: Input<'_>,
         out: &mut [f32],
-        dense: &mut DenseScratch,
+        work: &mut Work<'_>,
     ) {
-        match self.weights.view(linear) {
-            LinearView::Ternary(w) => ternary::linear(self.isa, w, range, input.activations, out),
-            LinearView::Dense(w) => dense::linear(self.isa, w, range, input.floats, out, dense),
+        let width = range.len();
+        match (self.weights.view(linear), input.quantized) {
+            (LinearView::Ternary(matrix), Quantized::Panels(x)) => {
+                let product = Product::Plain(Factored { matrix, factor: linear.output_scale.unwrap_or(1.0) });
+                let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride: width };
+                return ternary::linear_panels(self.isa, product, range, x, out, work.panels);
+            }
+            (LinearView::Ternary(w), Quantized::Rows(x)) => ternary::linear(self.isa, w, range, x, out),
+            (LinearView::Dense(w), _) => dense::linear(self.isa, w, range, input.floats, out, work.dense),
         }
         if let Some(scale) = linear.output_scale {
             for value in out {
                 *value *= scale;
             }
         }
+    }
+
+    /// The weights and the panels, where a linear layer can write its results to their places by itself.
+    fn direct<'s>(&'s self, linear: &Linear, input: Input<'s>) -> Option<(Factored<'s>, Panels<'s>)> {
+        match (self.weights.view(linear), input.quantized) {
+            (LinearView::Ternary(matrix), Quantized::Panels(x)) => {
+                Some((Factored { matrix, factor: linear.output_scale.unwrap_or(1.0) }, x))
+            }
+            _ => None,
+        }
+    }
+
+    /// Puts the columns `range` of `product` in their places in a buffer of rows of `width`.
+    fn write_directly(
+        &self,
+        product: Product<'_>,
+        x: Panels<'_>,
+        range: Range<usize>,
+        (buffer, width): (&Shared<f32>, usize),
+        panels: &mut PanelScratch,
+    ) {
+        let end = (x.scale.len() - 1) * width + range.end;
+        // SAFETY: the columns of `range` were claimed by this worker alone.
+        let cells = unsafe { buffer.cells(range.start..end) };
+        ternary::linear_panels(self.isa, product, range, x, Columns { cells, stride: width }, panels);
     }
 
     /// Queries, keys and values: a unit is a run of whole heads, rotated and stored by the worker that computed it.
@@ -251,41 +314,57 @@ impl Pass<'_> {
         let kv_units = layer.k.rows.div_ceil(unit);
         let units = kv_units + layer.q.rows.div_ceil(unit);
         while let Some(claimed) = member.claim(counter, units) {
-            let (own, first, second, dense) = scratch.split();
+            let (own, first, second, mut work) = scratch.split();
             let input = self.input(own, params.hidden, n);
             if claimed < kv_units {
                 let range = claimed * unit..layer.k.rows.min((claimed + 1) * unit);
                 let (k, v) = (&mut first[..n * range.len()], &mut second[..n * range.len()]);
-                self.linear(&layer.k, range.clone(), input, k, dense);
-                self.linear(&layer.v, range.clone(), input, v, dense);
+                self.linear(&layer.k, range.clone(), input, k, &mut work);
+                self.linear(&layer.v, range.clone(), input, v, &mut work);
                 self.store(index, range, k, v);
             } else {
                 let start = (claimed - kv_units) * unit;
                 let range = start..layer.q.rows.min(start + unit);
-                let q = &mut first[..n * range.len()];
-                self.linear(&layer.q, range.clone(), input, q, dense);
-                self.rotate(range.len(), q);
-                self.scatter(&self.buffers.q, params.attention_width(), range, q);
+                let width = params.attention_width();
+                if let Some((w, x)) = self.direct(&layer.q, input) {
+                    self.write_directly(Product::Plain(w), x, range.clone(), (&self.buffers.q, width), work.panels);
+                    self.rotate_queries(width, range);
+                } else {
+                    let q = &mut first[..n * range.len()];
+                    self.linear(&layer.q, range.clone(), input, q, &mut work);
+                    self.rotate(range.len(), q);
+                    self.scatter(&self.buffers.q, width, range, q);
+                }
             }
         }
     }
 
     /// Applies RoPE to `rows x width` values, each row whole heads.
     fn rotate(&self, width: usize, values: &mut [f32]) {
-        let params = &self.weights.params;
         for segment in &self.step.segments {
             for i in 0..segment.rows {
                 let row = &mut values[(segment.first_row + i) * width..][..width];
-                for head in row.chunks_exact_mut(params.head_dim) {
-                    rope::apply(
-                        self.isa,
-                        &self.weights.rope,
-                        params.family.rope_kind(),
-                        segment.first_position + i,
-                        head,
-                    );
-                }
+                self.rotate_row(segment.first_position + i, row);
             }
+        }
+    }
+
+    /// The same for the columns `range` of the queries, in their places.
+    fn rotate_queries(&self, width: usize, range: Range<usize>) {
+        for segment in &self.step.segments {
+            for i in 0..segment.rows {
+                let at = (segment.first_row + i) * width;
+                // SAFETY: the columns of `range` were claimed by this worker alone.
+                let row = unsafe { self.buffers.q.write(at + range.start..at + range.end) };
+                self.rotate_row(segment.first_position + i, row);
+            }
+        }
+    }
+
+    fn rotate_row(&self, position: usize, row: &mut [f32]) {
+        let params = &self.weights.params;
+        for head in row.chunks_exact_mut(params.head_dim) {
+            rope::apply(self.isa, &self.weights.rope, params.family.rope_kind(), position, head);
         }
     }
 
@@ -357,9 +436,14 @@ impl Pass<'_> {
         let unit = unit_rows(linear.rows, n, member.team_size());
         while let Some(claimed) = member.claim(counter, linear.rows.div_ceil(unit)) {
             let range = claimed * unit..linear.rows.min((claimed + 1) * unit);
-            let (own, first, _, dense) = scratch.split();
+            let (own, first, _, mut work) = scratch.split();
+            let input = self.input(own, linear.cols, n);
+            if let Some((w, x)) = self.direct(linear, input) {
+                self.write_directly(Product::Added(w), x, range, (&self.buffers.x, hidden), work.panels);
+                continue;
+            }
             let out = &mut first[..n * range.len()];
-            self.linear(linear, range.clone(), self.input(own, linear.cols, n), out, dense);
+            self.linear(linear, range.clone(), input, out, &mut work);
             for (row, part) in out.chunks_exact(range.len()).enumerate() {
                 // SAFETY: the columns of `range` were claimed by this worker alone.
                 let x = unsafe { self.buffers.x.write(row * hidden + range.start..row * hidden + range.end) };
@@ -373,11 +457,20 @@ impl Pass<'_> {
         let unit = unit_rows(params.feed_forward, n, member.team_size());
         while let Some(claimed) = member.claim(counter, params.feed_forward.div_ceil(unit)) {
             let range = claimed * unit..params.feed_forward.min((claimed + 1) * unit);
-            let (own, first, second, dense) = scratch.split();
-            let (gate, up) = (&mut first[..n * range.len()], &mut second[..n * range.len()]);
+            let (own, first, second, mut work) = scratch.split();
             let input = self.input(own, params.hidden, n);
-            self.linear(&layer.gate, range.clone(), input, gate, dense);
-            self.linear(&layer.up, range.clone(), input, up, dense);
+            if let (Some((gate, x)), Some((up, _))) = (self.direct(&layer.gate, input), self.direct(&layer.up, input)) {
+                let gating = match params.family.activation() {
+                    Activation::SquaredRelu => Gating::SquaredRelu,
+                    Activation::Silu => Gating::Silu,
+                };
+                let to = (&self.buffers.ffn, params.feed_forward);
+                self.write_directly(Product::Gated { gate, up, gating }, x, range, to, work.panels);
+                continue;
+            }
+            let (gate, up) = (&mut first[..n * range.len()], &mut second[..n * range.len()]);
+            self.linear(&layer.gate, range.clone(), input, gate, &mut work);
+            self.linear(&layer.up, range.clone(), input, up, &mut work);
             for (row, (gate, up)) in gate.chunks_exact(range.len()).zip(up.chunks_exact(range.len())).enumerate() {
                 let at = row * params.feed_forward;
                 // SAFETY: the columns of `range` were claimed by this worker alone.
@@ -409,9 +502,9 @@ impl Pass<'_> {
         let unit = unit_rows(vocab, n, member.team_size());
         while let Some(claimed) = member.claim(2, vocab.div_ceil(unit)) {
             let range = claimed * unit..vocab.min((claimed + 1) * unit);
-            let (own, first, _, dense) = scratch.split();
+            let (own, first, _, mut work) = scratch.split();
             let out = &mut first[..n * range.len()];
-            self.linear(head, range.clone(), self.input(own, weights.params.hidden, n), out, dense);
+            self.linear(head, range.clone(), self.input(own, weights.params.hidden, n), out, &mut work);
             self.scatter(self.logits, vocab, range, out);
         }
         member.barrier();
@@ -432,11 +525,18 @@ pub(super) struct OwnRow<'a> {
     sum: &'a [i32],
 }
 
+/// Working memory of the linear layers.
+pub(super) struct Work<'a> {
+    panels: &'a mut PanelScratch,
+    dense: &'a mut DenseScratch,
+}
+
 impl Scratch {
     /// The own input row beside the buffers that are written from it.
-    pub(super) fn split(&mut self) -> (OwnRow<'_>, &mut [f32], &mut [f32], &mut DenseScratch) {
+    pub(super) fn split(&mut self) -> (OwnRow<'_>, &mut [f32], &mut [f32], Work<'_>) {
         let own = OwnRow { row: &self.row, quantized: &self.quantized, scale: &self.scale, sum: &self.sum };
-        (own, &mut self.first, &mut self.second, &mut self.dense)
+        let work = Work { panels: &mut self.panels, dense: &mut self.dense };
+        (own, &mut self.first, &mut self.second, work)
     }
 }
 
@@ -464,13 +564,13 @@ impl TileCursor<'_> {
 /// Output rows of a unit: about [`UNITS_PER_WORKER`] units a worker, whole pairs of 16-row tiles, bounded by the
 /// scratch and, where many input rows share them, by the cache.
 pub(super) fn unit_rows(rows: usize, n: usize, workers: usize) -> usize {
-    let most = if n > CACHED_INPUT_ROWS { UNIT_ROWS_MAX / 2 } else { UNIT_ROWS_MAX };
+    let most = if n > CACHED_INPUT_ROWS { ternary::PANEL_UNIT_ROWS } else { UNIT_ROWS_MAX };
     rows.div_ceil(workers * UNITS_PER_WORKER).next_multiple_of(2 * ternary::TILE_ROWS).min(most)
 }
 
 /// Query rows of one attention unit.
 pub(super) const QUERY_TILE: usize = 32;
 const UNITS_PER_WORKER: usize = 6;
-const CACHED_INPUT_ROWS: usize = 128;
+const CACHED_INPUT_ROWS: usize = 8;
 pub(super) const COUNTERS_PER_LAYER: usize = 9;
 pub(super) const COUNTERS_AROUND: usize = 4;

@@ -43,10 +43,10 @@ impl Pass<'_> {
         while let Some(claimed) = member.claim(counter, ffn.div_ceil(unit)) {
             let range = claimed * unit..ffn.min((claimed + 1) * unit);
             let x = RowActivations { q: &permuted, scale: scratch.scale[0], sum: scratch.sum[0] };
-            let (own, first, second, dense) = scratch.split();
+            let (own, first, second, mut work) = scratch.split();
             let (gate, up) = (&mut first[..range.len()], &mut second[..range.len()]);
             let input = self.input(own, hidden, 1);
-            self.linear(&layer.gate, range.clone(), input, gate, dense);
+            self.linear(&layer.gate, range.clone(), input, gate, &mut work);
             live.clear();
             live.extend((0_u32..).zip(&*gate).filter(|(_, gate)| **gate > 0.0).map(|(row, _)| row));
             if live.len() * 100 <= range.len() * LIVE_ROWS_PERCENT_MAX {
@@ -55,7 +55,7 @@ impl Pass<'_> {
                     up.iter_mut().for_each(|up| *up *= scale);
                 }
             } else {
-                self.linear(&layer.up, range.clone(), input, up, dense);
+                self.linear(&layer.up, range.clone(), input, up, &mut work);
             }
             // SAFETY: the columns of `range` were claimed by this worker alone.
             let out = unsafe { self.buffers.ffn.write(range) };

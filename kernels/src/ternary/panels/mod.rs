@@ -1,0 +1,366 @@
+//! Many activation rows at once: activations in panels, weights unpacked once for all of them, and results written
+//! where they belong, added, or gated on the way.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::layout::{TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, padded_cols};
+use crate::Isa;
+use crate::activation::{relu2_lanes, silu_lanes};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+
+/// Most activation rows of one panel: with a pair of row tiles, 28 sums leave 4 registers for codes and activations.
+pub const PANEL_ROWS_MAX: usize = 14;
+/// Most rows of W whose sums are kept at a time; a good size for a unit of work.
+pub const PANEL_UNIT_ROWS: usize = BLOCK_PAIRS * PAIR * TILE_ROWS;
+
+/// Row tiles that are multiplied together.
+pub(super) const PAIR: usize = 2;
+/// Pairs of row tiles that pass over the same columns of the activations one after another.
+pub(super) const BLOCK_PAIRS: usize = 4;
+/// Tiles of a row tile that are unpacked at a time: 20 KiB of codes, beside 9 KiB of activations of the largest panel
+/// in a first-level cache.
+pub(super) const BLOCK_TILES: usize = 40;
+
+/// Unpacked codes of 4 columns of a pair of row tiles.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Codes(pub(super) [[u8; 4 * TILE_ROWS]; PAIR]);
+
+/// Sums of a pair of row tiles against one activation row.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Sums(pub(super) [[i32; TILE_ROWS]; PAIR]);
+
+/// How many panels `n` rows make.
+#[must_use]
+pub const fn panel_count(n: usize) -> usize {
+    n.div_ceil(PANEL_ROWS_MAX)
+}
+
+/// The rows of panel `index` of `n` rows; panels are near-equal.
+#[must_use]
+pub const fn panel_rows(n: usize, index: usize) -> Range<usize> {
+    let count = panel_count(n);
+    index * n / count..(index + 1) * n / count
+}
+
+/// Whether `isa` multiplies `n` rows faster in panels. It is exact either way.
+#[must_use]
+pub fn prefers_panels(isa: Isa, n: usize) -> bool {
+    matches!(isa, Isa::Avx512Vnni(_)) && n >= PANELS_FROM_ROWS
+}
+
+/// Quantised rows in panels, and for each row its scale and sum (see [`Quantized`](super::Quantized)).
+///
+/// Panel `p` takes the bytes `padded_cols(cols) * panel_rows(n, p)`: for each run of 4 columns, those 4 values of each
+/// of its rows. So a pass over the columns reads the activations of all rows in the order of memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels<'a> {
+    pub q: &'a [i8],
+    pub scale: &'a [f32],
+    pub sum: &'a [i32],
+}
+
+/// Puts quantised rows, one after another in `rows`, in the order of a panel.
+///
+/// # Panics
+/// Where the lengths differ, or are no multiple of `count` runs of 4 columns.
+pub fn interleave(rows: &[i8], count: usize, panel: &mut [i8]) {
+    assert_eq!(rows.len(), panel.len(), "as many values in each order");
+    assert!(rows.len().is_multiple_of(4 * count), "rows of whole runs");
+    let width = rows.len() / count / 4;
+    let panel = panel.as_chunks_mut::<4>().0;
+    for (t, row) in rows.as_chunks::<4>().0.chunks_exact(width).enumerate() {
+        for (run, to) in row.iter().zip(panel[t..].iter_mut().step_by(count)) {
+            *to = *run;
+        }
+    }
+}
+
+/// A matrix and a factor of its results, 1 where there is none.
+#[derive(Clone, Copy, Debug)]
+pub struct Factored<'a> {
+    pub matrix: TernaryMatrix<'a>,
+    pub factor: f32,
+}
+
+/// What is computed of activations x.
+#[derive(Clone, Copy, Debug)]
+pub enum Product<'a> {
+    /// W x.
+    Plain(Factored<'a>),
+    /// W x, added to what the output holds.
+    Added(Factored<'a>),
+    /// The activation of (gate x), times (up x).
+    Gated { gate: Factored<'a>, up: Factored<'a>, gating: Gating },
+}
+
+/// The activation of a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// `gate^2` where it is positive, else 0, as [`relu2_mul`](crate::activation::relu2_mul).
+    SquaredRelu,
+    /// `gate / (1 + exp(-gate))`, as [`silu_mul`](crate::activation::silu_mul).
+    Silu,
+}
+
+/// Columns of a row-major matrix whose other columns other threads may write meanwhile: rows start `stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns<'a> {
+    pub cells: &'a [Cell<f32>],
+    pub stride: usize,
+}
+
+/// Working memory of [`linear_panels`], for one thread; nothing is allocated after it.
+#[derive(Debug)]
+pub struct PanelScratch {
+    pub(super) codes: Vec<Codes>,
+    pub(super) sums: Vec<Sums>,
+}
+
+impl PanelScratch {
+    /// For matrices of up to `cols_max` columns and up to `n_max` activation rows.
+    #[must_use]
+    pub fn new(cols_max: usize, n_max: usize) -> Self {
+        let tiles = padded_cols(cols_max) / TILE_COLS;
+        let sums = if tiles > BLOCK_TILES { n_max.max(PANEL_ROWS_MAX) * BLOCK_PAIRS } else { PANEL_ROWS_MAX };
+        Self {
+            codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); 4 * tiles.min(BLOCK_TILES)],
+            sums: vec![Sums([[0; TILE_ROWS]; PAIR]); sums],
+        }
+    }
+}
+
+/// Computes `product` for the rows `rows` of its matrices and all rows of `x`; the result of row `r` and activation
+/// row `t` goes to `out` at `t * stride + r - rows.start`. The bits are those of [`linear`](super::linear), the factor,
+/// and the function of [`activation`](crate::activation), one after the other.
+///
+/// # Panics
+/// Where `rows` does not start at a multiple of 16 or leaves a matrix, two matrices differ in shape, or a slice or the
+/// scratch is too short.
+pub fn linear_panels(
+    isa: Isa,
+    product: Product<'_>,
+    rows: Range<usize>,
+    x: Panels<'_>,
+    out: Columns<'_>,
+    scratch: &mut PanelScratch,
+) {
+    let job = PanelJob::new(product, rows, x, out);
+    if job.rows == 0 || job.n() == 0 {
+        return;
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(proof) => avx512_vnni::linear(proof, &job, scratch),
+        _ => dispatch(isa, Plain { job: &job, scratch }),
+    }
+}
+
+/// A checked call.
+pub(super) struct PanelJob<'a> {
+    product: Product<'a>,
+    tiles: [&'a [Tile]; PAIR],
+    tiles_per_row: usize,
+    rows: usize,
+    x: Panels<'a>,
+    out: Columns<'a>,
+}
+
+impl<'a> PanelJob<'a> {
+    fn new(product: Product<'a>, rows: Range<usize>, x: Panels<'a>, out: Columns<'a>) -> Self {
+        let (first, second) = match product {
+            Product::Plain(w) | Product::Added(w) => (w.matrix, w.matrix),
+            Product::Gated { gate, up, .. } => (gate.matrix, up.matrix),
+        };
+        assert!(first.rows() == second.rows() && first.cols() == second.cols(), "matrices of one shape");
+        assert!(rows.start.is_multiple_of(TILE_ROWS), "rows start at a row tile");
+        assert!(rows.start <= rows.end && rows.end <= first.rows(), "rows lie in the matrix");
+        let (n, width) = (x.scale.len(), rows.len());
+        assert_eq!(x.sum.len(), n, "a sum for each scale");
+        assert!(x.q.len() >= n * padded_cols(first.cols()), "activations hold all rows");
+        assert!(out.stride >= width, "rows of the output do not overlap");
+        assert!(n == 0 || out.cells.len() >= (n - 1) * out.stride + width, "the output holds all rows");
+        let range = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
+        let tiles = [first.row_tiles(range.clone()), second.row_tiles(range)];
+        Self { product, tiles, tiles_per_row: first.tiles_per_row(), rows: width, x, out }
+    }
+
+    /// Rows of activations.
+    pub(super) fn n(&self) -> usize {
+        self.x.scale.len()
+    }
+
+    pub(super) fn tiles_per_row(&self) -> usize {
+        self.tiles_per_row
+    }
+
+    fn gated(&self) -> bool {
+        matches!(self.product, Product::Gated { .. })
+    }
+
+    /// Pairs of row tiles: two neighbours, or one of the gate and one of up.
+    pub(super) fn pairs(&self) -> usize {
+        let row_tiles = self.rows.div_ceil(TILE_ROWS);
+        if self.gated() { row_tiles } else { row_tiles.div_ceil(PAIR) }
+    }
+
+    /// Row tile `side` of pair `index`; the last pair may have one only.
+    pub(super) fn row_tile(&self, index: usize, side: usize) -> Option<&'a [Tile]> {
+        let tile = if self.gated() { index } else { index * PAIR + side };
+        self.tiles[side].get(tile * self.tiles_per_row..(tile + 1) * self.tiles_per_row)
+    }
+
+    /// The activations of panel rows `rows`, 4 columns after another.
+    pub(super) fn panel(&self, rows: &Range<usize>) -> &'a [[i8; 4]] {
+        let row_bytes = self.tiles_per_row * TILE_COLS;
+        self.x.q[rows.start * row_bytes..rows.end * row_bytes].as_chunks().0
+    }
+
+    /// The first cell of each run of 16 results of pair `index` and the activation rows `rows`.
+    #[inline(always)]
+    pub(super) fn for_each_line(&self, index: usize, rows: Range<usize>, mut each: impl FnMut(&Cell<f32>)) {
+        let tiles = if self.gated() { index..index + 1 } else { index * PAIR..(index + 1) * PAIR };
+        for t in rows {
+            for tile in tiles.clone() {
+                if let Some(cell) = self.out.cells.get(t * self.out.stride + tile * TILE_ROWS) {
+                    each(cell);
+                }
+            }
+        }
+    }
+
+    /// Makes results of the sums of pair `index` against the activation rows from `first` on.
+    #[inline(always)]
+    pub(super) fn finish<S: Simd>(&self, s: S, index: usize, first: usize, sums: &[Sums]) {
+        match self.product {
+            Product::Plain(w) => self.finish_pair(s, w, index, first, sums, |_, value| value),
+            Product::Added(w) => self.finish_pair(s, w, index, first, sums, |old, value| s.add(old, value)),
+            Product::Gated { gate, up, gating: Gating::SquaredRelu } => {
+                self.finish_gated(s, gate, up, index, first, sums, |gate, up| relu2_lanes(s, gate, up));
+            }
+            Product::Gated { gate, up, gating: Gating::Silu } => {
+                self.finish_gated(s, gate, up, index, first, sums, |gate, up| silu_lanes(s, gate, up));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish_pair<S: Simd>(
+        &self,
+        s: S,
+        w: Factored<'_>,
+        index: usize,
+        first: usize,
+        sums: &[Sums],
+        combine: impl Fn(S::F, S::F) -> S::F,
+    ) {
+        for side in 0..PAIR {
+            let row = (index * PAIR + side) * TILE_ROWS;
+            if row >= self.rows {
+                return;
+            }
+            for (t, sums) in (first..).zip(sums) {
+                let value = self.value(s, w, t, &sums.0[side]);
+                self.put(s, t, row, |old| combine(old, value));
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "two matrices and a place")]
+    #[inline(always)]
+    fn finish_gated<S: Simd>(
+        &self,
+        s: S,
+        gate: Factored<'_>,
+        up: Factored<'_>,
+        index: usize,
+        first: usize,
+        sums: &[Sums],
+        combine: impl Fn(S::F, S::F) -> S::F,
+    ) {
+        for (t, sums) in (first..).zip(sums) {
+            let value = combine(self.value(s, gate, t, &sums.0[0]), self.value(s, up, t, &sums.0[1]));
+            self.put(s, t, index * TILE_ROWS, |_| value);
+        }
+    }
+
+    /// What becomes of the sums of `code * q`.
+    #[inline(always)]
+    fn value<S: Simd>(&self, s: S, w: Factored<'_>, t: usize, sums: &[i32; TILE_ROWS]) -> S::F {
+        let mut exact = [0.0; LANES];
+        for l in 0..LANES {
+            exact[l] = sums[l].wrapping_sub(self.x.sum[t]) as f32;
+        }
+        let scaled = s.mul(s.div(s.load(&exact), s.splat(self.x.scale[t])), s.splat(w.matrix.scale()));
+        s.mul(scaled, s.splat(w.factor))
+    }
+
+    /// Replaces the values of activation row `t` from output row `row` on.
+    #[inline(always)]
+    fn put<S: Simd>(&self, s: S, t: usize, row: usize, combine: impl Fn(S::F) -> S::F) {
+        let cells = &self.out.cells[t * self.out.stride..][..self.rows][row..];
+        if let Some(cells) = cells.first_chunk() {
+            return s.store_cells(combine(s.load_cells(cells)), cells);
+        }
+        let mut lanes = [0.0; LANES];
+        for (lane, cell) in lanes.iter_mut().zip(cells) {
+            *lane = cell.get();
+        }
+        s.store(combine(s.load(&lanes)), &mut lanes);
+        for (lane, cell) in lanes.iter().zip(cells) {
+            cell.set(*lane);
+        }
+    }
+}
+
+/// The definition, one row tile and one activation row at a time.
+struct Plain<'a> {
+    job: &'a PanelJob<'a>,
+    scratch: &'a mut PanelScratch,
+}
+
+impl Kernel for Plain<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let job = self.job;
+        for pair in 0..job.pairs() {
+            for index in 0..panel_count(job.n()) {
+                let rows = panel_rows(job.n(), index);
+                let sums = &mut self.scratch.sums[..rows.len()];
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    for (side, sums) in sums.0.iter_mut().enumerate() {
+                        let tiles = job.row_tile(pair, side).unwrap_or_default();
+                        *sums = plain_sums(tiles, &job.panel(&rows)[t..], rows.len());
+                    }
+                }
+                job.finish(s, pair, rows.start, sums);
+            }
+        }
+    }
+}
+
+/// Sums of `code * q` of a row tile against one activation row, whose runs of 4 columns lie `step` runs apart.
+#[inline(always)]
+fn plain_sums(tiles: &[Tile], x: &[[i8; 4]], step: usize) -> [i32; TILE_ROWS] {
+    let mut sums = [0_i32; TILE_ROWS];
+    for (tile, x) in tiles.iter().zip(x.chunks(4 * step)) {
+        for (sum, bytes) in sums.iter_mut().zip(tile.as_chunks::<4>().0) {
+            for s in 0..4 {
+                for (j, byte) in bytes.iter().enumerate() {
+                    *sum = sum.wrapping_add(i32::from((byte >> (2 * s)) & 3) * i32::from(x[s * step][j]));
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// Below, a matrix is unpacked for each group of rows at less cost than its codes are written and read again.
+const PANELS_FROM_ROWS: usize = 13;
