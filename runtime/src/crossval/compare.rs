@@ -103,6 +103,8 @@ impl Comparison {
         };
         let badness = |p: &Position| if p.kl.is_nan() { f64::INFINITY } else { p.kl };
         self.positions.sort_by(|a, b| badness(b).total_cmp(&badness(a)));
+        // Equal rows are no worst ones.
+        self.positions.retain(|p| p.kl != 0.0);
         self.positions.truncate(count);
         (scores, self.positions)
     }
@@ -155,8 +157,9 @@ mod tests {
     #[test]
     fn equal_rows_are_equal_in_every_figure() {
         let row = [1.0, -2.0, 3.5, 0.0];
-        let (scores, _) = scores(&[(&row, &row)]);
+        let (scores, worst) = scores(&[(&row, &row)]);
         assert_eq!((scores.accuracy, scores.top1_agreement, scores.kl_max), (1.0, 1.0, 0.0));
+        assert!(worst.is_empty());
         assert!((scores.cosine_min - 1.0).abs() < 1e-12 && scores.perplexity_difference == 0.0);
     }
 
