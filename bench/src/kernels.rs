@@ -141,7 +141,12 @@ fn shape(name: &str) -> Result<Shape, Failure> {
             vocab: 32_002,
         }),
         "default" => {
-            let options = runtime::model::LoadOptions { threads: 1, node: None, context_max: CONTEXT_MIN };
+            let options = runtime::model::LoadOptions {
+                threads: 1,
+                node: None,
+                context_max: CONTEXT_MIN,
+                head_screen: runtime::model::HeadScreen::Off,
+            };
             let model = runtime::cli::load_model(None, None, options)?;
             let params = &model.weights.params;
             Ok(Shape {

@@ -8,6 +8,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use runtime::forward::HeadCounts;
+use runtime::model::HeadScreen;
+
 use crate::limits::Limits;
 use session::Session;
 
@@ -31,6 +34,9 @@ pub(crate) struct Args {
     /// Times that each test runs
     #[arg(short, long, default_value_t = 3)]
     repetitions: usize,
+    /// Give the output head no screen: every decoded row gets all its logits
+    #[arg(long)]
+    full_head: bool,
     /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-vnni [default: the best there is]
     #[arg(long)]
     isa: Option<kernels::Isa>,
@@ -60,7 +66,8 @@ fn measure(args: &Args) -> Result<(), Failure> {
     let mut workers = if args.workers.is_empty() { vec![1, cores] } else { args.workers.clone() };
     workers.dedup();
     let batch_max = args.batch.iter().copied().max().unwrap_or(1);
-    let mut session = Session::load(args.model.as_deref(), isa, batch_max)?;
+    let screen = if args.full_head { HeadScreen::Off } else { HeadScreen::WhereItPays };
+    let mut session = Session::load(args.model.as_deref(), isa, batch_max, screen)?;
     session.check(&workers)?;
     if args.check {
         println!("check passed: {} {}", session.describe(), isa.name());
@@ -73,13 +80,16 @@ fn measure(args: &Args) -> Result<(), Failure> {
         limits.push(Limits::measure(isa, session.team()));
         for &tokens in &args.prompt {
             let speeds = repeat(args.repetitions, || session.prompt(tokens))?;
-            results.push(result(&session, limits.last(), &format!("pp{tokens}"), count, 1, &speeds));
+            let test = Test { name: format!("pp{tokens}"), workers: count, batch: 1, head: None };
+            results.push(result(&session, limits.last(), test, &speeds));
         }
         for &batch in &args.batch {
             for &tokens in &args.decode {
-                let speeds = repeat(args.repetitions, || session.decode(batch, tokens))?;
+                let mut head = HeadCounts::default();
+                let speeds = repeat(args.repetitions, || session.decode(batch, tokens, &mut head))?;
                 let name = if batch == 1 { format!("tg{tokens}") } else { format!("tg{tokens}x{batch}") };
-                results.push(result(&session, limits.last(), &name, count, batch, &speeds));
+                let test = Test { name, workers: count, batch, head: Some(head) };
+                results.push(result(&session, limits.last(), test, &speeds));
             }
         }
     }
@@ -100,35 +110,35 @@ fn repeat(repetitions: usize, mut run: impl FnMut() -> Result<usize, Failure>) -
     Ok(speeds)
 }
 
-struct Outcome {
-    test: String,
+struct Test {
+    name: String,
     workers: usize,
+    batch: usize,
+    /// How decoded rows went through the head.
+    head: Option<HeadCounts>,
+}
+
+struct Outcome {
+    test: Test,
     speeds: Vec<f64>,
     /// Share of the limit that binds this test.
     of_limit: Option<f64>,
 }
 
-fn result(
-    session: &Session,
-    limits: Option<&Limits>,
-    test: &str,
-    workers: usize,
-    batch: usize,
-    speeds: &[f64],
-) -> Outcome {
+fn result(session: &Session, limits: Option<&Limits>, test: Test, speeds: &[f64]) -> Outcome {
     let median = speeds[speeds.len() / 2];
     let limits = limits.expect("measured for these workers");
+    let bytes = session.bytes_per_step(test.batch, test.head.unwrap_or_default());
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let (bytes, operations, batch) =
-        (session.bytes_per_token() as f64, session.int8_operations_per_token() as f64, batch as f64);
+    let (operations, batch) = (session.int8_operations_per_token() as f64, test.batch as f64);
     let by_memory = limits.read_bytes_per_s / bytes * batch;
     let by_int8 = limits.int8_operations_per_s.map(|peak| peak / operations);
-    let limit = match (test.starts_with("pp"), by_int8) {
+    let limit = match (test.head.is_none(), by_int8) {
         (true, peak) => peak,
         (false, Some(peak)) => Some(peak.min(by_memory)),
         (false, None) => Some(by_memory),
     };
-    Outcome { test: test.to_owned(), workers, speeds: speeds.to_vec(), of_limit: limit.map(|limit| median / limit) }
+    Outcome { test, speeds: speeds.to_vec(), of_limit: limit.map(|limit| median / limit) }
 }
 
 fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Limits], results: &[Outcome]) {
@@ -142,19 +152,30 @@ fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], l
         let int8 = limits.int8_operations_per_s.map_or("no int8 limit".into(), |o| format!("int8 {:.0} GOPS", o / 1e9));
         println!("limits with {count} workers: read {:.1} GB/s, {int8}", limits.read_bytes_per_s / 1e9);
     }
-    println!("{:<12} {:>7} {:>12} {:>10} {:>10} {:>9}", "test", "workers", "tok/s", "min", "max", "of limit");
+    println!("{:<12} {:>7} {:>12} {:>10} {:>10} {:>9}  head", "test", "workers", "tok/s", "min", "max", "of limit");
     for outcome in results {
         let speeds = &outcome.speeds;
         println!(
-            "{:<12} {:>7} {:>12.2} {:>10.2} {:>10.2} {:>9}",
-            outcome.test,
-            outcome.workers,
+            "{:<12} {:>7} {:>12.2} {:>10.2} {:>10.2} {:>9}  {}",
+            outcome.test.name,
+            outcome.test.workers,
             speeds[speeds.len() / 2],
             speeds[0],
             speeds[speeds.len() - 1],
             outcome.of_limit.map_or("-".into(), |share| format!("{:.0} %", share * 100.0)),
+            outcome.test.head.map_or_else(String::new, describe_head),
         );
     }
+}
+
+/// Which way the rows went, and how many logits a screened one needed.
+fn describe_head(HeadCounts { full, screened, undecided, exact }: HeadCounts) -> String {
+    if screened + undecided == 0 {
+        return "full".into();
+    }
+    #[expect(clippy::cast_precision_loss, reason = "counts are small")]
+    let each = exact as f64 / screened.max(1) as f64;
+    format!("screened {screened} with {each:.1} exact, undecided {undecided}, full {full}")
 }
 
 fn to_json(session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Limits], results: &[Outcome]) -> Value {
@@ -168,8 +189,9 @@ fn to_json(session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Li
             let speeds = &outcome.speeds;
             let (median, min, max) = (speeds[speeds.len() / 2], speeds[0], speeds[speeds.len() - 1]);
             json!({
-                "test": outcome.test, "workers": outcome.workers, "n": speeds.len(),
+                "test": outcome.test.name, "workers": outcome.test.workers, "n": speeds.len(),
                 "tok_s": {"median": median, "min": min, "max": max}, "of_limit": outcome.of_limit,
+                "head": outcome.test.head.map(describe_head),
             })
         })
         .collect();

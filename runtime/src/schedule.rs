@@ -66,6 +66,13 @@ impl Sequence {
         self.history.push_output(token);
     }
 
+    /// Says which logits of the row just added the sampler will look at.
+    fn want(&self, step: &mut Step) {
+        if let Some(reach) = self.sampling.reach() {
+            step.want_best(reach, self.sampling.changed(&self.history));
+        }
+    }
+
     /// Tokens whose keys and values are not in the cache: one while it decodes.
     #[must_use]
     pub fn pending(&self) -> usize {
@@ -151,8 +158,10 @@ impl Scheduler {
             let sequence = self.slots[slot].as_ref().expect("ordered slots are taken");
             if sequence.pending() == 1 && step.tokens.len() < rows_max {
                 step.push(slot, sequence.computed, &sequence.tokens[sequence.computed..], true);
+                sequence.want(step);
                 for token in sequence.draft.rows() {
                     step.push_draft(*token);
+                    sequence.want(step);
                 }
             }
         }
@@ -164,6 +173,9 @@ impl Scheduler {
                 let chunk = pending.min(budget);
                 let tokens = &sequence.tokens[sequence.computed..sequence.computed + chunk];
                 step.push(slot, sequence.computed, tokens, chunk == pending);
+                if chunk == pending {
+                    sequence.want(step);
+                }
                 budget -= chunk;
             }
         }

@@ -183,7 +183,7 @@ const PORTABLE_STEP_BYTES_MAX: usize = 64 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{LoadOptions, Source};
+    use crate::model::{HeadScreen, LoadOptions, Source};
 
     #[test]
     fn every_instruction_set_of_this_machine_gives_the_known_answers() {
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_default_model_passes_whole_and_in_parts() {
-        let options = LoadOptions { threads: 2, node: None, context_max: 64 };
+        let options = LoadOptions { threads: 2, node: None, context_max: 64, head_screen: HeadScreen::WhereItPays };
         let model = Model::load(&Source::embedded(), "tested".into(), options, &|_, _| {}).unwrap();
         let passed = self_test(&model, Isa::detect(), 1).unwrap();
         assert!(passed.whole_step && !passed.text.is_empty(), "{passed:?}");
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn scores_that_are_no_numbers_are_found_with_their_position() {
-        let options = LoadOptions { threads: 2, node: None, context_max: 64 };
+        let options = LoadOptions { threads: 2, node: None, context_max: 64, head_screen: HeadScreen::WhereItPays };
         let mut model = Model::load(&Source::embedded(), "tested".into(), options, &|_, _| {}).unwrap();
         model.weights.output_norm[7] = f32::NAN;
         assert!(matches!(self_test(&model, Isa::detect(), 1), Err(Failure::NotFinite { position: 0 })));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use gguf::{Gguf, TensorType, blocks, ternary};
 use runtime::cli::convert::{Error, convert};
 use runtime::cli::synth::{self, Preset};
-use runtime::model::{LoadOptions, Model, Source};
+use runtime::model::{HeadScreen, LoadOptions, Model, Source};
 use serde_json::{Value, json};
 
 struct Folder(PathBuf);
@@ -176,7 +176,7 @@ fn assert_same_tensors(ours: &[u8], theirs: &[u8]) {
 }
 
 fn load(path: &Path) -> Model {
-    let options = LoadOptions { threads: 1, node: None, context_max: 64 };
+    let options = LoadOptions { threads: 1, node: None, context_max: 64, head_screen: HeadScreen::Off };
     Model::load(&Source::open(path).unwrap(), "converted".into(), options, &|_, _| {}).unwrap()
 }
 
@@ -287,7 +287,7 @@ fn the_checkpoint_of_the_embedded_model_gives_the_embedded_model() {
     convert(&checkpoint, &out, TensorType::I2S, TensorType::F16, |_, _| {}).unwrap();
     assert_same_tensors(&fs::read(&out).unwrap(), include_bytes!("../assets/bitnetd-tiny-i2_s.gguf"));
     let (ours, theirs) = (load(&out), Source::embedded());
-    let options = LoadOptions { threads: 1, node: None, context_max: 64 };
+    let options = LoadOptions { threads: 1, node: None, context_max: 64, head_screen: HeadScreen::Off };
     let theirs = Model::load(&theirs, "embedded".into(), options, &|_, _| {}).unwrap();
     let ids = |model: &Model| {
         let mut ids = Vec::new();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use gguf::{Gguf, TensorType};
 use runtime::cli::synth::{self, Preset};
 use runtime::crossval::{Error, Options, Recorded, Reference, Rejection, Report, cross_validate};
-use runtime::model::{LoadOptions, Model, Source};
+use runtime::model::{HeadScreen, LoadOptions, Model, Source};
 
 struct Scratch(PathBuf);
 
@@ -39,7 +39,7 @@ impl Drop for Scratch {
 }
 
 fn load(source: &Source) -> Model {
-    let options = LoadOptions { threads: 2, node: None, context_max: 256 };
+    let options = LoadOptions { threads: 2, node: None, context_max: 256, head_screen: HeadScreen::Off };
     Model::load(source, "tested".into(), options, &|_, _| {}).unwrap()
 }
 

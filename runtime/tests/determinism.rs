@@ -4,19 +4,19 @@
 
 mod harness;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use harness::{ROWS_MAX, Rig, load};
+use harness::{ROWS_MAX, Rig, load, load_with};
 use kernels::Isa;
 use runtime::engine::{Command, Engine, Event, GenerationId, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::mailbox::{Doorbell, LeaderBell};
 use runtime::metrics::{GenerationMetrics, ShardMetrics};
-use runtime::model::Model;
+use runtime::model::{HeadScreen, Model};
 use runtime::sampler::SamplingParams;
 use runtime::schedule::{NewSequence, Priority, StreamId};
 use runtime::speculate::Speculation;
@@ -183,14 +183,45 @@ fn generations_that_share_a_team_change_no_token_of_each_other() {
     assert!(last[..6].contains(&1), "neither waits for the other's end: {last:?}");
 }
 
+#[test]
+fn a_screen_of_the_head_changes_no_token() {
+    let paths = TINY.iter().map(|name| Some(folder().join(name))).chain([None]);
+    for path in paths {
+        let path = path.as_deref();
+        let [plain, screened] = [HeadScreen::Off, HeadScreen::Always].map(|screen| Arc::new(load_with(path, screen)));
+        assert!(plain.weights.screen().is_none() && screened.weights.screen().is_some());
+        let mut draw = Draw(5);
+        let prompts: Vec<Vec<u32>> = (0..SEQUENCES).map(|i| draw.tokens(&plain, 1 + i)).collect();
+        for (workers, limits, streams) in [(2, (SEQUENCES, 256), (0..SEQUENCES).collect()), (1, (1, 64), vec![5, 6, 7])]
+        {
+            let (expected, counts) = generate_counted(&plain, workers, limits, &prompts, &streams);
+            assert_eq!(counts.map(|count| count > 0), [true, false, false]);
+            let (got, [_, decided, undecided]) = generate_counted(&screened, workers, limits, &prompts, &streams);
+            assert_eq!(got, expected, "{path:?}");
+            assert!(decided > 0, "{path:?}: {decided} decided, {undecided} not");
+        }
+    }
+}
+
 /// Answers of an engine to the requests `streams`, all of which wait when it starts.
 fn generate(
+    model: &Arc<Model>,
+    workers: usize,
+    limits: (usize, usize),
+    prompts: &[Vec<u32>],
+    streams: &[usize],
+) -> Vec<Vec<u32>> {
+    generate_counted(model, workers, limits, prompts, streams).0
+}
+
+/// The same, and how many rows of the head were full, screened and undecided.
+fn generate_counted(
     model: &Arc<Model>,
     workers: usize,
     (slots_max, rows_max): (usize, usize),
     prompts: &[Vec<u32>],
     streams: &[usize],
-) -> Vec<Vec<u32>> {
+) -> (Vec<Vec<u32>>, [u64; 3]) {
     let positions = prompts.iter().map(Vec::len).max().unwrap() + ANSWER_TOKENS;
     let (mut commands_in, commands) = rtrb::RingBuffer::new(streams.len());
     let (events, mut events_out) = rtrb::RingBuffer::new(streams.len() * (ANSWER_TOKENS + 2));
@@ -201,7 +232,8 @@ fn generate(
     }
     let lane = lane(model, GENERATION, workers, (slots_max, rows_max), positions);
     let team = Team::start(workers, |_| {}).unwrap();
-    Engine::new(team, vec![lane], link(commands, events, closed), Arc::new(ShardMetrics::default())).run();
+    let metrics = Arc::new(ShardMetrics::default());
+    Engine::new(team, vec![lane], link(commands, events, closed), Arc::clone(&metrics)).run();
     let mut answers = vec![Vec::new(); streams.len()];
     while let Ok(event) = events_out.pop() {
         if let Event::Token { stream, sampled, .. } = event {
@@ -209,7 +241,8 @@ fn generate(
             answers[at].push(sampled.token);
         }
     }
-    answers
+    let head = &metrics.step.head;
+    (answers, [&head.full, &head.screened, &head.undecided].map(|count| count.get()))
 }
 
 fn lane(
@@ -272,8 +305,11 @@ fn same_bits(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
 }
 
 fn tiny(name: &str) -> Model {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/oracle/models");
-    load(Some(&folder.join(name)))
+    load(Some(&folder().join(name)))
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/oracle/models")
 }
 
 /// Pseudo-random numbers (SplitMix64).

@@ -12,7 +12,7 @@ use gguf::{Gguf, TensorType};
 use harness::{ROWS_MAX, Rig, load};
 use kernels::Isa;
 use runtime::cli::synth::{self, Preset};
-use runtime::model::{Error, LoadOptions, Model, Source, TILES_FILE};
+use runtime::model::{Error, HeadScreen, LoadOptions, Model, Source, TILES_FILE};
 
 /// A folder of the test's own, gone with it.
 struct Folder(PathBuf);
@@ -43,7 +43,7 @@ fn logits(model: &Model) -> Vec<u32> {
 }
 
 fn refusal(path: &Path) -> Error {
-    let options = LoadOptions { threads: 1, node: None, context_max: usize::MAX };
+    let options = LoadOptions { threads: 1, node: None, context_max: usize::MAX, head_screen: HeadScreen::Off };
     Model::load(&Source::open(path).unwrap(), "refused".into(), options, &|_, _| {}).err().expect("it is refused")
 }
 

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use kernels::Isa;
 use runtime::cli::load_model;
-use runtime::forward::{Forward, Limits, Step};
+use runtime::forward::{Forward, HeadCounts, Limits, Reach, Step};
 use runtime::kv::{KvCache, blocks_for};
-use runtime::model::{LoadOptions, Model};
+use runtime::model::{HeadScreen, LoadOptions, Model};
 use runtime::team::Team;
 
 use super::Failure;
@@ -26,9 +26,14 @@ pub(crate) fn cores() -> Result<usize, Failure> {
 }
 
 impl Session {
-    pub(super) fn load(path: Option<&Path>, isa: Isa, batch_max: usize) -> Result<Self, Failure> {
+    pub(super) fn load(
+        path: Option<&Path>,
+        isa: Isa,
+        batch_max: usize,
+        head_screen: HeadScreen,
+    ) -> Result<Self, Failure> {
         let threads = cores()?;
-        let options = LoadOptions { threads, node: None, context_max: CONTEXT_MAX };
+        let options = LoadOptions { threads, node: None, context_max: CONTEXT_MAX, head_screen };
         let model = load_model(None, path, options)?;
         let params = &model.weights.params;
         let blocks = blocks_for(model.weights.context) * batch_max;
@@ -61,9 +66,19 @@ impl Session {
         )
     }
 
-    /// Bytes of weights that a step of one row reads.
-    pub(super) fn bytes_per_token(&self) -> usize {
-        self.model.weights.bytes_per_token()
+    /// Bytes of weights that a step of `batch` rows reads whose heads went as `head` says: the layers, then the head or
+    /// its int8 copy and the rows that were computed one by one.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    pub(super) fn bytes_per_step(&self, batch: usize, head: HeadCounts) -> f64 {
+        let (weights, screened) = (&self.model.weights, head.screened + head.undecided);
+        let full = weights.head().bytes() as f64;
+        let layers = weights.bytes_per_token() as f64 - full;
+        if screened == 0 {
+            return layers + full;
+        }
+        let exact = head.exact as f64 / screened as f64 * batch as f64 * full / weights.params.vocab as f64;
+        let again = if head.undecided + head.full > 0 { full } else { 0.0 };
+        layers + weights.screen_bytes() as f64 + exact + again
     }
 
     /// Products and sums of the ternary layers for one row.
@@ -88,8 +103,9 @@ impl Session {
         Ok(tokens)
     }
 
-    /// Decodes `tokens` tokens in each of `batch` sequences, greedily, from a cache of one token.
-    pub(super) fn decode(&mut self, batch: usize, tokens: usize) -> Result<usize, Failure> {
+    /// Decodes `tokens` tokens in each of `batch` sequences, greedily, from a cache of one token. Counts how their rows
+    /// went through the head.
+    pub(super) fn decode(&mut self, batch: usize, tokens: usize, head: &mut HeadCounts) -> Result<usize, Failure> {
         self.fits(tokens)?;
         let mut last = noise(batch, self.model.weights.params.vocab);
         self.hold(batch, tokens)?;
@@ -98,8 +114,10 @@ impl Session {
             step.clear();
             for (slot, token) in last.iter().enumerate() {
                 step.push(slot, position, std::slice::from_ref(token), true);
+                step.want_best(GREEDY, std::iter::empty());
             }
             self.run(&step);
+            head.add(self.forward.head_counts());
             for (slot, token) in last.iter_mut().enumerate() {
                 let best = kernels::softmax::argmax(self.isa, self.forward.logits(slot));
                 *token = u32::try_from(best).expect("a vocabulary has 32-bit ids");
@@ -117,15 +135,20 @@ impl Session {
         if wanted.iter().any(|logit| !logit.is_finite()) {
             return Err("the logits are no numbers".into());
         }
+        let best = kernels::softmax::argmax(isa, &wanted);
+        let best = (best, wanted[best]);
         for &count in workers {
             // The portable path takes minutes on a big model; the kernels' own tests compare it.
             for other in Isa::available().into_iter().filter(|other| *other != Isa::Portable || isa == *other) {
                 for chunk in [1, 7, CHECK_TOKENS] {
                     self.isa = other;
                     self.use_workers(count)?;
+                    let name = other.name();
                     if self.logits(&prompt, chunk)? != wanted {
-                        let name = other.name();
                         return Err(format!("{count} workers, {name}, chunks of {chunk}: other logits").into());
+                    }
+                    if self.best(&prompt, chunk)? != best {
+                        return Err(format!("{count} workers, {name}, chunks of {chunk}: another best token").into());
                     }
                 }
             }
@@ -144,6 +167,22 @@ impl Session {
         }
         self.drop_all(1);
         Ok(self.forward.logits(0).to_vec())
+    }
+
+    /// The best token after a prompt and its logit, by a greedy sampler's head.
+    fn best(&mut self, prompt: &[u32], chunk: usize) -> Result<(usize, f32), Failure> {
+        self.hold(1, prompt.len())?;
+        let mut step = Step::default();
+        for (index, part) in prompt.chunks(chunk).enumerate() {
+            step.clear();
+            step.push(0, index * chunk, part, true);
+            step.want_best(GREEDY, std::iter::empty());
+            self.run(&step);
+        }
+        self.drop_all(1);
+        let logits = self.forward.logits(0);
+        let best = kernels::softmax::argmax(self.isa, logits);
+        Ok((best, logits[best]))
     }
 
     fn fits(&self, tokens: usize) -> Result<(), Failure> {
@@ -202,6 +241,7 @@ fn noise(count: usize, vocab: usize) -> Vec<u32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
+const GREEDY: Reach = Reach { count: 1, distance: 0.0 };
 const ROWS_MAX: usize = 512;
 const CONTEXT_MAX: usize = 4096;
 const CHECK_TOKENS: usize = 16;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{load_model, progress_bar};
 use crate::crossval::{self, Options, Recorded, Reference, Report, SAMPLES_MAX, cross_validate};
-use crate::model::{LoadOptions, Source};
+use crate::model::{HeadScreen, LoadOptions, Source};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Box<dyn std::error::Error>> {
     }
     let text = args.text.as_ref().map(|path| read_text(path)).transpose()?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let load = LoadOptions { threads, node: None, context_max: CONTEXT_MAX };
+    let load = LoadOptions { threads, node: None, context_max: CONTEXT_MAX, head_screen: HeadScreen::Off };
     let source = args.model.as_ref().map_or_else(|| Ok(Source::embedded()), |path| Source::open(path))?;
     let model = load_model(None, args.model.as_deref(), load)?;
     let options = Options {

@@ -10,7 +10,7 @@ use tuning::Topology;
 use super::load_model;
 use crate::forward::{Forward, Limits, Step};
 use crate::kv::{KvCache, blocks_for};
-use crate::model::{LoadOptions, Model};
+use crate::model::{HeadScreen, LoadOptions, Model};
 use crate::sampler::{History, Sampler, SamplingParams};
 use crate::team::Team;
 use crate::text::{Detokenizer, Message};
@@ -110,7 +110,12 @@ impl Session {
         let placement = tuning::plan(&topology, Some(1), args.workers)?;
         let cpus = placement.shards[0].workers.clone();
         let isa = args.isa.unwrap_or_else(kernels::Isa::detect);
-        let options = LoadOptions { threads: cpus.len(), node: None, context_max: usize::MAX };
+        let options = LoadOptions {
+            threads: cpus.len(),
+            node: None,
+            context_max: usize::MAX,
+            head_screen: HeadScreen::WhereItPays,
+        };
         let model = load_model(None, args.model.as_deref(), options)?;
         let params = &model.weights.params;
         tuning::pin(&cpus[..1])?;
@@ -162,6 +167,9 @@ impl Session {
                 let chunk: Vec<u32> = pending.drain(..pending.len().min(PREFILL_ROWS)).collect();
                 step.clear();
                 step.push(0, computed, &chunk, pending.is_empty());
+                if let (true, Some(reach)) = (pending.is_empty(), sampling.reach()) {
+                    step.want_best(reach, sampling.changed(&history));
+                }
                 computed += chunk.len();
                 self.forward.run(&self.team, &self.model.weights, &mut self.kv, &step, &|_, _, _| {});
             }

@@ -67,7 +67,7 @@ impl Lane {
                 limits.speculation,
                 forward.limits().logits_max.saturating_sub(limits.slots_max),
             ),
-            step: Step::default(),
+            step: Step::with_capacity(forward.limits().logits_max),
             model,
             forward,
             kv,
@@ -159,6 +159,7 @@ impl Lane {
             let ahead = if sequence.pending() == 1 { row } else { 0 };
             sample(samplers, sampled, (i, worker), (sequence, ahead), logits);
         });
+        metrics.observe_head(self.forward.head_counts());
         self.observe(started.elapsed(), metrics);
         self.advance(link, metrics);
     }

@@ -2,6 +2,7 @@
 
 use kernels::attention;
 use kernels::dense::DenseScratch;
+use kernels::screen::{ScreenInput, SelectScratch};
 use kernels::ternary::{self, LiveColumns, PanelScratch};
 
 use super::Limits;
@@ -47,6 +48,8 @@ pub(super) struct Scratch {
     pub(super) together: Vec<i8>,
     pub(super) panels: PanelScratch,
     pub(super) dense: DenseScratch,
+    pub(super) screen: ScreenInput,
+    pub(super) select: SelectScratch,
     pub(super) attention: attention::Scratch,
 }
 
@@ -84,6 +87,8 @@ impl Scratch {
             together: vec![0; ternary::PANEL_ROWS_MAX * ternary::padded_cols(widest)],
             panels: PanelScratch::new(widest, limits.rows_max),
             dense: DenseScratch::default(),
+            screen: ScreenInput::new(limits.logits_max, params.hidden),
+            select: SelectScratch::new(params.vocab),
             attention: attention::Scratch::new(params.head_dim),
         }
     }

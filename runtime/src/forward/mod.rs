@@ -1,8 +1,11 @@
 //! The forward pass: one step of rows through all layers, run by a whole team of workers.
 
 mod buffers;
+mod head;
 mod pass;
 mod skip;
+
+use std::ops::Range;
 
 use kernels::Isa;
 
@@ -12,6 +15,8 @@ use crate::shared::{PerWorker, Shared};
 use crate::team::{Counters, Team};
 
 use buffers::{Buffers, Scratch};
+pub use head::HeadCounts;
+use head::{HeadBuffers, HeadPlan};
 
 /// Consecutive rows of one sequence: a decode (one row) or a chunk of its prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +38,25 @@ pub struct Step {
     pub segments: Vec<Segment>,
     /// Rows whose logits are wanted, ascending.
     pub logits: Vec<usize>,
+    /// Which of them, entry by entry; all where there is none.
+    best: Vec<Best>,
+    /// Tokens of `best`, entry after entry.
+    also: Vec<u32>,
+}
+
+/// What an entry of [`Step::logits`] wants; how many of the step's `also` are its own.
+#[derive(Clone, Copy, Debug)]
+struct Best {
+    reach: Option<Reach>,
+    also: usize,
+}
+
+/// Which logits matter to the sampler of a row: those of the `count` best tokens, and of all within `distance` of the last
+/// of these.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reach {
+    pub count: usize,
+    pub distance: f32,
 }
 
 impl Step {
@@ -41,6 +65,33 @@ impl Step {
         self.tokens.clear();
         self.segments.clear();
         self.logits.clear();
+        self.best.clear();
+        self.also.clear();
+    }
+
+    /// With room for as many entries of `logits`, each with as many tokens as [`Step::want_best`] takes.
+    #[must_use]
+    pub fn with_capacity(logits_max: usize) -> Self {
+        Self {
+            logits: Vec::with_capacity(logits_max),
+            best: Vec::with_capacity(logits_max),
+            also: Vec::with_capacity(logits_max * ALSO_MAX),
+            ..Self::default()
+        }
+    }
+
+    /// The last entry of `logits` wants only what is within reach, and the tokens `also`, whose logits the sampler is about
+    /// to change: the others may be minus infinity. With too many of these it wants all.
+    pub fn want_best(&mut self, reach: Reach, also: impl Iterator<Item = u32>) {
+        let before = self.also.len();
+        self.also.extend(also.take(ALSO_MAX + 1));
+        let count = self.also.len() - before;
+        self.best.resize(self.logits.len() - 1, Best { reach: None, also: 0 });
+        if count > ALSO_MAX {
+            self.also.truncate(before);
+            return;
+        }
+        self.best.push(Best { reach: Some(reach), also: count });
     }
 
     /// Adds `tokens` of the sequence in `slot` from `first_position` on; `logits` asks for those of the last one.
@@ -50,6 +101,17 @@ impl Step {
         if logits {
             self.logits.push(self.tokens.len() - 1);
         }
+    }
+
+    /// What each entry of `logits` wants: all, or the best and the tokens of `also` in that range.
+    fn wanted(&self) -> impl Iterator<Item = Option<(Reach, Range<usize>)>> {
+        let mut start = 0;
+        (0..self.logits.len()).map(move |i| {
+            let best = self.best.get(i)?;
+            let also = start..start + best.also;
+            start = also.end;
+            Some((best.reach?, also))
+        })
     }
 }
 
@@ -77,6 +139,9 @@ pub struct Forward {
     scratch: PerWorker<Scratch>,
     logits: Shared<f32>,
     counters: Counters,
+    plan: HeadPlan,
+    head: HeadBuffers,
+    counts: HeadCounts,
     vocab: usize,
 }
 
@@ -90,7 +155,10 @@ impl Forward {
             buffers: Buffers::new(params, limits),
             scratch: PerWorker::new(workers, || Scratch::new(params, limits)),
             logits: Shared::new(limits.logits_max * params.vocab),
-            counters: Counters::new(params.layers * pass::COUNTERS_PER_LAYER + pass::COUNTERS_AROUND),
+            counters: Counters::new(params.layers * pass::COUNTERS_PER_LAYER + head::COUNTERS_AROUND),
+            plan: HeadPlan::with_capacity(limits.logits_max),
+            head: HeadBuffers::new(params, limits),
+            counts: HeadCounts::default(),
             vocab: params.vocab,
         }
     }
@@ -114,6 +182,7 @@ impl Forward {
         assert!(step.tokens.len() <= self.limits.rows_max, "a step fits the buffers");
         assert!(step.logits.len() <= self.limits.logits_max, "a step's logits fit the buffer");
         let kv = &*kv;
+        self.plan.make(weights, step);
         let pass = pass::Pass {
             isa: self.isa,
             weights,
@@ -123,15 +192,27 @@ impl Forward {
             scratch: &self.scratch,
             logits: &self.logits,
             vocab: self.vocab,
+            plan: &self.plan,
+            head: &self.head,
             each,
         };
         team.run(&self.counters, &|member| pass.run(member));
+        self.counts = self.plan.count(&mut self.head);
     }
 
-    /// The logits of entry `i` of the last step.
+    /// How the rows of the last step got their logits.
+    #[must_use]
+    pub fn head_counts(&self) -> HeadCounts {
+        self.counts
+    }
+
+    /// The logits of entry `i` of the last step; minus infinity where they do not matter to [`Step::want_best`].
     #[must_use]
     pub fn logits(&mut self, i: usize) -> &mut [f32] {
         let vocab = self.vocab;
         &mut self.logits.as_mut_slice()[i * vocab..(i + 1) * vocab]
     }
 }
+
+/// Most tokens that [`Step::want_best`] takes beside the best.
+const ALSO_MAX: usize = 1024;

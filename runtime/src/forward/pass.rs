@@ -15,6 +15,7 @@ use kernels::ternary::{self, Activations, Columns, Factored, Gating, PanelScratc
 use kernels::{Isa, activation, dense, norm, rope};
 
 use super::buffers::{Buffers, Scratch, UNIT_ROWS_MAX, head_unit_rows};
+use super::head::{COUNTERS_AROUND, HeadBuffers, HeadPlan};
 use super::{Segment, Step};
 use crate::kv::KvCache;
 use crate::model::{Activation, Layer, Linear, LinearView, Weights};
@@ -30,6 +31,8 @@ pub(super) struct Pass<'a> {
     pub(super) scratch: &'a PerWorker<Scratch>,
     pub(super) logits: &'a Shared<f32>,
     pub(super) vocab: usize,
+    pub(super) plan: &'a HeadPlan,
+    pub(super) head: &'a HeadBuffers,
     pub(super) each: &'a (dyn Fn(usize, &mut [f32], usize) + Sync),
 }
 
@@ -48,7 +51,7 @@ enum Quantized<'a> {
 }
 
 /// Where the rows of a linear's input come from.
-struct Rows<'a> {
+pub(super) struct Rows<'a> {
     buffer: &'a Shared<f32>,
     width: usize,
     count: usize,
@@ -213,7 +216,7 @@ impl Pass<'_> {
         sum[0] = quantized.sum;
     }
 
-    fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) {
+    pub(super) fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) {
         let from = rows.pick.map_or(row, |pick| pick[row]) * rows.width;
         // SAFETY: the previous phase wrote this buffer, this one only reads it.
         let source = unsafe { rows.buffer.read(from..from + rows.width) };
@@ -483,21 +486,11 @@ impl Pass<'_> {
         }
     }
 
-    /// Logits of the wanted rows, then `each` on every one of them.
-    fn head(&self, member: Member<'_>, scratch: &mut Scratch) {
+    /// All logits of the wanted rows.
+    pub(super) fn full_head(&self, member: Member<'_>, scratch: &mut Scratch) {
         let (weights, n) = (self.weights, self.step.logits.len());
-        if n == 0 {
-            return;
-        }
         let (head, vocab) = (weights.head(), self.vocab);
-        let rows = Rows {
-            buffer: &self.buffers.x,
-            width: weights.params.hidden,
-            count: n,
-            pick: Some(&self.step.logits),
-            norm: Some(&weights.output_norm),
-            floats: !head.is_ternary(),
-        };
+        let rows = self.head_rows();
         self.prepare(member, scratch, &rows, 1);
         let unit = unit_rows(vocab, n, member.team_size());
         while let Some(claimed) = member.claim(2, vocab.div_ceil(unit)) {
@@ -507,11 +500,17 @@ impl Pass<'_> {
             self.linear(head, range.clone(), self.input(own, weights.params.hidden, n), out, &mut work);
             self.scatter(self.logits, vocab, range, out);
         }
-        member.barrier();
-        while let Some(i) = member.claim(3, n) {
-            // SAFETY: row `i` was claimed by this worker alone, and all its columns are written.
-            let logits = unsafe { self.logits.write(i * vocab..(i + 1) * vocab) };
-            (self.each)(i, logits, member.index);
+    }
+
+    /// The wanted rows, normalised: the input of the head.
+    pub(super) fn head_rows(&self) -> Rows<'_> {
+        Rows {
+            buffer: &self.buffers.x,
+            width: self.weights.params.hidden,
+            count: self.step.logits.len(),
+            pick: Some(&self.step.logits),
+            norm: Some(&self.weights.output_norm),
+            floats: !self.weights.head().is_ternary(),
         }
     }
 }
@@ -573,4 +572,3 @@ pub(super) const QUERY_TILE: usize = 32;
 const UNITS_PER_WORKER: usize = 6;
 const CACHED_INPUT_ROWS: usize = 8;
 pub(super) const COUNTERS_PER_LAYER: usize = 9;
-pub(super) const COUNTERS_AROUND: usize = 4;

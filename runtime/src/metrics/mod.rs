@@ -7,6 +7,8 @@ use std::time::Duration;
 
 pub use render::{Process, render};
 
+use crate::forward::HeadCounts;
+
 /// A number that only one thread changes, so that a change costs no locked instruction.
 #[derive(Debug, Default)]
 pub struct Cell(AtomicU64);
@@ -68,6 +70,15 @@ pub struct Outcomes {
     pub refused_connections: Cell,
 }
 
+/// Rows of the output head, by how they got their logits, and logits computed one by one.
+#[derive(Debug, Default)]
+pub struct HeadMetrics {
+    pub full: Cell,
+    pub screened: Cell,
+    pub undecided: Cell,
+    pub exact: Cell,
+}
+
 /// What the leader of a shard counts.
 #[derive(Debug)]
 pub struct StepMetrics {
@@ -77,6 +88,7 @@ pub struct StepMetrics {
     /// Tokens of drafts that were computed, and those that were right.
     pub drafted_tokens: Cell,
     pub accepted_tokens: Cell,
+    pub head: HeadMetrics,
     pub running: Cell,
     pub waiting: Cell,
     pub kv_blocks_used: Cell,
@@ -140,6 +152,7 @@ impl Default for ShardMetrics {
                 sequences: Histogram::new(ROWS),
                 drafted_tokens: Cell::default(),
                 accepted_tokens: Cell::default(),
+                head: HeadMetrics::default(),
                 running: Cell::default(),
                 waiting: Cell::default(),
                 kv_blocks_used: Cell::default(),
@@ -181,6 +194,15 @@ impl ShardMetrics {
             self.step.drafted_tokens.add(drafted as u64);
             self.step.accepted_tokens.add(accepted as u64);
         }
+    }
+
+    /// The head of one step.
+    pub fn observe_head(&self, counts: HeadCounts) {
+        let head = &self.step.head;
+        head.full.add(counts.full as u64);
+        head.screened.add(counts.screened as u64);
+        head.undecided.add(counts.undecided as u64);
+        head.exact.add(counts.exact as u64);
     }
 
     /// Sequences in slots and in the queue.

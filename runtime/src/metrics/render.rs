@@ -102,6 +102,19 @@ impl Page<'_> {
         self.counter("bitnet_speculation_accepted_tokens_total", "Draft tokens that were right.", |s| {
             &s.step.accepted_tokens
         });
+        self.labelled(
+            "bitnet_head_rows_total",
+            "Rows of the output head: decided by its screen, not decided by it, not screened.",
+            "path",
+            &[
+                ("screened", |s| &s.step.head.screened),
+                ("undecided", |s| &s.step.head.undecided),
+                ("full", |s| &s.step.head.full),
+            ],
+        );
+        self.counter("bitnet_head_exact_logits_total", "Logits computed exactly for screened rows.", |s| {
+            &s.step.head.exact
+        });
         self.gauge("bitnet_requests_running", "Sequences in slots.", |s| &s.step.running);
         self.gauge("bitnet_requests_waiting", "Sequences in queues.", |s| &s.step.waiting);
         let (used, all) = (self.sum(|s| &s.step.kv_blocks_used), self.sum(|s| &s.step.kv_blocks));

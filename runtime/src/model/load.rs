@@ -7,12 +7,13 @@ use gguf::{Gguf, TensorType};
 use kernels::Isa;
 use kernels::dense::DenseKind;
 use kernels::rope::RopeTable;
-use kernels::ternary;
+use kernels::{screen, ternary};
 use tuning::NodeId;
 use tuning::memory::Arena;
 
+use super::head_copy::copy_head;
 use super::tensors::Tensors;
-use super::weights::{Layer, Linear, Storage, Weights};
+use super::weights::{Layer, Linear, Screen, Storage, Weights};
 use super::{Error, HyperParameters, Source};
 
 /// How a replica is made.
@@ -24,6 +25,18 @@ pub struct LoadOptions {
     pub node: Option<NodeId>,
     /// Most positions of a sequence; the model's own context if it is less.
     pub context_max: usize,
+    /// Which heads get an int8 copy.
+    pub head_screen: HeadScreen,
+}
+
+/// Which output heads get an int8 copy to be screened by: faster decoding for more memory, with the same results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadScreen {
+    Off,
+    /// Heads big enough.
+    WhereItPays,
+    /// All that can have one.
+    Always,
 }
 
 /// Loads the weights of `source`, whose parsed header is `gguf`. `progress` gets bytes done and bytes in all.
@@ -37,12 +50,15 @@ pub fn load(
     options: LoadOptions,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Weights, Error> {
-    let Planned { plan, params, embedding, layers, output_norm, head, rope, context } =
+    let Planned { mut plan, params, embedding, layers, output_norm, head, rope, context } =
         plan_all(source, gguf, options.context_max)?;
+    let screen = plan.screen(head.as_ref().unwrap_or(&embedding), options.head_screen);
     let mut arena = Arena::zeroed(plan.bytes.max(1), options.node)?;
     fill(source, &plan, arena.as_mut_slice(), options, progress)?;
     let skips = None;
-    let mut weights = Weights { params, embedding, layers, output_norm, head, rope, context, arena, skips };
+    let screen = screen
+        .map(|screen| copy_head(arena.as_mut_slice(), head.as_ref().unwrap_or(&embedding), screen, options.threads));
+    let mut weights = Weights { params, embedding, layers, output_norm, head, rope, context, arena, screen, skips };
     plan.settle_scales(&mut weights);
     if ternary::skips(Isa::detect()) {
         weights.pack_skips(options.threads, options.node)?;
@@ -175,6 +191,23 @@ impl Plan {
             scale: AtomicU64::new(0),
         });
         Ok(Linear { rows, cols, storage, start, bytes: packed_bytes, output_scale })
+    }
+
+    /// Takes memory for the int8 copy of `head`, if that is a head which the screen suits.
+    fn screen(&mut self, head: &Linear, wanted: HeadScreen) -> Option<Screen> {
+        // A factor could turn the order of the tokens round.
+        let suits = !head.is_ternary() && head.output_scale.is_none() && head.cols <= screen::COLS_MAX;
+        let pays = match wanted {
+            HeadScreen::Off => false,
+            HeadScreen::WhereItPays => head.bytes >= SCREENED_BYTES_MIN,
+            HeadScreen::Always => true,
+        };
+        if !suits || !pays {
+            return None;
+        }
+        let (start, bytes) = (self.bytes, screen::packed_bytes(head.rows, head.cols));
+        self.bytes = (start + bytes).next_multiple_of(PART_ALIGN_BYTES);
+        Some(Screen { start, bytes, weight_max: f32::INFINITY })
     }
 
     /// Puts the scales that packing found into the linear layers.
@@ -341,6 +374,8 @@ fn dense_kind(kind: TensorType, name: &str) -> Result<DenseKind, Error> {
     })
 }
 
+/// A smaller head is done before a screen could pay for its phases.
+const SCREENED_BYTES_MIN: usize = 8 << 20;
 /// Parts begin on cache lines, which the packed layout wants.
 const PART_ALIGN_BYTES: usize = 64;
 /// Size of the pieces in which a big table is read, so that all threads take part.

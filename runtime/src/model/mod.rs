@@ -6,6 +6,7 @@ use gguf::Gguf;
 
 use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 
+mod head_copy;
 mod load;
 mod params;
 mod skips;
@@ -14,7 +15,7 @@ mod tensors;
 mod tiles;
 mod weights;
 
-pub use load::{LoadOptions, check, load};
+pub use load::{HeadScreen, LoadOptions, check, load};
 pub use params::{Activation, Family, HyperParameters};
 pub use source::{Source, TILES_FILE};
 pub(crate) use tensors::{Decoded, Tensors};

@@ -2,6 +2,7 @@
 
 use kernels::dense::{DenseKind, DenseMatrix};
 use kernels::rope::RopeTable;
+use kernels::screen::ScreenMatrix;
 use kernels::ternary::TernaryMatrix;
 use tuning::memory::Arena;
 
@@ -62,9 +63,25 @@ pub struct Weights {
     pub context: usize,
     pub(super) arena: Arena,
     pub(super) skips: Option<Skips>,
+    /// The int8 copy of the head, if it has one.
+    pub(super) screen: Option<Screen>,
+}
+
+/// Where the int8 copy of the head is, and its greatest norm of a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Screen {
+    pub(super) start: usize,
+    pub(super) bytes: usize,
+    pub(super) weight_max: f32,
 }
 
 impl Linear {
+    /// Bytes that its weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether the input must be quantised to int8 first.
     #[must_use]
     pub fn is_ternary(&self) -> bool {
@@ -110,6 +127,31 @@ impl Weights {
         });
         let embedding = std::iter::once(("token_embd".to_owned(), &self.embedding));
         embedding.chain(layers).chain(self.head.iter().map(|head| ("output".to_owned(), head)))
+    }
+
+    /// The int8 copy of the head, which tells the tokens that could be among the best; `None` where the head has none.
+    #[must_use]
+    pub fn screen(&self) -> Option<ScreenMatrix<'_>> {
+        let Screen { start, bytes, weight_max } = self.screen?;
+        match self.view(self.head()) {
+            LinearView::Dense(head) => {
+                ScreenMatrix::new(&self.arena.as_slice()[start..start + bytes], &head, weight_max)
+            }
+            LinearView::Ternary(_) => None,
+        }
+    }
+
+    /// Bytes of the int8 copy of the head.
+    #[must_use]
+    pub fn screen_bytes(&self) -> usize {
+        self.screen.map_or(0, |screen| screen.bytes)
+    }
+
+    /// Rows from which on the screen is faster than the full head: the copy of a head of 6 or 4 bits a weight is longer
+    /// than the head itself.
+    #[must_use]
+    pub fn screen_rows_min(&self) -> usize {
+        if self.head().bytes > self.screen_bytes() { 1 } else { 2 }
     }
 
     /// The pages that the weights lie in.

@@ -101,7 +101,12 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
     let gguf = Gguf::parse(&header, source.bytes()).map_err(model::Error::from)?;
     let nodes = nodes(plan.placement);
     let free_bytes = check_memory(&gguf, &plan, nodes.len())?;
-    let options = |node| LoadOptions { threads: plan.threads, node: Some(node), context_max: plan.config.context_max };
+    let options = |node| LoadOptions {
+        threads: plan.threads,
+        node: Some(node),
+        context_max: plan.config.context_max,
+        head_screen: plan.config.head_screen,
+    };
     let (sha256, replicas) = std::thread::scope(|scope| {
         let hash = scope.spawn(|| hash_source(source));
         let load = |node: &NodeId| {

@@ -198,13 +198,13 @@ const POSITIONS_MAX: usize = 1024 + 2 * ANSWER_TOKENS;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{LoadOptions, Source};
+    use crate::model::{HeadScreen, LoadOptions, Source};
 
     #[test]
     fn models_of_every_shape_are_tried() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/oracle/models");
         for name in ["tiny-b158-i2_s.gguf", "tiny-bitnet-i2_s.gguf", "tiny-llama-hd-i2_s.gguf"] {
-            let options = LoadOptions { threads: 1, node: None, context_max: 512 };
+            let options = LoadOptions { threads: 1, node: None, context_max: 512, head_screen: HeadScreen::Off };
             let source = Source::open(&folder.join(name)).unwrap();
             let model = Model::load(&source, name.into(), options, &|_, _| {}).unwrap();
             let prompts = ["a b c ".repeat(20), "x".to_owned()];
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_what_the_best_tokens_say() {
-        let options = LoadOptions { threads: 1, node: None, context_max: 512 };
+        let options = LoadOptions { threads: 1, node: None, context_max: 512, head_screen: HeadScreen::Off };
         let model = Model::load(&Source::embedded(), "tiny".into(), options, &|_, _| {}).unwrap();
         let mut trial = Trial::new(&model, Isa::detect(), Instant::now(), Duration::from_secs(60)).unwrap();
         let prompt = trial.prompt("Once upon a time there was a little girl who lived in a big, big house").unwrap();

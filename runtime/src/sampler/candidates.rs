@@ -46,9 +46,7 @@ impl Candidates {
             let total = weight_sum(logits, max, inverse_temperature);
             self.keep_nucleus(logits, max, inverse_temperature, f64::from(params.top_p) * total);
         } else if params.min_p > 0.0 {
-            // A little below the bar; `pick` decides by the weights themselves.
-            let reach = SLACK - libm::logf(params.min_p.min(1.0));
-            self.gather(logits, max - reach / inverse_temperature);
+            self.gather(logits, max - min_p_reach(params.min_p) / inverse_temperature);
             self.weigh(weight);
         } else {
             return draw_any(logits, max, inverse_temperature, random);
@@ -184,6 +182,12 @@ impl Candidates {
     pub(super) fn saved(&self, token: u32) -> Option<f32> {
         self.touched.iter().find(|&&(id, _)| id == token).map(|&(_, logit)| logit)
     }
+}
+
+/// Distance from the best logit, in units of temperature, within which every token of the share `min_p` is: a little more,
+/// since the weights themselves decide.
+pub(super) fn min_p_reach(min_p: f32) -> f32 {
+    SLACK - libm::logf(min_p.min(1.0))
 }
 
 /// Draws from all tokens: whole blocks are passed over by their sums.

@@ -14,6 +14,8 @@ use candidates::Candidates;
 use exp::weight_sum;
 pub use history::{History, Seen};
 
+use crate::forward::Reach;
+
 /// How a request wants its tokens chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -53,6 +55,36 @@ impl Default for SamplingParams {
             seed: 0,
             logprobs: None,
         }
+    }
+}
+
+impl SamplingParams {
+    /// Which logits the choice depends on, beside those of [`changed`](Self::changed); `None` if on all.
+    #[must_use]
+    pub fn reach(&self) -> Option<Reach> {
+        if self.logprobs.is_some() {
+            return None;
+        }
+        if self.top_k == 1 || self.is_greedy() {
+            return Some(Reach { count: 1, distance: 0.0 });
+        }
+        if self.top_k > 0 {
+            return Some(Reach { count: usize::try_from(self.top_k).unwrap_or(usize::MAX), distance: 0.0 });
+        }
+        if self.top_p < 1.0 || self.min_p <= 0.0 {
+            return None;
+        }
+        Some(Reach { count: 1, distance: candidates::min_p_reach(self.min_p) / (1.0 / self.temperature) })
+    }
+
+    /// Tokens whose logits bias and penalties change.
+    pub fn changed<'a>(&'a self, history: &'a History) -> impl Iterator<Item = u32> + 'a {
+        let seen = if changes_seen(self) { history.seen() } else { &[] };
+        self.logit_bias.iter().map(|&(token, _)| token).chain(seen.iter().map(|seen| seen.token))
+    }
+
+    fn is_greedy(&self) -> bool {
+        !(self.temperature > 0.0 && (1.0 / self.temperature).is_finite())
     }
 }
 
@@ -119,10 +151,10 @@ impl Sampler {
     }
 
     fn choose(&mut self, logits: &[f32], max: f32, params: &SamplingParams, position: u64) -> u32 {
-        let inverse_temperature = 1.0 / params.temperature;
-        if params.top_k == 1 || !(params.temperature > 0.0 && inverse_temperature.is_finite()) {
+        if params.top_k == 1 || params.is_greedy() {
             return argmax(logits, max);
         }
+        let inverse_temperature = 1.0 / params.temperature;
         let random = philox::uniform(params.seed, position);
         self.candidates.draw(logits, max, inverse_temperature, params, random)
     }
@@ -139,10 +171,11 @@ impl Sampler {
 }
 
 fn changes_logits(params: &SamplingParams) -> bool {
-    !params.logit_bias.is_empty()
-        || params.repetition_penalty != 1.0
-        || params.frequency_penalty != 0.0
-        || params.presence_penalty != 0.0
+    !params.logit_bias.is_empty() || changes_seen(params)
+}
+
+fn changes_seen(params: &SamplingParams) -> bool {
+    params.repetition_penalty != 1.0 || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0
 }
 
 /// Bias and penalties, in that order.

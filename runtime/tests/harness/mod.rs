@@ -5,7 +5,7 @@ use std::path::Path;
 use kernels::Isa;
 use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
-use runtime::model::{LoadOptions, Model, Source};
+use runtime::model::{HeadScreen, LoadOptions, Model, Source};
 use runtime::team::Team;
 
 /// Team, buffers and KV cache for some sequences of one model.
@@ -18,8 +18,13 @@ pub(crate) struct Rig<'m> {
 
 /// The model of a file, or the one inside the binary.
 pub(crate) fn load(path: Option<&Path>) -> Model {
+    load_with(path, HeadScreen::WhereItPays)
+}
+
+/// The same with a choice of the heads that are screened.
+pub(crate) fn load_with(path: Option<&Path>, head_screen: HeadScreen) -> Model {
     let source = path.map_or_else(Source::embedded, |path| Source::open(path).unwrap());
-    let options = LoadOptions { threads: 2, node: None, context_max: usize::MAX };
+    let options = LoadOptions { threads: 2, node: None, context_max: usize::MAX, head_screen };
     Model::load(&source, "tested".into(), options, &|_, _| {}).unwrap()
 }
 

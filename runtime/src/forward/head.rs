@@ -1,0 +1,329 @@
+//! The output head: which rows get all their logits, which only those that can matter, and the phases that find them.
+//!
+//! A row whose sampler needs only the best tokens goes through the screen (`kernels::screen`): lower bounds of all its
+//! logits from an int8 copy of the head, then exact logits of the tokens that could be among the best, minus infinity
+//! for the others. Where the screen does not decide, the row gets all its logits after all.
+#![expect(unsafe_code, reason = "workers write disjoint parts of shared buffers, see each SAFETY line")]
+
+use std::ops::Range;
+
+use kernels::dense::{self, DenseMatrix};
+use kernels::screen::{self, GROUP_ROWS, ScreenMatrix, ScreenRow, ScreenRows, Sought};
+
+use super::buffers::{Scratch, UNIT_ROWS_MAX};
+use super::pass::{Pass, unit_rows};
+use super::{Limits, Reach, Step};
+use crate::model::{HyperParameters, LinearView, Weights};
+use crate::shared::Shared;
+use crate::team::Member;
+
+/// How the rows of the last step got their logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeadCounts {
+    /// Rows that got all logits at once.
+    pub full: usize,
+    /// Rows that the screen decided, and the exact logits it took them together.
+    pub screened: usize,
+    pub exact: usize,
+    /// Rows that got all logits since the screen did not decide.
+    pub undecided: usize,
+}
+
+impl HeadCounts {
+    /// Takes in another step.
+    pub fn add(&mut self, other: Self) {
+        self.full += other.full;
+        self.screened += other.screened;
+        self.exact += other.exact;
+        self.undecided += other.undecided;
+    }
+}
+
+/// Which entries of a step's `logits` go which way.
+#[derive(Debug, Default)]
+pub(super) struct HeadPlan {
+    full: Vec<usize>,
+    screened: Vec<usize>,
+    /// What each screened row wants, and its tokens in the step's `also`.
+    sought: Vec<(Reach, Range<usize>)>,
+    /// Steps that go without the screen, since it decided too little.
+    pause: usize,
+}
+
+/// What the screened rows of a step are kept in; `m` is their number, `n` that of all.
+pub(super) struct HeadBuffers {
+    /// n x hidden: inputs, the full rows first.
+    inputs: Shared<f32>,
+    /// m x two planes.
+    planes: Shared<i8>,
+    rows: Shared<ScreenRow>,
+    /// m x most tokens: those that could matter, and how many.
+    found: Shared<u32>,
+    found_max: usize,
+    counts: Shared<u32>,
+    /// Undecided rows in the order in which they turned up, and their inputs.
+    undecided: Shared<usize>,
+    again: Shared<f32>,
+}
+
+impl HeadBuffers {
+    pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
+        let (n, hidden) = (limits.logits_max, params.hidden);
+        let found_max = params.vocab / FOUND_SHARE;
+        Self {
+            inputs: Shared::new(n * hidden),
+            planes: Shared::new(n * 2 * screen::plane_stride(hidden)),
+            rows: Shared::new(n),
+            found: Shared::new(n * found_max),
+            found_max,
+            counts: Shared::new(n),
+            undecided: Shared::new(n),
+            again: Shared::new(n * hidden),
+        }
+    }
+}
+
+impl HeadPlan {
+    pub(super) fn with_capacity(logits_max: usize) -> Self {
+        let empty = || Vec::with_capacity(logits_max);
+        Self { full: empty(), screened: empty(), sought: Vec::with_capacity(logits_max), pause: 0 }
+    }
+
+    /// Decides for every entry of `step.logits`.
+    pub(super) fn make(&mut self, weights: &Weights, step: &Step) {
+        self.full.clear();
+        self.screened.clear();
+        self.sought.clear();
+        let usable = weights.screen().is_some() && self.pause == 0;
+        self.pause = self.pause.saturating_sub(1);
+        for (i, wanted) in step.wanted().enumerate() {
+            match wanted {
+                Some((reach, also)) if usable && reach.count <= weights.params.vocab / GROUP_ROWS / 2 => {
+                    self.screened.push(i);
+                    self.sought.push((reach, also));
+                }
+                _ => self.full.push(i),
+            }
+        }
+        let least = if self.full.is_empty() { weights.screen_rows_min() } else { BESIDE_FULL_MIN };
+        if self.screened.len() < least {
+            self.full.clear();
+            self.full.extend(0..step.logits.len());
+            self.screened.clear();
+        }
+    }
+
+    /// What became of the step; a screen that decides too little rests for a while.
+    pub(super) fn count(&mut self, buffers: &mut HeadBuffers) -> HeadCounts {
+        let mut counts = HeadCounts { full: self.full.len(), ..HeadCounts::default() };
+        for count in &buffers.counts.as_mut_slice()[..self.screened.len()] {
+            if *count == UNDECIDED {
+                counts.undecided += 1;
+            } else {
+                counts.screened += 1;
+                counts.exact += *count as usize;
+            }
+        }
+        if counts.undecided > counts.screened {
+            self.pause = PAUSE_STEPS;
+        }
+        counts
+    }
+}
+
+impl Pass<'_> {
+    /// Logits of the wanted rows, then `each` on every one of them.
+    pub(super) fn head(&self, member: Member<'_>, scratch: &mut Scratch) {
+        if self.step.logits.is_empty() {
+            return;
+        }
+        match (self.plan.screened.is_empty(), self.weights.screen(), self.weights.view(self.weights.head())) {
+            (false, Some(copy), LinearView::Dense(head)) => self.screened_head(member, scratch, head, copy),
+            _ => self.full_head(member, scratch),
+        }
+        member.barrier();
+        while let Some(i) = member.claim(COUNTER_EACH, self.step.logits.len()) {
+            // SAFETY: row `i` was claimed by this worker alone, and all its columns are written.
+            let logits = unsafe { self.logits.write(i * self.vocab..(i + 1) * self.vocab) };
+            (self.each)(i, logits, member.index);
+        }
+    }
+
+    fn screened_head(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>, copy: ScreenMatrix<'_>) {
+        self.split_rows(member);
+        member.barrier();
+        self.bound_rows(member, scratch, head, copy);
+        member.barrier();
+        self.select_rows(member, scratch, copy);
+        member.barrier();
+        self.exact_tokens(member, scratch, head);
+        self.undecided_rows(member, scratch, head);
+    }
+
+    /// Normalises every row, and makes planes of those to be screened.
+    fn split_rows(&self, member: Member<'_>) {
+        let (HeadPlan { full, screened, .. }, hidden) = (self.plan, self.weights.params.hidden);
+        while let Some(place) = member.claim(COUNTER_ROWS, self.step.logits.len()) {
+            let i = if place < full.len() { full[place] } else { screened[place - full.len()] };
+            // SAFETY: the place was claimed by this worker alone.
+            let input = unsafe { self.head.inputs.write(place * hidden..(place + 1) * hidden) };
+            self.normalise(&self.head_rows(), i, input);
+            if let Some(m) = place.checked_sub(full.len()) {
+                let stride = 2 * screen::plane_stride(hidden);
+                // SAFETY: as above, and places and screened rows go together.
+                let values = unsafe { self.head.planes.write(m * stride..(m + 1) * stride) };
+                // SAFETY: as above.
+                let row = unsafe { self.head.rows.write(m..m + 1) };
+                row[0] = screen::split(self.isa, input, PLANES, values);
+            }
+        }
+    }
+
+    /// All logits of the full rows, lower bounds of those of the screened ones.
+    fn bound_rows(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>, copy: ScreenMatrix<'_>) {
+        let (HeadPlan { full, screened, .. }, hidden) = (self.plan, self.weights.params.hidden);
+        let stride = 2 * screen::plane_stride(hidden);
+        // SAFETY: the phase before wrote inputs, planes and rows; this one only reads them.
+        let inputs = unsafe { self.head.inputs.read(0..full.len() * hidden) };
+        // SAFETY: as above.
+        let planes = unsafe { self.head.planes.read(0..screened.len() * stride) };
+        // SAFETY: as above.
+        let rows = unsafe { self.head.rows.read(0..screened.len()) };
+        scratch.screen.set(hidden, ScreenRows { planes, rows });
+        while let Some(range) = self.claim_tokens(member, COUNTER_BOUNDS) {
+            let groups = range.start / GROUP_ROWS..range.end.div_ceil(GROUP_ROWS);
+            if !full.is_empty() {
+                let out = &mut scratch.first[..full.len() * range.len()];
+                dense::linear(self.isa, head, range.clone(), inputs, out, &mut scratch.dense);
+                self.put(full, range.clone(), out);
+            }
+            let out = &mut scratch.first[..screened.len() * range.len()];
+            screen::lower_bounds(self.isa, copy, groups, &mut scratch.screen, out);
+            self.put(screened, range, out);
+        }
+    }
+
+    /// The tokens of each screened row that could matter.
+    fn select_rows(&self, member: Member<'_>, scratch: &mut Scratch, copy: ScreenMatrix<'_>) {
+        let (screened, hidden, most) = (&self.plan.screened, self.weights.params.hidden, self.head.found_max);
+        while let Some(m) = member.claim(COUNTER_SELECT, screened.len()) {
+            let i = screened[m];
+            let (Reach { count, distance }, also) = self.plan.sought[m].clone();
+            let sought = Sought { count, distance, also: &self.step.also[also] };
+            // SAFETY: the phase before wrote the rows, this one only reads them.
+            let row = unsafe { self.head.rows.read(m..m + 1) };
+            // SAFETY: the row was claimed by this worker alone.
+            let lower = unsafe { self.logits.write(i * self.vocab..(i + 1) * self.vocab) };
+            // SAFETY: as above.
+            let found = unsafe { self.head.found.write(m * most..(m + 1) * most) };
+            // SAFETY: as above.
+            let kept = unsafe { self.head.counts.write(m..m + 1) };
+            let count = screen::select(self.isa, copy, &row[0], sought, lower, found, &mut scratch.select);
+            kept[0] = count.map_or(UNDECIDED, |count| u32::try_from(count).expect("a vocabulary has 32-bit ids"));
+            if count.is_none() {
+                let place = member.claim(COUNTER_UNDECIDED, screened.len()).expect("each row takes one place");
+                let from = (self.plan.full.len() + m) * hidden;
+                // SAFETY: the phase before wrote the inputs, this one only reads them.
+                let input = unsafe { self.head.inputs.read(from..from + hidden) };
+                // SAFETY: the place was claimed by this worker alone.
+                let again = unsafe { self.head.again.write(place * hidden..(place + 1) * hidden) };
+                again.copy_from_slice(input);
+                // SAFETY: as above.
+                let undecided = unsafe { self.head.undecided.write(place..place + 1) };
+                undecided[0] = i;
+            }
+        }
+    }
+
+    /// Exact logits of the tokens that were found.
+    fn exact_tokens(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>) {
+        let (HeadPlan { full, screened, .. }, hidden, most) =
+            (self.plan, self.weights.params.hidden, self.head.found_max);
+        // SAFETY: the phase before wrote the counts, this one only reads them.
+        let counts = unsafe { self.head.counts.read(0..screened.len()) };
+        let count_of = |m: usize| if counts[m] == UNDECIDED { 0 } else { counts[m] as usize };
+        let (mut m, mut before) = (0, 0);
+        let pieces = (0..screened.len()).map(|m| count_of(m).div_ceil(EXACT_TOKENS)).sum();
+        while let Some(piece) = member.claim(COUNTER_EXACT, pieces) {
+            while piece >= before + count_of(m).div_ceil(EXACT_TOKENS) {
+                before += count_of(m).div_ceil(EXACT_TOKENS);
+                m += 1;
+            }
+            let first = (piece - before) * EXACT_TOKENS;
+            let (from, input) = (m * most + first, (full.len() + m) * hidden);
+            // SAFETY: the phase before wrote what was found, this one only reads it.
+            let tokens = unsafe { self.head.found.read(from..from + EXACT_TOKENS.min(count_of(m) - first)) };
+            // SAFETY: inputs were written two phases ago.
+            let input = unsafe { self.head.inputs.read(input..input + hidden) };
+            let out = &mut scratch.first[..tokens.len()];
+            dense::linear_rows(self.isa, head, tokens, input, out);
+            for (&token, value) in tokens.iter().zip(out) {
+                let at = screened[m] * self.vocab + token as usize;
+                // SAFETY: a row has each token once, and its piece was claimed by this worker alone.
+                let logit = unsafe { self.logits.write(at..at + 1) };
+                logit[0] = *value;
+            }
+        }
+    }
+
+    /// All logits of the rows that the screen did not decide.
+    fn undecided_rows(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>) {
+        let (screened, hidden) = (&self.plan.screened, self.weights.params.hidden);
+        // SAFETY: the phase before wrote the counts, this one only reads them.
+        let counts = unsafe { self.head.counts.read(0..screened.len()) };
+        let n = counts.iter().filter(|count| **count == UNDECIDED).count();
+        if n == 0 {
+            return;
+        }
+        // SAFETY: the phase before wrote these, this one only reads them.
+        let rows = unsafe { self.head.undecided.read(0..n) };
+        // SAFETY: as above.
+        let inputs = unsafe { self.head.again.read(0..n * hidden) };
+        while let Some(range) = self.claim_tokens(member, COUNTER_AGAIN) {
+            let out = &mut scratch.first[..n * range.len()];
+            dense::linear(self.isa, head, range.clone(), inputs, out, &mut scratch.dense);
+            self.put(rows, range, out);
+        }
+    }
+
+    /// The next run of tokens that nobody has claimed: whole groups of the screen.
+    fn claim_tokens(&self, member: Member<'_>, counter: usize) -> Option<Range<usize>> {
+        let n = self.step.logits.len();
+        let unit = unit_rows(self.vocab, n, member.team_size()).next_multiple_of(GROUP_ROWS).min(UNIT_ROWS_MAX);
+        let claimed = member.claim(counter, self.vocab.div_ceil(unit))?;
+        Some(claimed * unit..self.vocab.min((claimed + 1) * unit))
+    }
+
+    /// Copies `rows.len() x range` values to the columns `range` of these rows of the logits.
+    fn put(&self, rows: &[usize], range: Range<usize>, values: &[f32]) {
+        for (row, part) in rows.iter().zip(values.chunks_exact(range.len())) {
+            let start = row * self.vocab;
+            // SAFETY: the columns of `range` were claimed by this worker alone.
+            let to = unsafe { self.logits.write(start + range.start..start + range.end) };
+            to.copy_from_slice(part);
+        }
+    }
+}
+
+/// The count of a row that the screen did not decide.
+const UNDECIDED: u32 = u32::MAX;
+/// Tokens of a unit of exact logits.
+const EXACT_TOKENS: usize = 32;
+/// At most one token in so many is computed exactly: more cost as much as the full head does.
+const FOUND_SHARE: usize = 16;
+/// Beside rows that need the full head anyway, fewer screened rows than this are cheaper as part of it.
+const BESIDE_FULL_MIN: usize = 6;
+/// Planes of an activation row. One would be half the arithmetic, but outliers of the last hidden state make its steps
+/// wide: of a 2B model's 128256 tokens it leaves 3300, two leave 240 to 310.
+const PLANES: usize = 2;
+/// How long a screen that decides less than half of its rows rests.
+const PAUSE_STEPS: usize = 31;
+
+const COUNTER_ROWS: usize = 1;
+const COUNTER_BOUNDS: usize = 2;
+const COUNTER_SELECT: usize = 3;
+const COUNTER_UNDECIDED: usize = 4;
+const COUNTER_EXACT: usize = 5;
+const COUNTER_AGAIN: usize = 6;
+const COUNTER_EACH: usize = 7;
+pub(super) const COUNTERS_AROUND: usize = 8;
