@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use runtime::forward::HeadCounts;
 use runtime::model::HeadScreen;
+use runtime::tuned::Tuned;
 
 use crate::limits::Limits;
 use session::Session;
@@ -62,12 +63,14 @@ type Failure = Box<dyn std::error::Error>;
 
 fn measure(args: &Args) -> Result<(), Failure> {
     let isa = args.isa.unwrap_or_else(kernels::Isa::detect);
+    let cache = (args.isa.is_none() && !args.check).then(runtime::config::default_tuning_cache);
+    let tuned = Tuned::read_or_say(cache.as_deref(), |line| eprintln!("{line}"));
     let cores = session::cores()?;
     let mut workers = if args.workers.is_empty() { vec![1, cores] } else { args.workers.clone() };
     workers.dedup();
     let batch_max = args.batch.iter().copied().max().unwrap_or(1);
     let screen = if args.full_head { HeadScreen::Off } else { HeadScreen::WhereItPays };
-    let mut session = Session::load(args.model.as_deref(), isa, batch_max, screen)?;
+    let mut session = Session::load(args.model.as_deref(), (isa, tuned), batch_max, screen)?;
     session.check(&workers)?;
     if args.check {
         println!("check passed: {} {}", session.describe(), isa.name());

@@ -12,6 +12,7 @@ use crate::registry::AllowedDirectories;
 
 use crate::model::HeadScreen;
 use crate::speculate::{NoSuchSpeculation, Speculation};
+use crate::tuned::Tuned;
 
 /// Settings as they are written: each is a flag, an environment variable and a key of the file.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
@@ -59,6 +60,9 @@ pub struct Settings {
     /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-vnni [default: the best there is]
     #[arg(long, env = "BITNET_ISA")]
     pub isa: Option<String>,
+    /// What `bitnetd tune kernels` wrote; not used with isa [default: bitnetd/kernels.json in $XDG_CACHE_HOME or /var/cache]
+    #[arg(long, env = "BITNET_TUNING_CACHE")]
+    pub tuning_cache: Option<PathBuf>,
     /// Socket driver: auto, io_uring or epoll [default: auto]
     #[arg(long, env = "BITNET_IO")]
     pub io: Option<String>,
@@ -123,6 +127,10 @@ pub struct Config {
     pub shards: Option<usize>,
     pub workers: Option<usize>,
     pub isa: kernels::Isa,
+    /// None where the instruction set is told.
+    pub tuning_cache: Option<PathBuf>,
+    /// What was read from there.
+    pub tuned: Tuned,
     pub io: IoChoice,
     pub slots_max: usize,
     pub waiting_max: usize,
@@ -196,6 +204,7 @@ impl Settings {
             workers: self.workers.or(file.workers),
             device: self.device.or(file.device),
             isa: self.isa.or(file.isa),
+            tuning_cache: self.tuning_cache.or(file.tuning_cache),
             io: self.io.or(file.io),
             max_concurrent_requests: self.max_concurrent_requests.or(file.max_concurrent_requests),
             max_queued_requests: self.max_queued_requests.or(file.max_queued_requests),
@@ -244,6 +253,11 @@ impl Settings {
             shards: self.shards.map(|n| within("shards", n, 1, 1024)).transpose()?,
             workers: self.workers.map(|n| within("workers", n, 1, 1024)).transpose()?,
             isa: parse_isa(self.isa.as_deref())?,
+            tuning_cache: match (&self.isa, self.tuning_cache) {
+                (Some(_), _) => None,
+                (None, path) => Some(path.unwrap_or_else(default_tuning_cache)),
+            },
+            tuned: Tuned::default(),
             io: parse_io(self.io.as_deref())?,
             slots_max,
             waiting_max: within("max_queued_requests", self.max_queued_requests.unwrap_or(400), 0, 100_000)?,
@@ -373,6 +387,14 @@ fn parse_isa(name: Option<&str>) -> Result<kernels::Isa, Error> {
 fn parse_speculation(text: Option<&str>) -> Result<Speculation, Error> {
     let text = text.unwrap_or("auto");
     text.parse().map_err(|error: NoSuchSpeculation| invalid("speculation", text, &error.to_string()))
+}
+
+/// Where the measurements of this host are kept.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
+pub fn default_tuning_cache() -> PathBuf {
+    let folder = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty());
+    folder.map_or_else(|| PathBuf::from("/var/cache"), PathBuf::from).join("bitnetd/kernels.json")
 }
 
 fn parse_io(name: Option<&str>) -> Result<IoChoice, Error> {

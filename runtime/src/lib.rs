@@ -28,3 +28,4 @@ pub mod signals;
 pub mod speculate;
 pub mod team;
 pub mod text;
+pub mod tuned;

@@ -8,12 +8,14 @@ use runtime::forward::{Forward, HeadCounts, Limits, Reach, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::model::{HeadScreen, LoadOptions, Model};
 use runtime::team::Team;
+use runtime::tuned::Tuned;
 
 use super::Failure;
 
 pub(super) struct Session {
     model: Model,
     isa: Isa,
+    tuned: Tuned,
     team: Team,
     forward: Forward,
     kv: KvCache,
@@ -28,7 +30,7 @@ pub(crate) fn cores() -> Result<usize, Failure> {
 impl Session {
     pub(super) fn load(
         path: Option<&Path>,
-        isa: Isa,
+        (isa, tuned): (Isa, Tuned),
         batch_max: usize,
         head_screen: HeadScreen,
     ) -> Result<Self, Failure> {
@@ -38,12 +40,12 @@ impl Session {
         let params = &model.weights.params;
         let blocks = blocks_for(model.weights.context) * batch_max;
         let kv = KvCache::new(params, model.weights.context, batch_max, blocks);
-        let (team, forward) = team_of(&model, isa, 1, batch_max)?;
-        Ok(Self { model, isa, team, forward, kv, batch_max })
+        let (team, forward) = team_of(&model, (isa, &tuned), 1, batch_max)?;
+        Ok(Self { model, isa, tuned, team, forward, kv, batch_max })
     }
 
     pub(super) fn use_workers(&mut self, workers: usize) -> Result<(), Failure> {
-        (self.team, self.forward) = team_of(&self.model, self.isa, workers, self.batch_max)?;
+        (self.team, self.forward) = team_of(&self.model, (self.isa, &self.tuned), workers, self.batch_max)?;
         Ok(())
     }
 
@@ -211,11 +213,16 @@ impl Session {
     }
 }
 
-fn team_of(model: &Model, isa: Isa, workers: usize, batch_max: usize) -> Result<(Team, Forward), Failure> {
+fn team_of(
+    model: &Model,
+    (isa, tuned): (Isa, &Tuned),
+    workers: usize,
+    batch_max: usize,
+) -> Result<(Team, Forward), Failure> {
     let params = &model.weights.params;
     let team = start_team(workers)?;
     let limits = Limits { rows_max: ROWS_MAX, logits_max: batch_max };
-    Ok((team, Forward::new(isa, params, workers, limits)))
+    Ok((team, Forward::new(isa, params, workers, limits).tuned(tuned)))
 }
 
 /// A team of so many pinned workers, this thread among them.

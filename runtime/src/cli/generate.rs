@@ -8,12 +8,14 @@ use std::time::Instant;
 use tuning::Topology;
 
 use super::load_model;
+use crate::config;
 use crate::forward::{Forward, Limits, Step};
 use crate::kv::{KvCache, blocks_for};
 use crate::model::{HeadScreen, LoadOptions, Model};
 use crate::sampler::{History, Sampler, SamplingParams};
 use crate::team::Team;
 use crate::text::{Detokenizer, Message};
+use crate::tuned::Tuned;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -124,7 +126,10 @@ impl Session {
             // An unpinned worker computes the same.
             let _ = tuning::pin(&cpus[index..=index]);
         })?;
-        let forward = Forward::new(isa, params, team.size(), Limits { rows_max: PREFILL_ROWS, logits_max: 1 });
+        let cache = args.isa.is_none().then(config::default_tuning_cache);
+        let tuned = Tuned::read_or_say(cache.as_deref(), |line| eprintln!("{line}"));
+        let limits = Limits { rows_max: PREFILL_ROWS, logits_max: 1 };
+        let forward = Forward::new(isa, params, team.size(), limits).tuned(&tuned);
         let kv = KvCache::new(params, model.weights.context, 1, blocks_for(model.weights.context));
         Ok(Self { model, team, forward, kv })
     }

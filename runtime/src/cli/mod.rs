@@ -7,6 +7,7 @@ pub mod inspect;
 mod load;
 mod serve;
 pub mod synth;
+mod tune;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -66,6 +67,11 @@ enum Command {
     Convert(ConvertArgs),
     /// Compare a model with a reference: our own f64 forward pass, another model or recorded logits
     Crossval(crossval::Args),
+    /// Measure what is fastest on this host, and keep it for `serve` and `generate`
+    Tune {
+        #[command(subcommand)]
+        what: tune::What,
+    },
     /// Write a model of random ternary weights in a real model's shape, for benchmarks
     Synth(SynthArgs),
 }
@@ -130,6 +136,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         }
         Some(Command::Convert(args)) => run_convert(&args),
         Some(Command::Crossval(args)) => crossval::run(&args),
+        Some(Command::Tune { what }) => tune::run(&what),
         Some(Command::Synth(args)) => run_synth(&args),
     }
 }

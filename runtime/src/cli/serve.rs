@@ -9,6 +9,7 @@ use crate::probe::Io;
 use crate::registry::{self, State, StateFile};
 use crate::server::{self, Models, Plan};
 use crate::signals::Termination;
+use crate::tuned::Tuned;
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -16,6 +17,8 @@ use crate::signals::Termination;
 /// Whatever keeps it from serving.
 pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
     log::set_level(config.log_level);
+    let tuned = Tuned::read_or_say(config.tuning_cache.as_deref(), |line| info!("{line}"));
+    let config = &Config { tuned, ..config.clone() };
     let termination = Termination::block()?;
     // Buffers of a generation that leaves are then given back, whatever else is held.
     tuning::memory::map_blocks_from(MAPPED_BLOCK_BYTES);

@@ -13,6 +13,7 @@ use crate::kv::KvCache;
 use crate::model::{HyperParameters, Weights};
 use crate::shared::{PerWorker, Shared};
 use crate::team::{Counters, Team};
+use crate::tuned::Tuned;
 
 use buffers::{Buffers, Scratch};
 pub use head::HeadCounts;
@@ -143,6 +144,7 @@ pub struct Forward {
     head: HeadBuffers,
     counts: HeadCounts,
     vocab: usize,
+    tuned: Tuned,
 }
 
 impl Forward {
@@ -160,7 +162,14 @@ impl Forward {
             head: HeadBuffers::new(params, limits),
             counts: HeadCounts::default(),
             vocab: params.vocab,
+            tuned: Tuned::default(),
         }
+    }
+
+    /// The same, with what was measured on this host.
+    #[must_use]
+    pub fn tuned(self, tuned: &Tuned) -> Self {
+        Self { tuned: tuned.clone(), ..self }
     }
 
     /// The limits it was made for.
@@ -185,6 +194,7 @@ impl Forward {
         self.plan.make(weights, step);
         let pass = pass::Pass {
             isa: self.isa,
+            tuned: &self.tuned,
             weights,
             kv,
             step,

@@ -21,9 +21,11 @@ use crate::kv::KvCache;
 use crate::model::{Activation, Layer, Linear, LinearView, Weights};
 use crate::shared::{PerWorker, Shared};
 use crate::team::Member;
+use crate::tuned::Tuned;
 
 pub(super) struct Pass<'a> {
     pub(super) isa: Isa,
+    pub(super) tuned: &'a Tuned,
     pub(super) weights: &'a Weights,
     pub(super) kv: &'a KvCache,
     pub(super) step: &'a Step,
@@ -275,7 +277,10 @@ impl Pass<'_> {
                 let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride: width };
                 return ternary::linear_panels(self.isa, product, range, x, out, work.panels);
             }
-            (LinearView::Ternary(w), Quantized::Rows(x)) => ternary::linear(self.isa, w, range, x, out),
+            (LinearView::Ternary(w), Quantized::Rows(x)) => {
+                let isa = self.tuned.isa(w.rows(), w.cols(), x.scale.len()).unwrap_or(self.isa);
+                ternary::linear(isa, w, range, x, out);
+            }
             (LinearView::Dense(w), _) => dense::linear(self.isa, w, range, input.floats, out, work.dense),
         }
         if let Some(scale) = linear.output_scale {

@@ -120,7 +120,7 @@ fn make_lane(config: &Config, workers: usize, shards: usize, served: &Served, kv
     let params = &served.model.weights.params;
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
     let limits = Limits { rows_max: config.rows_max, logits_max: slots_max + config.speculation.rows_max() };
-    let forward = Forward::new(config.isa, params, workers, limits);
+    let forward = Forward::new(config.isa, params, workers, limits).tuned(&config.tuned);
     let kv = KvCache::new(params, served.model.weights.context, slots_max, kv_blocks);
     let (itl_target, speculation) = (config.itl_target, config.speculation);
     let limits = LaneLimits { slots_max, waiting_max, itl_target, speculation };
