@@ -63,6 +63,12 @@ impl RopeTable {
         self.values.len().checked_div(2 * self.half).unwrap_or(usize::MAX)
     }
 
+    /// Of each position its cosines, then its sines.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
     /// Cosines and sines of one position.
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
         self.values[position * 2 * self.half..][..2 * self.half].split_at(self.half)

@@ -27,6 +27,11 @@ pub enum Command {
         generation: GenerationId,
         sequence: Box<NewSequence>,
     },
+    /// A sequence that was accepted before and began on another device: never refused.
+    Resume {
+        generation: GenerationId,
+        sequence: Box<NewSequence>,
+    },
     Cancel(StreamId),
     /// A generation whose sequences may come from now on.
     Open(Box<Lane>),
@@ -143,6 +148,10 @@ impl Engine {
                         push(&mut self.link, Event::Refused(full.0.stream));
                     }
                 }
+                Command::Resume { generation, sequence } => match self.lane(generation) {
+                    Some(lane) => lane.resume(*sequence),
+                    None => push(&mut self.link, Event::End { stream: sequence.stream, finish: Finish::Failed }),
+                },
                 Command::Cancel(stream) => self.lanes.iter_mut().for_each(|lane| lane.cancel(stream)),
                 Command::Open(lane) => self.lanes.push(*lane),
                 Command::Close(generation) => self.lane(generation).expect("a generation is closed once").close(),

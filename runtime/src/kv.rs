@@ -1,22 +1,28 @@
-//! The KV cache of a shard: a pool of fixed blocks and the block tables of its slots.
+//! The KV cache: which blocks the sequences of a device hold, and the pool of blocks of a shard.
 
 use kernels::attention::{self, KvView};
 
 use crate::model::HyperParameters;
 use crate::shared::Shared;
 
-/// Keys and values of all sequences of a shard, as F16.
-///
-/// The pool is [block][layer][kv head] of [`attention::head_block_len`] values; a slot's table names the block of
-/// each run of [`attention::BLOCK`] positions. Blocks are taken when a sequence is admitted and given back when it
-/// ends, so that an admitted sequence never runs short.
-pub struct KvCache {
-    pool: Shared<u16>,
+/// The block tables of the slots of a device: a slot's table names the block of each run of [`attention::BLOCK`]
+/// positions. Blocks are taken when a sequence is admitted and given back when it ends, so that an admitted sequence
+/// never runs short.
+#[derive(Debug)]
+pub struct BlockTables {
     tables: Vec<u32>,
     free: Vec<u32>,
     held: Vec<u32>,
     blocks: usize,
     blocks_per_slot: usize,
+}
+
+/// Keys and values of all sequences of a shard, as F16.
+///
+/// The pool is [block][layer][kv head] of [`attention::head_block_len`] values.
+pub struct KvCache {
+    pool: Shared<u16>,
+    tables: BlockTables,
     block_len: usize,
     head_len: usize,
     kv_heads: usize,
@@ -29,31 +35,19 @@ pub struct OutOfBlocks {
     pub free: usize,
 }
 
-impl KvCache {
-    /// A cache for `slots` sequences of at most `context` positions, with `blocks` blocks in all.
+impl BlockTables {
+    /// Tables of `slots` sequences of at most `context` positions over `blocks` blocks in all.
     #[must_use]
-    pub fn new(params: &HyperParameters, context: usize, slots: usize, blocks: usize) -> Self {
-        let head_len = attention::head_block_len(params.head_dim);
-        let block_len = head_len * params.kv_heads * params.layers;
+    pub fn new(context: usize, slots: usize, blocks: usize) -> Self {
         let blocks_per_slot = blocks_for(context);
         let count = u32::try_from(blocks).expect("block ids are 32 bits");
         Self {
-            pool: Shared::new(block_len * blocks),
             tables: vec![0; slots * blocks_per_slot],
             free: (0..count).rev().collect(),
             held: vec![0; slots],
             blocks,
             blocks_per_slot,
-            block_len,
-            head_len,
-            kv_heads: params.kv_heads,
         }
-    }
-
-    /// Bytes of one block over all layers.
-    #[must_use]
-    pub fn block_bytes(params: &HyperParameters) -> usize {
-        attention::head_block_len(params.head_dim) * params.kv_heads * params.layers * size_of::<u16>()
     }
 
     /// Takes the blocks for `positions` positions of `slot`, which holds none.
@@ -91,6 +85,58 @@ impl KvCache {
         self.free.len()
     }
 
+    /// The blocks of `slot`, in order of positions.
+    #[must_use]
+    pub fn table(&self, slot: usize) -> &[u32] {
+        &self.tables[slot * self.blocks_per_slot..][..self.held[slot] as usize]
+    }
+}
+
+impl KvCache {
+    /// A cache for `slots` sequences of at most `context` positions, with `blocks` blocks in all.
+    #[must_use]
+    pub fn new(params: &HyperParameters, context: usize, slots: usize, blocks: usize) -> Self {
+        let head_len = attention::head_block_len(params.head_dim);
+        let block_len = head_len * params.kv_heads * params.layers;
+        Self {
+            pool: Shared::new(block_len * blocks),
+            tables: BlockTables::new(context, slots, blocks),
+            block_len,
+            head_len,
+            kv_heads: params.kv_heads,
+        }
+    }
+
+    /// Bytes of one block over all layers.
+    #[must_use]
+    pub fn block_bytes(params: &HyperParameters) -> usize {
+        attention::head_block_len(params.head_dim) * params.kv_heads * params.layers * size_of::<u16>()
+    }
+
+    /// Who holds which block.
+    #[must_use]
+    pub fn tables(&self) -> &BlockTables {
+        &self.tables
+    }
+
+    /// Who holds which block, to change it.
+    pub fn tables_mut(&mut self) -> &mut BlockTables {
+        &mut self.tables
+    }
+
+    /// Takes the blocks for `positions` positions of `slot`, which holds none.
+    ///
+    /// # Errors
+    /// When too few are free; nothing is taken then.
+    pub fn reserve(&mut self, slot: usize, positions: usize) -> Result<(), OutOfBlocks> {
+        self.tables.reserve(slot, positions)
+    }
+
+    /// Gives back everything that `slot` holds.
+    pub fn release(&mut self, slot: usize) {
+        self.tables.release(slot);
+    }
+
     /// Keys and values of one layer and head of `slot`, as the attention kernel reads them.
     ///
     /// # Safety
@@ -100,7 +146,7 @@ impl KvCache {
         KvView {
             // SAFETY: the caller vouches for the parts that the kernel reads through the table and offset below.
             pool: unsafe { self.pool.read(0..self.pool.len()) },
-            table: &self.tables[slot * self.blocks_per_slot..][..self.held[slot] as usize],
+            table: self.tables.table(slot),
             block_stride: self.block_len,
             offset: (layer * self.kv_heads + head) * self.head_len,
         }
@@ -113,9 +159,9 @@ impl KvCache {
     #[expect(unsafe_code, reason = "workers store into disjoint heads")]
     #[expect(clippy::mut_from_ref, reason = "the caller vouches for exclusive use")]
     pub(crate) unsafe fn head_block(&self, slot: usize, layer: usize, head: usize, position: usize) -> &mut [u16] {
-        let entry = position / attention::BLOCK;
-        assert!(entry < self.held[slot] as usize, "a position lies in the blocks that its slot holds");
-        let block = self.tables[slot * self.blocks_per_slot + entry] as usize;
+        let table = self.tables.table(slot);
+        let block =
+            *table.get(position / attention::BLOCK).expect("a position lies in the blocks of its slot") as usize;
         let start = block * self.block_len + (layer * self.kv_heads + head) * self.head_len;
         // SAFETY: the caller vouches for this head; blocks of different slots are disjoint.
         unsafe { self.pool.write(start..start + self.head_len) }

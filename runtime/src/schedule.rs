@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::forward::Step;
-use crate::kv::KvCache;
+use crate::kv::BlockTables;
 use crate::sampler::{History, SamplingParams};
 use crate::speculate::Draft;
 
@@ -24,11 +24,15 @@ pub enum Priority {
     High,
 }
 
-/// What a stream asks for. `prompt` is not empty and `prompt.len() + tokens_max` is within the context.
+/// What a stream asks for. `tokens` is not empty; with those still to come it is within the context.
 #[derive(Debug)]
 pub struct NewSequence {
     pub stream: StreamId,
-    pub prompt: Box<[u32]>,
+    /// The prompt, then what another device has given of the answer already.
+    pub tokens: Vec<u32>,
+    /// How many of `tokens` belong to the answer.
+    pub generated: usize,
+    /// Most tokens of the answer, those given included.
     pub tokens_max: usize,
     pub priority: Priority,
     pub sampling: SamplingParams,
@@ -45,6 +49,7 @@ pub struct Sequence {
     /// Positions whose keys and values are in the cache.
     pub computed: usize,
     pub tokens_max: usize,
+    pub priority: Priority,
     pub sampling: SamplingParams,
     pub stop_at_end: bool,
     /// What penalties look at.
@@ -119,8 +124,27 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Takes in a sequence that was accepted before, ahead of those of its priority that wait. Never refused: what
+    /// other devices hold is bounded.
+    pub fn resume(&mut self, sequence: NewSequence) {
+        let ahead = self.waiting.iter().rposition(|other| other.priority > sequence.priority);
+        self.waiting.insert(ahead.map_or(0, |at| at + 1), sequence);
+    }
+
+    /// Takes everything out, as sequences that can be resumed elsewhere: those in slots first, by age.
+    pub fn take_all(&mut self, kv: &mut BlockTables) -> Vec<NewSequence> {
+        let mut taken = Vec::with_capacity(self.order.len() + self.waiting.len());
+        for slot in std::mem::take(&mut self.order) {
+            let sequence = self.slots[slot].take().expect("ordered slots are taken");
+            kv.release(slot);
+            taken.push(sequence.into_new());
+        }
+        taken.extend(self.waiting.drain(..));
+        taken
+    }
+
     /// Forgets a stream wherever it is; its blocks are free at once. Unknown streams have ended already.
-    pub fn cancel(&mut self, stream: StreamId, kv: &mut KvCache) {
+    pub fn cancel(&mut self, stream: StreamId, kv: &mut BlockTables) {
         self.waiting.retain(|waiting| waiting.stream != stream);
         let slot = self.slots.iter().position(|slot| slot.as_ref().is_some_and(|s| s.stream == stream));
         if let Some(slot) = slot {
@@ -129,7 +153,7 @@ impl Scheduler {
     }
 
     /// Frees a slot and its blocks.
-    pub fn finish(&mut self, slot: usize, kv: &mut KvCache) {
+    pub fn finish(&mut self, slot: usize, kv: &mut BlockTables) {
         self.slots[slot] = None;
         self.order.retain(|other| *other != slot);
         kv.release(slot);
@@ -137,10 +161,10 @@ impl Scheduler {
 
     /// Moves waiting sequences into free slots, first come first served within a priority, as far as slots and KV
     /// blocks go. Calls `admitted` for each.
-    pub fn admit(&mut self, kv: &mut KvCache, mut admitted: impl FnMut(StreamId)) {
+    pub fn admit(&mut self, kv: &mut BlockTables, mut admitted: impl FnMut(StreamId)) {
         while let Some(next) = self.waiting.front() {
             let Some(slot) = self.slots.iter().position(Option::is_none) else { return };
-            if kv.reserve(slot, next.prompt.len() + next.tokens_max).is_err() {
+            if kv.reserve(slot, next.positions_max()).is_err() {
                 return;
             }
             let next = self.waiting.pop_front().expect("looked at above");
@@ -219,55 +243,62 @@ impl Scheduler {
 
 impl Sequence {
     fn start(new: NewSequence) -> Self {
-        let prompt_len = new.prompt.len();
-        let mut tokens = new.prompt.into_vec();
-        tokens.reserve_exact(new.tokens_max);
+        let mut tokens = new.tokens;
+        let prompt_len = tokens.len() - new.generated;
+        tokens.reserve_exact(new.tokens_max - new.generated);
         let mut history = History::with_capacity(tokens.capacity());
-        history.push_prompt(&tokens);
+        history.push_prompt(&tokens[..prompt_len]);
+        for &token in &tokens[prompt_len..] {
+            history.push_output(token);
+        }
         Self {
             stream: new.stream,
             tokens,
             prompt_len,
             computed: 0,
             tokens_max: new.tokens_max,
+            priority: new.priority,
             sampling: new.sampling,
             stop_at_end: new.stop_at_end,
             history,
             draft: Draft::default(),
         }
     }
+
+    fn into_new(self) -> NewSequence {
+        NewSequence {
+            stream: self.stream,
+            generated: self.generated(),
+            tokens: self.tokens,
+            tokens_max: self.tokens_max,
+            priority: self.priority,
+            sampling: self.sampling,
+            stop_at_end: self.stop_at_end,
+        }
+    }
+}
+
+impl NewSequence {
+    /// Positions that the sequence can come to hold.
+    #[must_use]
+    pub fn positions_max(&self) -> usize {
+        self.tokens.len() - self.generated + self.tokens_max
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Family, HyperParameters};
 
-    fn cache(slots: usize, blocks: usize) -> KvCache {
-        let params = HyperParameters {
-            family: Family::BitnetB158,
-            architecture: "bitnet-b1.58".into(),
-            name: None,
-            vocab: 8,
-            context: 128,
-            hidden: 16,
-            layers: 1,
-            feed_forward: 16,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 16,
-            rope_dims: 16,
-            rope_base: 1e4,
-            rope_scale: 1.0,
-            norm_eps: 1e-5,
-        };
-        KvCache::new(&params, 128, slots, blocks)
+    fn cache(slots: usize, blocks: usize) -> BlockTables {
+        BlockTables::new(128, slots, blocks)
     }
 
     fn sequence(id: u64, prompt: usize, tokens_max: usize, priority: Priority) -> NewSequence {
         NewSequence {
             stream: StreamId(id),
-            prompt: (0..prompt as u32).collect(),
+            tokens: (0..prompt as u32).collect(),
+            generated: 0,
             tokens_max,
             priority,
             sampling: SamplingParams::default(),
@@ -279,7 +310,7 @@ mod tests {
         scheduler.submit(sequence(id, prompt, tokens_max, Priority::Normal)).unwrap();
     }
 
-    fn admitted(scheduler: &mut Scheduler, kv: &mut KvCache) -> Vec<u64> {
+    fn admitted(scheduler: &mut Scheduler, kv: &mut BlockTables) -> Vec<u64> {
         let mut ids = Vec::new();
         scheduler.admit(kv, |stream| ids.push(stream.0));
         ids
@@ -367,5 +398,31 @@ mod tests {
         }
         assert_eq!((scheduler.running(), scheduler.waiting(), kv.blocks_free()), (0, 0, 4));
         assert!(!scheduler.form(&mut Step::default(), 8, 8));
+    }
+
+    #[test]
+    fn a_sequence_taken_out_goes_on_elsewhere_with_the_same_tokens_and_limits() {
+        let (mut scheduler, mut kv) = (Scheduler::new(1, 8), cache(1, 4));
+        submit(&mut scheduler, 1, 3, 5);
+        submit(&mut scheduler, 2, 4, 4);
+        admitted(&mut scheduler, &mut kv);
+        let mut step = Step::default();
+        for _ in 0..2 {
+            assert!(scheduler.form(&mut step, 8, 8));
+            compute(&mut scheduler, &step);
+        }
+        let taken = scheduler.take_all(&mut kv);
+        assert_eq!((scheduler.running(), scheduler.waiting(), kv.blocks_free()), (0, 0, 4));
+        assert_eq!((taken[0].tokens.as_slice(), taken[0].generated, taken[1].stream.0), (&[0, 1, 2, 7, 7][..], 2, 2));
+
+        let (mut other, mut kv) = (Scheduler::new(1, 0), cache(1, 4));
+        submit(&mut other, 3, 4, 4);
+        taken.into_iter().rev().for_each(|sequence| other.resume(sequence));
+        assert_eq!(admitted(&mut other, &mut kv), [1]);
+        let sequence = other.sequence(0).unwrap();
+        assert_eq!((sequence.prompt_len, sequence.generated(), sequence.tokens_max), (3, 2, 5));
+        assert!(other.form(&mut step, 8, 8));
+        assert_eq!((step.tokens.as_slice(), step.logits.as_slice()), (&[0, 1, 2, 7, 7][..], &[4][..]));
+        assert_eq!(other.waiting(), 2, "nothing resumed is refused, and those who waited go on waiting");
     }
 }

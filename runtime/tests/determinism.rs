@@ -278,7 +278,8 @@ fn link(commands: rtrb::Consumer<Command>, events: rtrb::Producer<Event>, closed
 fn sequence(stream: u64, prompt: &[u32], sampling: SamplingParams) -> NewSequence {
     NewSequence {
         stream: StreamId(stream),
-        prompt: prompt.into(),
+        tokens: prompt.to_vec(),
+        generated: 0,
         tokens_max: ANSWER_TOKENS,
         priority: Priority::Normal,
         sampling,

@@ -8,7 +8,9 @@ mod format;
 mod lanes;
 mod linear;
 mod matrix;
+mod pieces;
 mod portable;
 
 pub use linear::{DenseScratch, dequantize_row, linear, linear_rows};
 pub use matrix::{DenseKind, DenseMatrix};
+pub use pieces::{PIECE_TILE_ROWS, pack_pieces};

@@ -11,6 +11,7 @@ mod avx512_bw;
 mod avx512_vnni;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+mod fragments;
 mod gemv;
 mod layout;
 mod linear;
@@ -19,6 +20,7 @@ mod panels;
 mod portable;
 mod quantize;
 
+pub use fragments::{FRAGMENT_BYTES, FRAGMENT_COLS, HALF_TILE_ROWS, HalfTile, pack_fragments};
 pub use gemv::{
     COLUMN_COLS_MAX, ColumnMatrix, LiveColumns, RowActivations, RowMatrix, column_bytes, linear_columns, linear_rows,
     pack_columns, pack_rows, permute_row, permuted_cols, row_bytes, skips,

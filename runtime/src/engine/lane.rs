@@ -102,8 +102,12 @@ impl Lane {
         self.scheduler.submit(sequence)
     }
 
+    pub(super) fn resume(&mut self, sequence: NewSequence) {
+        self.scheduler.resume(sequence);
+    }
+
     pub(super) fn cancel(&mut self, stream: StreamId) {
-        self.scheduler.cancel(stream, &mut self.kv);
+        self.scheduler.cancel(stream, self.kv.tables_mut());
     }
 
     pub(super) fn close(&mut self) {
@@ -125,7 +129,8 @@ impl Lane {
 
     /// KV blocks in use and in all.
     pub(super) fn kv_blocks(&self) -> (usize, usize) {
-        (self.kv.blocks() - self.kv.blocks_free(), self.kv.blocks())
+        let tables = self.kv.tables();
+        (tables.blocks() - tables.blocks_free(), tables.blocks())
     }
 
     /// What a step of its decoding sequences takes, as far as is known: other lanes' steps are felt that much more.
@@ -137,7 +142,7 @@ impl Lane {
     /// wait `beside_s` for their own steps already.
     pub(super) fn form(&mut self, link: &mut Link, beside_s: f64) -> bool {
         let Self { scheduler, kv, forward, pace, speculator, step, .. } = self;
-        scheduler.admit(kv, |stream| push(link, Event::Admitted(stream)));
+        scheduler.admit(kv.tables_mut(), |stream| push(link, Event::Admitted(stream)));
         let rows_max = forward.limits().rows_max;
         let prefill_rows = pace.prefill_rows(scheduler.decoding(), beside_s, rows_max);
         speculator.plan(scheduler, rows_max);
@@ -200,7 +205,7 @@ impl Lane {
             logits += 1;
             let (event, ended) = next_event(&self.model, sequence, sampled);
             if ended {
-                self.scheduler.finish(segment.slot, &mut self.kv);
+                self.scheduler.finish(segment.slot, self.kv.tables_mut());
             }
             push(link, event);
         }
@@ -242,7 +247,8 @@ impl Lane {
     }
 }
 
-fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) -> (Event, bool) {
+/// Moves a sequence on by the token that was chosen for it; what to say of it, and whether it has ended.
+pub(crate) fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) -> (Event, bool) {
     let stream = sequence.stream;
     let Some(sampled) = sampled else { return (Event::End { stream, finish: Finish::Failed }, true) };
     if sequence.stop_at_end && model.tokenizer.is_end_of_generation(sampled.token) {
@@ -272,12 +278,19 @@ fn sample(
     let sampler = unsafe { samplers.get(worker) };
     // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
     let result = unsafe { sampled.get(i) };
+    *result = choose(sampler, sequence, ahead, logits);
+}
+
+/// The token `ahead` places after the next one of a sequence from its logits, which are changed; `None` where they are
+/// no scores.
+pub(crate) fn choose(
+    sampler: &mut Sampler,
+    sequence: &Sequence,
+    ahead: usize,
+    logits: &mut [f32],
+) -> Option<Sampled> {
     let position = (sequence.tokens.len() + ahead) as u64;
-    let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok();
-    *result = choice.map(|choice| Sampled {
-        token: choice.token,
-        logprobs: choice
-            .logprob
-            .map(|logprob| Box::new(TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() })),
-    });
+    let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok()?;
+    let logprobs = |logprob| Box::new(TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() });
+    Some(Sampled { token: choice.token, logprobs: choice.logprob.map(logprobs) })
 }

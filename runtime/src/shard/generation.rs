@@ -276,7 +276,8 @@ impl<'a> Generation<'a> {
         let stream = StreamId(self.shard.next_id());
         let sequence = NewSequence {
             stream,
-            prompt: prompts[prompt].clone().into_boxed_slice(),
+            tokens: prompts[prompt].clone(),
+            generated: 0,
             tokens_max: tokens_max[prompt],
             priority: priority(generate),
             sampling: sampling(generate, seed.wrapping_add(index as u64)),
