@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
+use net::api::DevicePreference;
 use net::auth::Key;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -54,9 +55,12 @@ pub struct Settings {
     /// Kernel workers of each shard [default: one per core]
     #[arg(long, env = "BITNET_WORKERS")]
     pub workers: Option<usize>,
-    /// Where to compute: auto or cpu [default: auto]
+    /// Where requests that don't say so are computed: auto, cpu or gpu [default: auto]
     #[arg(long, env = "BITNET_DEFAULT_DEVICE")]
     pub device: Option<String>,
+    /// GPUs to use: auto, off, or how many there must be [default: auto]
+    #[arg(long, env = "BITNET_GPU")]
+    pub gpu: Option<String>,
     /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-vnni [default: the best there is]
     #[arg(long, env = "BITNET_ISA")]
     pub isa: Option<String>,
@@ -131,6 +135,8 @@ pub struct Config {
     pub tuning_cache: Option<PathBuf>,
     /// What was read from there.
     pub tuned: Tuned,
+    pub device: DevicePreference,
+    pub gpu: GpuChoice,
     pub io: IoChoice,
     pub slots_max: usize,
     pub waiting_max: usize,
@@ -146,6 +152,16 @@ pub struct Config {
     pub fixed_seed: Option<u64>,
     pub prometheus: bool,
     pub log_level: LogLevel,
+}
+
+/// Which GPUs to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuChoice {
+    /// Those that there are.
+    Auto,
+    Off,
+    /// So many, or the server does not start.
+    Count(usize),
 }
 
 /// Which socket driver to use.
@@ -203,6 +219,7 @@ impl Settings {
             shards: self.shards.or(file.shards),
             workers: self.workers.or(file.workers),
             device: self.device.or(file.device),
+            gpu: self.gpu.or(file.gpu),
             isa: self.isa.or(file.isa),
             tuning_cache: self.tuning_cache.or(file.tuning_cache),
             io: self.io.or(file.io),
@@ -230,10 +247,6 @@ impl Settings {
     /// The first value that isn't allowed.
     pub fn validate(self) -> Result<Config, Error> {
         let host = self.host.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-        let device = self.device.unwrap_or_else(|| "auto".into());
-        if !matches!(device.as_str(), "auto" | "cpu") {
-            return Err(invalid("device", &device, "auto and cpu: this build has no GPU offload"));
-        }
         let api_keys = parse_api_keys(&self.api_keys.unwrap_or_default())?;
         let slots_max = within("max_concurrent_requests", self.max_concurrent_requests.unwrap_or(100), 1, 4096)?;
         let rows_max = within("max_batch_size", self.max_batch_size.unwrap_or(512), 1, 4096)?;
@@ -258,6 +271,8 @@ impl Settings {
                 (None, path) => Some(path.unwrap_or_else(default_tuning_cache)),
             },
             tuned: Tuned::default(),
+            device: parse_device(self.device.as_deref())?,
+            gpu: parse_gpu(self.gpu.as_deref())?,
             io: parse_io(self.io.as_deref())?,
             slots_max,
             waiting_max: within("max_queued_requests", self.max_queued_requests.unwrap_or(400), 0, 100_000)?,
@@ -397,6 +412,26 @@ pub fn default_tuning_cache() -> PathBuf {
     folder.map_or_else(|| PathBuf::from("/var/cache"), PathBuf::from).join("bitnetd/kernels.json")
 }
 
+fn parse_device(name: Option<&str>) -> Result<DevicePreference, Error> {
+    match name.unwrap_or("auto") {
+        "auto" => Ok(DevicePreference::Auto),
+        "cpu" => Ok(DevicePreference::Cpu),
+        "gpu" => Ok(DevicePreference::Gpu),
+        other => Err(invalid("device", other, "auto, cpu and gpu")),
+    }
+}
+
+fn parse_gpu(choice: Option<&str>) -> Result<GpuChoice, Error> {
+    match choice.unwrap_or("auto") {
+        "auto" => Ok(GpuChoice::Auto),
+        "off" => Ok(GpuChoice::Off),
+        other => match other.parse() {
+            Ok(count @ 1..=GPUS_MAX) => Ok(GpuChoice::Count(count)),
+            _ => Err(invalid("gpu", other, "auto, off and 1 to 64")),
+        },
+    }
+}
+
 fn parse_io(name: Option<&str>) -> Result<IoChoice, Error> {
     match name.unwrap_or("auto") {
         "auto" => Ok(IoChoice::Auto),
@@ -423,6 +458,8 @@ fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
+/// More than a machine has.
+const GPUS_MAX: usize = 64;
 /// Read elsewhere than in [`Settings`].
 const OTHER_VARIABLES: [&str; 1] = ["BITNET_CONFIG_FILE"];
 /// Part of the contract, not built yet: ignoring them could open what was meant to be closed.
@@ -453,7 +490,10 @@ mod tests {
     fn a_value_out_of_range_names_its_key() {
         let error = Settings { workers: Some(0), ..Settings::default() }.validate().unwrap_err();
         assert_eq!(error.to_string(), "`workers` is `0`, allowed are 1 to 1024");
-        let error = Settings { device: Some("gpu".into()), ..Settings::default() }.validate().unwrap_err();
-        assert!(error.to_string().contains("no GPU offload"));
+        let error = Settings { device: Some("tpu".into()), ..Settings::default() }.validate().unwrap_err();
+        assert!(error.to_string().contains("auto, cpu and gpu"));
+        let gpu = |choice: &str| Settings { gpu: Some(choice.into()), ..Settings::default() }.validate();
+        assert_eq!(gpu("2").unwrap().gpu, GpuChoice::Count(2));
+        assert!(gpu("0").is_err() && gpu("some").is_err());
     }
 }

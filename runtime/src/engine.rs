@@ -16,6 +16,7 @@ use crate::schedule::{NewSequence, StreamId};
 use crate::team::Team;
 
 pub use lane::{Lane, LaneLimits};
+pub(crate) use lane::{choose, next_event};
 
 /// A loaded version of a model: its number in the order of loading, unique in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +62,26 @@ pub enum Event {
     Token { stream: StreamId, sampled: Sampled, finish: Option<Finish> },
     /// The end without a further token.
     End { stream: StreamId, finish: Finish },
+    /// The device gives the sequence back as it stands: it goes on on the CPU.
+    Returned(Box<NewSequence>),
+}
+
+impl Event {
+    /// The stream that it is about.
+    #[must_use]
+    pub fn stream(&self) -> StreamId {
+        match self {
+            Self::Admitted(stream) | Self::Refused(stream) => *stream,
+            Self::Token { stream, .. } | Self::End { stream, .. } => *stream,
+            Self::Returned(sequence) => sequence.stream,
+        }
+    }
+
+    /// Whether the stream ends with it.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::End { .. } | Self::Token { finish: Some(_), .. })
+    }
 }
 
 /// A chosen token and what the request wants to know of the choice.
@@ -115,7 +136,7 @@ impl Engine {
     /// When they are not.
     pub fn warm_up(&mut self) {
         for lane in &mut self.lanes {
-            lane.warm_up(&self.team);
+            lane.warm_up(&self.team, &self.metrics);
         }
     }
 

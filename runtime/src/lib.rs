@@ -8,6 +8,7 @@ pub mod engine;
 pub mod executor;
 pub mod forward;
 pub mod futex;
+pub mod gpu;
 pub mod kv;
 pub mod log;
 pub mod mailbox;

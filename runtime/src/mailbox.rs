@@ -13,6 +13,8 @@ use crate::futex;
 /// Wakes the executor, which sleeps in its driver until the descriptor is readable.
 pub struct Doorbell {
     fd: OwnedFd,
+    /// What is written to instead, where that is another descriptor.
+    other_end: Option<OwnedFd>,
     asleep: AtomicBool,
 }
 
@@ -28,7 +30,18 @@ impl Doorbell {
             return Err(std::io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new and owned by nobody else.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, asleep: AtomicBool::new(false) })
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, other_end: None, asleep: AtomicBool::new(false) })
+    }
+
+    /// A bell for drivers that wait for sockets only.
+    ///
+    /// # Errors
+    /// When no descriptors are to be had.
+    pub fn socket() -> std::io::Result<Self> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.set_nonblocking(true)?;
+        Ok(Self { fd: ours.into(), other_end: Some(theirs.into()), asleep: AtomicBool::new(false) })
     }
 
     /// The descriptor that becomes readable.
@@ -43,7 +56,13 @@ impl Doorbell {
         if self.asleep.swap(false, Ordering::SeqCst) {
             let one = 1_u64;
             // SAFETY: eight readable bytes; a full counter needs no further ring.
-            unsafe { libc::write(self.fd.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+            unsafe {
+                libc::write(
+                    self.other_end.as_ref().unwrap_or(&self.fd).as_raw_fd(),
+                    (&raw const one).cast(),
+                    size_of::<u64>(),
+                )
+            };
         }
     }
 

@@ -66,6 +66,20 @@ impl Pace {
     }
 }
 
+impl Pace {
+    /// Moving averages over steps without prompt rows: seconds and rows.
+    #[must_use]
+    pub fn decode_costs(&self) -> (f64, f64) {
+        (self.decode_s, self.decode_rows)
+    }
+
+    /// Moving average of what a prompt row adds to a step, in seconds.
+    #[must_use]
+    pub fn prefill_row_s(&self) -> f64 {
+        self.prefill_row_s
+    }
+}
+
 fn average(value: &mut f64, sample: f64) {
     *value = if *value == 0.0 { sample } else { *value * 0.8 + sample * 0.2 };
 }

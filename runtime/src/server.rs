@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use tuning::{Placement, Topology};
 
-use crate::config::{Config, IoChoice};
-use crate::engine::{Engine, LANES_MAX, Lane, Link};
+use crate::config::{Config, GpuChoice, IoChoice};
+use crate::engine::{Engine, GenerationId, LANES_MAX, Lane, Link};
+use crate::gpu::{Feeders, Inventory, RunningFeeders, ShardPort};
 use crate::log::{info, warning};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
 use crate::probe::{self, Io};
 use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
-use crate::shard::{Control, Served, Shard, ShardLink};
+use crate::shard::{Control, CpuPlace, Served, Shard, ShardLink};
 use crate::signals::Termination;
 use crate::team::Team;
 
@@ -31,6 +32,8 @@ pub enum Error {
     NoIoUring(String),
     #[error("{what}: {source}")]
     Start { what: &'static str, source: std::io::Error },
+    #[error("{wanted} GPUs were asked for, {found} can be used{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    TooFewGpus { wanted: usize, found: usize, reason: Option<String> },
     #[error("shard {0} ended by itself")]
     ShardEnded(usize),
     #[error("streams were cut after the drain timeout")]
@@ -102,7 +105,19 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     let started = Instant::now();
     let count = plan.placement.shards.len();
     let metrics: Arc<[Arc<ShardMetrics>]> = (0..count).map(|_| Arc::new(ShardMetrics::default())).collect();
-    let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers()));
+    let cpus = plan
+        .placement
+        .shards
+        .iter()
+        .map(|shard| CpuPlace { node: shard.node.to_string(), cpus: tuning::format_cpus(&shard.workers) });
+    let first = models.started.first();
+    let first = first.map(|model| (Arc::clone(&model.loaded.replicas[0]), model.loaded.facts.generation));
+    let inventory = first.as_ref().map(|(model, generation)| take_inventory(config, model, *generation));
+    let inventory = inventory.transpose()?.unwrap_or_default();
+    let fail = |what| move |source| Error::Start { what, source };
+    let (feeders, gpu_ports) = Feeders::connect(&inventory, count).map_err(fail("a GPU's descriptors"))?;
+    let devices = (cpus.collect(), inventory);
+    let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers(), devices));
     let names: Vec<String> = models.started.iter().map(|model| format!("`{}`", model.loaded.facts.name)).collect();
     let mut parts: Vec<(Vec<Served>, Vec<Lane>)> = (0..count).map(|_| Default::default()).collect();
     let mut held = Vec::with_capacity(models.started.len());
@@ -116,11 +131,16 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     }
     let (outbox, inbox) = std::sync::mpsc::sync_channel(MESSAGES_MAX * count);
     let (mut shards, mut ends) = (Vec::with_capacity(count), Vec::with_capacity(count));
-    for (index, parts) in parts.into_iter().enumerate() {
-        let (shard, end) = start_shard(config, plan, index, parts, &control, outbox.clone())?;
+    for (index, (parts, gpus)) in parts.into_iter().zip(gpu_ports).enumerate() {
+        let (shard, end) = start_shard(config, plan, index, parts, gpus, &control, outbox.clone())?;
         shards.push(shard);
         ends.push(end);
     }
+    let bells: Vec<Arc<Doorbell>> = shards.iter().map(|shard: &Running| Arc::clone(&shard.doorbell)).collect();
+    let feeders = match first {
+        Some((model, _)) => feeders.start(config, &model, &bells).map_err(fail("a GPU's feeder"))?,
+        None => RunningFeeders::default(),
+    };
     // Only executors hold it now, so that the control thread ends with them.
     drop(outbox);
     let registry =
@@ -153,7 +173,39 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
             return shards.remove(index).failure(index);
         }
     }
-    drain(config, &control, shards, termination)
+    let ended = drain(config, &control, shards, termination);
+    drop(feeders);
+    ended
+}
+
+/// The GPUs that the configuration allows and the first model can run on.
+fn take_inventory(config: &Config, model: &crate::model::Model, generation: GenerationId) -> Result<Inventory, Error> {
+    let most = match config.gpu {
+        GpuChoice::Off => return Ok(Inventory::default()),
+        GpuChoice::Auto => usize::MAX,
+        GpuChoice::Count(count) => count,
+    };
+    let inventory = Inventory::take(model, generation, most);
+    for card in &inventory.cards {
+        let image = card.image.as_deref().unwrap_or("none");
+        info!(
+            "GPU: {}, {} MiB, compute capability {}, kernels: {image}",
+            card.name,
+            card.memory_bytes >> 20,
+            card.capability
+        );
+    }
+    match (&inventory.unused, config.gpu) {
+        (reason, GpuChoice::Count(wanted)) if inventory.devices.len() < wanted => {
+            let found = inventory.devices.len();
+            Err(Error::TooFewGpus { wanted, found, reason: reason.clone() })
+        }
+        (Some(reason), _) => {
+            info!("no GPU is used: {reason}");
+            Ok(inventory)
+        }
+        _ => Ok(inventory),
+    }
 }
 
 /// The threads of a running shard.
@@ -190,6 +242,7 @@ fn start_shard(
     plan: &Plan,
     index: usize,
     (served, lanes): (Vec<Served>, Vec<Lane>),
+    gpus: Vec<ShardPort>,
     control: &Arc<Control>,
     outbox: SyncSender<Message>,
 ) -> Result<(Running, ShardEnds), Error> {
@@ -197,7 +250,9 @@ fn start_shard(
     let place = plan.placement.shards[index].clone();
     let shards = plan.placement.shards.len();
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
-    let (commands_in, commands) = rtrb::RingBuffer::new(COMMANDS_PER_SLOT * (slots_max + waiting_max) + ORDERS_MAX);
+    let gpu_capacity: usize = gpus.iter().map(|port| port.status.capacity).sum();
+    let sequences_max = slots_max + waiting_max + gpu_capacity;
+    let (commands_in, commands) = rtrb::RingBuffer::new(COMMANDS_PER_SLOT * sequences_max + ORDERS_MAX);
     let (orders_in, orders) = rtrb::RingBuffer::new(ORDERS_MAX);
     let (closed, closed_out) = rtrb::RingBuffer::new(LANES_MAX);
     let (events, events_out) = rtrb::RingBuffer::new(EVENTS_PER_SLOT * slots_max + waiting_max);
@@ -236,6 +291,7 @@ fn start_shard(
         outbox,
         doorbell: Arc::clone(&doorbell),
         bell: Arc::clone(&bell),
+        gpus,
     };
     let executor_stopping = Arc::clone(&stopping);
     let (config, control) = (config.clone(), Arc::clone(control));
@@ -340,7 +396,8 @@ const PORT_ASKED_EVERY: Duration = Duration::from_millis(10);
 const SHARDS_LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
 /// What streams get to take their error event after a shard has ended.
 const END_STREAMS_MAX: Duration = Duration::from_secs(2);
-/// Commands that may be on their way for each sequence: its start and its cancellation.
+/// Commands that may be on their way for each sequence: its start, here or as one that a GPU gave back, and its
+/// cancellation.
 const COMMANDS_PER_SLOT: usize = 2;
 /// Tokens that an executor may be behind by before the leader waits for it.
 const EVENTS_PER_SLOT: usize = 64;

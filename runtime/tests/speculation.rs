@@ -149,7 +149,8 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
     for (stream, request) in requests.iter().cloned().enumerate() {
         let sequence = Box::new(NewSequence {
             stream: StreamId(stream as u64),
-            prompt: request.prompt.into(),
+            tokens: request.prompt,
+            generated: 0,
             tokens_max: request.tokens_max,
             priority: Priority::Normal,
             sampling: request.sampling,
@@ -189,6 +190,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
             Event::End { stream, finish } => (stream, Some(finish)),
             Event::Admitted(_) => continue,
             Event::Refused(stream) => panic!("{stream:?} is refused"),
+            Event::Returned(sequence) => panic!("{:?} is returned by a leader", sequence.stream),
         };
         let answer = &mut answers[stream.0 as usize];
         assert!(answer.finish.is_none() || end.is_none(), "one end");

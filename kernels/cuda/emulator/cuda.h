@@ -2,7 +2,9 @@
 // may wait for each other. Results are those of the instructions' definitions; nothing is timed.
 #pragma once
 
+#ifndef __x86_64__
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -46,10 +48,12 @@ struct Index {
     int x;
 };
 
-// Threads that meet again and again: one round after another.
+struct Thread;
+
+// Threads that meet again and again: the last to come lets the others go on.
 struct Meeting {
-    int size = 0, here = 0;
-    long round = 0;
+    int size = 0;
+    std::vector<Thread*> here;
 };
 
 struct Warp {
@@ -70,23 +74,70 @@ struct Copy {
     int group;
 };
 
+// Where a fiber stopped. Switching costs two system calls by ucontext, and some twenty instructions by hand.
+#ifdef __x86_64__
+struct Context {
+    void* stack = nullptr;
+};
+
+// Keeps what a call must keep on the stack of `from`, then goes on where `to` stopped.
+extern "C" void emulator_switch(Context* from, const Context* to);
+asm(R"(
+.weak emulator_switch
+.type emulator_switch, @function
+emulator_switch:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov (%rsi), %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+)");
+
+inline void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+    // As if the fiber had been stopped before the first instruction of `entry`, which never returns.
+    void** top = (void**)(((uintptr_t)stack + bytes) / 16 * 16) - 1;
+    *--top = (void*)entry;
+    context.stack = top - 6;
+}
+#else
+using Context = ucontext_t;
+
+inline void emulator_switch(Context* from, const Context* to) { swapcontext(from, to); }
+inline void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = bytes;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+}
+#endif
+
 struct Thread {
-    ucontext_t context;
+    Context context;
     std::deque<Copy> copies;
     int groups = 0;
     std::unique_ptr<char[]> stack;
     Block* block;
     Index index;
-    const Meeting* waits = nullptr;
-    long waits_for = 0;
-    bool done = false;
 };
 
 struct Machine {
     std::vector<Thread> threads;
     std::vector<Block> blocks;
+    std::deque<Thread*> ready;
     Thread* current = nullptr;
-    ucontext_t scheduler;
+    size_t done = 0;
+    Context scheduler;
     std::function<void()> body;
     int threads_per_block = 0, cluster = 1;
     std::vector<Meeting> clusters;
@@ -96,37 +147,34 @@ inline Machine machine;
 
 inline Thread& self() { return *machine.current; }
 inline Warp& warp() { return self().block->warps[self().index.x / 32]; }
-inline void yield() { swapcontext(&self().context, &machine.scheduler); }
+inline void stop() { emulator_switch(&self().context, &machine.scheduler); }
+inline void yield() {
+    machine.ready.push_back(machine.current);
+    stop();
+}
 
 inline void meet(Meeting& meeting) {
-    long round = meeting.round;
-    if (++meeting.here == meeting.size) {
-        meeting.here = 0;
-        meeting.round++;
+    if ((int)meeting.here.size() + 1 == meeting.size) {
+        for (Thread* thread : meeting.here) machine.ready.push_back(thread);
+        meeting.here.clear();
         return;
     }
-    self().waits = &meeting;
-    self().waits_for = round + 1;
-    yield();
-    self().waits = nullptr;
+    meeting.here.push_back(machine.current);
+    stop();
 }
 
 inline void enter() {
     machine.body();
-    self().done = true;
-    yield();
+    machine.done++;
+    stop();
 }
 
 inline void make_thread(Thread& thread, Block& block, int index) {
     const size_t stack_bytes = 64 << 10;
     thread.block = &block;
     thread.index.x = index;
-    thread.stack = std::make_unique<char[]>(stack_bytes);
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get();
-    thread.context.uc_stack.ss_size = stack_bytes;
-    thread.context.uc_link = nullptr;
-    makecontext(&thread.context, enter, 0);
+    thread.stack.reset(new char[stack_bytes]);
+    make_context(thread.context, thread.stack.get(), stack_bytes, enter);
 }
 
 // Runs `body` as every thread of a grid. Shared memory starts as garbage. Aborts where no thread can go on.
@@ -148,19 +196,16 @@ inline void launch(int grid, int cluster, int threads, int shared_bytes, std::fu
         block.index.x = b;
         for (int t = 0; t < threads; t++) make_thread(m.threads[b * threads + t], block, t);
     }
-    for (size_t left = m.threads.size(); left > 0;) {
-        bool any = false;
-        for (Thread& thread : m.threads) {
-            if (thread.done || (thread.waits && thread.waits->round < thread.waits_for)) continue;
-            any = true;
-            m.current = &thread;
-            swapcontext(&m.scheduler, &thread.context);
-            if (thread.done) left--;
-        }
-        if (!any) {
+    m.done = 0;
+    for (Thread& thread : m.threads) m.ready.push_back(&thread);
+    while (m.done < m.threads.size()) {
+        if (m.ready.empty()) {
             std::fprintf(stderr, "emulator: threads wait for each other for ever\n");
             std::abort();
         }
+        m.current = m.ready.front();
+        m.ready.pop_front();
+        emulator_switch(&m.scheduler, &m.current->context);
     }
 }
 

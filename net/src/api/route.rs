@@ -28,6 +28,7 @@ pub enum Route<'a> {
     HealthLive,
     HealthReady,
     Metrics,
+    Devices,
     /// OPTIONS: 204 with these methods in Allow.
     Options(&'static str),
 }
@@ -86,6 +87,7 @@ fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
         "/health/live" => (Route::HealthLive, GET),
         "/health/ready" => (Route::HealthReady, GET),
         "/metrics" => (Route::Metrics, GET),
+        "/v1/devices" => (Route::Devices, GET),
         _ => {
             if let Some(id) = path.strip_prefix("/v1/receipts/").filter(|id| !id.is_empty()) {
                 return Some((Route::Receipt(percent_decode(id)?), GET));

@@ -72,6 +72,15 @@ enum Command {
         #[command(subcommand)]
         what: tune::What,
     },
+    /// What a server starts for each GPU
+    #[command(hide = true)]
+    GpuWorker {
+        #[arg(long, required_unless_present = "list")]
+        device: Option<usize>,
+        /// Print the devices as JSON instead
+        #[arg(long)]
+        list: bool,
+    },
     /// Write a model of random ternary weights in a real model's shape, for benchmarks
     Synth(SynthArgs),
 }
@@ -137,6 +146,11 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         Some(Command::Convert(args)) => run_convert(&args),
         Some(Command::Crossval(args)) => crossval::run(&args),
         Some(Command::Tune { what }) => tune::run(&what),
+        Some(Command::GpuWorker { device: Some(device), list: false }) => Ok(crate::gpu::worker::run(device)),
+        Some(Command::GpuWorker { .. }) => {
+            println!("{}", crate::gpu::worker::list());
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Command::Synth(args)) => run_synth(&args),
     }
 }

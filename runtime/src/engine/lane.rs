@@ -82,19 +82,26 @@ impl Lane {
         self.id
     }
 
-    /// One step of one row, so that every page and every code path of a step is warm, and the model's scores are
-    /// known to be numbers.
+    /// Steps of one row, so that every page and every code path of a step is warm, the model's scores are known to be
+    /// numbers, and the last one tells what a step costs.
     ///
     /// # Panics
     /// When they are not.
-    pub(super) fn warm_up(&mut self, team: &Team) {
+    pub(super) fn warm_up(&mut self, team: &Team, metrics: &ShardMetrics) {
         self.kv.reserve(0, 1).expect("a cache holds one sequence");
         self.step.clear();
         self.step.push(0, 0, &[self.model.tokenizer.bos().unwrap_or(0)], true);
         let Self { model, forward, kv, step, .. } = self;
-        forward.run(team, &model.weights, kv, step, &|_, logits, _| {
-            assert!(logits.iter().all(|logit| logit.is_finite()), "the model's first scores are no numbers");
-        });
+        let mut elapsed = Duration::ZERO;
+        for _ in 0..WARM_UP_STEPS {
+            let started = Instant::now();
+            forward.run(team, &model.weights, kv, step, &|_, logits, _| {
+                assert!(logits.iter().all(|logit| logit.is_finite()), "the model's first scores are no numbers");
+            });
+            elapsed = started.elapsed();
+        }
+        self.pace.observe(1, 0, elapsed);
+        metrics.set_costs(self.pace.decode_costs(), self.pace.prefill_row_s());
         self.kv.release(0);
     }
 
@@ -184,6 +191,7 @@ impl Lane {
             self.speculator.observe(rows, drafted, elapsed);
         }
         metrics.observe_step(elapsed, rows, self.step.logits.len() - drafted);
+        metrics.set_costs(self.pace.decode_costs(), self.pace.prefill_row_s());
     }
 
     /// Moves every sequence of the step on and sends its tokens.
@@ -236,7 +244,7 @@ impl Lane {
         self.speculator.learn(&mut sequence.draft, &given[..count]);
         metrics.observe_draft(segment.rows - 1, count.saturating_sub(1));
         if over == Some(true) {
-            self.scheduler.finish(segment.slot, &mut self.kv);
+            self.scheduler.finish(segment.slot, self.kv.tables_mut());
         }
     }
 
@@ -283,14 +291,11 @@ fn sample(
 
 /// The token `ahead` places after the next one of a sequence from its logits, which are changed; `None` where they are
 /// no scores.
-pub(crate) fn choose(
-    sampler: &mut Sampler,
-    sequence: &Sequence,
-    ahead: usize,
-    logits: &mut [f32],
-) -> Option<Sampled> {
+pub(crate) fn choose(sampler: &mut Sampler, sequence: &Sequence, ahead: usize, logits: &mut [f32]) -> Option<Sampled> {
     let position = (sequence.tokens.len() + ahead) as u64;
     let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok()?;
     let logprobs = |logprob| Box::new(TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() });
     Some(Sampled { token: choice.token, logprobs: choice.logprob.map(logprobs) })
 }
+
+const WARM_UP_STEPS: usize = 2;

@@ -1,10 +1,12 @@
 //! What a shard counts about itself: plain numbers with one writer each, read by whoever scrapes.
 
+mod gpu;
 mod render;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+pub use gpu::render_gpus;
 pub use render::{Process, render};
 
 use crate::forward::HeadCounts;
@@ -40,7 +42,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    fn new(bounds: &'static [f64]) -> Self {
+    pub(crate) fn new(bounds: &'static [f64]) -> Self {
         let counts = (0..=bounds.len()).map(|_| Cell::default()).collect();
         Self { bounds, counts, sum_bits: Cell::default() }
     }
@@ -93,6 +95,10 @@ pub struct StepMetrics {
     pub waiting: Cell,
     pub kv_blocks_used: Cell,
     pub kv_blocks: Cell,
+    /// Moving averages of what steps cost, as bits of f64: see [`crate::pace::Pace`].
+    pub decode_s_bits: Cell,
+    pub decode_rows_bits: Cell,
+    pub prefill_row_s_bits: Cell,
 }
 
 /// What the executor of a shard counts.
@@ -157,6 +163,9 @@ impl Default for ShardMetrics {
                 waiting: Cell::default(),
                 kv_blocks_used: Cell::default(),
                 kv_blocks: Cell::default(),
+                decode_s_bits: Cell::default(),
+                decode_rows_bits: Cell::default(),
+                prefill_row_s_bits: Cell::default(),
             },
             requests: RequestMetrics {
                 started: Cell::default(),
@@ -211,6 +220,13 @@ impl ShardMetrics {
         self.step.waiting.set(waiting as u64);
     }
 
+    /// What steps cost: seconds and rows of steps without prompt rows, seconds that a prompt row adds.
+    pub fn set_costs(&self, (decode_s, decode_rows): (f64, f64), prefill_row_s: f64) {
+        self.step.decode_s_bits.set(decode_s.to_bits());
+        self.step.decode_rows_bits.set(decode_rows.to_bits());
+        self.step.prefill_row_s_bits.set(prefill_row_s.to_bits());
+    }
+
     /// KV blocks in use and in all.
     pub fn set_kv(&self, used: usize, all: usize) {
         self.step.kv_blocks_used.set(used as u64);
@@ -218,11 +234,11 @@ impl ShardMetrics {
     }
 }
 
-const STEP_SECONDS: &[f64] =
+pub(crate) const STEP_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0];
 const REQUEST_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0];
-const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+pub(crate) const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 const TOKENS_PER_SECOND: &[f64] = &[1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0, 200.0, 400.0, 800.0, 1600.0];
 
 #[cfg(test)]

@@ -197,24 +197,7 @@ impl Page<'_> {
     }
 
     fn histogram(&mut self, name: &str, help: &str, field: fn(&ShardMetrics) -> &Histogram) {
-        let bounds = self.shards.first().map_or(&[][..], |shard| field(shard).bounds);
-        let mut count = 0;
-        let buckets = bounds.iter().enumerate().map(|(i, bound)| {
-            count += self.shards.iter().map(|shard| field(shard).counts[i].get()).sum::<u64>();
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(*bound);
-            bucket.set_cumulative_count(count);
-            bucket
-        });
-        let buckets = buckets.collect();
-        let above: u64 = self.shards.iter().map(|shard| field(shard).counts[bounds.len()].get()).sum();
-        let sum = self.shards.iter().map(|shard| f64::from_bits(field(shard).sum_bits.get())).sum();
-        let mut histogram = prometheus::proto::Histogram::default();
-        histogram.set_bucket(buckets);
-        histogram.set_sample_count(count + above);
-        histogram.set_sample_sum(sum);
-        let mut metric = Metric::default();
-        metric.set_histogram(histogram);
+        let metric = histogram_metric(self.shards.iter().map(|shard| field(shard)));
         self.push(name, help, MetricType::HISTOGRAM, vec![metric]);
     }
 
@@ -226,4 +209,27 @@ impl Page<'_> {
         family.set_metric(metrics);
         self.families.push(family);
     }
+}
+
+/// The sum of histograms that have the same bounds.
+pub(super) fn histogram_metric<'h>(histograms: impl Iterator<Item = &'h Histogram> + Clone) -> Metric {
+    let bounds = histograms.clone().next().map_or(&[][..], |histogram| histogram.bounds);
+    let mut count = 0;
+    let buckets = bounds.iter().enumerate().map(|(i, bound)| {
+        count += histograms.clone().map(|histogram| histogram.counts[i].get()).sum::<u64>();
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(*bound);
+        bucket.set_cumulative_count(count);
+        bucket
+    });
+    let buckets = buckets.collect();
+    let above: u64 = histograms.clone().map(|histogram| histogram.counts[bounds.len()].get()).sum();
+    let sum = histograms.map(|histogram| f64::from_bits(histogram.sum_bits.get())).sum();
+    let mut histogram = prometheus::proto::Histogram::default();
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(count + above);
+    histogram.set_sample_sum(sum);
+    let mut metric = Metric::default();
+    metric.set_histogram(histogram);
+    metric
 }

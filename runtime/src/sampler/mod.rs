@@ -40,6 +40,14 @@ pub struct SamplingParams {
     pub logprobs: Option<u8>,
 }
 
+impl SamplingParams {
+    /// Whether the choice is the best raw logit and nothing else is asked: scores need not be seen.
+    #[must_use]
+    pub fn takes_best(&self) -> bool {
+        (self.top_k == 1 || self.is_greedy()) && self.logprobs.is_none() && !changes_logits(self)
+    }
+}
+
 impl Default for SamplingParams {
     /// Nothing but the model's own distribution, seed 0.
     fn default() -> Self {
@@ -154,9 +162,8 @@ impl Sampler {
         if params.top_k == 1 || params.is_greedy() {
             return argmax(logits, max);
         }
-        let inverse_temperature = 1.0 / params.temperature;
         let random = philox::uniform(params.seed, position);
-        self.candidates.draw(logits, max, inverse_temperature, params, random)
+        self.candidates.draw(logits, max, 1.0 / params.temperature, params, random)
     }
 
     /// Fills `top_logprobs`; the answer is the logarithm of the sum of e^(logit - max).

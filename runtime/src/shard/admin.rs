@@ -123,7 +123,8 @@ impl Shard {
                 }
                 Order::Close { order, generation } => {
                     self.models.close(generation);
-                    self.command(crate::engine::Command::Close(generation));
+                    self.gpus.close(generation);
+                    self.close_generations();
                     self.done(order, Outcome::Done);
                 }
                 Order::Probe { order, generation, prompt, tokens_max } => {
@@ -141,6 +142,13 @@ impl Shard {
                     }
                 }
             }
+        }
+    }
+
+    /// Tells the leader of generations that are closed and on no device any more.
+    pub(super) fn close_generations(&self) {
+        while let Some(generation) = self.gpus.closed() {
+            self.command(crate::engine::Command::Close(generation));
         }
     }
 

@@ -78,6 +78,7 @@ fn plain(
         Route::HealthLive => api::write_health(&mut body, "healthy", unix_ms(), &[]),
         Route::HealthReady => status = ready(shard, &mut body),
         Route::Health => status = health(shard, &mut body),
+        Route::Devices => devices(shard, &mut body),
         Route::Metrics => return metrics(shard, request, id, writer),
         Route::Options(allow) => {
             count(shard, 204);
@@ -132,6 +133,36 @@ fn detokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Resul
     detokenizer.finish(&mut text);
     api::write_detokenized(body, text.as_bytes());
     Ok(())
+}
+
+/// What computes here: the CPUs of every shard, and every GPU that the driver lists.
+fn devices(shard: &Shard, body: &mut Vec<u8>) {
+    use serde_json::json;
+    let inventory = &shard.control.inventory;
+    let generation = shard.models.pick(None).ok();
+    let model = generation.map(|picked| {
+        let model = &picked.served.model;
+        json!({"id": model.name, "quantization": model.quantization})
+    });
+    let gpus = inventory.cards.iter().enumerate().map(|(ordinal, card)| {
+        let used = inventory.devices.iter().find(|device| device.ordinal == ordinal);
+        let state = used.map_or("unused", |device| device.state().name());
+        let reason = if used.is_some() { None } else { inventory.unused.clone() };
+        let costs = used.map(|device| device.costs());
+        json!({"id": format!("cuda:{ordinal}"), "kind": "gpu", "name": card.name, "state": state,
+            "reason": reason, "compute_capability": card.capability, "kernels": card.image,
+            "memory_bytes": card.memory_bytes, "multiprocessors": card.multiprocessors,
+            "sequences": used.map(|device| device.in_flight()), "sequences_max": used.map(|device| device.capacity),
+            "decode_step_ms": costs.map(|costs| costs.decode_s * 1e3),
+            "prefill_ms_per_token": costs.map(|costs| costs.prefill_row_s * 1e3)})
+    });
+    let places = shard.control.cpus.iter().map(|place| {
+        json!({"id": "cpu", "kind": "cpu", "node": place.node, "cpus": place.cpus, "state": "healthy",
+            "isa": shard.config.isa.name()})
+    });
+    let list = json!({"object": "list", "data": places.chain(gpus).collect::<Vec<_>>(), "model": model,
+        "unused_gpus": inventory.unused});
+    body.extend_from_slice(list.to_string().as_bytes());
 }
 
 fn ready(shard: &Shard, body: &mut Vec<u8>) -> u16 {
@@ -196,8 +227,9 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
         cpu_seconds: cpu_seconds(),
         cpus: shard.control.workers,
     };
-    let text = metrics::render(&shard.control.metrics, process, &shard.control.swaps())
-        .map_err(|error| ApiError::internal(error.to_string()))?;
+    let failed = |error: prometheus::Error| ApiError::internal(error.to_string());
+    let mut text = metrics::render(&shard.control.metrics, process, &shard.control.swaps()).map_err(failed)?;
+    text += &metrics::render_gpus(&shard.control.inventory.devices).map_err(failed)?;
     count(shard, 200);
     let response = Response::new(request, id, 200, "text/plain; version=0.0.4; charset=utf-8", Body::Length(0));
     response.write(&mut writer.out, text.as_bytes(), request.method() == Method::Head);

@@ -15,6 +15,7 @@ use super::models::Picked;
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, probe, unix_time};
 use crate::engine::{Command, Event, Finish};
+use crate::gpu;
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
@@ -41,7 +42,7 @@ pub(super) async fn run(
         shard.metrics.requests.outcomes.refused_draining.add(1);
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
     }
-    check_capabilities(&generate)?;
+    check_quantization(&generate)?;
     let picked = shard.models.pick(generate.model.as_deref())?;
     let work = Work::plan(&picked.served.model, endpoint, &generate)?;
     let mut generation = Generation::submit(shard, peer, picked, id, &generate, work, arrival)?;
@@ -50,13 +51,9 @@ pub(super) async fn run(
     generation.answer(reply, writer, arrival + timeout).await
 }
 
-/// Preferences for what this server doesn't have are refused, not ignored.
-fn check_capabilities(generate: &GenerateRequest) -> Result<(), ApiError> {
-    use net::api::{DevicePreference, QuantizationPreference};
-    if generate.device_preference == DevicePreference::Gpu {
-        let message = "no GPU is available on this server";
-        return Err(ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference"));
-    }
+/// A preference for what this server doesn't have is refused, not ignored.
+fn check_quantization(generate: &GenerateRequest) -> Result<(), ApiError> {
+    use net::api::QuantizationPreference;
     match generate.quantization_preference {
         QuantizationPreference::Auto | QuantizationPreference::I2s => Ok(()),
         _ => Err(ApiError::validation("quantization_preference", "names a layout that this server does not serve")),
@@ -72,6 +69,8 @@ pub(super) struct Work {
     stops: Vec<String>,
     n: u32,
     with_logprobs: bool,
+    /// The GPU that computed it to the end; `None` for the CPU.
+    device: Option<usize>,
 }
 
 impl Work {
@@ -103,6 +102,7 @@ impl Work {
             stops: generate.stop.clone(),
             n: generate.n,
             with_logprobs: generate.logprobs.is_some(),
+            device: None,
         })
     }
 }
@@ -228,7 +228,12 @@ impl<'a> Generation<'a> {
             shard.metrics.requests.outcomes.refused_queue.add(1);
             return Err(queue_full());
         }
-        let inbox = Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&peer.wake), cut: Cell::new(false) });
+        let inbox = Rc::new(Inbox {
+            events: Default::default(),
+            wake: Rc::clone(&peer.wake),
+            cut: Cell::new(false),
+            device: Cell::new(None),
+        });
         let requests = &shard.metrics.requests;
         requests.started.add(1);
         let Picked { served, reference } = picked;
@@ -283,9 +288,19 @@ impl<'a> Generation<'a> {
             sampling: sampling(generate, seed.wrapping_add(index as u64)),
             stop_at_end: !generate.ignore_eos,
         };
+        let work = gpu::Work { prompt_tokens: sequence.tokens.len(), tokens_max: sequence.tokens_max };
+        let preference = generate.device_preference;
+        let device = self.shard.gpus.place(self.shard, preference, self.served.id, work).inspect_err(|_| {
+            self.shard.metrics.requests.outcomes.refused_queue.add(1);
+        })?;
         self.shard.streams.borrow_mut().insert(stream, (Rc::clone(&self.inbox), index));
         self.streams.push(stream);
         self.choices.push(choice);
+        self.inbox.device.set(device);
+        if let Some(device) = device {
+            self.shard.gpus.start(device, self.served.id, sequence);
+            return Ok(());
+        }
         if !self.shard.start(Command::Start { generation: self.served.id, sequence: Box::new(sequence) }) {
             self.shard.streams.borrow_mut().remove(&stream);
             self.shard.metrics.requests.outcomes.refused_queue.add(1);
@@ -308,6 +323,7 @@ impl<'a> Generation<'a> {
             if self.choices.iter().all(|choice| choice.finish.is_some()) {
                 self.record();
                 self.compare();
+                self.work.device = self.inbox.device.get();
                 reply.finish(self.shard, &self.served.model, &self.choices, &self.work, &self.clock, writer);
                 return Ok(!reply.is_stream() || writer.flush().await.is_ok());
             }
@@ -353,6 +369,7 @@ impl<'a> Generation<'a> {
         let choice = &mut self.choices[index];
         match event {
             Event::Admitted(_) => self.clock.admitted = self.clock.admitted.or(Some(at)),
+            Event::Returned(_) => unreachable!("the shard hands these to its leader"),
             Event::Refused(_) => {
                 self.shard.metrics.requests.outcomes.refused_queue.add(1);
                 return Err(queue_full());
@@ -527,7 +544,7 @@ fn sampling(generate: &GenerateRequest, seed: u64) -> SamplingParams {
     }
 }
 
-fn queue_full() -> ApiError {
+pub(super) fn queue_full() -> ApiError {
     ApiError::overloaded("the queue is full", RETRY_QUEUE)
 }
 

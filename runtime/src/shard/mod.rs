@@ -5,6 +5,7 @@ mod answer;
 mod choice;
 mod connection;
 mod generation;
+mod gpus;
 mod models;
 mod peer;
 mod probe;
@@ -27,15 +28,23 @@ use rtrb::{Consumer, Producer};
 use crate::config::Config;
 use crate::engine::{Command, Event};
 use crate::executor::{Rings, Signal};
+use crate::gpu::{Costs, Inventory, Load, ShardPort};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
 use crate::receipts::Receipts;
 use crate::registry::{Message, ORDERS_MAX, Order};
 use crate::schedule::StreamId;
+use gpus::Gpus;
 use models::Models;
 use peer::Peer;
 
 pub use models::Served;
+
+/// The CPUs of a shard's workers, for those who ask what there is.
+pub struct CpuPlace {
+    pub node: String,
+    pub cpus: String,
+}
 
 /// What all shards and the control thread know of each other.
 pub struct Control {
@@ -48,6 +57,8 @@ pub struct Control {
     /// A load, swap or removal is in progress.
     operating: AtomicBool,
     swaps: [AtomicU64; 3],
+    pub cpus: Vec<CpuPlace>,
+    pub inventory: Inventory,
     listening: AtomicUsize,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -57,7 +68,12 @@ pub struct Control {
 impl Control {
     /// A server that is neither ready nor draining.
     #[must_use]
-    pub fn new(started: Instant, metrics: Arc<[Arc<ShardMetrics>]>, workers: usize) -> Self {
+    pub fn new(
+        started: Instant,
+        metrics: Arc<[Arc<ShardMetrics>]>,
+        workers: usize,
+        (cpus, inventory): (Vec<CpuPlace>, Inventory),
+    ) -> Self {
         Self {
             started,
             started_unix_s: unix_time().as_secs(),
@@ -66,6 +82,8 @@ impl Control {
             workers,
             operating: AtomicBool::new(false),
             swaps: Default::default(),
+            cpus,
+            inventory,
             listening: AtomicUsize::new(0),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -148,6 +166,7 @@ pub struct ShardLink {
     pub outbox: SyncSender<Message>,
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
+    pub gpus: Vec<ShardPort>,
 }
 
 /// State of one executor; lives and dies on its thread.
@@ -155,6 +174,8 @@ pub struct Shard {
     index: usize,
     config: Config,
     models: Models,
+    gpus: Gpus,
+    slots_max: usize,
     control: Arc<Control>,
     metrics: Arc<ShardMetrics>,
     commands: RefCell<Producer<Command>>,
@@ -178,6 +199,8 @@ pub struct Inbox {
     events: RefCell<VecDeque<(usize, Event, Instant)>>,
     wake: Rc<Signal>,
     cut: Cell<bool>,
+    /// The GPU that has its sequences; `None` for the CPU.
+    device: Cell<Option<usize>>,
 }
 
 impl Shard {
@@ -193,6 +216,7 @@ impl Shard {
         (slots_max, waiting_max): (usize, usize),
     ) -> (Self, Consumer<Event>, Consumer<Order>) {
         let metrics = Arc::clone(&control.metrics[index]);
+        let gpus = Gpus::new(link.gpus);
         let shard = Self {
             index,
             config,
@@ -206,10 +230,12 @@ impl Shard {
             jobs: RefCell::default(),
             comparing: Cell::new(false),
             streams: RefCell::default(),
-            sequences_max: slots_max + waiting_max,
+            sequences_max: slots_max + waiting_max + gpus.capacity(),
+            slots_max,
+            gpus,
             peers: RefCell::default(),
             json: RefCell::default(),
-            counter: Cell::new(0),
+            counter: Cell::new(StreamId::first_of(index)),
             random: Cell::new(fresh_random()),
             rss_bytes: Cell::new(0),
         };
@@ -258,7 +284,7 @@ impl Shard {
                 break;
             }
             let control = &shard.control;
-            let news = || !events.is_empty() || !orders.is_empty();
+            let news = || !events.is_empty() || !orders.is_empty() || !shard.gpus.are_quiet();
             let busy = || news() || control.is_draining() != draining || control.is_cutting() != cut;
             rings.sleep_unless(busy).await?;
         }
@@ -267,25 +293,50 @@ impl Shard {
 
     /// Hands the leader's events to the requests that wait for them.
     fn deliver(&self, events: &mut Consumer<Event>) {
-        if events.is_empty() {
+        if events.is_empty() && self.gpus.are_quiet() {
             return;
         }
         let now = Instant::now();
-        let mut streams = self.streams.borrow_mut();
         while let Ok(event) = events.pop() {
-            let (stream, last) = match &event {
-                Event::Admitted(stream) => (*stream, false),
-                Event::Refused(stream) | Event::End { stream, .. } => (*stream, true),
-                Event::Token { stream, finish, .. } => (*stream, finish.is_some()),
-            };
-            // A stream that was cancelled meanwhile has no inbox any more.
-            let Some((inbox, choice)) = streams.get(&stream) else { continue };
-            inbox.events.borrow_mut().push_back((*choice, event, now));
-            inbox.wake.notify();
-            if last {
-                streams.remove(&stream);
-            }
+            self.deliver_one(event, now);
         }
+        let resume = |command: Command| {
+            if let Command::Resume { sequence, .. } = &command
+                && let Some((inbox, _)) = self.streams.borrow().get(&sequence.stream)
+            {
+                inbox.device.set(None);
+            }
+            let sent = self.commands.borrow_mut().push(command);
+            assert!(sent.is_ok(), "every stream has room for two commands");
+            self.bell.ring();
+        };
+        self.gpus.receive(|event| self.deliver_one(event, now), resume);
+        self.close_generations();
+    }
+
+    fn deliver_one(&self, event: Event, now: Instant) {
+        let (stream, last) = (event.stream(), event.is_last());
+        let mut streams = self.streams.borrow_mut();
+        // A stream that was cancelled meanwhile has no inbox any more.
+        let Some((inbox, choice)) = streams.get(&stream) else { return };
+        inbox.events.borrow_mut().push_back((*choice, event, now));
+        inbox.wake.notify();
+        if last {
+            streams.remove(&stream);
+        }
+    }
+
+    /// What the CPU has to do and what that costs, as far as is known.
+    fn cpu_load(&self) -> Load {
+        let step = &self.metrics.step;
+        let float = |cell: &crate::metrics::Cell| f64::from_bits(cell.get());
+        let costs = Costs {
+            decode_s: float(&step.decode_s_bits),
+            decode_rows: float(&step.decode_rows_bits),
+            prefill_row_s: float(&step.prefill_row_s_bits),
+        };
+        let sequences = usize::try_from(step.running.get() + step.waiting.get()).unwrap_or(usize::MAX);
+        Load { costs, sequences, slots: self.slots_max }
     }
 
     /// Ends the connections that have no request in progress.
@@ -325,6 +376,9 @@ impl Shard {
 
     fn cancel(&self, stream: StreamId) {
         if self.streams.borrow_mut().remove(&stream).is_none() {
+            return;
+        }
+        if self.gpus.cancel(stream) {
             return;
         }
         let sent = self.commands.borrow_mut().push(Command::Cancel(stream));

@@ -25,10 +25,21 @@ pub(super) async fn run(
         return failed(Some("the prompt does not fit the context"));
     }
     let wake = Rc::new(Signal::default());
-    let inbox = Rc::new(Inbox { events: Default::default(), wake: Rc::clone(&wake), cut: Cell::new(false) });
+    let inbox =
+        Inbox { events: Default::default(), wake: Rc::clone(&wake), cut: Cell::new(false), device: Cell::new(None) };
+    let inbox = Rc::new(inbox);
     let stream = StreamId(shard.next_id());
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let sequence = NewSequence { stream, prompt, tokens_max, priority, sampling, stop_at_end: true };
+    let tokens_of_prompt = prompt.into_vec();
+    let sequence = NewSequence {
+        stream,
+        tokens: tokens_of_prompt,
+        generated: 0,
+        tokens_max,
+        priority,
+        sampling,
+        stop_at_end: true,
+    };
     shard.streams.borrow_mut().insert(stream, (Rc::clone(&inbox), 0));
     if !shard.start(Command::Start { generation: served.id, sequence: Box::new(sequence) }) {
         shard.streams.borrow_mut().remove(&stream);
@@ -48,7 +59,7 @@ pub(super) async fn run(
             }
             Some((_, Event::End { .. }, _)) => return Outcome::Probed { tokens, failed: None },
             Some((_, Event::Refused(_), _)) => return failed(Some(QUEUE_FULL)),
-            Some((_, Event::Admitted(_), _)) => {}
+            Some((_, Event::Admitted(_) | Event::Returned(_), _)) => {}
             None if inbox.cut.get() => {
                 shard.cancel(stream);
                 return failed(Some("the server is shutting down"));

@@ -87,7 +87,8 @@ fn settings_that_are_wrong_are_named() {
         &run_to_end(&mut bitnetd(&["serve", "--max-concurrent-requests", "0"])),
         &["max_concurrent_requests"],
     );
-    assert_refused(&run_to_end(&mut bitnetd(&["serve", "--device", "gpu"])), &["device", "gpu"]);
+    assert_refused(&run_to_end(&mut bitnetd(&["serve", "--device", "tpu"])), &["device", "tpu"]);
+    assert_refused(&run_to_end(&mut bitnetd(&["serve", "--gpu", "0"])), &["gpu", "0"]);
 }
 
 #[test]

@@ -163,7 +163,7 @@ impl<'a> Reply<'a> {
                     let position = choice.tokens.saturating_sub(1);
                     stream.token(&mut writer.out, &choice.ready, choice.last_token, position, unix_ms());
                 }
-                stream.metrics(&mut writer.out, "cpu", memory_mb(shard));
+                stream.metrics(&mut writer.out, shard.gpus.label(work.device), memory_mb(shard));
                 stream.complete(
                     &mut writer.out,
                     &Complete {
@@ -225,7 +225,7 @@ impl<'a> Reply<'a> {
                         model_id: name,
                         request_id: self.id,
                         quantization_used: model.quantization,
-                        device_used: "cpu",
+                        device_used: shard.gpus.label(work.device),
                         batch_size: shard.metrics.step.running.get().max(1),
                         queue_time_ms: queue.as_secs_f64() * 1e3,
                         processing_time_ms: elapsed.saturating_sub(queue).as_secs_f64() * 1e3,

@@ -1,0 +1,151 @@
+//! What the kernels are handed: the mirror of `kernels/cuda/plan.h`, and the shared memory of the step kernels.
+
+use super::shape::Shape;
+
+/// One phase of a step, as the kernel reads it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Phase {
+    pub(super) weights: u64,
+    pub(super) scales: u64,
+    pub(super) gamma: u64,
+    pub(super) input: u64,
+    pub(super) output: u64,
+    pub(super) kind: i32,
+    pub(super) epilogue: i32,
+    pub(super) rows: i32,
+    pub(super) cols: i32,
+    pub(super) tiles: i32,
+    pub(super) items: i32,
+    pub(super) stride: i32,
+    pub(super) first_block: i32,
+    pub(super) eps: f32,
+    pub(super) order: i32,
+    pub(super) residual: i32,
+    pub(super) plain: i32,
+}
+
+/// Buffers and shape of one launch, as the kernel reads them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Step {
+    pub(super) tokens: i32,
+    pub(super) hidden: i32,
+    pub(super) vocab: i32,
+    pub(super) layers: i32,
+    pub(super) heads: i32,
+    pub(super) kv_heads: i32,
+    pub(super) head_dim: i32,
+    pub(super) rope_half: i32,
+    pub(super) rope_pairs: i32,
+    pub(super) unit_heads: i32,
+    pub(super) group: i32,
+    pub(super) splits_max: i32,
+    pub(super) table_stride: i32,
+    pub(super) head_tokens: i32,
+    pub(super) score_scale: f32,
+    pub(super) padding: i32,
+    pub(super) token_ids: u64,
+    pub(super) positions: u64,
+    pub(super) block_table: u64,
+    pub(super) kv_pool: u64,
+    pub(super) rope: u64,
+    pub(super) qkv: u64,
+    pub(super) attention: u64,
+    pub(super) partial: u64,
+    pub(super) arrived: u64,
+    pub(super) quantized: u64,
+    pub(super) quantized_scale: u64,
+    pub(super) quantized_sum: u64,
+    pub(super) logits: u64,
+    pub(super) best: u64,
+    pub(super) barrier: u64,
+    pub(super) trace: u64,
+    pub(super) sequences: u64,
+    pub(super) queries: u64,
+    pub(super) picked: u64,
+    pub(super) lower: u64,
+    pub(super) screened: u64,
+    pub(super) screen_rows: u64,
+    pub(super) normed: u64,
+    pub(super) prompt_tiles: u64,
+}
+
+const _: () = assert!(size_of::<Phase>() == 88 && size_of::<Step>() == 256);
+
+pub(super) const PHASE_EMBED: i32 = 0;
+pub(super) const PHASE_QUANTIZE: i32 = 1;
+pub(super) const PHASE_LINEAR: i32 = 2;
+pub(super) const PHASE_ATTEND: i32 = 3;
+pub(super) const PHASE_HEAD: i32 = 4;
+pub(super) const PHASE_GREEDY: i32 = 5;
+
+pub(super) const EPILOGUE_STORE: i32 = 0;
+pub(super) const EPILOGUE_ADD: i32 = 1;
+pub(super) const EPILOGUE_RELU2: i32 = 2;
+pub(super) const EPILOGUE_SILU: i32 = 3;
+
+pub(super) const THREADS: usize = 512;
+/// Row tiles of one block in one LINEAR phase.
+pub(super) const TILES_MAX: usize = 8;
+pub(super) const SPLIT: usize = 256;
+pub(super) const HEAD_DIM_MAX: usize = 128;
+pub(super) const UNIT_HEADS_MAX: usize = 4;
+pub(super) const HEAD_TOKENS_MAX: usize = 2;
+
+/// Rows of one launch of a step kernel, each of another sequence.
+pub(super) const LAUNCH_ROWS: usize = 32;
+
+/// The kernel for a launch of so many rows, and its rows in steps of 8.
+pub(super) fn kernel_for(rows: usize) -> (usize, &'static std::ffi::CStr) {
+    match rows {
+        0..=8 => (1, c"step_8"),
+        9..=16 => (2, c"step_16"),
+        _ => (4, c"step_32"),
+    }
+}
+
+/// Loads that each thread keeps in flight, by compute capability of the image.
+pub(super) fn ring_depth(sm_90: bool) -> usize {
+    if sm_90 { 16 } else { 4 }
+}
+
+/// Rows of one pass of the head.
+pub(super) fn head_tokens(rows: usize, blocks: usize) -> usize {
+    let groups = rows.div_ceil(HEAD_TOKENS_MAX);
+    rows.div_ceil(groups).max(rows.div_ceil(blocks))
+}
+
+/// Query heads of one attention unit: fewer rounds of units against more heads in each; a unit costs about as much as
+/// three heads besides.
+pub(super) fn unit_heads(shape: &Shape, rows: usize, splits: usize, blocks: usize) -> usize {
+    let (heads, group) = (shape.heads as usize, shape.group());
+    let fitting = (1..=UNIT_HEADS_MAX).filter(|n| group.is_multiple_of(*n));
+    let cost = |n: &usize| (rows * heads / n * splits).div_ceil(blocks) * (3 + n);
+    fitting.min_by_key(cost).unwrap_or(1)
+}
+
+/// Shared memory that the attention of a unit takes.
+pub(super) fn attention_bytes(head_dim: usize) -> usize {
+    SPLIT * head_dim * 2 + (3 * SPLIT + head_dim + 16) * UNIT_HEADS_MAX * 4 + head_dim * 4 + 64
+}
+
+/// Shared memory of a step kernel for `phases` phases of `rows` rows: `step_shared_bytes` of `kernels/cuda/batch.h`.
+pub(super) fn shared_bytes(shape: &Shape, sm_90: bool, rows: usize, head_tokens: usize, phases: usize) -> usize {
+    let (tiles, _) = kernel_for(rows);
+    let head = (if head_tokens == 1 { 1 } else { HEAD_TOKENS_MAX } + 2) * shape.hidden as usize * 4;
+    let linear = TILES_MAX * tiles * 512 + shape.widest_padded() * 8;
+    let work = linear.max(head).max(attention_bytes(shape.head_dim as usize));
+    let ring = ring_depth(sm_90) * THREADS * 16;
+    ring + phases * STREAM_BYTES + REDUCED_BYTES + FIRST_UNIT_BYTES + work
+}
+
+pub(super) fn to_i32(value: usize) -> i32 {
+    i32::try_from(value).expect("model sizes fit 32 bits")
+}
+
+/// What a block's loader keeps of each phase.
+const STREAM_BYTES: usize = 32;
+/// Shared memory of a block's reductions.
+pub(super) const REDUCED_BYTES: usize = 1024;
+pub(super) const FIRST_UNIT_BYTES: usize = 128;

@@ -1,0 +1,138 @@
+//! Which launches of the batch kernels make the layers of a step, with which grids and shared memory: the mirror of
+//! `kernels/cuda/batch.h`.
+
+use std::ffi::CStr;
+
+use super::abi::{
+    PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase, REDUCED_BYTES, SPLIT, Step, THREADS,
+    attention_bytes, to_i32,
+};
+
+/// Where the rows of a step go: single rows first, then those of prompts in tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    pub(super) decodes: usize,
+    pub(super) prompts: usize,
+    pub(super) prompt_tiles: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) multiprocessors: usize,
+    /// 8, or 1 where devices know no clusters.
+    pub(super) cluster_max: usize,
+}
+
+/// One launch of a batch kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Launch {
+    pub(super) kernel: &'static CStr,
+    pub(super) grid: usize,
+    pub(super) cluster: usize,
+    pub(super) threads: usize,
+    pub(super) shared_bytes: usize,
+    pub(super) phase: Phase,
+    pub(super) step: Step,
+}
+
+pub(super) const KERNELS: [&CStr; 11] = [
+    c"embed_rows",
+    c"norm_rows",
+    c"linear_8",
+    c"linear_16",
+    c"linear_32",
+    c"linear_64",
+    c"linear_128",
+    c"attend_rows",
+    c"attend_decode",
+    c"store_rows",
+    c"attend_prompt",
+];
+
+/// Hands over the launches of the layers `phases`, the embedding first, in their order.
+pub(super) fn launches<E>(
+    phases: &[Phase],
+    step: &Step,
+    rows: Rows,
+    limits: Limits,
+    mut launch: impl FnMut(&Launch) -> Result<(), E>,
+) -> Result<(), E> {
+    let tokens = usize::try_from(step.tokens).expect("rows are counted");
+    for phase in phases {
+        let plain = |kernel, grid, shared_bytes| Launch {
+            kernel,
+            grid,
+            cluster: 1,
+            threads: THREADS,
+            shared_bytes,
+            phase: *phase,
+            step: *step,
+        };
+        match phase.kind {
+            PHASE_EMBED => launch(&plain(c"embed_rows", (tokens * size(step.hidden) / 8).div_ceil(THREADS), 0))?,
+            PHASE_QUANTIZE => launch(&plain(c"norm_rows", tokens, REDUCED_BYTES + size(phase.cols) * 8))?,
+            PHASE_LINEAR => launch(&linear(plain(c"", 0, 0), tokens, limits))?,
+            PHASE_ATTEND => {
+                if rows.prompts > 0 {
+                    let mut store = plain(c"store_rows", rows.prompts, 0);
+                    store.phase.first_block = to_i32(rows.decodes);
+                    launch(&store)?;
+                }
+                if rows.decodes > 0 {
+                    launch(&attend(plain(c"", 0, 0), rows.decodes, limits))?;
+                }
+                if rows.prompts > 0 {
+                    let shared = 4 * 8 * (2 * size(step.head_dim) + SPLIT + 4) * 4;
+                    let mut attend = plain(c"attend_prompt", rows.prompt_tiles * size(step.kv_heads), shared);
+                    attend.threads = PROMPT_THREADS;
+                    launch(&attend)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Single rows: by units of a split each, one a multiprocessor, or by a warp for each query head where that is sooner.
+fn attend(launch: Launch, decodes: usize, limits: Limits) -> Launch {
+    let step = Step { tokens: to_i32(decodes), ..launch.step };
+    let (dim, group, splits) = (size(step.head_dim), size(step.group), size(step.splits_max));
+    let units = decodes * size(step.heads / step.unit_heads) * splits;
+    if group > WARP_HEADS_MAX || units.div_ceil(limits.multiprocessors) <= 2 * splits {
+        return Launch { kernel: c"attend_rows", grid: units, shared_bytes: attention_bytes(dim), step, ..launch };
+    }
+    let shared_bytes = group * (2 * dim + SPLIT + 4) * 4;
+    let grid = decodes * size(step.kv_heads);
+    Launch { kernel: c"attend_decode", grid, threads: group * 32, shared_bytes, step, ..launch }
+}
+
+/// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor.
+fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
+    let (tile, kernel, stages) = match tokens {
+        0..=8 => (8, c"linear_8", 8),
+        9..=16 => (16, c"linear_16", 8),
+        17..=32 => (32, c"linear_32", 8),
+        33..=64 => (64, c"linear_64", 6),
+        _ => (128, c"linear_128", 4),
+    };
+    let blocks = size(launch.phase.tiles).div_ceil(8) * tokens.div_ceil(tile);
+    let mut cluster = 1;
+    while cluster * 2 <= limits.cluster_max
+        && blocks * cluster * 2 <= 2 * limits.multiprocessors
+        && size(launch.phase.cols).div_ceil(128) >= cluster * 4
+    {
+        cluster *= 2;
+    }
+    let shared_bytes = stages * (4096 + tile * 128);
+    Launch { kernel, grid: blocks * cluster, cluster, threads: LINEAR_THREADS, shared_bytes, ..launch }
+}
+
+fn size(value: i32) -> usize {
+    usize::try_from(value).expect("sizes are not negative")
+}
+
+/// Query heads of a group that share a block.
+const WARP_HEADS_MAX: usize = 16;
+const LINEAR_THREADS: usize = 256;
+const PROMPT_THREADS: usize = 128;

@@ -1,0 +1,258 @@
+//! A device in a worker process of its own: started, fed with weights and steps, watched, killed.
+#![expect(unsafe_code, reason = "memory shared with the worker, whose turns the header's words take")]
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::device::{Device, Fault, Started, Want};
+use super::pack::Packer;
+use super::plan::Order;
+use super::shape::Shape;
+use super::wire::{FAILED, Offsets, READY, Region, STAGE_BYTES};
+use crate::forward::Step;
+use crate::kv::BlockTables;
+use crate::model::Model;
+
+/// Device `ordinal` of the driver, behind a process boundary.
+pub(super) struct ChildDevice {
+    ordinal: usize,
+    model: Arc<Model>,
+    shape: Shape,
+    offsets: Offsets,
+    running: Option<Running>,
+    number: u32,
+    order: Order,
+    /// Where the scores of each entry of the last step's logits are, where it wanted them.
+    scores: Vec<Option<usize>>,
+    looked: Instant,
+}
+
+struct Running {
+    child: Child,
+    region: Region,
+    packer: Option<Packer>,
+    beat: u32,
+    beat_at: Instant,
+}
+
+impl ChildDevice {
+    /// A device that is not up yet, for `model` of that shape.
+    #[must_use]
+    pub(super) fn new(ordinal: usize, model: Arc<Model>, shape: Shape) -> Self {
+        Self {
+            ordinal,
+            model,
+            shape,
+            offsets: Offsets::new(&shape),
+            running: None,
+            number: 0,
+            order: Order::default(),
+            scores: Vec::with_capacity(shape.slots as usize),
+            looked: Instant::now(),
+        }
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("a device is used while it is up")
+    }
+}
+
+impl Device for ChildDevice {
+    fn start(&mut self) -> Result<(), Fault> {
+        self.stop();
+        let spawn = |error: std::io::Error| Fault::Spawn(error.to_string());
+        let weights = &self.model.weights;
+        let region = Region::create(&self.shape, weights.head.is_some()).map_err(spawn)?;
+        let input = region.fd().try_clone_to_owned().map_err(spawn)?;
+        let child = Command::new("/proc/self/exe")
+            .args(["gpu-worker", "--device", &self.ordinal.to_string()])
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(spawn)?;
+        let packer = Some(Packer::new(self.shape, weights));
+        self.number = 0;
+        self.running = Some(Running { child, region, packer, beat: 0, beat_at: Instant::now() });
+        Ok(())
+    }
+
+    fn poll_start(&mut self) -> Result<Option<Started>, Fault> {
+        let (stage, weights) = (self.offsets.stage, &self.model.weights);
+        let running = self.running.as_mut().expect("a device is asked after once it was started");
+        running.check_alive()?;
+        running.check_beat()?;
+        running.fill_stage(stage, weights);
+        let header = running.region.header();
+        if header.state.load(Ordering::Acquire) != READY {
+            return Ok(None);
+        }
+        Ok(Some(Started {
+            name: header.name(),
+            kv_blocks: header.kv_blocks.load(Ordering::Relaxed) as usize,
+            memory_bytes: header.memory_bytes.load(Ordering::Relaxed),
+        }))
+    }
+
+    fn submit(&mut self, step: &Step, tables: &BlockTables, wants: &[Want]) {
+        let Self { running, offsets, shape, order, scores, .. } = self;
+        let region = &mut running.as_mut().expect("a device is given steps while it is up").region;
+        order.arrange(step, TILE_ROWS / shape.group());
+        let (rows, stride, sequences) = (order.rows.len(), shape.table_stride(), step.segments.len());
+        let fits = rows <= shape.rows_max as usize && sequences.max(wants.len()) <= shape.slots as usize;
+        assert!(fits, "a step fits the region");
+        // SAFETY: the worker and the device are done with the step before, and have not been given this one.
+        let ids: &mut [u32] = unsafe { region.write(offsets.ids, rows) };
+        ids.iter_mut().zip(&order.rows).for_each(|(id, row)| *id = step.tokens[*row]);
+        // SAFETY: as above.
+        let positions: &mut [u32] = unsafe { region.write(offsets.positions, rows) };
+        for ((to, row), index) in positions.iter_mut().zip(&order.rows).zip(&order.segments) {
+            let segment = &step.segments[*index];
+            *to = word(segment.first_position + row - segment.first_row);
+        }
+        // SAFETY: as above.
+        let of: &mut [u32] = unsafe { region.write(offsets.sequences, rows) };
+        of.iter_mut().zip(&order.segments).for_each(|(to, index)| *to = word(*index));
+        // SAFETY: as above.
+        unsafe { region.write(offsets.tiles, order.tiles.len()) }.copy_from_slice(&order.tiles);
+        // SAFETY: as above.
+        let table: &mut [u32] = unsafe { region.write(offsets.tables, sequences * stride) };
+        for (to, segment) in table.chunks_exact_mut(stride).zip(&step.segments) {
+            let blocks = tables.table(segment.slot);
+            to[..blocks.len()].copy_from_slice(blocks);
+        }
+        // SAFETY: as above.
+        let picked: &mut [u32] = unsafe { region.write(offsets.picked, wants.len()) };
+        picked.iter_mut().zip(&order.picks).for_each(|(to, row)| *to = word(*row));
+        scores.clear();
+        let mut places = 0;
+        scores.extend(wants.iter().map(|want| {
+            let place = (*want == Want::Scores).then_some(places);
+            places += usize::from(place.is_some());
+            place
+        }));
+        // The kernels of small steps take every row in order, which then is the order of the logits.
+        // SAFETY: as above.
+        let wanted: &mut [u32] = unsafe { region.write(offsets.wants, wants.len()) };
+        wanted.iter_mut().zip(&*scores).for_each(|(to, place)| *to = place.map_or(0, |place| word(place + 1)));
+        self.number += 1;
+        // SAFETY: as above.
+        let number: &mut [u64] = unsafe { region.write(offsets.input, 1) };
+        number[0] = u64::from(self.number);
+        let header = region.header();
+        header.rows.store(word(rows), Ordering::Relaxed);
+        header.decodes.store(word(order.decodes), Ordering::Relaxed);
+        header.sequences.store(word(sequences), Ordering::Relaxed);
+        header.tiles.store(word(order.tiles.len() / 2), Ordering::Relaxed);
+        header.picks.store(word(wants.len()), Ordering::Relaxed);
+        header.submit(self.number);
+        self.looked = Instant::now();
+    }
+
+    fn poll_step(&mut self) -> Result<bool, Fault> {
+        let number = self.number;
+        let running = self.running.as_mut().expect("a device has a step while it is up");
+        if running.region.done(&self.offsets) == number {
+            return Ok(true);
+        }
+        let now = Instant::now();
+        if now.saturating_duration_since(self.looked) > LOOK_EVERY {
+            self.looked = now;
+            running.check_alive()?;
+        }
+        Ok(false)
+    }
+
+    fn step_time(&self) -> Option<Duration> {
+        let header = self.running().region.header();
+        let known = header.finished.load(Ordering::Acquire) == self.number;
+        known.then(|| Duration::from_nanos(header.finished_ns.load(Ordering::Relaxed)))
+    }
+
+    fn best(&self, i: usize) -> u32 {
+        let row = self.order.picks[i];
+        // SAFETY: the step is done, and the next one was not given yet.
+        let best: &[u32] = unsafe { self.running().region.read(self.offsets.best + 4 * row, 1) };
+        best[0]
+    }
+
+    fn scores(&mut self, i: usize) -> &mut [f32] {
+        let vocab = self.shape.vocab as usize;
+        let place = self.scores[i].expect("the entry wanted its scores");
+        let running = self.running.as_mut().expect("a device has results while it is up");
+        // SAFETY: as above.
+        unsafe { running.region.write(self.offsets.logits + place * vocab * 4, vocab) }
+    }
+
+    fn stop(&mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        // One that has ended already is no concern.
+        let _ = running.child.kill();
+        let _ = running.child.wait();
+    }
+}
+
+impl Drop for ChildDevice {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Running {
+    /// Whether the worker says that it failed, or is gone.
+    fn check_alive(&mut self) -> Result<(), Fault> {
+        let header = self.region.header();
+        if header.state.load(Ordering::Acquire) == FAILED {
+            return Err(Fault::Driver { code: header.fault_code.load(Ordering::Relaxed), text: header.fault_text() });
+        }
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            // Its last words may have come after the look above.
+            Ok(Some(_)) if self.region.header().state.load(Ordering::Acquire) == FAILED => self.check_alive(),
+            Ok(Some(status)) => Err(Fault::Exited(status.to_string())),
+            Err(error) => Err(Fault::Exited(error.to_string())),
+        }
+    }
+
+    fn check_beat(&mut self) -> Result<(), Fault> {
+        let beat = self.region.header().beat.load(Ordering::Relaxed);
+        if beat != self.beat {
+            (self.beat, self.beat_at) = (beat, Instant::now());
+        }
+        let still = self.beat_at.elapsed();
+        if still > START_STILL_MAX { Err(Fault::Stuck(still)) } else { Ok(()) }
+    }
+
+    /// Fills each half of the stage that is free with the next weights.
+    fn fill_stage(&mut self, stage: usize, weights: &crate::model::Weights) {
+        for half in 0..2 {
+            let Some(packer) = &mut self.packer else { return };
+            if self.region.header().stage_bytes[half].load(Ordering::Acquire) != 0 {
+                continue;
+            }
+            // SAFETY: the worker said that it is done with this half.
+            let out = unsafe { self.region.write(stage + half * STAGE_BYTES, STAGE_BYTES) };
+            let filled = packer.next(weights, out);
+            let header = self.region.header();
+            if let Some((offset, bytes)) = filled {
+                header.stage_offset[half].store(offset as u64, Ordering::Relaxed);
+                header.stage_bytes[half].store(word(bytes), Ordering::Release);
+            } else {
+                header.weights_end.store(1, Ordering::Release);
+                self.packer = None;
+            }
+        }
+    }
+}
+
+fn word(value: usize) -> u32 {
+    u32::try_from(value).expect("rows, positions and stages fit 32 bits")
+}
+
+/// Query rows of one tile of a prompt, over the heads of a group.
+const TILE_ROWS: usize = 32;
+/// How often the worker is looked after while a step runs.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// A worker that comes up may stand still for so long: a driver compiles for its device, a card wakes up.
+const START_STILL_MAX: Duration = Duration::from_secs(60);

@@ -1,0 +1,91 @@
+//! The self test of a device: a few steps whose scores the CPU has computed, to be met bit for bit.
+
+use crate::forward::{Forward, Limits, Step};
+use crate::kv::{KvCache, blocks_for};
+use crate::model::Model;
+use crate::team::Team;
+
+/// A prompt and the scores that follow it, each step continuing with the best token of the one before.
+pub(super) struct KnownAnswer {
+    pub prompt: Vec<u32>,
+    pub scores: Vec<Vec<f32>>,
+}
+
+impl KnownAnswer {
+    /// Computes the answer on this thread.
+    ///
+    /// # Errors
+    /// The operating system's, when the team can't be made.
+    pub(super) fn compute(model: &Model, isa: kernels::Isa) -> std::io::Result<Self> {
+        let weights = &model.weights;
+        let params = &weights.params;
+        let vocab = u32::try_from(params.vocab).expect("a vocabulary is bounded");
+        let prompt: Vec<u32> = (0..PROMPT_TOKENS).map(|i| (i * 7919 + 3) % vocab).collect();
+        let team = Team::start(1, |_| {})?;
+        let limits = Limits { rows_max: FORWARD_ROWS, logits_max: 1 };
+        let mut forward = Forward::new(isa, params, 1, limits);
+        let positions = prompt.len() + STEPS;
+        let mut kv = KvCache::new(params, weights.context.max(positions), 1, blocks_for(positions));
+        kv.reserve(0, positions).expect("the cache holds one sequence");
+        let mut scores: Vec<Vec<f32>> = Vec::with_capacity(STEPS);
+        let mut step = Step::default();
+        for i in 0..STEPS {
+            step.clear();
+            match scores.last() {
+                None => step.push(0, 0, &prompt, true),
+                Some(last) => step.push(0, prompt.len() + i - 1, &[best(last)], true),
+            }
+            forward.run(&team, weights, &mut kv, &step, &|_, _, _| {});
+            scores.push(forward.logits(0).to_vec());
+        }
+        Ok(Self { prompt, scores })
+    }
+
+    /// Positions that the test takes.
+    pub(super) fn positions(&self) -> usize {
+        self.prompt.len() + self.scores.len()
+    }
+
+    /// Forms step `i` of the test for `slots`.
+    pub(super) fn form(&self, i: usize, slots: std::ops::Range<usize>, step: &mut Step) {
+        step.clear();
+        for slot in slots {
+            match i.checked_sub(1) {
+                None => step.push(slot, 0, &self.prompt, true),
+                Some(last) => step.push(slot, self.prompt.len() + last, &[best(&self.scores[last])], true),
+            }
+        }
+    }
+
+    /// Whether the scores of step `i` are these, bit for bit; what differs.
+    pub(super) fn check(&self, i: usize, scores: &[f32]) -> Result<(), String> {
+        let expected = &self.scores[i];
+        let differ = expected.iter().zip(scores).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        if differ == 0 && expected.len() == scores.len() {
+            return Ok(());
+        }
+        Err(format!("step {i}: {differ} of {} scores differ", expected.len()))
+    }
+
+    /// Whether the best token of step `i` is this one.
+    pub(super) fn check_best(&self, i: usize, token: u32) -> Result<(), String> {
+        let expected = best(&self.scores[i]);
+        if token == expected { Ok(()) } else { Err(format!("step {i}: the best token is {token}, not {expected}")) }
+    }
+}
+
+/// The lowest id of the greatest score.
+pub(super) fn best(scores: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, score) in scores.iter().enumerate() {
+        if *score > scores[best] {
+            best = i;
+        }
+    }
+    u32::try_from(best).expect("a vocabulary is bounded")
+}
+
+/// What the forward pass is sized for; more than the prompt.
+const FORWARD_ROWS: usize = 64;
+const PROMPT_TOKENS: u32 = 4;
+const STEPS: usize = 3;

@@ -1,0 +1,102 @@
+//! Where a sequence should run: estimates from measured costs, and the choice among devices. Pure arithmetic.
+
+/// What steps cost on a device, measured: moving averages. Zero is not known yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Costs {
+    /// A step without prompt rows, and how many rows such steps had.
+    pub decode_s: f64,
+    pub decode_rows: f64,
+    /// What a prompt row adds to a step.
+    pub prefill_row_s: f64,
+}
+
+/// A device as the choice sees it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    pub costs: Costs,
+    /// Sequences that it has, in slots and waiting, and its slots.
+    pub sequences: usize,
+    pub slots: usize,
+}
+
+/// The work of a sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    pub prompt_tokens: usize,
+    /// Most tokens of its answer.
+    pub tokens_max: usize,
+}
+
+impl Load {
+    /// Seconds until `work` would be done here; `None` while nothing is known of this device.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "tokens and sequences are few")]
+    pub fn estimate_s(&self, work: Work) -> Option<f64> {
+        let Costs { decode_s, decode_rows, prefill_row_s } = self.costs;
+        if decode_s <= 0.0 {
+            return None;
+        }
+        let batch = (self.sequences + 1).min(self.slots.max(1)) as f64;
+        // A step reads the weights once however few its rows are, so it never costs less than those seen.
+        let step_s = decode_s * (batch / decode_rows.max(1.0)).max(1.0);
+        let row_s = if prefill_row_s > 0.0 { prefill_row_s } else { decode_s };
+        let own_s = work.prompt_tokens as f64 * row_s + work.tokens_max.min(ANSWER_TOKENS) as f64 * step_s;
+        let rounds = (self.sequences / self.slots.max(1)) as f64;
+        Some(own_s * (1.0 + rounds))
+    }
+}
+
+/// The GPU that would be done soonest, if it is sooner than the CPU: index into `loads`, of which those without a place
+/// are `None`.
+#[must_use]
+pub fn choose(cpu: Load, loads: &[Option<Load>], work: Work) -> Option<usize> {
+    let cpu_s = cpu.estimate_s(work).unwrap_or(f64::INFINITY);
+    let gpus = loads.iter().enumerate().filter_map(|(index, load)| Some((index, load.as_ref()?.estimate_s(work)?)));
+    let gpus: Vec<(usize, f64)> = gpus.filter(|(_, s)| *s <= cpu_s).collect();
+    let soonest = gpus.iter().map(|(_, s)| *s).fold(f64::INFINITY, f64::min);
+    // Measured costs are not exact: among devices that are about as soon, load decides.
+    gpus.into_iter()
+        .filter(|(_, s)| *s <= soonest * ABOUT_EQUAL)
+        .map(|(index, _)| index)
+        .min_by_key(|index| loads[*index].map(|load| load.sequences))
+}
+
+const ABOUT_EQUAL: f64 = 1.25;
+/// Answers are seldom as long as they may be.
+const ANSWER_TOKENS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(decode_s: f64, prefill_row_s: f64, sequences: usize) -> Load {
+        Load { costs: Costs { decode_s, decode_rows: 1.0, prefill_row_s }, sequences, slots: 8 }
+    }
+
+    const WORK: Work = Work { prompt_tokens: 100, tokens_max: 100 };
+
+    #[test]
+    fn the_sooner_device_is_taken_and_a_queue_counts() {
+        let cpu = load(0.05, 0.005, 0);
+        assert_eq!(choose(cpu, &[Some(load(0.001, 0.001, 0))], WORK), Some(0));
+        assert_eq!(choose(cpu, &[Some(load(1.0, 0.5, 0))], WORK), None, "a slow GPU is no gain");
+        let busy = Some(load(0.001, 0.001, 4000));
+        assert_eq!(choose(cpu, &[busy], WORK), None);
+        assert_eq!(choose(cpu, &[busy, Some(load(0.002, 0.001, 0))], WORK), Some(1));
+        assert_eq!(choose(cpu, &[Some(load(0.001, 0.001, 3)), Some(load(0.0011, 0.001, 0))], WORK), Some(1));
+        assert_eq!(choose(cpu, &[None, None], WORK), None);
+    }
+
+    #[test]
+    fn long_prompts_go_where_prompts_are_cheap() {
+        let (cpu, gpu) = (load(0.01, 0.0001, 0), Some(load(0.002, 0.01, 0)));
+        assert_eq!(choose(cpu, &[gpu], Work { prompt_tokens: 10, tokens_max: 200 }), Some(0));
+        assert_eq!(choose(cpu, &[gpu], Work { prompt_tokens: 1000, tokens_max: 10 }), None);
+    }
+
+    #[test]
+    fn unknown_costs_are_no_promise() {
+        assert_eq!(choose(load(0.05, 0.0, 0), &[Some(Load::default())], WORK), None);
+        assert_eq!(choose(Load::default(), &[Some(load(1.0, 1.0, 0))], WORK), Some(0));
+    }
+}

@@ -1,0 +1,204 @@
+//! What a feeder shows of its device: state, credits, costs and counts, read by shards and by whoever scrapes.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use super::device::{FaultKind, Started};
+use super::route::Costs;
+use crate::engine::GenerationId;
+use crate::metrics::{Cell, Histogram, ROWS, STEP_SECONDS};
+
+/// Where a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Being brought up, weights on their way.
+    Starting = 0,
+    /// Up; its answers are compared with the CPU's.
+    Testing = 1,
+    Healthy = 2,
+    /// Failed; it is tried again after a pause.
+    Down = 3,
+    /// Failed too often in a short time; the pause is long.
+    Tripped = 4,
+    /// The generation that it served was replaced.
+    Retired = 5,
+}
+
+impl State {
+    pub const ALL: [Self; 6] = [Self::Starting, Self::Testing, Self::Healthy, Self::Down, Self::Tripped, Self::Retired];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Testing => "testing",
+            Self::Healthy => "healthy",
+            Self::Down => "down",
+            Self::Tripped => "tripped",
+            Self::Retired => "retired",
+        }
+    }
+}
+
+/// One device. The feeder writes, except for credits, which shards take.
+#[derive(Debug)]
+pub struct Status {
+    pub ordinal: usize,
+    pub name: String,
+    pub memory_bytes: u64,
+    pub image: String,
+    /// Sequences that it takes at a time.
+    pub capacity: usize,
+    pub generation: GenerationId,
+    state: AtomicU8,
+    in_flight: AtomicUsize,
+    decode_s: AtomicU64,
+    decode_rows: AtomicU64,
+    prefill_row_s: AtomicU64,
+    kv_blocks: AtomicU32,
+    /// Why it failed last.
+    pub steps: Histogram,
+    pub rows: Histogram,
+    pub sequences: Histogram,
+    pub queue: Histogram,
+    pub tokens: Cell,
+    pub prompt_rows: Cell,
+    pub starts: Cell,
+    pub tests: Cell,
+    pub returned: Cell,
+    pub kv_blocks_used: Cell,
+    faults: [Cell; FaultKind::ALL.len()],
+    /// The name that answers give: `cuda:N`.
+    label: OnceLock<String>,
+}
+
+impl Status {
+    /// A device that is starting.
+    #[must_use]
+    pub fn new(
+        (ordinal, name, memory_bytes, image): (usize, String, u64, String),
+        capacity: usize,
+        generation: GenerationId,
+    ) -> Self {
+        Self {
+            ordinal,
+            name,
+            memory_bytes,
+            image,
+            capacity,
+            generation,
+            state: AtomicU8::new(State::Starting as u8),
+            in_flight: AtomicUsize::new(0),
+            decode_s: AtomicU64::new(0),
+            decode_rows: AtomicU64::new(0),
+            prefill_row_s: AtomicU64::new(0),
+            kv_blocks: AtomicU32::new(0),
+            steps: Histogram::new(STEP_SECONDS),
+            rows: Histogram::new(ROWS),
+            sequences: Histogram::new(ROWS),
+            queue: Histogram::new(STEP_SECONDS),
+            tokens: Cell::default(),
+            prompt_rows: Cell::default(),
+            starts: Cell::default(),
+            tests: Cell::default(),
+            returned: Cell::default(),
+            kv_blocks_used: Cell::default(),
+            faults: Default::default(),
+            label: OnceLock::new(),
+        }
+    }
+
+    /// The name that answers give: `cuda:N`.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.label.get_or_init(|| format!("cuda:{}", self.ordinal))
+    }
+
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::ALL[usize::from(self.state.load(Ordering::Acquire)).min(State::ALL.len() - 1)]
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// A place for one more sequence, if the device is healthy and has one.
+    #[must_use]
+    pub fn take_credit(&self) -> bool {
+        if self.state() != State::Healthy {
+            return false;
+        }
+        let taken = self.in_flight.fetch_add(1, Ordering::Relaxed) < self.capacity;
+        if !taken {
+            self.give_credit();
+        }
+        taken
+    }
+
+    /// Gives a place back.
+    pub fn give_credit(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Sequences that it has or that are on their way to it.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// What work costs there, as far as is known.
+    #[must_use]
+    pub fn costs(&self) -> Costs {
+        let float = |bits: &AtomicU64| f64::from_bits(bits.load(Ordering::Relaxed));
+        Costs {
+            decode_s: float(&self.decode_s),
+            decode_rows: float(&self.decode_rows),
+            prefill_row_s: float(&self.prefill_row_s),
+        }
+    }
+
+    pub(super) fn set_costs(&self, costs: Costs) {
+        self.decode_s.store(costs.decode_s.to_bits(), Ordering::Relaxed);
+        self.decode_rows.store(costs.decode_rows.to_bits(), Ordering::Relaxed);
+        self.prefill_row_s.store(costs.prefill_row_s.to_bits(), Ordering::Relaxed);
+    }
+
+    pub(super) fn set_started(&self, started: &Started) {
+        self.kv_blocks.store(u32::try_from(started.kv_blocks).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn kv_blocks(&self) -> u32 {
+        self.kv_blocks.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_fault(&self, kind: FaultKind) {
+        self.faults[kind as usize].add(1);
+    }
+
+    #[must_use]
+    pub fn faults(&self, kind: FaultKind) -> u64 {
+        self.faults[kind as usize].get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credits_are_given_while_the_device_is_healthy_and_has_room() {
+        let status = Status::new((1, "card".into(), 0, String::new()), 2, GenerationId(0));
+        assert!(!status.take_credit(), "it is only starting");
+        status.set_state(State::Healthy);
+        assert!(status.take_credit() && status.take_credit() && !status.take_credit());
+        status.give_credit();
+        assert!(status.take_credit());
+        status.set_state(State::Down);
+        status.give_credit();
+        assert!(!status.take_credit());
+        assert_eq!((status.in_flight(), status.label()), (1, "cuda:1"));
+    }
+}

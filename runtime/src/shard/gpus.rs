@@ -1,0 +1,140 @@
+//! The GPUs as a shard uses them: which sequence goes to which, and who is where.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use net::api::DevicePreference;
+use net::error::{ApiError, Code};
+
+use super::Shard;
+use crate::engine::{Command, Event, GenerationId};
+use crate::gpu::{self, Costs, GpuCommand, Load, ShardPort, Work};
+use crate::schedule::{NewSequence, StreamId};
+
+/// The devices and the streams that they have.
+pub(super) struct Gpus {
+    ports: Vec<ShardPort>,
+    placed: RefCell<HashMap<StreamId, Placed>>,
+    /// Generations that end here once the devices have given back what they have of them.
+    closing: RefCell<Vec<GenerationId>>,
+}
+
+#[derive(Clone, Copy)]
+struct Placed {
+    device: usize,
+    generation: GenerationId,
+}
+
+impl Gpus {
+    pub(super) fn new(ports: Vec<ShardPort>) -> Self {
+        Self { ports, placed: RefCell::default(), closing: RefCell::default() }
+    }
+
+    /// Sequences that all devices take together.
+    pub(super) fn capacity(&self) -> usize {
+        self.ports.iter().map(|port| port.status.capacity).sum()
+    }
+
+    /// Whether no device has sent anything that was not taken yet.
+    pub(super) fn are_quiet(&self) -> bool {
+        self.ports.iter().all(ShardPort::is_empty)
+    }
+
+    /// No further sequence of `generation` comes: devices that serve it are told to give back what they have.
+    pub(super) fn close(&self, generation: GenerationId) {
+        for port in self.ports.iter().filter(|port| port.status.generation == generation) {
+            let sent = port.send(GpuCommand::Close);
+            assert!(sent.is_ok(), "a generation is closed once, and has room for it");
+        }
+        self.closing.borrow_mut().push(generation);
+    }
+
+    /// A closed generation that no device has sequences of any more.
+    pub(super) fn closed(&self) -> Option<GenerationId> {
+        let mut closing = self.closing.borrow_mut();
+        let placed = self.placed.borrow();
+        let is_gone = |generation: &GenerationId| !placed.values().any(|placed| placed.generation == *generation);
+        let index = closing.iter().position(is_gone)?;
+        Some(closing.swap_remove(index))
+    }
+
+    /// The name of a device in answers.
+    pub(super) fn label(&self, device: Option<usize>) -> &str {
+        device.map_or("cpu", |device| self.ports[device].status.label())
+    }
+
+    /// Whether a stream is cancelled on a device; `false` where it is on none.
+    pub(super) fn cancel(&self, stream: StreamId) -> bool {
+        let Some(placed) = self.placed.borrow_mut().remove(&stream) else { return false };
+        let sent = self.ports[placed.device].send(GpuCommand::Cancel(stream));
+        assert!(sent.is_ok(), "every stream that was started has room for its cancellation");
+        true
+    }
+
+    /// Where a sequence should run, with a credit taken for it: a device, or `None` for the CPU.
+    pub(super) fn place(
+        &self,
+        shard: &Shard,
+        preference: DevicePreference,
+        generation: GenerationId,
+        work: Work,
+    ) -> Result<Option<usize>, ApiError> {
+        // What a request asks for must be; what the operator prefers gives way.
+        let must = preference == DevicePreference::Gpu;
+        let preference = if preference == DevicePreference::Auto { shard.config.device } else { preference };
+        if preference == DevicePreference::Cpu || !must && self.ports.is_empty() {
+            return Ok(None);
+        }
+        let loads: Vec<Option<Load>> = self.ports.iter().map(|port| load(port, generation)).collect();
+        let cpu = if preference == DevicePreference::Gpu { Load::default() } else { shard.cpu_load() };
+        if let Some(device) = gpu::choose(cpu, &loads, work)
+            && self.ports[device].room() > self.placed.borrow().len() + 1
+            && self.ports[device].status.take_credit()
+        {
+            return Ok(Some(device));
+        }
+        match (must, loads.iter().any(Option::is_some)) {
+            (false, _) => Ok(None),
+            (true, true) => Err(super::generation::queue_full()),
+            (true, false) => {
+                let message = "no GPU is available on this server for this model";
+                Err(ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference"))
+            }
+        }
+    }
+
+    /// Sends a sequence to a device, for which a credit was taken.
+    pub(super) fn start(&self, device: usize, generation: GenerationId, sequence: NewSequence) {
+        self.placed.borrow_mut().insert(sequence.stream, Placed { device, generation });
+        let sent = self.ports[device].send(GpuCommand::Start(Box::new(sequence)));
+        assert!(sent.is_ok(), "room was looked at before the credit was taken");
+    }
+
+    /// Takes what the devices have sent: hands each event on, or what was returned as a command for the CPU.
+    pub(super) fn receive(&self, mut event: impl FnMut(Event), mut resume: impl FnMut(Command)) {
+        for port in &self.ports {
+            let mut events = port.events.borrow_mut();
+            while let Ok(next) = events.pop() {
+                let stream = next.stream();
+                if let Event::Returned(sequence) = next {
+                    // One that was cancelled meanwhile is on no device any more.
+                    if let Some(placed) = self.placed.borrow_mut().remove(&stream) {
+                        resume(Command::Resume { generation: placed.generation, sequence });
+                    }
+                    continue;
+                }
+                if next.is_last() {
+                    self.placed.borrow_mut().remove(&stream);
+                }
+                event(next);
+            }
+        }
+    }
+}
+
+fn load(port: &ShardPort, generation: GenerationId) -> Option<Load> {
+    let status = &port.status;
+    let usable = status.state() == gpu::State::Healthy && status.generation == generation;
+    let load = Load { costs: status.costs(), sequences: status.in_flight(), slots: status.capacity };
+    (usable && load.costs != Costs::default()).then_some(load)
+}

@@ -1,0 +1,98 @@
+//! Everything that can befall a GPU: no stream loses a token, and the device comes back where it can.
+
+use std::process::Command;
+
+use crate::driver::{PATIENCE, PROMPT_LAUNCHES, TEST_LAUNCHES, count, healthy, request, serve, stream, workers};
+use crate::server::{Server, becomes_true, bitnetd, run_to_end};
+
+const ANSWER: u32 = 10;
+/// In the middle of the first answer.
+const MIDST: usize = TEST_LAUNCHES + PROMPT_LAUNCHES + 4;
+
+/// A file that lets a fault happen once in the life of a server.
+fn once(name: &str) -> String {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    std::fs::write(&path, "").unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// A stream during which the device fails says what the CPU says, and afterwards the device serves again.
+fn survives(server: &Server, kind: &str, during: impl FnOnce(&Server)) {
+    healthy(server, 1);
+    let (expected, finish, _) = stream(server, &request("cpu", ANSWER));
+    std::thread::scope(|scope| {
+        let streamed = scope.spawn(|| stream(server, &request("gpu", ANSWER)));
+        during(server);
+        assert_eq!(streamed.join().unwrap(), (expected.clone(), finish.clone(), "cpu".to_owned()));
+    });
+    assert_eq!(count(server, "bitnet_device_fallbacks_total", ""), 1.0);
+    assert_eq!(count(server, "bitnet_gpu_faults_total", &format!("kind=\"{kind}\"")), 1.0);
+    assert!(becomes_true(PATIENCE, || count(server, "bitnet_gpu_starts_total", "") == 2.0));
+    healthy(server, 1);
+    assert_eq!(stream(server, &request("gpu", ANSWER)), (expected, finish, "cuda:0".to_owned()));
+}
+
+#[test]
+fn a_sticky_error_in_the_midst_of_a_stream_is_not_seen_by_its_client() {
+    let (midst, path) = (MIDST.to_string(), once("launch"));
+    survives(&serve(&[("LAUNCH", &midst), ("ONCE", &path)], &[]), "driver", |_| {});
+}
+
+#[test]
+fn a_step_that_never_ends_is_given_up() {
+    let (midst, path) = (MIDST.to_string(), once("hang"));
+    survives(&serve(&[("HANG", &midst), ("ONCE", &path)], &[]), "hang", |_| {});
+}
+
+#[test]
+fn a_killed_worker_is_replaced() {
+    survives(&serve(&[], &[]), "worker", |server| {
+        assert!(becomes_true(PATIENCE, || count(server, "bitnet_gpu_step_rows_count", "") >= 3.0));
+        let worker = workers(server)[0].to_string();
+        assert!(Command::new("kill").args(["-KILL", &worker]).status().unwrap().success());
+    });
+}
+
+/// The device never becomes healthy, and the CPU serves.
+fn stays_down(faults: &[(&str, &str)], kind: &str) {
+    let server = serve(faults, &[]);
+    let fault = || count(&server, "bitnet_gpu_faults_total", &format!("kind=\"{kind}\""));
+    assert!(becomes_true(PATIENCE, || fault() >= 2.0), "{kind}: {}", server.get("/metrics").text());
+    assert_eq!(count(&server, "bitnet_gpu_state", "state=\"healthy\""), 0.0);
+    assert_eq!(stream(&server, &request("auto", 4)).2, "cpu");
+    let refused = server.post("/v1/inference", &request("gpu", 4).to_string());
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.text().contains("DEVICE_UNAVAILABLE"), "{}", refused.text());
+}
+
+#[test]
+fn a_device_without_memory_stays_down() {
+    stays_down(&[("ALLOC", "3")], "out_of_memory");
+}
+
+#[test]
+fn a_device_that_computes_wrongly_is_never_used() {
+    // The first copies to the host are the scores of the self test.
+    stays_down(&[("FLIP", "0")], "wrong_result");
+}
+
+#[test]
+fn a_machine_without_a_usable_driver_serves_from_the_cpu_and_says_why() {
+    for (faults, reason) in [
+        (&[("INIT", "100")][..], "cuInit: CUDA_ERROR_NO_DEVICE"),
+        (&[("VERSION", "11080")], "the CUDA driver is of version 11080"),
+        (&[("DEVICES", "0")], "no device of compute capability"),
+        (&[("CAPABILITY", "75")], "no device of compute capability"),
+    ] {
+        let server = serve(faults, &[]);
+        assert!(server.first_words.contains(reason), "{}", server.first_words);
+        assert!(server.get("/v1/devices").text().contains(reason));
+        assert_eq!(stream(&server, &request("auto", 4)).2, "cpu");
+    }
+    let mut command = bitnetd(&["serve", "--port", "0", "--gpu", "1"]);
+    command.env_remove("LD_LIBRARY_PATH");
+    let ended = run_to_end(&mut command);
+    if ended.words.contains("libcuda.so.1 can't be loaded") {
+        assert_eq!(ended.code, Some(1), "{}", ended.words);
+    }
+}
