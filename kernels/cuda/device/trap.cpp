@@ -26,7 +26,9 @@ FORWARDED(FORWARD)
 namespace {
 
 using Launch = int (*)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**);
+using LaunchEx = int (*)(const void*, void*, void**, void**);
 Launch real_launch;
+LaunchEx real_launch_ex;
 
 const char* TRAP = ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry boom() { trap; }\n";
 
@@ -42,6 +44,7 @@ __attribute__((constructor)) void open_real() {
 #define OPEN(name) real_##name = dlsym(library, #name);
     FORWARDED(OPEN)
     real_launch = (Launch)dlsym(library, "cuLaunchCooperativeKernel");
+    real_launch_ex = (LaunchEx)dlsym(library, "cuLaunchKernelEx");
 }
 
 bool strikes() {
@@ -50,17 +53,26 @@ bool strikes() {
     return at && launches++ == std::atol(at) && (!once || unlink(once) == 0);
 }
 
+// Launches the trap on the default stream, where it is this launch's turn; the error is sticky for the whole context.
+int strike() {
+    if (!strikes()) return 0;
+    void *module, *boom;
+    int code = call(real_cuModuleLoadData, &module, (const void*)TRAP);
+    if (code == 0) code = call(real_cuModuleGetFunction, &boom, module, "boom");
+    if (code == 0) code = real_launch(boom, 1, 1, 1, 32, 1, 1, 0, nullptr, nullptr);
+    std::fprintf(stderr, "trap: launched (%d)\n", code);
+    return code;
+}
+
 } // namespace
 
 extern "C" int cuLaunchCooperativeKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                                          unsigned bz, unsigned shared, void* stream, void** arguments) {
-    if (strikes()) {
-        void *module, *boom;
-        int code = call(real_cuModuleLoadData, &module, (const void*)TRAP);
-        if (code == 0) code = call(real_cuModuleGetFunction, &boom, module, "boom");
-        if (code == 0) code = real_launch(boom, 1, 1, 1, 32, 1, 1, 0, stream, nullptr);
-        std::fprintf(stderr, "trap: launched (%d)\n", code);
-        if (code != 0) return code;
-    }
+    if (int code = strike()) return code;
     return real_launch(function, gx, gy, gz, bx, by, bz, shared, stream, arguments);
+}
+
+extern "C" int cuLaunchKernelEx(const void* config, void* function, void** arguments, void** extra) {
+    if (int code = strike()) return code;
+    return real_launch_ex(config, function, arguments, extra);
 }
