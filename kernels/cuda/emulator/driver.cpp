@@ -2,12 +2,15 @@
 //
 // Faults come by environment: FAKE_CUDA_INIT=CODE fails cuInit; FAKE_CUDA_DEVICES=N; FAKE_CUDA_ALLOC=N runs out of memory
 // at allocation N; FAKE_CUDA_LAUNCH=N makes launch N a sticky error, FAKE_CUDA_HANG=N one that never ends,
-// FAKE_CUDA_FLIP=N flips a bit of what copy N to the host brings; FAKE_CUDA_CAPABILITY=MAJORMINOR, FAKE_CUDA_VERSION=N.
-// FAKE_CUDA_ONCE=PATH: a launch, hang or flip happens only while PATH exists, which it removes, so that the next process
-// is well.
+// FAKE_CUDA_EXIT=N one that ends the process, FAKE_CUDA_FLIP=N flips a bit of what copy N to the host brings;
+// FAKE_CUDA_CAPABILITY=MAJORMINOR, FAKE_CUDA_VERSION=N.
+// FAKE_CUDA_ONCE=PATH: launches and copies are counted while PATH exists, and what happens then removes it, so that the next
+// process is well.
 #define CUDA_EMULATOR
 #include "../batch.cu"
 #include "../step.cu"
+
+#include <sys/stat.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -26,12 +29,22 @@ long setting(const char* name, long otherwise) {
     return text ? std::atol(text) : otherwise;
 }
 
-// Whether the fault that is told to happen at `count` happens.
-bool strikes(const char* name, long count) {
-    if (setting(name, -1) != count) return false;
-    const char* path = std::getenv("FAKE_CUDA_ONCE");
-    return !path || std::remove(path) == 0;
-}
+// Counts what a fault may happen at.
+struct Count {
+    long next = 0, number = -1;
+
+    void step() {
+        const char* path = std::getenv("FAKE_CUDA_ONCE");
+        struct stat found;
+        number = !path || stat(path, &found) == 0 ? next++ : -1;
+    }
+    // Whether the fault of that name happens now.
+    bool strikes(const char* name) const {
+        if (number < 0 || setting(name, -1) != number) return false;
+        const char* path = std::getenv("FAKE_CUDA_ONCE");
+        return !path || std::remove(path) == 0;
+    }
+};
 
 // Work in order, on a thread of its own, as a device does it.
 struct Stream {
@@ -84,7 +97,8 @@ Stream& stream() {
     return *only;
 }
 
-long launches = 0, allocations = 0, downloads = 0;
+long allocations = 0;
+Count launches, downloads;
 
 using StepKernel = void (*)(const Phase*, int, const Step);
 using BatchKernel = void (*)(const Phase, const Step);
@@ -100,9 +114,10 @@ const std::map<std::string, void*> kernels = {
 };
 
 void launch(int grid, int cluster, int threads, int shared, std::function<void()> body) {
-    long number = launches++;
-    if (strikes("FAKE_CUDA_LAUNCH", number)) return stream().fail(ILLEGAL_ADDRESS);
-    if (strikes("FAKE_CUDA_HANG", number)) {
+    launches.step();
+    if (launches.strikes("FAKE_CUDA_LAUNCH")) return stream().fail(ILLEGAL_ADDRESS);
+    if (launches.strikes("FAKE_CUDA_EXIT")) std::_Exit(1);
+    if (launches.strikes("FAKE_CUDA_HANG")) {
         for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
     }
     emulator::launch(grid, cluster, threads, shared, std::move(body));
@@ -139,7 +154,8 @@ int cuDeviceGet(int* device, int ordinal) {
     return ordinal < setting("FAKE_CUDA_DEVICES", 1) ? OK : BAD_DEVICE;
 }
 int cuDeviceGetName(char* name, int length, int device) {
-    std::snprintf(name, (size_t)length, "Emulated GPU %d", device);
+    (void)device;
+    std::snprintf(name, (size_t)length, "Emulated GPU");
     return OK;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
@@ -177,7 +193,8 @@ int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t bytes, 
 int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t bytes, void*) {
     return stream().add([=] {
         std::memcpy(to, (const void*)from, bytes);
-        if (strikes("FAKE_CUDA_FLIP", downloads++)) ((unsigned char*)to)[bytes / 2] ^= 1;
+        downloads.step();
+        if (downloads.strikes("FAKE_CUDA_FLIP")) ((unsigned char*)to)[bytes / 2] ^= 1;
     });
 }
 int cuStreamCreate(void** handle, unsigned) {

@@ -17,6 +17,8 @@ pub struct Load {
     /// Sequences that it has, in slots and waiting, and its slots.
     pub sequences: usize,
     pub slots: usize,
+    /// Devices of one kind cost the same; what was measured of them differs by their batches and by noise.
+    pub kind: usize,
 }
 
 /// The work of a sequence.
@@ -53,10 +55,11 @@ pub fn choose(cpu: Load, loads: &[Option<Load>], work: Work) -> Option<usize> {
     let cpu_s = cpu.estimate_s(work).unwrap_or(f64::INFINITY);
     let gpus = loads.iter().enumerate().filter_map(|(index, load)| Some((index, load.as_ref()?.estimate_s(work)?)));
     let gpus: Vec<(usize, f64)> = gpus.filter(|(_, s)| *s <= cpu_s).collect();
-    let soonest = gpus.iter().map(|(_, s)| *s).fold(f64::INFINITY, f64::min);
-    // Measured costs are not exact: among devices that are about as soon, load decides.
+    let (soonest, soonest_s) = gpus.iter().copied().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    let kind = |index: usize| loads[index].map(|load| load.kind);
+    // Measured costs are not exact: among devices of one kind, and those that are about as soon, load decides.
     gpus.into_iter()
-        .filter(|(_, s)| *s <= soonest * ABOUT_EQUAL)
+        .filter(|(index, s)| *s <= soonest_s * ABOUT_EQUAL || kind(*index) == kind(soonest))
         .map(|(index, _)| index)
         .min_by_key(|index| loads[*index].map(|load| load.sequences))
 }
@@ -69,8 +72,10 @@ const ANSWER_TOKENS: usize = 256;
 mod tests {
     use super::*;
 
+    /// Of a kind of its own, since no two of a test cost the same.
     fn load(decode_s: f64, prefill_row_s: f64, sequences: usize) -> Load {
-        Load { costs: Costs { decode_s, decode_rows: 1.0, prefill_row_s }, sequences, slots: 8 }
+        let kind = usize::try_from(decode_s.to_bits()).unwrap();
+        Load { costs: Costs { decode_s, decode_rows: 1.0, prefill_row_s }, sequences, slots: 8, kind }
     }
 
     const WORK: Work = Work { prompt_tokens: 100, tokens_max: 100 };
@@ -85,6 +90,15 @@ mod tests {
         assert_eq!(choose(cpu, &[busy, Some(load(0.002, 0.001, 0))], WORK), Some(1));
         assert_eq!(choose(cpu, &[Some(load(0.001, 0.001, 3)), Some(load(0.0011, 0.001, 0))], WORK), Some(1));
         assert_eq!(choose(cpu, &[None, None], WORK), None);
+    }
+
+    #[test]
+    fn devices_of_one_kind_share_the_load_whatever_was_measured_of_each() {
+        let of_kind = |decode_s, sequences| Some(Load { kind: 1, ..load(decode_s, 0.001, sequences) });
+        let cpu = load(10.0, 1.0, 0);
+        assert_eq!(choose(cpu, &[of_kind(0.001, 1), of_kind(0.009, 0)], WORK), Some(1));
+        assert_eq!(choose(cpu, &[of_kind(0.009, 2), of_kind(0.001, 1)], WORK), Some(1));
+        assert_eq!(choose(cpu, &[of_kind(0.001, 1), Some(load(0.009, 0.001, 0))], WORK), Some(0));
     }
 
     #[test]

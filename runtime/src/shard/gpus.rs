@@ -14,6 +14,8 @@ use crate::schedule::{NewSequence, StreamId};
 /// The devices and the streams that they have.
 pub(super) struct Gpus {
     ports: Vec<ShardPort>,
+    /// The first device with the same name as each.
+    kinds: Vec<usize>,
     placed: RefCell<HashMap<StreamId, Placed>>,
     /// Generations that end here once the devices have given back what they have of them.
     closing: RefCell<Vec<GenerationId>>,
@@ -27,7 +29,9 @@ struct Placed {
 
 impl Gpus {
     pub(super) fn new(ports: Vec<ShardPort>) -> Self {
-        Self { ports, placed: RefCell::default(), closing: RefCell::default() }
+        let first_alike = |port: &ShardPort| ports.iter().position(|other| other.status.name == port.status.name);
+        let kinds = ports.iter().filter_map(first_alike).collect();
+        Self { ports, kinds, placed: RefCell::default(), closing: RefCell::default() }
     }
 
     /// Sequences that all devices take together.
@@ -85,7 +89,8 @@ impl Gpus {
         if preference == DevicePreference::Cpu || !must && self.ports.is_empty() {
             return Ok(None);
         }
-        let loads: Vec<Option<Load>> = self.ports.iter().map(|port| load(port, generation)).collect();
+        let loads: Vec<Option<Load>> =
+            self.ports.iter().zip(&self.kinds).map(|(port, kind)| load(port, *kind, generation)).collect();
         let cpu = if preference == DevicePreference::Gpu { Load::default() } else { shard.cpu_load() };
         if let Some(device) = gpu::choose(cpu, &loads, work)
             && self.ports[device].room() > self.placed.borrow().len() + 1
@@ -132,9 +137,9 @@ impl Gpus {
     }
 }
 
-fn load(port: &ShardPort, generation: GenerationId) -> Option<Load> {
+fn load(port: &ShardPort, kind: usize, generation: GenerationId) -> Option<Load> {
     let status = &port.status;
     let usable = status.state() == gpu::State::Healthy && status.generation == generation;
-    let load = Load { costs: status.costs(), sequences: status.in_flight(), slots: status.capacity };
+    let load = Load { costs: status.costs(), sequences: status.in_flight(), slots: status.capacity, kind };
     (usable && load.costs != Costs::default()).then_some(load)
 }

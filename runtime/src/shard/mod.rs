@@ -336,7 +336,7 @@ impl Shard {
             prefill_row_s: float(&step.prefill_row_s_bits),
         };
         let sequences = usize::try_from(step.running.get() + step.waiting.get()).unwrap_or(usize::MAX);
-        Load { costs, sequences, slots: self.slots_max }
+        Load { costs, sequences, slots: self.slots_max, kind: usize::MAX }
     }
 
     /// Ends the connections that have no request in progress.
