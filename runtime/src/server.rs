@@ -270,9 +270,12 @@ fn start_shard(
         stopping: Arc::clone(&stopping),
     };
     let (leader_cpus, leader_ready) = (place.workers.clone(), Arc::clone(&ready));
-    let leader = std::thread::Builder::new().name(format!("leader-{index}")).spawn(move || {
+    let leader = std::thread::Builder::new().name(worker_name(index, 0)).spawn(move || {
         pin(&leader_cpus[..1]);
-        let team = Team::start(leader_cpus.len(), move |index| pin(&leader_cpus[index..=index]));
+        let team = Team::start(leader_cpus.len(), move |member| {
+            tuning::name_thread(&worker_name(index, member));
+            pin(&leader_cpus[member..=member]);
+        });
         match team {
             Ok(team) => {
                 let mut engine = Engine::new(team, lanes, link, metrics);
@@ -296,7 +299,7 @@ fn start_shard(
     let executor_stopping = Arc::clone(&stopping);
     let (config, control) = (config.clone(), Arc::clone(control));
     let (io, address, share_port) = (plan.io.clone(), plan.address, shards > 1);
-    let executor = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+    let executor = std::thread::Builder::new().name(executor_name(index)).spawn(move || {
         let _farewell = Farewell { bell, stopping: executor_stopping };
         pin(&place.executor);
         let (shard, events, orders) = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
@@ -305,6 +308,18 @@ fn start_shard(
     let executor = executor.map_err(fail("an executor thread"))?;
     let ends = ShardEnds { orders: orders_in, doorbell: Arc::clone(&doorbell), closed: closed_out };
     Ok((Running { executor, leader, ready, stopping, doorbell }, ends))
+}
+
+/// The thread name of the executor of a shard.
+#[must_use]
+pub fn executor_name(shard: usize) -> String {
+    format!("shard-{shard}")
+}
+
+/// The thread name of a worker of a shard; worker 0 is the leader.
+#[must_use]
+pub fn worker_name(shard: usize, member: usize) -> String {
+    if member == 0 { format!("leader-{shard}") } else { format!("worker-{shard}.{member}") }
 }
 
 /// Tells the leader that its executor is gone, also where a panic took it.

@@ -30,6 +30,30 @@ pub(crate) fn folders(sys: &Path, proc_root: &Path, controller: &str) -> Vec<Pat
     found
 }
 
+/// Cpu time that the process may use, in thousandths of a cpu: the least quota of the groups above it, v1 and v2.
+pub(crate) fn quota_millicpus(sys: &Path, proc_root: &Path) -> Option<u64> {
+    let groups = folders(sys, proc_root, "cpu");
+    groups.iter().filter_map(|folder| unified_quota(folder).or_else(|| legacy_quota(folder))).min()
+}
+
+/// `cpu.max`: quota and period in microseconds; a quota of `max` is none.
+fn unified_quota(folder: &Path) -> Option<u64> {
+    let text = fs::read_to_string(folder.join("cpu.max")).ok()?;
+    let (quota, period) = text.trim().split_once(' ')?;
+    millicpus(quota, period)
+}
+
+/// A legacy quota of -1 is none.
+fn legacy_quota(folder: &Path) -> Option<u64> {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    millicpus(&read("cpu.cfs_quota_us")?, &read("cpu.cfs_period_us")?)
+}
+
+fn millicpus(quota: &str, period: &str) -> Option<u64> {
+    let (quota, period): (u64, u64) = (quota.trim().parse().ok()?, period.trim().parse().ok()?);
+    quota.checked_mul(1000)?.checked_div(period)
+}
+
 fn push_chain(found: &mut Vec<PathBuf>, root: &Path, path: &str) {
     let relative = Path::new(path.trim_start_matches('/'));
     // A group outside the cgroup namespace is written with `..`: its files are not visible from here.

@@ -22,8 +22,12 @@ pub enum Error {
     WorkersZero,
     #[error("{shards} shards asked for, the process may use {cores} cores")]
     ShardsPastCores { shards: usize, cores: usize },
-    #[error("{workers} workers per shard asked for, the limit is {limit}")]
-    WorkersPastLimit { workers: usize, limit: usize },
+    /// Two workers on one core would wait for each other at every barrier.
+    #[error(
+        "{workers} workers per shard asked for, a shard on {node} has {cores} cores of its own: ask for fewer workers or \
+         fewer shards"
+    )]
+    WorkersPastCores { workers: usize, node: NodeId, cores: usize },
     #[error("cannot pin thread to cpus {cpus}: {source}")]
     Pin { cpus: String, source: io::Error },
     #[error("cannot read the affinity mask of the process: {source}")]

@@ -1,18 +1,23 @@
 //! Nodes, cores, SMT siblings and L3 groups, as sysfs shows them to this process.
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use crate::affinity::allowed_cpus;
 use crate::cgroup;
-use crate::cpu::{CpuId, NodeId, parse_cpus, parse_ids};
+use crate::cpu::{CpuId, NodeId};
 use crate::error::Error;
+use crate::sysfs;
 
 /// The part of the machine that this process may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     /// Nodes with at least one usable cpu, ascending by id; never empty. Nodes of memory alone are left out.
     pub nodes: Vec<Node>,
+    /// Usable cpus that the operator keeps the scheduler away from, ascending. A thread whose set has several of them
+    /// stays on the one where it happens to be.
+    pub isolated: Vec<CpuId>,
+    /// Cpu time that the process' groups leave it, in thousandths of a cpu; `None` without a quota.
+    pub quota_millicpus: Option<u64>,
 }
 
 /// One NUMA node.
@@ -25,6 +30,8 @@ pub struct Node {
     pub cores: Vec<Core>,
     /// Installed memory of the node; `None` where the kernel does not say.
     pub memory_bytes: Option<u64>,
+    /// Where its memory comes from: the node itself, or the nearest one with memory if it has none.
+    pub memory_node: NodeId,
 }
 
 /// One physical core.
@@ -34,6 +41,16 @@ pub struct Core {
     pub cpus: Vec<CpuId>,
     /// The lowest cpu that shares this core's last-level cache: equal for cores of one L3 group.
     pub l3: CpuId,
+    pub kind: CoreKind,
+}
+
+/// Machines with cores of two kinds have both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CoreKind {
+    /// As fast as any usable core, about.
+    Performance,
+    /// Slower than others.
+    Efficient,
 }
 
 impl Topology {
@@ -57,30 +74,21 @@ impl Topology {
     /// As [`Topology::read`].
     pub fn read_within(root: &Path, proc_root: &Path, allowed: Option<&[CpuId]>) -> Result<Self, Error> {
         let usable = usable_cpus(root, proc_root, allowed)?;
-        let mut unplaced = usable.clone();
-        let mut nodes = Vec::new();
-        for id in node_ids(root)? {
-            let folder = root.join(format!("devices/system/node/node{id}"));
-            let on_node = read_list(&folder.join("cpulist"))?.unwrap_or_default();
-            let cpus: Vec<CpuId> = on_node.into_iter().filter(|cpu| unplaced.remove(cpu)).collect();
-            if !cpus.is_empty() {
-                nodes.push((NodeId(id), cpus, node_memory_bytes(&folder)));
-            }
-        }
-        if !unplaced.is_empty() {
-            match nodes.first_mut() {
-                Some((_, cpus, _)) => {
-                    cpus.extend(unplaced);
-                    cpus.sort_unstable();
-                }
-                None => nodes.push((NodeId(0), unplaced.into_iter().collect(), None)),
-            }
-        }
-        let nodes = nodes
-            .into_iter()
-            .map(|(id, cpus, memory_bytes)| Ok(Node { id, cores: cores_of(root, &cpus)?, cpus, memory_bytes }))
-            .collect::<Result<_, Error>>()?;
-        Ok(Self { nodes })
+        let slow = sysfs::slow_cpus(root, &usable)?;
+        let online = sysfs::node_ids(root)?;
+        let nodes = cpus_by_node(root, &online, &usable)?.into_iter().map(|(id, cpus)| {
+            Ok(Node {
+                id,
+                cores: sysfs::cores_of(root, &cpus, &slow)?,
+                cpus,
+                memory_bytes: sysfs::node_memory_bytes(root, id),
+                memory_node: sysfs::memory_node(root, id, &online),
+            })
+        });
+        let nodes = nodes.collect::<Result<_, Error>>()?;
+        let mut isolated = sysfs::isolated_cpus(root)?;
+        isolated.retain(|cpu| usable.contains(cpu));
+        Ok(Self { nodes, isolated, quota_millicpus: cgroup::quota_millicpus(root, proc_root) })
     }
 
     /// Physical cores of all nodes.
@@ -94,19 +102,23 @@ impl Topology {
     pub fn cpu_count(&self) -> usize {
         self.nodes.iter().map(|node| node.cpus.len()).sum()
     }
+
+    /// Whether the scheduler is kept away from `cpu`.
+    #[must_use]
+    pub fn is_isolated(&self, cpu: CpuId) -> bool {
+        self.isolated.binary_search(&cpu).is_ok()
+    }
 }
 
 impl Node {
-    /// Cpus by last-level cache, groups in the order of their cores.
-    #[must_use]
-    pub fn l3_groups(&self) -> Vec<Vec<CpuId>> {
-        let by_l3 = self.cores.chunk_by(|a, b| a.l3 == b.l3);
-        by_l3.map(|cores| cores.iter().flat_map(|core| core.cpus.iter().copied()).collect()).collect()
+    /// Cores by last-level cache.
+    pub fn l3_groups(&self) -> impl Iterator<Item = &[Core]> {
+        self.cores.chunk_by(|a, b| a.l3 == b.l3)
     }
 }
 
 fn usable_cpus(root: &Path, proc_root: &Path, allowed: Option<&[CpuId]>) -> Result<BTreeSet<CpuId>, Error> {
-    let online = match read_list(&root.join("devices/system/cpu/online"))? {
+    let online = match sysfs::online_cpus(root)? {
         Some(cpus) => cpus,
         None => match allowed {
             Some(cpus) => cpus.to_vec(),
@@ -127,7 +139,7 @@ fn usable_cpus(root: &Path, proc_root: &Path, allowed: Option<&[CpuId]>) -> Resu
 fn cpuset(root: &Path, proc_root: &Path) -> Result<Option<Vec<CpuId>>, Error> {
     for folder in cgroup::folders(root, proc_root, "cpuset") {
         for name in ["cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"] {
-            match read_list(&folder.join(name))? {
+            match sysfs::read_list(&folder.join(name))? {
                 Some(cpus) if !cpus.is_empty() => return Ok(Some(cpus)),
                 _ => {}
             }
@@ -136,55 +148,25 @@ fn cpuset(root: &Path, proc_root: &Path) -> Result<Option<Vec<CpuId>>, Error> {
     Ok(None)
 }
 
-fn node_ids(root: &Path) -> Result<Vec<u32>, Error> {
-    match fs::read_to_string(root.join("devices/system/node/online")) {
-        Ok(list) => parse_ids(&list),
-        Err(_) => Ok(Vec::new()),
-    }
-}
-
-fn node_memory_bytes(folder: &Path) -> Option<u64> {
-    let meminfo = fs::read_to_string(folder.join("meminfo")).ok()?;
-    let (_, after) = meminfo.split_once("MemTotal:")?;
-    let kib: u64 = after.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-fn cores_of(root: &Path, cpus: &[CpuId]) -> Result<Vec<Core>, Error> {
-    let mut unplaced: BTreeSet<CpuId> = cpus.iter().copied().collect();
-    let mut cores = Vec::new();
-    while let Some(cpu) = unplaced.pop_first() {
-        let folder = root.join(format!("devices/system/cpu/cpu{}", cpu.0));
-        let siblings = match read_list(&folder.join("topology/core_cpus_list"))? {
-            Some(siblings) => siblings,
-            None => read_list(&folder.join("topology/thread_siblings_list"))?.unwrap_or_default(),
-        };
-        let mut core = vec![cpu];
-        core.extend(siblings.into_iter().filter(|sibling| unplaced.remove(sibling)));
-        let l3 = last_level_cache(&folder)?.unwrap_or(cpus[0]);
-        cores.push(Core { cpus: core, l3 });
-    }
-    cores.sort_by_key(|core| (core.l3, core.cpus[0]));
-    Ok(cores)
-}
-
-/// The lowest cpu of those that share the L3 of the cpu in `folder`; `None` if it has no L3.
-fn last_level_cache(folder: &Path) -> Result<Option<CpuId>, Error> {
-    for index in 0..CACHE_INDEX_MAX {
-        let cache = folder.join(format!("cache/index{index}"));
-        let Ok(level) = fs::read_to_string(cache.join("level")) else { break };
-        if level.trim() == "3" {
-            return Ok(read_list(&cache.join("shared_cpu_list"))?.and_then(|cpus| cpus.first().copied()));
+/// Every usable cpu with its node; those without one join the first.
+fn cpus_by_node(root: &Path, online: &[NodeId], usable: &BTreeSet<CpuId>) -> Result<Vec<(NodeId, Vec<CpuId>)>, Error> {
+    let mut unplaced = usable.clone();
+    let mut nodes = Vec::new();
+    for id in online {
+        let on_node = sysfs::node_cpus(root, *id)?;
+        let cpus: Vec<CpuId> = on_node.into_iter().filter(|cpu| unplaced.remove(cpu)).collect();
+        if !cpus.is_empty() {
+            nodes.push((*id, cpus));
         }
     }
-    Ok(None)
-}
-
-fn read_list(path: &Path) -> Result<Option<Vec<CpuId>>, Error> {
-    match fs::read_to_string(path) {
-        Ok(list) => parse_cpus(&list).map(Some),
-        Err(_) => Ok(None),
+    if !unplaced.is_empty() {
+        match nodes.first_mut() {
+            Some((_, cpus)) => {
+                cpus.extend(unplaced);
+                cpus.sort_unstable();
+            }
+            None => nodes.push((NodeId(0), unplaced.into_iter().collect())),
+        }
     }
+    Ok(nodes)
 }
-
-const CACHE_INDEX_MAX: usize = 16;

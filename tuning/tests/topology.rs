@@ -3,49 +3,66 @@
 use std::fs;
 use std::path::PathBuf;
 
-use tuning::{CpuId, Error, NodeId, Topology, format_cpus, parse_cpus, plan};
+use tuning::{CoreKind, CpuId, Error, NodeId, Note, Topology, format_cpus, parse_cpus, plan};
 
-/// A machine to be written as a sysfs tree; siblings are numbered as Linux does on x86: all first threads, then all second.
+/// Nodes by their numbers; each node's L3 groups; each group's cores; each core's cpus.
+type Shape = Vec<(u32, Vec<Vec<Vec<u32>>>)>;
+
+/// A machine written as a sysfs tree.
 struct Machine {
     root: PathBuf,
-    nodes: u32,
-    cores: u32,
-    smt: u32,
+}
+
+/// A machine whose siblings are numbered as Linux does on x86: all first threads, then all second. The last L3 group of a
+/// node may be smaller than the others.
+fn regular(nodes: u32, cores: u32, smt: u32, cores_per_l3: u32) -> Shape {
+    let node = |n: u32| {
+        let core = |c: u32| (0..smt).map(|s| n * cores + c + s * nodes * cores).collect::<Vec<u32>>();
+        let cores: Vec<Vec<u32>> = (0..cores).map(core).collect();
+        (n, cores.chunks(cores_per_l3 as usize).map(<[_]>::to_vec).collect())
+    };
+    (0..nodes).map(node).collect()
+}
+
+fn list(ids: impl IntoIterator<Item = u32>) -> String {
+    ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(",")
 }
 
 impl Machine {
     fn new(name: &str, nodes: u32, cores: u32, smt: u32) -> Self {
-        let root = std::env::temp_dir().join(format!("tuning-{}-{name}-{nodes}-{cores}-{smt}", std::process::id()));
-        Self { root, nodes, cores, smt }.written()
+        Self::of(&format!("{name}-{nodes}-{cores}-{smt}"), &regular(nodes, cores, smt, 4))
     }
 
-    fn written(self) -> Self {
-        let threads = self.nodes * self.cores;
-        let cpus = threads * self.smt;
-        self.write("devices/system/cpu/online", &format!("0-{}\n", cpus - 1));
-        self.write("devices/system/node/online", &format!("0-{}\n", self.nodes - 1));
-        for node in 0..self.nodes {
-            let (first, last) = (node * self.cores, (node + 1) * self.cores - 1);
-            let ranges: Vec<String> =
-                (0..self.smt).map(|s| format!("{}-{}", first + s * threads, last + s * threads)).collect();
+    fn of(name: &str, shape: &Shape) -> Self {
+        let machine = Self { root: std::env::temp_dir().join(format!("tuning-{}-{name}", std::process::id())) };
+        machine.write("devices/system/node/online", &list(shape.iter().map(|(node, _)| *node)));
+        let mut online = Vec::new();
+        for (node, groups) in shape {
             let folder = format!("devices/system/node/node{node}");
-            self.write(&format!("{folder}/cpulist"), &ranges.join(","));
-            self.write(&format!("{folder}/meminfo"), &format!("Node {node} MemTotal:   {} kB\n", 1024 * (node + 1)));
+            let cpus: Vec<u32> = groups.iter().flatten().flatten().copied().collect();
+            machine.write(&format!("{folder}/cpulist"), &list(cpus.iter().copied()));
+            machine.write(&format!("{folder}/meminfo"), &format!("Node {node} MemTotal:   {} kB\n", 1024 * (node + 1)));
+            // 10 for itself, more for those that are further away by number.
+            let distances = shape.iter().map(|(other, _)| 10 + 2 * other.abs_diff(*node)).map(|d| d.to_string());
+            machine.write(&format!("{folder}/distance"), &distances.collect::<Vec<_>>().join(" "));
+            online.extend(cpus);
+            for group in groups {
+                let l3: Vec<u32> = group.iter().flatten().copied().collect();
+                for core in group {
+                    core.iter().for_each(|cpu| machine.write_cpu(*cpu, core, &l3));
+                }
+            }
         }
-        for cpu in 0..cpus {
-            let core = cpu % threads;
-            let siblings: Vec<String> = (0..self.smt).map(|s| (core + s * threads).to_string()).collect();
-            self.write(&format!("devices/system/cpu/cpu{cpu}/topology/core_cpus_list"), &siblings.join(","));
-            // Four cores to an L3, as on the chiplets of a Zen 2.
-            let first = core / 4 * 4;
-            let last = (first + 3).min(core / self.cores * self.cores + self.cores - 1);
-            let l3: Vec<String> =
-                (0..self.smt).map(|s| format!("{}-{}", first + s * threads, last + s * threads)).collect();
-            self.write(&format!("devices/system/cpu/cpu{cpu}/cache/index0/level"), "1\n");
-            self.write(&format!("devices/system/cpu/cpu{cpu}/cache/index1/level"), "3\n");
-            self.write(&format!("devices/system/cpu/cpu{cpu}/cache/index1/shared_cpu_list"), &l3.join(","));
-        }
-        self
+        machine.write("devices/system/cpu/online", &list(online));
+        machine
+    }
+
+    fn write_cpu(&self, cpu: u32, core: &[u32], l3: &[u32]) {
+        let folder = format!("devices/system/cpu/cpu{cpu}");
+        self.write(&format!("{folder}/topology/core_cpus_list"), &list(core.iter().copied()));
+        self.write(&format!("{folder}/cache/index0/level"), "1\n");
+        self.write(&format!("{folder}/cache/index1/level"), "3\n");
+        self.write(&format!("{folder}/cache/index1/shared_cpu_list"), &list(l3.iter().copied()));
     }
 
     fn write(&self, path: &str, text: &str) {
@@ -86,7 +103,7 @@ fn trees_of_one_to_eight_nodes_are_read_and_planned() {
             assert_eq!(node.id, NodeId(id));
             assert_eq!(node.memory_bytes, Some((1 << 20) * u64::from(id + 1)));
             assert!(node.cores.iter().all(|core| core.cpus.len() == smt as usize));
-            assert_eq!(node.l3_groups().len(), 2);
+            assert_eq!(node.l3_groups().count(), 2);
         }
         let placement = plan(&topology, None, None).unwrap();
         assert_eq!(placement.shards.len(), nodes as usize);
@@ -150,7 +167,7 @@ fn missing_files_fall_back() {
         machine.remove(&format!("devices/system/cpu/cpu{cpu}"));
     }
     let topology = machine.read();
-    assert_eq!((topology.core_count(), topology.nodes[0].l3_groups().len()), (8, 1));
+    assert_eq!((topology.core_count(), topology.nodes[0].l3_groups().count()), (8, 1));
     machine.remove("devices/system/cpu/online");
     assert_eq!(format_cpus(&machine.read_within(Some("3,5")).unwrap().nodes[0].cpus), "3,5");
     assert!(machine.read().cpu_count() >= 1);
@@ -172,10 +189,139 @@ fn node_of_memory_alone_is_no_place_for_a_shard() {
 }
 
 #[test]
+fn node_without_memory_takes_that_of_the_nearest() {
+    let machine = Machine::new("memoryless", 4, 2, 1);
+    for node in [1, 2] {
+        machine.write(&format!("devices/system/node/node{node}/meminfo"), "Node MemTotal:       0 kB\n");
+    }
+    let topology = machine.read();
+    let memory: Vec<u32> = topology.nodes.iter().map(|node| node.memory_node.0).collect();
+    assert_eq!(memory, [0, 0, 3, 3]);
+    let placement = plan(&topology, None, None).unwrap();
+    assert_eq!(placement.shards[2].memory_node, NodeId(3));
+    assert_eq!(placement.notes[0], Note::FarMemory { node: NodeId(1), memory_node: NodeId(0) });
+    assert_eq!(placement.notes.len(), 2);
+    // Without distances there is still memory somewhere.
+    machine.remove("devices/system/node/node1/distance");
+    assert_eq!(machine.read().nodes[1].memory_node, NodeId(0));
+}
+
+#[test]
+fn sub_numa_nodes_and_chiplets_part_the_machine() {
+    // Two sockets in two nodes each, 2 chiplets of 4 cores and 8 threads a node.
+    let machine = Machine::of("subnuma", &regular(4, 8, 2, 4));
+    let topology = machine.read();
+    assert!(topology.nodes.iter().all(|node| node.l3_groups().count() == 2 && node.cpus.len() == 16));
+    let placement = plan(&topology, Some(8), None).unwrap();
+    for (index, shard) in placement.shards.iter().enumerate() {
+        let node = &topology.nodes[index / 2];
+        assert_eq!(shard.node, node.id);
+        let group: Vec<CpuId> = node.l3_groups().nth(index % 2).unwrap().iter().map(|core| core.cpus[0]).collect();
+        assert_eq!(shard.workers, group);
+        assert!(shard.executor.iter().all(|cpu| !shard.workers.contains(cpu)));
+    }
+}
+
+#[test]
+fn sparse_numbers_are_kept() {
+    let shape = vec![(3, vec![vec![vec![40, 41], vec![96, 97]]]), (17, vec![vec![vec![7]], vec![vec![300, 5000]]])];
+    let topology = Machine::of("sparse", &shape).read();
+    assert_eq!(topology.nodes.iter().map(|node| node.id.0).collect::<Vec<_>>(), [3, 17]);
+    let placement = plan(&topology, None, None).unwrap();
+    let places: Vec<(u32, String, String)> = placement
+        .shards
+        .iter()
+        .map(|shard| (shard.node.0, format_cpus(&shard.executor), format_cpus(&shard.workers)))
+        .collect();
+    assert_eq!(places, [(3, "41,97".into(), "40,96".into()), (17, "5000".into(), "7,300".into())]);
+}
+
+#[test]
+fn hybrid_cores_are_told_apart() {
+    let shape = vec![(0, vec![vec![vec![0, 1], vec![2, 3], vec![4], vec![5], vec![6], vec![7]]])];
+    let machine = Machine::of("hybrid", &shape);
+    machine.write("devices/cpu_core/cpus", "0-3\n");
+    machine.write("devices/cpu_atom/cpus", "4-7\n");
+    let kinds = |topology: &Topology| {
+        topology.nodes[0].cores.iter().map(|core| core.kind == CoreKind::Efficient).collect::<Vec<bool>>()
+    };
+    let by_counters = machine.read();
+    assert_eq!(kinds(&by_counters), [false, false, true, true, true, true]);
+    let shard = plan(&by_counters, None, None).unwrap().shards.remove(0);
+    assert_eq!((format_cpus(&shard.executor), format_cpus(&shard.workers)), ("4".into(), "0,2".into()));
+    // Only slow ones are left: they are what there is.
+    let slow = machine.read_within(Some("4-7")).unwrap();
+    assert_eq!(kinds(&slow), [false; 4]);
+    assert_eq!(plan(&slow, None, None).unwrap().shards[0].workers.len(), 4);
+    // Capacities go first: a favoured core among fast ones makes the others no slow ones.
+    for (cpu, capacity) in [(0, 1024), (1, 1024), (2, 970), (3, 970), (4, 400), (5, 400), (6, 970), (7, 970)] {
+        machine.write(&format!("devices/system/cpu/cpu{cpu}/cpu_capacity"), &capacity.to_string());
+    }
+    assert_eq!(kinds(&machine.read()), [false, false, true, true, false, false]);
+}
+
+#[test]
+fn container_of_three_cpus_is_all_there_is() {
+    let machine = Machine::of("container", &regular(2, 8, 2, 8));
+    machine.write("proc/self/cgroup", "0::/\n");
+    machine.write("fs/cgroup/cpuset.cpus.effective", "6,7,22\n");
+    let topology = machine.read();
+    // 6 and 22 are one core.
+    let shard = plan(&topology, None, None).unwrap().shards.remove(0);
+    assert_eq!((format_cpus(&shard.executor), format_cpus(&shard.workers)), ("22".into(), "6-7".into()));
+    assert!(matches!(plan(&topology, None, Some(3)), Err(Error::WorkersPastCores { workers: 3, cores: 2, .. })));
+    assert!(matches!(plan(&topology, Some(3), None), Err(Error::ShardsPastCores { shards: 3, cores: 2 })));
+}
+
+#[test]
+fn isolated_cpus_are_for_workers() {
+    let machine = Machine::of("isolated", &regular(1, 8, 1, 8));
+    machine.write("devices/system/cpu/isolated", "2-5,100\n");
+    let shard = plan(&machine.read(), None, None).unwrap().shards.remove(0);
+    assert_eq!((format_cpus(&shard.executor), format_cpus(&shard.workers)), ("0".into(), "2-5".into()));
+    // As the kernel starts processes: none of them is in the mask.
+    let shard = plan(&machine.read_within(Some("0-1,6-7")).unwrap(), None, None).unwrap().shards.remove(0);
+    assert_eq!((format_cpus(&shard.executor), format_cpus(&shard.workers)), ("0-1,6-7".into(), "0-1,6-7".into()));
+}
+
+#[test]
+fn the_least_quota_above_the_process_counts() {
+    let machine = Machine::new("quota", 2, 8, 1);
+    assert_eq!(machine.read().quota_millicpus, None);
+    machine.write("proc/self/cgroup", "0::/a/b\n");
+    machine.write("fs/cgroup/a/b/cpu.max", "max 100000\n");
+    assert_eq!(machine.read().quota_millicpus, None);
+    machine.write("fs/cgroup/a/cpu.max", "450000 100000\n");
+    assert_eq!(machine.read().quota_millicpus, Some(4500));
+    assert_eq!(plan(&machine.read(), None, None).unwrap().shards[0].workers.len(), 4);
+    machine.write("fs/cgroup/a/b/cpu.max", "rubbish\n");
+    assert_eq!(machine.read().quota_millicpus, Some(4500));
+    machine.write("fs/cgroup/a/cpu.max", "450000 0\n");
+    assert_eq!(machine.read().quota_millicpus, None);
+    machine.write("proc/self/cgroup", "4:cpu,cpuacct:/job\n");
+    machine.write("fs/cgroup/cpu/job/cpu.cfs_quota_us", "150000\n");
+    machine.write("fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n");
+    machine.write("fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n");
+    machine.write("fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+    assert_eq!(machine.read().quota_millicpus, Some(1500));
+}
+
+#[test]
 fn malformed_tree_is_an_error() {
-    let machine = Machine::new("malformed", 1, 2, 1);
-    machine.write("devices/system/cpu/online", "0-x\n");
-    assert!(matches!(machine.read_within(None), Err(Error::CpuList { .. })));
+    for path in [
+        "devices/system/cpu/online",
+        "devices/system/cpu/isolated",
+        "devices/system/node/online",
+        "devices/system/node/node0/cpulist",
+        "devices/system/cpu/cpu1/topology/core_cpus_list",
+        "devices/system/cpu/cpu1/cache/index1/shared_cpu_list",
+        "devices/cpu_atom/cpus",
+        "fs/cgroup/cpuset.cpus.effective",
+    ] {
+        let machine = Machine::new("malformed", 1, 2, 1);
+        machine.write(path, "0-x\n");
+        assert!(matches!(machine.read_within(None), Err(Error::CpuList { .. })), "{path}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod crossval;
 mod generate;
 pub mod inspect;
 mod load;
+mod placement;
 mod serve;
 pub mod synth;
 mod tune;
@@ -39,6 +40,9 @@ struct ServeArgs {
     /// Print the configuration that would be used, and end
     #[arg(long)]
     print_config: bool,
+    /// Draw which threads would run where, and end
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "tree")]
+    print_placement: Option<placement::Format>,
 }
 
 #[derive(Subcommand)]
@@ -165,6 +169,9 @@ fn run_serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         print!("{}", toml::to_string(&settings)?);
         println!("# {:#?}", settings.validate()?);
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(format) = args.print_placement {
+        return serve::print_placement(&settings.validate()?, format);
     }
     serve::run(&settings.validate()?)
 }

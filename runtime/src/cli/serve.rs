@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::placement::{self, Format};
 use super::progress_bar;
 use crate::config::Config;
 use crate::log::{self, info, warning};
@@ -36,6 +37,9 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
             tuning::format_cpus(&shard.workers)
         );
     }
+    for note in &plan.placement.notes {
+        warning!("{note}");
+    }
     match &plan.io {
         Io::IoUring => info!("kernels: {}, sockets: io_uring", config.isa.name()),
         Io::Epoll { reason } => info!("kernels: {}, sockets: epoll ({reason})", config.isa.name()),
@@ -56,6 +60,20 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Prints which threads would run where.
+///
+/// # Errors
+/// When the placement isn't possible.
+pub(super) fn print_placement(config: &Config, format: Format) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let topology = tuning::Topology::read(std::path::Path::new("/sys"))?;
+    let placement = tuning::plan(&topology, config.shards, config.workers)?;
+    match format {
+        Format::Tree => print!("{}", placement::tree(&topology, &placement)),
+        Format::Json => println!("{}", placement::object(&topology, &placement)),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Descriptors that are no client connections: rings, listeners, events, the model file.

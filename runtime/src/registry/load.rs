@@ -152,7 +152,7 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
     let replica_of =
         |node: NodeId| replicas.iter().find(|(other, _)| *other == node).map(|(_, model)| Arc::clone(model));
     let shards = plan.placement.shards.iter();
-    let replicas = shards.map(|shard| replica_of(shard.node).expect("every node got its replica")).collect();
+    let replicas = shards.map(|shard| replica_of(shard.memory_node).expect("every node got its replica")).collect();
     Ok(Loaded { facts, replicas, kv_blocks, self_test })
 }
 
@@ -165,8 +165,7 @@ pub(super) fn identity(source: &Source) -> Result<Option<FileIdentity>, LoadErro
 }
 
 fn nodes(placement: &Placement) -> Vec<NodeId> {
-    let mut nodes: Vec<NodeId> = placement.shards.iter().map(|shard| shard.node).collect();
-    nodes.dedup();
+    let mut nodes: Vec<NodeId> = placement.shards.iter().map(|shard| shard.memory_node).collect();
     nodes.sort_unstable();
     nodes.dedup();
     nodes

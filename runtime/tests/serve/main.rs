@@ -9,6 +9,7 @@ mod kills;
 mod lifecycle;
 mod load;
 mod models;
+mod placement;
 mod refusals;
 mod server;
 mod starts;
