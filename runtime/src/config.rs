@@ -67,9 +67,12 @@ pub struct Settings {
     /// What `bitnetd tune kernels` wrote; not used with isa [default: bitnetd/kernels.json in $XDG_CACHE_HOME or /var/cache]
     #[arg(long, env = "BITNET_TUNING_CACHE")]
     pub tuning_cache: Option<PathBuf>,
-    /// Socket driver: auto, io_uring or epoll [default: auto]
+    /// Socket driver: auto, io_uring, epoll or glommio [default: auto]
     #[arg(long, env = "BITNET_IO")]
     pub io: Option<String>,
+    /// Whether a connection goes to the shard that has the cpu which received it, where one has; else by hash [default: false]
+    #[arg(long, env = "BITNET_STEER_BY_CPU")]
+    pub steer_by_cpu: Option<bool>,
     /// Sequences that are computed at a time, over all shards [default: 100]
     #[arg(long, env = "BITNET_MAX_CONCURRENT_REQUESTS")]
     pub max_concurrent_requests: Option<usize>,
@@ -138,6 +141,7 @@ pub struct Config {
     pub device: DevicePreference,
     pub gpu: GpuChoice,
     pub io: IoChoice,
+    pub steer_by_cpu: bool,
     pub slots_max: usize,
     pub waiting_max: usize,
     pub rows_max: usize,
@@ -170,6 +174,8 @@ pub enum IoChoice {
     Auto,
     IoUring,
     Epoll,
+    /// io_uring by another executor, for comparison.
+    Glommio,
 }
 
 /// The least important message that is printed.
@@ -223,6 +229,7 @@ impl Settings {
             isa: self.isa.or(file.isa),
             tuning_cache: self.tuning_cache.or(file.tuning_cache),
             io: self.io.or(file.io),
+            steer_by_cpu: self.steer_by_cpu.or(file.steer_by_cpu),
             max_concurrent_requests: self.max_concurrent_requests.or(file.max_concurrent_requests),
             max_queued_requests: self.max_queued_requests.or(file.max_queued_requests),
             max_batch_size: self.max_batch_size.or(file.max_batch_size),
@@ -274,6 +281,7 @@ impl Settings {
             device: parse_device(self.device.as_deref())?,
             gpu: parse_gpu(self.gpu.as_deref())?,
             io: parse_io(self.io.as_deref())?,
+            steer_by_cpu: self.steer_by_cpu.unwrap_or(false),
             slots_max,
             waiting_max: within("max_queued_requests", self.max_queued_requests.unwrap_or(400), 0, 100_000)?,
             rows_max: rows_max.max(slots_max),
@@ -437,7 +445,8 @@ fn parse_io(name: Option<&str>) -> Result<IoChoice, Error> {
         "auto" => Ok(IoChoice::Auto),
         "io_uring" => Ok(IoChoice::IoUring),
         "epoll" => Ok(IoChoice::Epoll),
-        other => Err(invalid("io", other, "auto, io_uring and epoll")),
+        "glommio" => Ok(IoChoice::Glommio),
+        other => Err(invalid("io", other, "auto, io_uring, epoll and glommio")),
     }
 }
 

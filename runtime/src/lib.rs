@@ -10,6 +10,7 @@ pub mod forward;
 pub mod futex;
 pub mod gpu;
 pub mod kv;
+pub mod listen;
 pub mod log;
 pub mod mailbox;
 pub mod metrics;

@@ -1,9 +1,10 @@
 //! Brings a server up and takes it down: placement, model, shards, readiness, drain.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,13 @@ use tuning::{Placement, Topology};
 use crate::config::{Config, GpuChoice, IoChoice};
 use crate::engine::{Engine, GenerationId, LANES_MAX, Lane, Link};
 use crate::gpu::{Feeders, Inventory, RunningFeeders, ShardPort};
+use crate::listen;
 use crate::log::{info, warning};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
 use crate::probe::{self, Io};
 use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
-use crate::shard::{Control, CpuPlace, Served, Shard, ShardLink};
+use crate::shard::{Arrivals, Control, CpuPlace, Door, Served, Shard, ShardLink};
 use crate::signals::Termination;
 use crate::team::Team;
 
@@ -58,8 +60,9 @@ impl Plan {
         let io = match config.io {
             IoChoice::Epoll => Io::Epoll { reason: "epoll was asked for".into() },
             IoChoice::Auto => probe::probe(placement.shards.len()),
-            IoChoice::IoUring => match probe::probe(placement.shards.len()) {
+            IoChoice::IoUring | IoChoice::Glommio => match probe::probe(placement.shards.len()) {
                 Io::Epoll { reason } => return Err(Error::NoIoUring(reason)),
+                _ if config.io == IoChoice::Glommio => Io::Glommio,
                 io => io,
             },
         };
@@ -131,8 +134,10 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     }
     let (outbox, inbox) = std::sync::mpsc::sync_channel(MESSAGES_MAX * count);
     let (mut shards, mut ends) = (Vec::with_capacity(count), Vec::with_capacity(count));
-    for (index, (parts, gpus)) in parts.into_iter().zip(gpu_ports).enumerate() {
-        let (shard, end) = start_shard(config, plan, index, parts, gpus, &control, outbox.clone())?;
+    let (doors, entrances) = make_entrances(config, plan)?;
+    for (index, ((parts, gpus), entrance)) in parts.into_iter().zip(gpu_ports).zip(entrances).enumerate() {
+        let ways_in = (entrance, Arc::clone(&doors), gpus);
+        let (shard, end) = start_shard(config, plan, index, parts, ways_in, &control, outbox.clone())?;
         shards.push(shard);
         ends.push(end);
     }
@@ -237,12 +242,38 @@ impl Running {
     }
 }
 
+/// Where a shard's clients come in, and what tells it of news.
+struct Entrance {
+    listener: TcpListener,
+    connections: Receiver<OwnedFd>,
+    doorbell: Arc<Doorbell>,
+}
+
+fn make_entrances(config: &Config, plan: &Plan) -> Result<(Arc<[Door]>, Vec<Entrance>), Error> {
+    let shards = &plan.placement.shards;
+    let owned = |shard: &tuning::ShardPlacement| [&shard.executor[..], &shard.workers].concat();
+    let cpus: Option<Vec<_>> = config.steer_by_cpu.then(|| shards.iter().map(owned).collect());
+    let listeners = listen::listeners(plan.address, shards.len(), cpus.as_deref());
+    let listeners = listeners.map_err(|source| Error::Listen { address: plan.address, source })?;
+    let (mut doors, mut entrances) = (Vec::with_capacity(shards.len()), Vec::with_capacity(shards.len()));
+    for listener in listeners {
+        // glommio waits for sockets only.
+        let doorbell = if plan.io == Io::Glommio { Doorbell::socket() } else { Doorbell::new() };
+        let doorbell = doorbell.map_err(|source| Error::Start { what: "an event descriptor", source })?;
+        let doorbell = Arc::new(doorbell);
+        let (door, connections) = Door::new(Arc::clone(&doorbell));
+        doors.push(door);
+        entrances.push(Entrance { listener, connections, doorbell });
+    }
+    Ok((doors.into(), entrances))
+}
+
 fn start_shard(
     config: &Config,
     plan: &Plan,
     index: usize,
     (served, lanes): (Vec<Served>, Vec<Lane>),
-    gpus: Vec<ShardPort>,
+    (entrance, doors, gpus): (Entrance, Arc<[Door]>, Vec<ShardPort>),
     control: &Arc<Control>,
     outbox: SyncSender<Message>,
 ) -> Result<(Running, ShardEnds), Error> {
@@ -256,7 +287,7 @@ fn start_shard(
     let (orders_in, orders) = rtrb::RingBuffer::new(ORDERS_MAX);
     let (closed, closed_out) = rtrb::RingBuffer::new(LANES_MAX);
     let (events, events_out) = rtrb::RingBuffer::new(EVENTS_PER_SLOT * slots_max + waiting_max);
-    let doorbell = Arc::new(Doorbell::new().map_err(fail("an event descriptor"))?);
+    let Entrance { listener, connections, doorbell } = entrance;
     let (bell, stopping) = (Arc::new(LeaderBell::default()), Arc::new(AtomicBool::new(false)));
     let ready = Arc::new(AtomicBool::new(false));
     let metrics = Arc::clone(&control.metrics[index]);
@@ -289,21 +320,21 @@ fn start_shard(
     let leader = leader.map_err(fail("a leader thread"))?;
     let shard_link = ShardLink {
         commands: commands_in,
-        events: events_out,
-        orders,
         outbox,
         doorbell: Arc::clone(&doorbell),
         bell: Arc::clone(&bell),
         gpus,
+        doors,
     };
+    let arrivals = Arrivals { events: events_out, orders, connections };
     let executor_stopping = Arc::clone(&stopping);
     let (config, control) = (config.clone(), Arc::clone(control));
-    let (io, address, share_port) = (plan.io.clone(), plan.address, shards > 1);
+    let io = plan.io.clone();
     let executor = std::thread::Builder::new().name(executor_name(index)).spawn(move || {
         let _farewell = Farewell { bell, stopping: executor_stopping };
         pin(&place.executor);
-        let (shard, events, orders) = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
-        crate::executor::run(&io, shard.serve((events, orders), address, share_port))?
+        let shard = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
+        crate::executor::run(&io, shard.serve(arrivals, listener))?
     });
     let executor = executor.map_err(fail("an executor thread"))?;
     let ends = ShardEnds { orders: orders_in, doorbell: Arc::clone(&doorbell), closed: closed_out };

@@ -42,6 +42,7 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
     }
     match &plan.io {
         Io::IoUring => info!("kernels: {}, sockets: io_uring", config.isa.name()),
+        Io::Glommio => info!("kernels: {}, sockets: io_uring by glommio", config.isa.name()),
         Io::Epoll { reason } => info!("kernels: {}, sockets: epoll ({reason})", config.isa.name()),
     }
     let state = config.state_dir.as_deref().map(StateFile::in_directory).transpose()?;

@@ -212,7 +212,7 @@ fn feed(
     let now = Instant::now();
     let feeder = Feeder::new(device, Log, Arc::clone(model), known, limits, Arc::clone(status), now);
     let may_use_uring = match probe::probe(1) {
-        Io::IoUring => true,
+        Io::IoUring | Io::Glommio => true,
         Io::Epoll { reason } => {
             info!("{}: fed from a plain thread ({reason})", status.label());
             false

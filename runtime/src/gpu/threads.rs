@@ -3,14 +3,14 @@
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use glommio::net::TcpStream;
-use glommio::{LocalExecutorBuilder, Placement};
 
 use super::device::Device;
 use super::feeder::{Feeder, Journal, Rest};
 use super::ports::RingPorts;
+use crate::executor::glommio_executor;
 use crate::mailbox::Doorbell;
 
 /// Waits on the thread or executor that runs the feeder.
@@ -31,14 +31,7 @@ pub(super) fn run<D: Device, J: Journal>(
         block_on(serve(&mut feeder, &mut ports, bell, stopping, &ThreadSleeper));
         return Ok(());
     }
-    // One queue, a short preemption timer and memory for the few operations there are: with its defaults a wake by
-    // another thread may come 100 ms late while a task runs.
-    let executor = LocalExecutorBuilder::new(Placement::Unbound)
-        .io_memory(IO_MEMORY_BYTES)
-        .ring_depth(RING_DEPTH)
-        .preempt_timer(Duration::from_micros(100))
-        .make()
-        .map_err(|error| format!("no glommio executor: {error}"))?;
+    let executor = glommio_executor(RING_DEPTH).map_err(|error| format!("no glommio executor: {error}"))?;
     executor.run(async {
         let sleeper = GlommioSleeper::new(bell).map_err(|error| format!("no bell for the executor: {error}"))?;
         serve(&mut feeder, &mut ports, bell, stopping, &sleeper).await;
@@ -120,7 +113,6 @@ fn block_on(future: impl Future<Output = ()>) {
     while future.as_mut().poll(&mut Context::from_waker(Waker::noop())) == Poll::Pending {}
 }
 
-const IO_MEMORY_BYTES: usize = 1 << 20;
 const RING_DEPTH: usize = 128;
 /// Looks at the device's word between two turns: about 0.2 us.
 const SPINS_PER_TURN: u32 = 8;

@@ -107,6 +107,8 @@ pub struct RequestMetrics {
     pub started: Cell,
     pub active: Cell,
     pub connections: Cell,
+    /// Connections that another shard accepted.
+    pub handed_over: Cell,
     pub outcomes: Outcomes,
     pub prompt_tokens: Cell,
     pub generated_tokens: Cell,
@@ -171,6 +173,7 @@ impl Default for ShardMetrics {
                 started: Cell::default(),
                 active: Cell::default(),
                 connections: Cell::default(),
+                handed_over: Cell::default(),
                 outcomes: Outcomes::default(),
                 prompt_tokens: Cell::default(),
                 generated_tokens: Cell::default(),

@@ -47,6 +47,9 @@ impl Page<'_> {
         });
         self.gauge("bitnet_active_inference_requests", "Requests for tokens in progress.", |s| &s.requests.active);
         self.gauge("bitnet_connections", "Open client connections.", |s| &s.requests.connections);
+        self.counter("bitnet_connections_handed_over_total", "Connections that another shard accepted.", |s| {
+            &s.requests.handed_over
+        });
         self.counter("bitnet_prompt_tokens_total", "Prompt tokens taken in.", |s| &s.requests.prompt_tokens);
         self.counter("bitnet_generation_tokens_total", "Tokens generated.", |s| &s.requests.generated_tokens);
         self.labelled(

@@ -12,7 +12,7 @@ use net::http::{self, Body, Request, Response};
 use super::answer::count;
 use super::peer::{Peer, Writer};
 use super::{RETRY_DRAINING, Served, Shard};
-use crate::executor::Signal;
+use crate::executor::{self, Signal};
 use crate::metrics::GenerationMetrics;
 use crate::receipts;
 use crate::registry::{JobReply, JobRequest, Message, Order, Outcome, busy, hex};
@@ -130,7 +130,7 @@ impl Shard {
                 Order::Probe { order, generation, prompt, tokens_max } => {
                     let shard = Rc::clone(self);
                     let served = self.models.generation(generation).expect("a generation is probed while it is held");
-                    monoio::spawn(async move {
+                    executor::spawn(async move {
                         let outcome = super::probe::run_when_there_is_room(&shard, &served, &prompt, tokens_max).await;
                         shard.done(order, outcome);
                     });

@@ -1,37 +1,33 @@
 //! One client connection: requests in order, an answer each, until either side has had enough.
 
 use std::future::poll_fn;
-use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use monoio::io::Splitable;
-use monoio::net::TcpStream;
 use net::error::{ApiError, Dialect};
 use net::http::{self, CONTINUE, Limits, Phase, Request};
 
 use super::peer::{Peer, Writer, read};
 use super::{Shard, answer, unix_time};
+use crate::executor::{self, ReadHalf, WriteHalf};
 
-/// Serves `stream` until it closes.
-pub(super) async fn run(shard: Rc<Shard>, stream: TcpStream) {
-    // A socket without the option still works, only slower.
-    let _ = stream.set_nodelay(true);
-    let peer = Rc::new(Peer::new(stream.as_raw_fd()));
+/// Serves a client until either closes.
+pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHalf, WriteHalf, RawFd)) {
+    let peer = Rc::new(Peer::new(fd));
     let id = shard.next_id();
     shard.peers.borrow_mut().insert(id, Rc::clone(&peer));
-    let (read_half, write_half) = stream.into_split();
-    let reading = monoio::spawn(read(read_half, Rc::clone(&peer)));
+    executor::spawn(read(read_half, Rc::clone(&peer)));
     let mut writer = Writer::new(write_half, Rc::clone(&peer));
-    converse(&shard, &peer, &mut writer).await;
+    converse(shard, &peer, &mut writer).await;
     linger(&peer, &mut writer).await;
     peer.close();
     super::shutdown(peer.fd);
     // The descriptor stays open, and so its number taken, until nobody can shut it down by mistake.
-    reading.await;
+    peer.read_ended.wait().await;
     shard.peers.borrow_mut().remove(&id);
     if shard.control.is_draining() {
         shard.doorbell.ring();

@@ -15,6 +15,7 @@ use super::models::Picked;
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, probe, unix_time};
 use crate::engine::{Command, Event, Finish};
+use crate::executor;
 use crate::gpu;
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
@@ -418,7 +419,7 @@ impl<'a> Generation<'a> {
         if !self.shard.comparing.replace(true) {
             let (shard, canary) = (Rc::clone(self.shard), Rc::clone(&self.served));
             let prompt = self.work.prompts[0].clone().into_boxed_slice();
-            monoio::spawn(probe::compare(shard, canary, reference, prompt, answer));
+            executor::spawn(probe::compare(shard, canary, reference, prompt, answer));
         }
     }
 

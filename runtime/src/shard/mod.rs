@@ -4,6 +4,7 @@ mod admin;
 mod answer;
 mod choice;
 mod connection;
+mod doors;
 mod generation;
 mod gpus;
 mod models;
@@ -13,21 +14,20 @@ mod probe;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::net::TcpListener;
+use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use monoio::net::{ListenerOpts, TcpListener};
 use net::api::SwapStatus;
 use rtrb::{Consumer, Producer};
 
 use crate::config::Config;
 use crate::engine::{Command, Event};
-use crate::executor::{Rings, Signal};
+use crate::executor::{self, Listener, Rings, Signal};
 use crate::gpu::{Costs, Inventory, Load, ShardPort};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
@@ -38,6 +38,7 @@ use gpus::Gpus;
 use models::Models;
 use peer::Peer;
 
+pub use doors::Door;
 pub use models::Served;
 
 /// The CPUs of a shard's workers, for those who ask what there is.
@@ -161,12 +162,19 @@ impl Control {
 /// The ends that the executor holds.
 pub struct ShardLink {
     pub commands: Producer<Command>,
-    pub events: Consumer<Event>,
-    pub orders: Consumer<Order>,
     pub outbox: SyncSender<Message>,
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
     pub gpus: Vec<ShardPort>,
+    /// Of all shards.
+    pub doors: Arc<[Door]>,
+}
+
+/// What comes to an executor from other threads.
+pub struct Arrivals {
+    pub events: Consumer<Event>,
+    pub orders: Consumer<Order>,
+    pub connections: Receiver<OwnedFd>,
 }
 
 /// State of one executor; lives and dies on its thread.
@@ -181,6 +189,7 @@ pub struct Shard {
     commands: RefCell<Producer<Command>>,
     doorbell: Arc<Doorbell>,
     bell: Arc<LeaderBell>,
+    doors: Arc<[Door]>,
     outbox: SyncSender<Message>,
     jobs: RefCell<HashMap<u64, Rc<admin::Job>>>,
     /// A canary's answer is being compared; one at a time.
@@ -204,8 +213,7 @@ pub struct Inbox {
 }
 
 impl Shard {
-    /// A shard that takes `sequences` (in slots, in the queue) at a time. Returns it with the
-    /// leader's events and the control thread's orders.
+    /// A shard that takes `sequences` (in slots, in the queue) at a time.
     #[must_use]
     pub fn new(
         index: usize,
@@ -214,10 +222,10 @@ impl Shard {
         control: Arc<Control>,
         link: ShardLink,
         (slots_max, waiting_max): (usize, usize),
-    ) -> (Self, Consumer<Event>, Consumer<Order>) {
+    ) -> Self {
         let metrics = Arc::clone(&control.metrics[index]);
         let gpus = Gpus::new(link.gpus);
-        let shard = Self {
+        Self {
             index,
             config,
             models: Models::new(models),
@@ -226,6 +234,7 @@ impl Shard {
             commands: RefCell::new(link.commands),
             doorbell: link.doorbell,
             bell: link.bell,
+            doors: link.doors,
             outbox: link.outbox,
             jobs: RefCell::default(),
             comparing: Cell::new(false),
@@ -238,41 +247,33 @@ impl Shard {
             counter: Cell::new(StreamId::first_of(index)),
             random: Cell::new(fresh_random()),
             rss_bytes: Cell::new(0),
-        };
-        (shard, link.events, link.orders)
+        }
     }
 
-    /// Listens on `address` and serves until it is drained.
+    /// Serves the clients of `listener` until it is drained.
     ///
     /// # Errors
-    /// When it can't listen or the driver fails.
-    pub async fn serve(
-        self,
-        (mut events, mut orders): (Consumer<Event>, Consumer<Order>),
-        address: SocketAddr,
-        share_port: bool,
-    ) -> io::Result<()> {
+    /// When the driver fails.
+    pub async fn serve(self, mut arrivals: Arrivals, listener: TcpListener) -> io::Result<()> {
         let shard = Rc::new(self);
-        // Accepted sockets inherit the size: what the kernel holds for a client that doesn't read is bounded, too.
-        let options = ListenerOpts::new()
-            .reuse_port(share_port)
-            .reuse_addr(true)
-            .backlog(LISTEN_BACKLOG)
-            .send_buf_size(SEND_BUFFER_BYTES);
-        let listener = TcpListener::bind_with_config(address, &options)?;
-        let listener_fd = listener.as_raw_fd();
+        let listener = Rc::new(Listener::new(listener)?);
         shard.control.listening.fetch_add(1, Ordering::SeqCst);
-        monoio::spawn(accept(Rc::clone(&shard), listener));
-        monoio::spawn(keep_time(Rc::clone(&shard)));
+        executor::spawn(accept(Rc::clone(&shard), Rc::clone(&listener)));
+        executor::spawn(keep_time(Rc::clone(&shard)));
         let doorbell = Arc::clone(&shard.doorbell);
         let rings = Rings::new(&doorbell)?;
         let (mut draining, mut cut) = (false, false);
         loop {
-            shard.deliver(&mut events);
-            shard.obey(&mut orders);
+            shard.deliver(&mut arrivals.events);
+            shard.obey(&mut arrivals.orders);
+            for socket in arrivals.connections.try_iter() {
+                shard.doors[shard.index].took();
+                shard.metrics.requests.handed_over.add(1);
+                welcome(&shard, socket);
+            }
             if shard.control.is_draining() && !draining {
                 draining = true;
-                shutdown(listener_fd);
+                listener.shut_down();
                 shard.close_idle();
             }
             if shard.control.is_cutting() && !cut {
@@ -280,11 +281,15 @@ impl Shard {
                 shard.cut();
                 shard.cut_jobs();
             }
-            if draining && shard.peers.borrow().is_empty() && shard.streams.borrow().is_empty() {
+            let door = &shard.doors[shard.index];
+            let done = shard.peers.borrow().is_empty() && shard.streams.borrow().is_empty();
+            if draining && done && !door.is_knocked_at() {
                 break;
             }
             let control = &shard.control;
-            let news = || !events.is_empty() || !orders.is_empty() || !shard.gpus.are_quiet();
+            let (events, orders) = (&arrivals.events, &arrivals.orders);
+            let mail = || !events.is_empty() || !orders.is_empty() || door.is_knocked_at();
+            let news = || mail() || !shard.gpus.are_quiet();
             let busy = || news() || control.is_draining() != draining || control.is_cutting() != cut;
             rings.sleep_unless(busy).await?;
         }
@@ -414,20 +419,34 @@ impl Shard {
     }
 }
 
-async fn accept(shard: Rc<Shard>, listener: TcpListener) {
+async fn accept(shard: Rc<Shard>, listener: Rc<Listener>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) if shard.peers.borrow().len() < shard.config.connections_max => {
-                monoio::spawn(connection::run(Rc::clone(&shard), stream));
-            }
-            Ok(_) => {
-                let refused = &shard.metrics.requests.outcomes.refused_connections;
-                refused.add(1);
+            Ok(socket) => {
+                if let Some(socket) = doors::place(&shard.doors, shard.index, socket) {
+                    welcome(&shard, socket);
+                }
             }
             Err(_) if shard.control.is_draining() => return,
             // Out of descriptors, or a client that left already: the next one may have more luck.
-            Err(_) => monoio::time::sleep(ACCEPT_PAUSE).await,
+            Err(_) => executor::sleep(ACCEPT_PAUSE).await,
         }
+    }
+}
+
+/// Serves a fresh connection that is counted as this shard's.
+fn welcome(shard: &Rc<Shard>, socket: OwnedFd) {
+    if shard.peers.borrow().len() < shard.config.connections_max
+        && let Ok(halves) = executor::halves(socket)
+    {
+        let shard = Rc::clone(shard);
+        executor::spawn(async move {
+            connection::run(&shard, halves).await;
+            shard.doors[shard.index].left();
+        });
+    } else {
+        shard.metrics.requests.outcomes.refused_connections.add(1);
+        shard.doors[shard.index].left();
     }
 }
 
@@ -445,7 +464,7 @@ async fn keep_time(shard: Rc<Shard>) {
         for peer in shard.peers.borrow().values() {
             peer.check_deadlines(now);
         }
-        monoio::time::sleep(BEAT).await;
+        executor::sleep(BEAT).await;
     }
 }
 
@@ -467,9 +486,6 @@ fn fresh_random() -> u64 {
 
 /// When a client that meets a server on its way down may try again.
 const RETRY_DRAINING: Duration = Duration::from_secs(5);
-const LISTEN_BACKLOG: i32 = 4096;
-/// The kernel doubles it for its own bookkeeping.
-const SEND_BUFFER_BYTES: usize = 128 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// How often deadlines are looked at.
 const BEAT: Duration = Duration::from_millis(100);

@@ -6,11 +6,8 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf};
-use monoio::net::TcpStream;
-
 use super::shutdown;
-use crate::executor::Signal;
+use crate::executor::{ReadHalf, Signal, WriteHalf};
 
 /// One client connection.
 pub(super) struct Peer {
@@ -26,6 +23,8 @@ pub(super) struct Peer {
     /// Wakes the reading task, which waits for room.
     room: Signal,
     closed: Cell<bool>,
+    /// The reading task is over.
+    pub(super) read_ended: Signal,
     /// When the task wants to be woken even if nothing arrives.
     pub(super) wake_at: Cell<Option<Instant>>,
     /// When a write that doesn't proceed is given up.
@@ -44,6 +43,7 @@ impl Peer {
             wake: Rc::default(),
             room: Signal::default(),
             closed: Cell::new(false),
+            read_ended: Signal::default(),
             wake_at: Cell::new(None),
             write_until: Cell::new(None),
             writes_end: Cell::new(None),
@@ -91,7 +91,7 @@ impl Peer {
 
 /// Reads for as long as the connection lives, also while an answer is being written, so that a client who leaves is
 /// noticed at once. No read is ever cancelled.
-pub(super) async fn read(mut half: OwnedReadHalf<TcpStream>, peer: Rc<Peer>) {
+pub(super) async fn read(mut half: ReadHalf, peer: Rc<Peer>) {
     let mut buffer = vec![0; READ_BYTES];
     while !peer.closed.get() {
         if peer.inbox.borrow().len() >= INBOX_BYTES_MAX {
@@ -106,13 +106,15 @@ pub(super) async fn read(mut half: OwnedReadHalf<TcpStream>, peer: Rc<Peer>) {
         }
         peer.wake.notify();
     }
+    drop(half);
     peer.gone.set(true);
     peer.wake.notify();
+    peer.read_ended.notify();
 }
 
 /// The writing half with its buffer.
 pub(super) struct Writer {
-    half: OwnedWriteHalf<TcpStream>,
+    half: WriteHalf,
     peer: Rc<Peer>,
     pub(super) out: Vec<u8>,
     /// How often something was sent.
@@ -120,7 +122,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(half: OwnedWriteHalf<TcpStream>, peer: Rc<Peer>) -> Self {
+    pub(super) fn new(half: WriteHalf, peer: Rc<Peer>) -> Self {
         Self { half, peer, out: Vec::with_capacity(OUT_BYTES), sends: 0 }
     }
 
@@ -142,7 +144,7 @@ impl Writer {
         self.peer.write_until.set(None);
         out.clear();
         self.out = out;
-        result.map(|_| ())
+        result
     }
 }
 

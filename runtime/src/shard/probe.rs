@@ -81,7 +81,7 @@ pub(super) async fn run_when_there_is_room(
         if !matches!(outcome, Outcome::Probed { failed: Some(QUEUE_FULL), .. }) || shard.control.is_draining() {
             return outcome;
         }
-        monoio::time::sleep(RETRY_EVERY).await;
+        crate::executor::sleep(RETRY_EVERY).await;
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::server::{Ended, Server, bitnetd, run_to_end};
+use crate::server::{Ended, PATIENCE, Server, becomes_true, bitnetd, run_to_end};
 
 /// A file of the test's own, gone with it.
 struct Scratch(PathBuf);
@@ -125,13 +125,45 @@ fn a_model_of_a_file_is_served_under_its_name() {
 }
 
 #[test]
-fn epoll_serves_the_same() {
-    let server = Server::start(&["--io", "epoll"]);
-    assert!(server.first_words.contains("sockets: epoll"), "{}", server.first_words);
-    assert_serves(&server);
-    server.terminate();
-    assert_eq!(server.ended().code, Some(0));
+fn every_executor_serves_the_same_on_several_shards() {
+    for io in ["epoll", "io_uring", "glommio"] {
+        let shards = usize::min(2, std::thread::available_parallelism().unwrap().get()).to_string();
+        let server = Server::start(&["--io", io, "--shards", &shards, "--steer-by-cpu", "true"]);
+        let sockets = if io == "glommio" { "sockets: io_uring by glommio".into() } else { format!("sockets: {io}") };
+        assert!(server.first_words.contains(&sockets), "{}", server.first_words);
+        let clients: Vec<_> = (0..8).map(|_| server.connect()).collect();
+        assert_serves(&server);
+        drop(clients);
+        server.terminate();
+        assert_eq!(server.ended().code, Some(0));
+    }
 }
+
+#[test]
+fn clients_that_come_and_go_leave_no_descriptor_behind() {
+    for io in ["epoll", "io_uring", "glommio"] {
+        let server = Server::start(&["--io", io]);
+        assert_serves(&server);
+        let before = server.descriptors();
+        for round in 0..DISCONNECTS {
+            let mut client = server.connect();
+            match round % 4 {
+                0 => {}
+                1 => client.send(b"GET /health/live HT"),
+                2 => client.send(b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"),
+                _ => assert_eq!(client.get("/health/live").status, 200),
+            }
+        }
+        assert!(
+            becomes_true(PATIENCE, || server.descriptors() <= before),
+            "{io}: {} of {before}",
+            server.descriptors()
+        );
+    }
+}
+
+/// For each executor.
+const DISCONNECTS: usize = 10_000;
 
 #[test]
 fn io_uring_that_is_refused_is_replaced_by_epoll() {
@@ -149,6 +181,34 @@ fn io_uring_that_is_refused_is_replaced_by_epoll() {
     unsafe { command.pre_exec(refuse_io_uring) };
     assert_refused(&run_to_end(&mut command), &["io_uring was asked for"]);
 }
+
+#[test]
+fn little_lockable_memory_is_enough_to_serve() {
+    let mut command = bitnetd(&["serve", "--port", "0"]);
+    // SAFETY: between fork and exec only two system calls are made.
+    unsafe { command.pre_exec(lock_little_memory) };
+    let server = Server::spawn(&mut command);
+    assert_serves(&server);
+    server.terminate();
+    assert_eq!(server.ended().code, Some(0));
+}
+
+/// As an unprivileged user finds it on an old system: 64 KiB, and no capability to lock more.
+fn lock_little_memory() -> std::io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: 64 << 10, rlim_max: 64 << 10 };
+    // SAFETY: the limit outlives the call.
+    let limited = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+    if limited != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // Who may not drop a capability has none to drop.
+    // SAFETY: no pointers are involved.
+    unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0) };
+    Ok(())
+}
+
+/// From linux/capability.h.
+const CAP_IPC_LOCK: libc::c_ulong = 14;
 
 /// A seccomp filter under which `io_uring_setup` fails with EPERM.
 fn refuse_io_uring() -> std::io::Result<()> {

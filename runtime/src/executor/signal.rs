@@ -1,0 +1,68 @@
+//! How tasks of an executor are woken: by another thread's bell, or by each other.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::task::{Poll, Waker};
+
+use super::socket::Readable;
+use crate::mailbox::Doorbell;
+
+/// A doorbell as a future of this executor.
+pub struct Rings<'a> {
+    bell: &'a Doorbell,
+    readable: Readable,
+}
+
+impl<'a> Rings<'a> {
+    /// Registers the bell with the executor that runs on this thread.
+    ///
+    /// # Errors
+    /// When the descriptor can't be duplicated or registered.
+    pub fn new(bell: &'a Doorbell) -> io::Result<Self> {
+        Ok(Self { bell, readable: Readable::new(bell.raw_fd())? })
+    }
+
+    /// Sleeps until the bell rings, unless `busy` says that there is something to do already.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn sleep_unless(&self, busy: impl Fn() -> bool) -> io::Result<()> {
+        self.bell.prepare_sleep();
+        let result = if busy() { Ok(()) } else { self.readable.wait().await };
+        self.bell.awake();
+        result
+    }
+}
+
+/// Wakes one task of the same executor; remembers a wake that comes before the wait.
+#[derive(Default)]
+pub struct Signal {
+    set: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Signal {
+    /// Wakes the waiting task, or the next one to wait.
+    pub fn notify(&self) {
+        self.set.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits for the next [`Signal::notify`].
+    pub async fn wait(&self) {
+        poll_fn(|context| {
+            if self.set.replace(false) {
+                return Poll::Ready(());
+            }
+            let mut waker = self.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                *waker = Some(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
