@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use runtime::forward::HeadCounts;
+use runtime::forward::{Findings, HeadCounts, Phase};
 use runtime::model::HeadScreen;
 use runtime::tuned::Tuned;
 
@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// Times that each test runs
     #[arg(short, long, default_value_t = 3)]
     repetitions: usize,
+    /// Print under each test what the phases of a step took
+    #[arg(long)]
+    phases: bool,
     /// Give the output head no screen: every decoded row gets all its logits
     #[arg(long)]
     full_head: bool,
@@ -84,7 +87,7 @@ fn measure(args: &Args) -> Result<(), Failure> {
         for &tokens in &args.prompt {
             let speeds = repeat(args.repetitions, || session.prompt(tokens))?;
             let test = Test { name: format!("pp{tokens}"), workers: count, batch: 1, head: None };
-            results.push(result(&session, limits.last(), test, &speeds));
+            results.push(result(&mut session, limits.last(), test, &speeds));
         }
         for &batch in &args.batch {
             for &tokens in &args.decode {
@@ -92,7 +95,7 @@ fn measure(args: &Args) -> Result<(), Failure> {
                 let speeds = repeat(args.repetitions, || session.decode(batch, tokens, &mut head))?;
                 let name = if batch == 1 { format!("tg{tokens}") } else { format!("tg{tokens}x{batch}") };
                 let test = Test { name, workers: count, batch, head: Some(head) };
-                results.push(result(&session, limits.last(), test, &speeds));
+                results.push(result(&mut session, limits.last(), test, &speeds));
             }
         }
     }
@@ -126,9 +129,10 @@ struct Outcome {
     speeds: Vec<f64>,
     /// Share of the limit that binds this test.
     of_limit: Option<f64>,
+    findings: Findings,
 }
 
-fn result(session: &Session, limits: Option<&Limits>, test: Test, speeds: &[f64]) -> Outcome {
+fn result(session: &mut Session, limits: Option<&Limits>, test: Test, speeds: &[f64]) -> Outcome {
     let median = speeds[speeds.len() / 2];
     let limits = limits.expect("measured for these workers");
     let bytes = session.bytes_per_step(test.batch, test.head.unwrap_or_default());
@@ -141,7 +145,8 @@ fn result(session: &Session, limits: Option<&Limits>, test: Test, speeds: &[f64]
         (false, Some(peak)) => Some(peak.min(by_memory)),
         (false, None) => Some(by_memory),
     };
-    Outcome { test, speeds: speeds.to_vec(), of_limit: limit.map(|limit| median / limit) }
+    let of_limit = limit.map(|limit| median / limit);
+    Outcome { test, speeds: speeds.to_vec(), of_limit, findings: session.findings() }
 }
 
 fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Limits], results: &[Outcome]) {
@@ -168,7 +173,25 @@ fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], l
             outcome.of_limit.map_or("-".into(), |share| format!("{:.0} %", share * 100.0)),
             outcome.test.head.map_or_else(String::new, describe_head),
         );
+        if let Some((gated, down)) = outcome.findings.live_shares() {
+            println!(
+                "  not zero: {:.1} % of what the gates let through, {:.1} % of down's inputs",
+                gated * 100.0,
+                down * 100.0
+            );
+        }
+        if args.phases {
+            println!("  {}", describe_phases(&outcome.findings));
+        }
     }
+}
+
+/// Milliseconds of a step in each phase that takes at least a hundredth of it.
+fn describe_phases(findings: &Findings) -> String {
+    let all: f64 = Phase::ALL.iter().map(|&phase| findings.seconds(phase)).sum();
+    let shown = Phase::ALL.iter().filter(|&&phase| findings.seconds(phase) >= all / 100.0);
+    let shown = shown.map(|&phase| format!("{phase:?} {:.2}", findings.seconds(phase) * 1e3)).collect::<Vec<_>>();
+    format!("ms of a step: {} in all, {}", format_args!("{:.2}", all * 1e3), shown.join(", "))
 }
 
 /// Which way the rows went, and how many logits a screened one needed.
@@ -195,6 +218,9 @@ fn to_json(session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Li
                 "test": outcome.test.name, "workers": outcome.test.workers, "n": speeds.len(),
                 "tok_s": {"median": median, "min": min, "max": max}, "of_limit": outcome.of_limit,
                 "head": outcome.test.head.map(describe_head),
+                "live_shares": outcome.findings.live_shares().map(|(gated, down)| json!({"gated": gated, "down": down})),
+                "step_ms": Phase::ALL.iter().map(|&phase| (format!("{phase:?}"), json!(outcome.findings.seconds(phase) * 1e3)))
+                    .collect::<serde_json::Map<_, _>>(),
             })
         })
         .collect();

@@ -99,6 +99,11 @@ impl<T> PerWorker<T> {
         self.cells[index].get_mut()
     }
 
+    /// The values of all workers, as above.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.cells.iter_mut().map(UnsafeCell::get_mut)
+    }
+
     /// The value of worker `index`.
     ///
     /// # Safety

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kernels::Isa;
 use runtime::cli::load_model;
-use runtime::forward::{Forward, HeadCounts, Limits, Reach, Step};
+use runtime::forward::{Findings, Forward, HeadCounts, Limits, Reach, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::model::{HeadScreen, LoadOptions, Model};
 use runtime::team::Team;
@@ -47,6 +47,11 @@ impl Session {
     pub(super) fn use_workers(&mut self, workers: usize) -> Result<(), Failure> {
         (self.team, self.forward) = team_of(&self.model, (self.isa, &self.tuned), workers, self.batch_max)?;
         Ok(())
+    }
+
+    /// What the steps since the last call, or since the workers changed, spent their time with.
+    pub(super) fn findings(&mut self) -> Findings {
+        self.forward.findings()
     }
 
     pub(super) fn team(&self) -> &Team {
@@ -222,7 +227,9 @@ fn team_of(
     let params = &model.weights.params;
     let team = start_team(workers)?;
     let limits = Limits { rows_max: ROWS_MAX, logits_max: batch_max };
-    Ok((team, Forward::new(isa, params, workers, limits).tuned(tuned)))
+    let mut forward = Forward::new(isa, params, workers, limits).tuned(tuned);
+    forward.probe();
+    Ok((team, forward))
 }
 
 /// A team of so many pinned workers, this thread among them.

@@ -7,6 +7,7 @@ use kernels::ternary::{self, LiveColumns, PanelScratch};
 
 use super::Limits;
 use super::pass::QUERY_TILE;
+use super::probe::{Phase, Probe};
 use crate::model::HyperParameters;
 use crate::shared::Shared;
 
@@ -51,6 +52,7 @@ pub(super) struct Scratch {
     pub(super) screen: ScreenInput,
     pub(super) select: SelectScratch,
     pub(super) attention: attention::Scratch,
+    pub(super) probe: Option<Probe>,
 }
 
 impl Buffers {
@@ -90,6 +92,14 @@ impl Scratch {
             screen: ScreenInput::new(limits.logits_max, params.hidden),
             select: SelectScratch::new(params.vocab),
             attention: attention::Scratch::new(params.head_dim),
+            probe: None,
+        }
+    }
+
+    /// The time since the last call went into `phase`.
+    pub(super) fn lap(&mut self, phase: Phase) {
+        if let Some(probe) = &mut self.probe {
+            probe.lap(phase);
         }
     }
 }

@@ -12,6 +12,7 @@ use kernels::screen::{self, GROUP_ROWS, ScreenMatrix, ScreenRow, ScreenRows, Sou
 
 use super::buffers::{Scratch, UNIT_ROWS_MAX};
 use super::pass::{Pass, unit_rows};
+use super::probe::Phase;
 use super::{Limits, Reach, Step};
 use crate::model::{HyperParameters, LinearView, Weights};
 use crate::shared::Shared;
@@ -141,21 +142,23 @@ impl Pass<'_> {
             (false, Some(copy), LinearView::Dense(head)) => self.screened_head(member, scratch, head, copy),
             _ => self.full_head(member, scratch),
         }
-        member.barrier();
+        let last = if self.plan.screened.is_empty() { Phase::HeadAll } else { Phase::HeadExact };
+        Self::barrier(member, scratch, last);
         while let Some(i) = member.claim(COUNTER_EACH, self.step.logits.len()) {
             // SAFETY: row `i` was claimed by this worker alone, and all its columns are written.
             let logits = unsafe { self.logits.write(i * self.vocab..(i + 1) * self.vocab) };
             (self.each)(i, logits, member.index);
         }
+        scratch.lap(Phase::Each);
     }
 
     fn screened_head(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>, copy: ScreenMatrix<'_>) {
         self.split_rows(member);
-        member.barrier();
+        Self::barrier(member, scratch, Phase::HeadRows);
         self.bound_rows(member, scratch, head, copy);
-        member.barrier();
+        Self::barrier(member, scratch, Phase::HeadAll);
         self.select_rows(member, scratch, copy);
-        member.barrier();
+        Self::barrier(member, scratch, Phase::HeadSelect);
         self.exact_tokens(member, scratch, head);
         self.undecided_rows(member, scratch, head);
     }

@@ -3,6 +3,7 @@
 mod buffers;
 mod head;
 mod pass;
+mod probe;
 mod skip;
 
 use std::ops::Range;
@@ -18,6 +19,8 @@ use crate::tuned::Tuned;
 use buffers::{Buffers, Scratch};
 pub use head::HeadCounts;
 use head::{HeadBuffers, HeadPlan};
+use probe::Probe;
+pub use probe::{Findings, Phase};
 
 /// Consecutive rows of one sequence: a decode (one row) or a chunk of its prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,6 +217,23 @@ impl Forward {
     #[must_use]
     pub fn head_counts(&self) -> HeadCounts {
         self.counts
+    }
+
+    /// From now on steps note what [`Findings`] holds.
+    pub fn probe(&mut self) {
+        for scratch in self.scratch.iter_mut() {
+            scratch.probe = Some(Probe::new());
+        }
+    }
+
+    /// What the workers noted since the last call.
+    #[must_use]
+    pub fn findings(&mut self) -> Findings {
+        let mut all = Findings::default();
+        for probe in self.scratch.iter_mut().filter_map(|scratch| scratch.probe.as_mut()) {
+            all.add(&probe.take());
+        }
+        all
     }
 
     /// The logits of entry `i` of the last step; minus infinity where they do not matter to [`Step::want_best`].

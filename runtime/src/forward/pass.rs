@@ -16,6 +16,7 @@ use kernels::{Isa, activation, dense, norm, rope};
 
 use super::buffers::{Buffers, Scratch, UNIT_ROWS_MAX, head_unit_rows};
 use super::head::{COUNTERS_AROUND, HeadBuffers, HeadPlan};
+use super::probe::{Phase, Probe};
 use super::{Segment, Step};
 use crate::kv::KvCache;
 use crate::model::{Activation, Layer, Linear, LinearView, Weights};
@@ -62,20 +63,32 @@ pub(super) struct Rows<'a> {
     norm: Option<&'a [f32]>,
     /// Whether any weight that reads this input is dense.
     floats: bool,
+    /// Whether they are what a gated unit gave.
+    gated: bool,
 }
 
 impl Pass<'_> {
     pub(super) fn run(&self, member: Member<'_>) {
         // SAFETY: each worker asks for its own scratch, once.
         let scratch = unsafe { self.scratch.get(member.index) };
+        if let Some(probe) = &mut scratch.probe {
+            probe.begin();
+        }
         self.embed(member);
-        member.barrier();
+        Self::barrier(member, scratch, Phase::Embed);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let counter = COUNTERS_AROUND + index * COUNTERS_PER_LAYER;
             self.attention_block(member, scratch, (index, layer), counter);
             self.feed_forward_block(member, scratch, (index, layer), counter + 5);
         }
         self.head(member, scratch);
+    }
+
+    /// Waits for the others after `phase`.
+    pub(super) fn barrier(member: Member<'_>, scratch: &mut Scratch, phase: Phase) {
+        scratch.lap(phase);
+        member.barrier();
+        scratch.lap(Phase::Wait);
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -111,12 +124,13 @@ impl Pass<'_> {
             pick: None,
             norm: Some(&layer.attn_norm),
             floats: [&layer.q, &layer.k, &layer.v].iter().any(|l| !l.is_ternary()),
+            gated: false,
         };
         self.prepare(member, scratch, &rows, counter);
         self.project(member, scratch, (index, layer), counter + 1);
-        member.barrier();
+        Self::barrier(member, scratch, Phase::Project);
         self.attend(member, scratch, index, counter + 2);
-        member.barrier();
+        Self::barrier(member, scratch, Phase::Attend);
         let rows = Rows {
             buffer: &self.buffers.attention,
             width: params.attention_width(),
@@ -124,10 +138,11 @@ impl Pass<'_> {
             pick: None,
             norm: layer.attn_sub_norm.as_deref(),
             floats: !layer.o.is_ternary(),
+            gated: false,
         };
         self.prepare(member, scratch, &rows, counter + 3);
         self.linear_to_residual(member, scratch, &layer.o, counter + 4);
-        member.barrier();
+        Self::barrier(member, scratch, Phase::Output);
     }
 
     fn feed_forward_block(
@@ -145,13 +160,14 @@ impl Pass<'_> {
             pick: None,
             norm: Some(&layer.ffn_norm),
             floats: !layer.gate.is_ternary() || !layer.up.is_ternary(),
+            gated: false,
         };
         self.prepare(member, scratch, &rows, counter);
         match self.up_rows(index) {
             Some(up_rows) => self.gate_then_up(member, scratch, (layer, up_rows), counter + 1),
             None => self.gate_and_up(member, scratch, layer, counter + 1),
         }
-        member.barrier();
+        Self::barrier(member, scratch, Phase::GateUp);
         let rows = Rows {
             buffer: &self.buffers.ffn,
             width: params.feed_forward,
@@ -159,13 +175,14 @@ impl Pass<'_> {
             pick: None,
             norm: layer.ffn_sub_norm.as_deref(),
             floats: !layer.down.is_ternary(),
+            gated: true,
         };
         self.prepare(member, scratch, &rows, counter + 2);
         match self.down_columns(index, scratch) {
             Some(columns) => self.down_to_residual(member, scratch, (layer, columns), counter + 3),
             None => self.linear_to_residual(member, scratch, &layer.down, counter + 3),
         }
-        member.barrier();
+        Self::barrier(member, scratch, Phase::Down);
     }
 
     /// Normalises and quantises the input of the next linear layers: into the worker's own scratch for one row, into
@@ -176,6 +193,11 @@ impl Pass<'_> {
             let padded = ternary::padded_cols(rows.width);
             let quantized = ternary::quantize(self.isa, &scratch.row[..rows.width], &mut scratch.quantized[..padded]);
             (scratch.scale, scratch.sum) = ([quantized.scale], [quantized.sum]);
+            if let (true, Some(probe)) = (rows.gated && member.index == 0, &mut scratch.probe) {
+                // SAFETY: the previous phase wrote this row, this one only reads it.
+                probe.count(unsafe { rows.buffer.read(0..rows.width) }, &scratch.quantized[..padded]);
+            }
+            scratch.lap(Phase::Prepare);
             return;
         }
         let (stride, padded) = (ternary::activation_stride(rows.width), ternary::padded_cols(rows.width));
@@ -184,7 +206,7 @@ impl Pass<'_> {
                 let panel = ternary::panel_rows(rows.count, index);
                 let together = &mut scratch.together[..panel.len() * padded];
                 for (row, q) in panel.clone().zip(together.chunks_exact_mut(padded)) {
-                    self.prepare_row(rows, row, &mut scratch.row, q);
+                    self.prepare_row(rows, row, (&mut scratch.row, &mut scratch.probe), q);
                 }
                 // SAFETY: the panel was claimed by this worker alone.
                 let q = unsafe { self.buffers.quantized.write(panel.start * padded..panel.end * padded) };
@@ -194,14 +216,20 @@ impl Pass<'_> {
             while let Some(row) = member.claim(counter, rows.count) {
                 // SAFETY: the row was claimed by this worker alone.
                 let q = unsafe { self.buffers.quantized.write(row * stride..row * stride + padded) };
-                self.prepare_row(rows, row, &mut scratch.row, q);
+                self.prepare_row(rows, row, (&mut scratch.row, &mut scratch.probe), q);
             }
         }
-        member.barrier();
+        Self::barrier(member, scratch, Phase::Prepare);
     }
 
     /// Normalises and quantises a row that this worker claimed.
-    fn prepare_row(&self, rows: &Rows<'_>, row: usize, normed: &mut [f32], q: &mut [i8]) {
+    fn prepare_row(
+        &self,
+        rows: &Rows<'_>,
+        row: usize,
+        (normed, probe): (&mut [f32], &mut Option<Probe>),
+        q: &mut [i8],
+    ) {
         let normed = &mut normed[..rows.width];
         self.normalise(rows, row, normed);
         if rows.floats {
@@ -216,6 +244,10 @@ impl Pass<'_> {
         // SAFETY: as above.
         let sum = unsafe { self.buffers.sum.write(row..row + 1) };
         sum[0] = quantized.sum;
+        if let (true, Some(probe)) = (rows.gated, probe) {
+            // SAFETY: the previous phase wrote this row, this one only reads it.
+            probe.count(unsafe { rows.buffer.read(row * rows.width..(row + 1) * rows.width) }, q);
+        }
     }
 
     pub(super) fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) {
@@ -516,6 +548,7 @@ impl Pass<'_> {
             pick: Some(&self.step.logits),
             norm: Some(&self.weights.output_norm),
             floats: !self.weights.head().is_ternary(),
+            gated: false,
         }
     }
 }
