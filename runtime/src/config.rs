@@ -91,6 +91,10 @@ pub struct Settings {
     /// Memory for the KV cache in MiB, over all shards [default: what the slots need, at most a third of the free memory]
     #[arg(long, env = "BITNET_KV_CACHE_MB")]
     pub kv_cache_mb: Option<u64>,
+    /// Keep the keys and values of earlier prompts and answers while there is room, and let requests that begin alike share
+    /// them: same output, sooner; how soon tells a client whether others have sent a prompt before [default: true]
+    #[arg(long, env = "BITNET_PREFIX_CACHE", value_parser = parse_bool)]
+    pub prefix_cache: Option<bool>,
     /// Keep an int8 copy of a big output head: faster greedy and top-k decoding, same output, more memory [default: true]
     #[arg(long, env = "BITNET_HEAD_SCREEN", value_parser = parse_bool)]
     pub head_screen: Option<bool>,
@@ -148,6 +152,7 @@ pub struct Config {
     pub connections_max: usize,
     pub context_max: usize,
     pub kv_bytes_max: Option<u64>,
+    pub prefix_cache: bool,
     pub head_screen: HeadScreen,
     pub itl_target: Duration,
     pub speculation: Speculation,
@@ -236,6 +241,7 @@ impl Settings {
             max_connections: self.max_connections.or(file.max_connections),
             max_context: self.max_context.or(file.max_context),
             kv_cache_mb: self.kv_cache_mb.or(file.kv_cache_mb),
+            prefix_cache: self.prefix_cache.or(file.prefix_cache),
             head_screen: self.head_screen.or(file.head_screen),
             itl_target_ms: self.itl_target_ms.or(file.itl_target_ms),
             speculation: self.speculation.or(file.speculation),
@@ -288,6 +294,7 @@ impl Settings {
             connections_max: within("max_connections", self.max_connections.unwrap_or(4096), 1, 1 << 20)?,
             context_max: within("max_context", self.max_context.unwrap_or(8192), 32, 1 << 20)?,
             kv_bytes_max: self.kv_cache_mb.map(|mb| mb << 20),
+            prefix_cache: self.prefix_cache.unwrap_or(true),
             head_screen: if self.head_screen.unwrap_or(true) { HeadScreen::WhereItPays } else { HeadScreen::Off },
             itl_target: Duration::from_millis(within("itl_target_ms", self.itl_target_ms.unwrap_or(50), 1, 10_000)?),
             speculation: parse_speculation(self.speculation.as_deref())?,

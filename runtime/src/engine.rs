@@ -16,7 +16,7 @@ use crate::schedule::{NewSequence, StreamId};
 use crate::team::Team;
 
 pub use lane::{Lane, LaneLimits};
-pub(crate) use lane::{choose, next_event};
+pub(crate) use lane::{cached_event, choose, next_event};
 
 /// A loaded version of a model: its number in the order of loading, unique in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +56,8 @@ pub enum Finish {
 pub enum Event {
     /// The sequence left the queue.
     Admitted(StreamId),
+    /// Tokens of its prompt that were in the KV cache, where there were any; before its first token.
+    Cached { stream: StreamId, tokens: usize },
     /// The queue is full.
     Refused(StreamId),
     /// One token of the answer, perhaps the last.
@@ -72,7 +74,7 @@ impl Event {
     pub fn stream(&self) -> StreamId {
         match self {
             Self::Admitted(stream) | Self::Refused(stream) => *stream,
-            Self::Token { stream, .. } | Self::End { stream, .. } => *stream,
+            Self::Token { stream, .. } | Self::End { stream, .. } | Self::Cached { stream, .. } => *stream,
             Self::Returned(sequence) => sequence.stream,
         }
     }
@@ -189,6 +191,7 @@ impl Engine {
     fn release(&mut self) {
         while let Some(index) = self.lanes.iter().position(|lane| lane.is_over()) {
             self.lanes[index].publish();
+            self.metrics.count_schedule(self.lanes[index].take_counts());
             let lane = self.lanes.remove(index);
             // Where nobody wants it back any more, the process is ending.
             let _ = self.link.closed.push(lane);
@@ -206,10 +209,11 @@ impl Engine {
         })
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let (mut running, mut waiting, mut used, mut all) = (0, 0, 0, 0);
-        for lane in &self.lanes {
+        for lane in &mut self.lanes {
             lane.publish();
+            self.metrics.count_schedule(lane.take_counts());
             let blocks = lane.kv_blocks();
             running += lane.running();
             waiting += lane.waiting();

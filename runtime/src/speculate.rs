@@ -69,6 +69,11 @@ impl Draft {
         &self.tokens[..self.rows]
     }
 
+    /// Computes none of it.
+    pub fn give_up(&mut self) {
+        self.rows = 0;
+    }
+
     fn clear(&mut self) {
         (self.len, self.rows) = (0, 0);
     }

@@ -7,7 +7,7 @@ mod harness;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{ROWS_MAX, Rig, load, load_with};
 use kernels::Isa;
@@ -18,7 +18,7 @@ use runtime::mailbox::{Doorbell, LeaderBell};
 use runtime::metrics::{GenerationMetrics, ShardMetrics};
 use runtime::model::{HeadScreen, Model};
 use runtime::sampler::SamplingParams;
-use runtime::schedule::{NewSequence, Priority, StreamId};
+use runtime::schedule::{NewSequence, StreamId};
 use runtime::speculate::Speculation;
 use runtime::team::Team;
 
@@ -143,6 +143,33 @@ fn sampled_tokens_do_not_depend_on_other_requests_or_workers() {
 }
 
 #[test]
+fn blocks_that_are_shared_and_blocks_that_are_few_change_no_token() {
+    let model = Arc::new(load(None));
+    let mut draw = Draw(6);
+    let begins = [draw.tokens(&model, 40), draw.tokens(&model, 75), draw.tokens(&model, 64)];
+    let prompts: Vec<Vec<u32>> = (0..SEQUENCES)
+        .map(|i| {
+            let more = i % 7 * 9;
+            [&begins[i % 3][..], &draw.tokens(&model, more)].concat()
+        })
+        .collect();
+    let streams: Vec<usize> = (0..SEQUENCES).collect();
+    let expected = generate(&model, 2, (SEQUENCES, 256), &prompts, &streams);
+    let positions = prompts.iter().map(Vec::len).max().unwrap() + ANSWER_TOKENS;
+    // Some prompts end where a block ends: their first token is the first of a new one.
+    assert!(prompts.iter().any(|prompt| prompt.len() % 32 == 0));
+    for (slots, rows_max, blocks) in [(8, 48, 400), (33, 256, blocks_for(positions) + 3)] {
+        let cache = || KvCache::new(&model.weights.params, positions, slots, blocks);
+        for (kv, shares) in [(cache(), false), (cache().with_prefixes(), true)] {
+            let (got, metrics) = run_engine(&model, 2, (slots, rows_max), kv, &prompts, &streams);
+            assert_eq!(got, expected, "{slots} slots, {blocks} blocks, shared: {shares}");
+            assert_eq!(metrics.step.prefix_hits.get() > 0, shares);
+            assert_eq!(metrics.step.kv_blocks_used.get(), 0);
+        }
+    }
+}
+
+#[test]
 fn generations_that_share_a_team_change_no_token_of_each_other() {
     let (old, new) = (Arc::new(load(None)), Arc::new(tiny(TINY[0])));
     let mut draw = Draw(4);
@@ -160,11 +187,12 @@ fn generations_that_share_a_team_change_no_token_of_each_other() {
         commands_in.push(command).ok().unwrap();
     };
     streams.iter().for_each(|&stream| start(&mut commands_in, 0, stream));
-    let opened = lane(&new, GenerationId(1), 2, (6, 64), 64);
+    let kv_of = |model: &Model| KvCache::new(&model.weights.params, 64, 6, 6 * blocks_for(64));
+    let opened = lane(&new, GenerationId(1), 2, (6, 64), kv_of(&new));
     commands_in.push(Command::Open(Box::new(opened))).ok().unwrap();
     streams.iter().for_each(|&stream| start(&mut commands_in, 1, stream));
     commands_in.push(Command::Close(GenerationId(0))).ok().unwrap();
-    let first = lane(&old, GenerationId(0), 2, (6, 64), 64);
+    let first = lane(&old, GenerationId(0), 2, (6, 64), kv_of(&old));
     let team = Team::start(2, |_| {}).unwrap();
     Engine::new(team, vec![first], link(commands, events, closed), Arc::new(ShardMetrics::default())).run();
 
@@ -223,6 +251,21 @@ fn generate_counted(
     streams: &[usize],
 ) -> (Vec<Vec<u32>>, [u64; 3]) {
     let positions = prompts.iter().map(Vec::len).max().unwrap() + ANSWER_TOKENS;
+    let kv = KvCache::new(&model.weights.params, positions, slots_max, slots_max * blocks_for(positions));
+    let (answers, metrics) = run_engine(model, workers, (slots_max, rows_max), kv, prompts, streams);
+    let head = &metrics.step.head;
+    (answers, [&head.full, &head.screened, &head.undecided].map(|count| count.get()))
+}
+
+/// Answers of an engine with that KV cache to the requests `streams`, all of which wait when it starts.
+fn run_engine(
+    model: &Arc<Model>,
+    workers: usize,
+    limits: (usize, usize),
+    kv: KvCache,
+    prompts: &[Vec<u32>],
+    streams: &[usize],
+) -> (Vec<Vec<u32>>, Arc<ShardMetrics>) {
     let (mut commands_in, commands) = rtrb::RingBuffer::new(streams.len());
     let (events, mut events_out) = rtrb::RingBuffer::new(streams.len() * (ANSWER_TOKENS + 2));
     let (closed, _closed_out) = rtrb::RingBuffer::new(1);
@@ -230,7 +273,7 @@ fn generate_counted(
         let sequence = sequence(stream as u64, &prompts[stream], sampling_of(stream));
         commands_in.push(Command::Start { generation: GENERATION, sequence: Box::new(sequence) }).ok().unwrap();
     }
-    let lane = lane(model, GENERATION, workers, (slots_max, rows_max), positions);
+    let lane = lane(model, GENERATION, workers, limits, kv);
     let team = Team::start(workers, |_| {}).unwrap();
     let metrics = Arc::new(ShardMetrics::default());
     Engine::new(team, vec![lane], link(commands, events, closed), Arc::clone(&metrics)).run();
@@ -241,8 +284,7 @@ fn generate_counted(
             answers[at].push(sampled.token);
         }
     }
-    let head = &metrics.step.head;
-    (answers, [&head.full, &head.screened, &head.undecided].map(|count| count.get()))
+    (answers, metrics)
 }
 
 fn lane(
@@ -250,11 +292,10 @@ fn lane(
     id: GenerationId,
     workers: usize,
     (slots_max, rows_max): (usize, usize),
-    positions: usize,
+    kv: KvCache,
 ) -> Lane {
     let params = &model.weights.params;
     let forward = Forward::new(Isa::detect(), params, workers, Limits { rows_max, logits_max: slots_max });
-    let kv = KvCache::new(params, positions, slots_max, slots_max * blocks_for(positions));
     let limits = LaneLimits {
         slots_max,
         waiting_max: SEQUENCES,
@@ -276,15 +317,8 @@ fn link(commands: rtrb::Consumer<Command>, events: rtrb::Producer<Event>, closed
 }
 
 fn sequence(stream: u64, prompt: &[u32], sampling: SamplingParams) -> NewSequence {
-    NewSequence {
-        stream: StreamId(stream),
-        tokens: prompt.to_vec(),
-        generated: 0,
-        tokens_max: ANSWER_TOKENS,
-        priority: Priority::Normal,
-        sampling,
-        stop_at_end: false,
-    }
+    let new = NewSequence::new(StreamId(stream), prompt.to_vec(), ANSWER_TOKENS, sampling, Instant::now());
+    NewSequence { stop_at_end: false, ..new }
 }
 
 fn sampling_of(stream: usize) -> SamplingParams {

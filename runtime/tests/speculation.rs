@@ -6,7 +6,7 @@ mod harness;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::load;
 use kernels::Isa;
@@ -17,7 +17,7 @@ use runtime::mailbox::{Doorbell, LeaderBell};
 use runtime::metrics::{GenerationMetrics, ShardMetrics};
 use runtime::model::Model;
 use runtime::sampler::SamplingParams;
-use runtime::schedule::{NewSequence, Priority, StreamId};
+use runtime::schedule::{NewSequence, StreamId};
 use runtime::speculate::Speculation;
 use runtime::team::Team;
 
@@ -148,13 +148,14 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
     let (closed, _closed_out) = rtrb::RingBuffer::new(1);
     for (stream, request) in requests.iter().cloned().enumerate() {
         let sequence = Box::new(NewSequence {
-            stream: StreamId(stream as u64),
-            tokens: request.prompt,
-            generated: 0,
-            tokens_max: request.tokens_max,
-            priority: Priority::Normal,
-            sampling: request.sampling,
             stop_at_end: request.stop_at_end,
+            ..NewSequence::new(
+                StreamId(stream as u64),
+                request.prompt,
+                request.tokens_max,
+                request.sampling,
+                Instant::now(),
+            )
         });
         commands_in.push(Command::Start { generation: GenerationId(0), sequence }).ok().unwrap();
     }
@@ -188,7 +189,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
                 (stream, finish)
             }
             Event::End { stream, finish } => (stream, Some(finish)),
-            Event::Admitted(_) => continue,
+            Event::Admitted(_) | Event::Cached { .. } => continue,
             Event::Refused(stream) => panic!("{stream:?} is refused"),
             Event::Returned(sequence) => panic!("{:?} is returned by a leader", sequence.stream),
         };

@@ -12,7 +12,7 @@ use crate::metrics::{GenerationMetrics, ShardMetrics};
 use crate::model::Model;
 use crate::pace::Pace;
 use crate::sampler::Sampler;
-use crate::schedule::{NewSequence, QueueFull, Scheduler, Sequence, StreamId};
+use crate::schedule::{Counts, NewSequence, QueueFull, Scheduler, Sequence, StreamId};
 use crate::shared::PerWorker;
 use crate::speculate::{DRAFT_TOKENS_MAX, Speculation, Speculator};
 use crate::team::Team;
@@ -153,7 +153,7 @@ impl Lane {
         let rows_max = forward.limits().rows_max;
         let prefill_rows = pace.prefill_rows(scheduler.decoding(), beside_s, rows_max);
         speculator.plan(scheduler, rows_max);
-        scheduler.form(step, rows_max, prefill_rows)
+        scheduler.form(step, kv.tables_mut(), rows_max, prefill_rows)
     }
 
     /// Computes the formed step on `team` and sends its tokens.
@@ -211,6 +211,9 @@ impl Lane {
             }
             let sampled = self.sampled.get_mut(logits).take();
             logits += 1;
+            if let Some(event) = cached_event(sequence) {
+                push(link, event);
+            }
             let (event, ended) = next_event(&self.model, sequence, sampled);
             if ended {
                 self.scheduler.finish(segment.slot, self.kv.tables_mut());
@@ -223,6 +226,9 @@ impl Lane {
     /// the entry of its first row.
     fn accept(&mut self, segment: Segment, logits: usize, link: &mut Link, metrics: &ShardMetrics) {
         let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
+        if let Some(event) = cached_event(sequence) {
+            push(link, event);
+        }
         let (mut given, mut count, mut over) = ([0; DRAFT_TOKENS_MAX + 1], 0, None);
         for ahead in 0..segment.rows {
             let sampled = self.sampled.get_mut(logits + ahead).take();
@@ -248,11 +254,22 @@ impl Lane {
         }
     }
 
+    /// What the scheduler has counted since this was last asked.
+    pub(super) fn take_counts(&mut self) -> Counts {
+        self.scheduler.take_counts()
+    }
+
     /// Tells the outside how it stands.
     pub(super) fn publish(&self) {
         self.metrics.running.set(self.running() as u64);
         self.metrics.waiting.set(self.waiting() as u64);
     }
+}
+
+/// What is to be said before the first token of a sequence whose prompt was known in part.
+pub(crate) fn cached_event(sequence: &Sequence) -> Option<Event> {
+    let is_first = sequence.generated() == 0 && sequence.cached() > 0;
+    is_first.then(|| Event::Cached { stream: sequence.stream, tokens: sequence.cached() })
 }
 
 /// Moves a sequence on by the token that was chosen for it; what to say of it, and whether it has ended.

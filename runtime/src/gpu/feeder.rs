@@ -9,7 +9,7 @@ use super::health::Health;
 use super::known::KnownAnswer;
 use super::route::Costs;
 use super::status::{State, Status};
-use crate::engine::{Event, Sampled, choose, next_event};
+use crate::engine::{Event, Sampled, cached_event, choose, next_event};
 use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::Model;
@@ -52,6 +52,14 @@ pub(super) struct FeederLimits {
     pub rows_max: usize,
     pub context: usize,
     pub itl_target: Duration,
+    pub prefix_cache: bool,
+}
+
+impl FeederLimits {
+    fn tables(&self, blocks: usize) -> BlockTables {
+        let tables = BlockTables::new(self.context, self.slots, blocks);
+        if self.prefix_cache { tables.with_prefixes() } else { tables }
+    }
 }
 
 /// When a feeder wants to look again at the latest.
@@ -123,7 +131,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             model,
             known,
             scheduler: Scheduler::new(limits.slots, limits.waiting_max),
-            tables: BlockTables::new(limits.context, limits.slots, 0),
+            tables: limits.tables(0),
             pace: Pace::new(limits.itl_target),
             step: Step::default(),
             wants: Vec::with_capacity(limits.slots),
@@ -170,7 +178,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             match command {
                 GpuCommand::Start(sequence) if self.is_up() => {
                     if let Err(full) = self.scheduler.submit(*sequence) {
-                        self.give_back(full.0, ports);
+                        self.give_back(*full.0, ports);
                     }
                 }
                 GpuCommand::Start(sequence) => self.give_back(*sequence, ports),
@@ -211,7 +219,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             Stage::Starting => {
                 let Some(started) = self.device.poll_start()? else { return Ok(Rest::Until(now + START_LOOK_EVERY)) };
                 self.status.set_started(&started);
-                self.tables = BlockTables::new(self.limits.context, self.limits.slots, started.kv_blocks);
+                self.tables = self.limits.tables(started.kv_blocks);
                 self.status.set_state(State::Testing);
                 Ok(self.begin_test(0, now))
             }
@@ -292,7 +300,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         let Self { scheduler, tables, step, wants, pace, limits, .. } = self;
         scheduler.admit(tables, |stream| ports.send(Event::Admitted(stream)));
         let prefill_rows = pace.prefill_rows(scheduler.decoding(), 0.0, limits.rows_max);
-        if !scheduler.form(step, limits.rows_max, prefill_rows) {
+        if !scheduler.form(step, tables, limits.rows_max, prefill_rows) {
             self.stage = Stage::Idle { probe_at: now + PROBE_EVERY };
             self.publish();
             return Rest::Until(now + PROBE_EVERY);
@@ -341,6 +349,9 @@ impl<D: Device, J: Journal> Feeder<D, J> {
                 Want::Best => Some(Sampled { token: self.device.best(entry - 1), logprobs: None }),
                 Want::Scores => choose(&mut self.sampler, sequence, 0, self.device.scores(entry - 1)),
             };
+            if let Some(event) = cached_event(sequence) {
+                ports.send(event);
+            }
             let (event, ended) = next_event(&self.model, sequence, sampled);
             self.status.tokens.add(1);
             if ended {
@@ -381,7 +392,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         let sequences = self.scheduler.take_all(&mut self.tables);
         let returned = sequences.len();
         sequences.into_iter().for_each(|sequence| self.give_back(sequence, ports));
-        self.tables = BlockTables::new(self.limits.context, self.limits.slots, 0);
+        self.tables = self.limits.tables(0);
         self.publish();
         returned
     }

@@ -12,7 +12,7 @@ use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::{LoadOptions, Model, Source};
 use crate::sampler::SamplingParams;
-use crate::schedule::{NewSequence, Priority, StreamId};
+use crate::schedule::{NewSequence, StreamId};
 
 /// What the device does at its next chance.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -145,6 +145,7 @@ impl Scene {
             rows_max: 64,
             context: 256,
             itl_target: Duration::from_millis(50),
+            prefix_cache: true,
         };
         let status = Arc::new(Status::new((0, "mock".into(), 0, String::new()), 4, GenerationId(0)));
         let now = Instant::now();
@@ -168,13 +169,8 @@ impl Scene {
         assert!(self.status.take_credit());
         let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
         self.queues.commands.push(GpuCommand::Start(Box::new(NewSequence {
-            stream: StreamId(id),
-            tokens: prompt.to_vec(),
-            generated: 0,
-            tokens_max,
-            priority: Priority::Normal,
-            sampling,
             stop_at_end: false,
+            ..NewSequence::new(StreamId(id), prompt.to_vec(), tokens_max, sampling, self.now)
         })));
     }
 

@@ -207,6 +207,7 @@ fn feed(
         rows_max: ROWS_MAX,
         context: model.weights.context,
         itl_target: config.itl_target,
+        prefix_cache: config.prefix_cache,
     };
     let device = ChildDevice::new(status.ordinal, Arc::clone(model), shape);
     let now = Instant::now();

@@ -10,6 +10,7 @@ pub use gpu::render_gpus;
 pub use render::{Process, render};
 
 use crate::forward::HeadCounts;
+use crate::schedule::Counts;
 
 /// A number that only one thread changes, so that a change costs no locked instruction.
 #[derive(Debug, Default)]
@@ -93,6 +94,11 @@ pub struct StepMetrics {
     pub head: HeadMetrics,
     pub running: Cell,
     pub waiting: Cell,
+    /// Sequences that were pushed out of their slots.
+    pub preempted: Cell,
+    /// Tokens that were looked up in the KV cache, and those that were found.
+    pub prefix_queries: Cell,
+    pub prefix_hits: Cell,
     pub kv_blocks_used: Cell,
     pub kv_blocks: Cell,
     /// Moving averages of what steps cost, as bits of f64: see [`crate::pace::Pace`].
@@ -163,6 +169,9 @@ impl Default for ShardMetrics {
                 head: HeadMetrics::default(),
                 running: Cell::default(),
                 waiting: Cell::default(),
+                preempted: Cell::default(),
+                prefix_queries: Cell::default(),
+                prefix_hits: Cell::default(),
                 kv_blocks_used: Cell::default(),
                 kv_blocks: Cell::default(),
                 decode_s_bits: Cell::default(),
@@ -221,6 +230,13 @@ impl ShardMetrics {
     pub fn set_queue(&self, running: usize, waiting: usize) {
         self.step.running.set(running as u64);
         self.step.waiting.set(waiting as u64);
+    }
+
+    /// What a lane's scheduler has counted since the last time.
+    pub fn count_schedule(&self, counts: Counts) {
+        self.step.preempted.add(counts.preempted);
+        self.step.prefix_queries.add(counts.prefix_queries);
+        self.step.prefix_hits.add(counts.prefix_hits);
     }
 
     /// What steps cost: seconds and rows of steps without prompt rows, seconds that a prompt row adds.

@@ -120,6 +120,15 @@ impl Page<'_> {
         });
         self.gauge("bitnet_requests_running", "Sequences in slots.", |s| &s.step.running);
         self.gauge("bitnet_requests_waiting", "Sequences in queues.", |s| &s.step.waiting);
+        self.counter("bitnet_preemptions_total", "Sequences that gave up their slot for want of KV blocks.", |s| {
+            &s.step.preempted
+        });
+        self.counter("bitnet_prefix_cache_queries_total", "Tokens that were looked up in the KV cache.", |s| {
+            &s.step.prefix_queries
+        });
+        self.counter("bitnet_prefix_cache_hits_total", "Tokens that were found in the KV cache.", |s| {
+            &s.step.prefix_hits
+        });
         let (used, all) = (self.sum(|s| &s.step.kv_blocks_used), self.sum(|s| &s.step.kv_blocks));
         self.push_gauge("bitnet_kv_cache_usage_ratio", "KV blocks in use.", if all > 0.0 { used / all } else { 0.0 });
     }

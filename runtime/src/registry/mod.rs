@@ -122,6 +122,7 @@ fn make_lane(config: &Config, workers: usize, shards: usize, served: &Served, kv
     let limits = Limits { rows_max: config.rows_max, logits_max: slots_max + config.speculation.rows_max() };
     let forward = Forward::new(config.isa, params, workers, limits).tuned(&config.tuned);
     let kv = KvCache::new(params, served.model.weights.context, slots_max, kv_blocks);
+    let kv = if config.prefix_cache { kv.with_prefixes() } else { kv };
     let (itl_target, speculation) = (config.itl_target, config.speculation);
     let limits = LaneLimits { slots_max, waiting_max, itl_target, speculation };
     Lane::new(served.id, Arc::clone(&served.model), workers, forward, kv, limits, Arc::clone(&served.metrics))

@@ -20,6 +20,8 @@ pub(super) struct Choice {
     pub(super) logprobs: Vec<Logprob>,
     pub(super) with_logprobs: bool,
     pub(super) tokens: u64,
+    /// Tokens of its prompt that were found in the KV cache.
+    pub(super) cached_tokens: u64,
     pub(super) last_token: u32,
     pub(super) finish: Option<FinishReason>,
 }
@@ -36,6 +38,7 @@ impl Choice {
             logprobs: Vec::new(),
             with_logprobs,
             tokens: 0,
+            cached_tokens: 0,
             last_token: 0,
             finish: None,
         }

@@ -280,14 +280,12 @@ impl<'a> Generation<'a> {
             return Ok(());
         }
         let stream = StreamId(self.shard.next_id());
+        let sampling = sampling(generate, seed.wrapping_add(index as u64));
+        let (tokens, tokens_max) = (prompts[prompt].clone(), tokens_max[prompt]);
         let sequence = NewSequence {
-            stream,
-            tokens: prompts[prompt].clone(),
-            generated: 0,
-            tokens_max: tokens_max[prompt],
             priority: priority(generate),
-            sampling: sampling(generate, seed.wrapping_add(index as u64)),
             stop_at_end: !generate.ignore_eos,
+            ..NewSequence::new(stream, tokens, tokens_max, sampling, self.clock.arrival)
         };
         let work = gpu::Work { prompt_tokens: sequence.tokens.len(), tokens_max: sequence.tokens_max };
         let preference = generate.device_preference;
@@ -370,6 +368,7 @@ impl<'a> Generation<'a> {
         let choice = &mut self.choices[index];
         match event {
             Event::Admitted(_) => self.clock.admitted = self.clock.admitted.or(Some(at)),
+            Event::Cached { tokens, .. } => choice.cached_tokens = tokens as u64,
             Event::Returned(_) => unreachable!("the shard hands these to its leader"),
             Event::Refused(_) => {
                 self.shard.metrics.requests.outcomes.refused_queue.add(1);

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Inbox, Served, Shard};
 use crate::engine::{Command, Event, Finish};
@@ -30,16 +30,8 @@ pub(super) async fn run(
     let inbox = Rc::new(inbox);
     let stream = StreamId(shard.next_id());
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let tokens_of_prompt = prompt.into_vec();
-    let sequence = NewSequence {
-        stream,
-        tokens: tokens_of_prompt,
-        generated: 0,
-        tokens_max,
-        priority,
-        sampling,
-        stop_at_end: true,
-    };
+    let new = NewSequence::new(stream, prompt.into_vec(), tokens_max, sampling, Instant::now());
+    let sequence = NewSequence { priority, ..new };
     shard.streams.borrow_mut().insert(stream, (Rc::clone(&inbox), 0));
     if !shard.start(Command::Start { generation: served.id, sequence: Box::new(sequence) }) {
         shard.streams.borrow_mut().remove(&stream);
@@ -59,7 +51,7 @@ pub(super) async fn run(
             }
             Some((_, Event::End { .. }, _)) => return Outcome::Probed { tokens, failed: None },
             Some((_, Event::Refused(_), _)) => return failed(Some(QUEUE_FULL)),
-            Some((_, Event::Admitted(_) | Event::Returned(_), _)) => {}
+            Some((_, Event::Admitted(_) | Event::Cached { .. } | Event::Returned(_), _)) => {}
             None if inbox.cut.get() => {
                 shard.cancel(stream);
                 return failed(Some("the server is shutting down"));

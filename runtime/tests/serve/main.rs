@@ -10,6 +10,7 @@ mod lifecycle;
 mod load;
 mod models;
 mod placement;
+mod prefixes;
 mod refusals;
 mod server;
 mod starts;

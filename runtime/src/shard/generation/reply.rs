@@ -151,7 +151,8 @@ impl<'a> Reply<'a> {
         let usage = Usage {
             prompt_tokens: work.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
             completion_tokens: choices.iter().map(|choice| choice.tokens).sum(),
-            cached_tokens: 0,
+            // The choices of a prompt share it: what the first one had to compute was computed.
+            cached_tokens: choices.iter().step_by(work.n as usize).map(|choice| choice.cached_tokens).sum(),
         };
         match &self.form {
             Form::Whole => self.write_whole((shard, model), choices, work, &usage, clock, writer),

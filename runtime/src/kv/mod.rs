@@ -1,21 +1,14 @@
 //! The KV cache: which blocks the sequences of a device hold, and the pool of blocks of a shard.
 
+mod prefix;
+mod tables;
+
 use kernels::attention::{self, KvView};
 
 use crate::model::HyperParameters;
 use crate::shared::Shared;
 
-/// The block tables of the slots of a device: a slot's table names the block of each run of [`attention::BLOCK`]
-/// positions. Blocks are taken when a sequence is admitted and given back when it ends, so that an admitted sequence
-/// never runs short.
-#[derive(Debug)]
-pub struct BlockTables {
-    tables: Vec<u32>,
-    free: Vec<u32>,
-    held: Vec<u32>,
-    blocks: usize,
-    blocks_per_slot: usize,
-}
+pub use tables::{BlockTables, OutOfBlocks};
 
 /// Keys and values of all sequences of a shard, as F16.
 ///
@@ -26,70 +19,6 @@ pub struct KvCache {
     block_len: usize,
     head_len: usize,
     kv_heads: usize,
-}
-
-/// Fewer blocks are free than a sequence needs.
-#[derive(Debug, PartialEq, Eq)]
-pub struct OutOfBlocks {
-    pub wanted: usize,
-    pub free: usize,
-}
-
-impl BlockTables {
-    /// Tables of `slots` sequences of at most `context` positions over `blocks` blocks in all.
-    #[must_use]
-    pub fn new(context: usize, slots: usize, blocks: usize) -> Self {
-        let blocks_per_slot = blocks_for(context);
-        let count = u32::try_from(blocks).expect("block ids are 32 bits");
-        Self {
-            tables: vec![0; slots * blocks_per_slot],
-            free: (0..count).rev().collect(),
-            held: vec![0; slots],
-            blocks,
-            blocks_per_slot,
-        }
-    }
-
-    /// Takes the blocks for `positions` positions of `slot`, which holds none.
-    ///
-    /// # Errors
-    /// When too few are free; nothing is taken then.
-    pub fn reserve(&mut self, slot: usize, positions: usize) -> Result<(), OutOfBlocks> {
-        let wanted = blocks_for(positions);
-        assert!(self.held[slot] == 0 && wanted <= self.blocks_per_slot, "a slot is reserved once, within the context");
-        if wanted > self.free.len() {
-            return Err(OutOfBlocks { wanted, free: self.free.len() });
-        }
-        for entry in &mut self.tables[slot * self.blocks_per_slot..][..wanted] {
-            *entry = self.free.pop().expect("counted above");
-        }
-        self.held[slot] = u32::try_from(wanted).expect("bounded by the context");
-        Ok(())
-    }
-
-    /// Gives back everything that `slot` holds.
-    pub fn release(&mut self, slot: usize) {
-        let held = std::mem::take(&mut self.held[slot]) as usize;
-        self.free.extend_from_slice(&self.tables[slot * self.blocks_per_slot..][..held]);
-    }
-
-    /// All blocks, free or not.
-    #[must_use]
-    pub fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    /// Blocks that no slot holds.
-    #[must_use]
-    pub fn blocks_free(&self) -> usize {
-        self.free.len()
-    }
-
-    /// The blocks of `slot`, in order of positions.
-    #[must_use]
-    pub fn table(&self, slot: usize) -> &[u32] {
-        &self.tables[slot * self.blocks_per_slot..][..self.held[slot] as usize]
-    }
 }
 
 impl KvCache {
@@ -105,6 +34,12 @@ impl KvCache {
             head_len,
             kv_heads: params.kv_heads,
         }
+    }
+
+    /// The same, with blocks that are kept and shared by their tokens: see [`BlockTables::with_prefixes`].
+    #[must_use]
+    pub fn with_prefixes(self) -> Self {
+        Self { tables: self.tables.with_prefixes(), ..self }
     }
 
     /// Bytes of one block over all layers.
@@ -163,7 +98,8 @@ impl KvCache {
         let block =
             *table.get(position / attention::BLOCK).expect("a position lies in the blocks of its slot") as usize;
         let start = block * self.block_len + (layer * self.kv_heads + head) * self.head_len;
-        // SAFETY: the caller vouches for this head; blocks of different slots are disjoint.
+        // SAFETY: the caller vouches for this head; a block that is stored into belongs to one slot, since only full
+        // ones are shared.
         unsafe { self.pool.write(start..start + self.head_len) }
     }
 }

@@ -1,0 +1,327 @@
+//! Which rows the next step computes: pure logic, no clock, no threads.
+//!
+//! Sequences wait in bounded order of priority and arrival, take a slot, begin where the cache knows their prompt, then
+//! go through the rest of it in chunks and through their answer a row a step. Decode rows come first in every step;
+//! chunks fill what the row budget leaves. KV blocks are taken as positions come; where they run short, who ranks last
+//! goes back to the queue with its tokens, to be computed again later: the first always goes on.
+
+mod sequence;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use kernels::attention::BLOCK;
+
+use crate::forward::Step;
+use crate::kv::BlockTables;
+
+pub use sequence::{NewSequence, Priority, Sequence, StreamId};
+use sequence::{Rank, Waiting};
+
+/// The queue is full; the sequence comes back.
+#[derive(Debug)]
+pub struct QueueFull(pub Box<NewSequence>);
+
+/// What has happened in a scheduler, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Tokens that were looked up in the cache, and those that were found.
+    pub prefix_queries: u64,
+    pub prefix_hits: u64,
+    /// Sequences that were pushed out of their slots.
+    pub preempted: u64,
+}
+
+/// Slots, queue and the order among them.
+pub struct Scheduler {
+    slots: Vec<Option<Sequence>>,
+    /// By rank.
+    waiting: VecDeque<Waiting>,
+    waiting_max: usize,
+    /// Taken slots by rank: who gets rows and blocks first, and from the end who is pushed out.
+    order: Vec<usize>,
+    counts: Counts,
+}
+
+impl Scheduler {
+    /// For `slots` sequences at a time and `waiting_max` more in the queue.
+    #[must_use]
+    pub fn new(slots: usize, waiting_max: usize) -> Self {
+        Self {
+            slots: (0..slots).map(|_| None).collect(),
+            waiting: VecDeque::with_capacity(waiting_max + slots),
+            waiting_max,
+            order: Vec::with_capacity(slots),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Takes a sequence into the queue. Free slots count as places in it, since those who wait move on at the next
+    /// [`Scheduler::admit`] only, and many may come before that.
+    ///
+    /// # Errors
+    /// When the queue is full.
+    pub fn submit(&mut self, sequence: NewSequence) -> Result<(), QueueFull> {
+        if self.waiting.len() + self.order.len() >= self.waiting_max + self.slots.len() {
+            return Err(QueueFull(Box::new(sequence)));
+        }
+        self.resume(sequence);
+        Ok(())
+    }
+
+    /// Takes in a sequence that was accepted before. Never refused: what other devices hold is bounded.
+    pub fn resume(&mut self, sequence: NewSequence) {
+        self.enqueue(Waiting { new: sequence, cached_before: None });
+    }
+
+    fn enqueue(&mut self, waiting: Waiting) {
+        let rank = waiting.new.rank();
+        let at = self.waiting.partition_point(|other| other.new.rank() < rank);
+        self.waiting.insert(at, waiting);
+    }
+
+    /// Takes everything out, as sequences that can be resumed elsewhere: those in slots first, by rank.
+    pub fn take_all(&mut self, kv: &mut BlockTables) -> Vec<NewSequence> {
+        let mut taken = Vec::with_capacity(self.order.len() + self.waiting.len());
+        for slot in std::mem::take(&mut self.order) {
+            let sequence = self.slots[slot].take().expect("ordered slots are taken");
+            kv.release(slot);
+            taken.push(sequence.into_new());
+        }
+        taken.extend(self.waiting.drain(..).map(|waiting| waiting.new));
+        taken
+    }
+
+    /// Forgets a stream wherever it is; its blocks are free at once. Unknown streams have ended already.
+    pub fn cancel(&mut self, stream: StreamId, kv: &mut BlockTables) {
+        self.waiting.retain(|waiting| waiting.new.stream != stream);
+        let slot = self.slots.iter().position(|slot| slot.as_ref().is_some_and(|s| s.stream == stream));
+        if let Some(slot) = slot {
+            self.finish(slot, kv);
+        }
+    }
+
+    /// Frees a slot and its blocks.
+    pub fn finish(&mut self, slot: usize, kv: &mut BlockTables) {
+        self.leave(slot, kv);
+    }
+
+    /// Takes the sequence out of `slot`. What it has computed stays known as long as nobody needs the place.
+    fn leave(&mut self, slot: usize, kv: &mut BlockTables) -> Option<Sequence> {
+        self.order.retain(|other| *other != slot);
+        let sequence = self.slots[slot].take()?;
+        kv.publish(slot, &sequence.tokens[..sequence.computed]);
+        kv.release(slot);
+        Some(sequence)
+    }
+
+    /// Pushes out the sequence that ranks last.
+    fn preempt_last(&mut self, kv: &mut BlockTables) {
+        let slot = *self.order.last().expect("somebody holds the blocks");
+        let sequence = self.leave(slot, kv).expect("ordered slots are taken");
+        self.counts.preempted += 1;
+        self.enqueue(sequence.into_waiting());
+    }
+
+    /// Moves waiting sequences into free slots, by rank, as far as slots and KV blocks go. Calls `admitted` for each
+    /// that comes in for the first time.
+    pub fn admit(&mut self, kv: &mut BlockTables, mut admitted: impl FnMut(StreamId)) {
+        while let Some(Waiting { new, .. }) = self.waiting.front() {
+            let Some(slot) = self.slots.iter().position(Option::is_none) else { return };
+            // The last token is computed in any case: what comes after it is asked of it.
+            let cached = kv.adopt(slot, &new.tokens[..new.tokens.len() - 1]);
+            if kv.blocks_free() < new.blocks_wanted() - cached / BLOCK + self.blocks_owed(kv) {
+                kv.release(slot);
+                return;
+            }
+            let waiting = self.waiting.pop_front().expect("looked at above");
+            if waiting.cached_before.is_none() {
+                admitted(waiting.new.stream);
+                self.counts.prefix_queries += waiting.new.tokens.len() as u64;
+                self.counts.prefix_hits += cached as u64;
+            }
+            let rank = waiting.new.rank();
+            self.slots[slot] = Some(Sequence::start(waiting, cached));
+            let at = self.order.partition_point(|other| self.rank(*other) < rank);
+            self.order.insert(at, slot);
+        }
+    }
+
+    /// Blocks that the running sequences will soon take.
+    fn blocks_owed(&self, kv: &BlockTables) -> usize {
+        let owed = |slot: &usize| self.taken(*slot).blocks_wanted().saturating_sub(kv.table(*slot).len());
+        self.order.iter().map(owed).sum()
+    }
+
+    /// Fills `step` with decode rows and their drafts, then with prompt chunks of at most `prefill_rows` in all, within
+    /// `rows_max`, and takes their blocks. `false` where there is nothing to compute.
+    pub fn form(&mut self, step: &mut Step, kv: &mut BlockTables, rows_max: usize, prefill_rows: usize) -> bool {
+        step.clear();
+        self.publish(kv);
+        self.push_decodes(step, kv, rows_max);
+        let budget = prefill_rows.min(rows_max - step.tokens.len());
+        self.push_prompts(step, kv, budget);
+        while step.tokens.is_empty() && budget > 0 && self.order.len() > 1 {
+            self.preempt_last(kv);
+            self.push_prompts(step, kv, budget);
+        }
+        !step.tokens.is_empty()
+    }
+
+    /// Makes known what the last step has computed.
+    fn publish(&self, kv: &mut BlockTables) {
+        if !kv.shares() {
+            return;
+        }
+        for &slot in &self.order {
+            let sequence = self.taken(slot);
+            if sequence.computed / BLOCK > kv.published(slot) {
+                kv.publish(slot, &sequence.tokens[..sequence.computed]);
+            }
+        }
+    }
+
+    fn push_decodes(&mut self, step: &mut Step, kv: &mut BlockTables, rows_max: usize) {
+        // Whoever is pushed out ranks behind: nothing of it is in the step yet.
+        let mut at = 0;
+        while at < self.order.len() && step.tokens.len() < rows_max {
+            if self.taken(self.order[at]).pending() == 1 && self.take_decode_blocks(at, kv) {
+                let sequence = self.taken(self.order[at]);
+                step.push(self.order[at], sequence.computed, &sequence.tokens[sequence.computed..], true);
+                sequence.want(step);
+                for token in sequence.draft.rows() {
+                    step.push_draft(*token);
+                    sequence.want(step);
+                }
+            }
+            at += 1;
+        }
+    }
+
+    /// Takes blocks for the next token and the draft of the sequence at `at` of the order. Where there are none it does
+    /// without its draft, then pushes out whoever ranks last: `false` where that is itself.
+    fn take_decode_blocks(&mut self, at: usize, kv: &mut BlockTables) -> bool {
+        let slot = self.order[at];
+        loop {
+            let sequence = self.slots[slot].as_mut().expect("ordered slots are taken");
+            let positions = sequence.computed + 1 + sequence.draft.rows().len();
+            if kv.extend(slot, positions).is_ok() {
+                return true;
+            }
+            if !sequence.draft.rows().is_empty() {
+                sequence.draft.give_up();
+                continue;
+            }
+            self.preempt_last(kv);
+            if self.order.len() <= at {
+                return false;
+            }
+        }
+    }
+
+    fn push_prompts(&mut self, step: &mut Step, kv: &mut BlockTables, mut budget: usize) {
+        for at in 0..self.order.len() {
+            let slot = self.order[at];
+            if budget == 0 || self.taken(slot).pending() == 1 {
+                continue;
+            }
+            self.adopt(slot, kv);
+            if kv.shares() && self.is_being_computed(slot, step, kv) {
+                continue;
+            }
+            let sequence = self.taken(slot);
+            let room = (kv.table(slot).len() + kv.blocks_free()) * BLOCK - sequence.computed;
+            let chunk = sequence.pending().min(budget).min(room);
+            if chunk == 0 {
+                continue;
+            }
+            let end = sequence.computed + chunk;
+            kv.extend(slot, end).expect("there is room");
+            let is_last = end == sequence.tokens.len();
+            step.push(slot, sequence.computed, &sequence.tokens[sequence.computed..end], is_last);
+            if is_last {
+                sequence.want(step);
+            }
+            budget -= chunk;
+        }
+    }
+
+    /// Lets the prompt in `slot` go on behind what others have computed meanwhile.
+    fn adopt(&mut self, slot: usize, kv: &mut BlockTables) {
+        let sequence = self.slots[slot].as_mut().expect("ordered slots are taken");
+        if sequence.computed != kv.published(slot) * BLOCK || kv.table(slot).len() != kv.published(slot) {
+            return;
+        }
+        let adopted = kv.adopt(slot, &sequence.tokens[sequence.computed..sequence.tokens.len() - 1]);
+        sequence.computed += adopted;
+        if sequence.is_first_time {
+            sequence.cached += adopted;
+            self.counts.prefix_hits += adopted as u64;
+        }
+    }
+
+    /// Whether the next block of the prompt in `slot` will be known after this step, since another sequence computes it.
+    fn is_being_computed(&self, slot: usize, step: &Step, kv: &BlockTables) -> bool {
+        let sequence = self.taken(slot);
+        let (start, end) = (sequence.computed, sequence.computed + BLOCK);
+        if start != kv.published(slot) * BLOCK || end >= sequence.tokens.len() {
+            return false;
+        }
+        let before = (start / BLOCK).checked_sub(1);
+        step.segments.iter().any(|segment| {
+            (segment.first_position..segment.first_position + segment.rows).contains(&(end - 1))
+                && before.is_none_or(|before| kv.table(segment.slot).get(before) == kv.table(slot).get(before))
+                && self.taken(segment.slot).tokens.get(start..end) == Some(&sequence.tokens[start..end])
+        })
+    }
+
+    fn taken(&self, slot: usize) -> &Sequence {
+        self.slots[slot].as_ref().expect("ordered slots are taken")
+    }
+
+    fn rank(&self, slot: usize) -> Rank {
+        self.taken(slot).rank()
+    }
+
+    /// The sequence in `slot`.
+    #[must_use]
+    pub fn sequence(&self, slot: usize) -> Option<&Sequence> {
+        self.slots[slot].as_ref()
+    }
+
+    /// The sequence in `slot`, to advance it.
+    pub fn sequence_mut(&mut self, slot: usize) -> Option<&mut Sequence> {
+        self.slots[slot].as_mut()
+    }
+
+    /// Sequences in slots.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Sequences in the queue.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// What has happened since this was last asked.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// The sequences that decode, by slot.
+    pub fn decoding_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.slots.iter_mut().flatten().filter(|sequence| sequence.pending() == 1)
+    }
+
+    /// Whether any running sequence decodes, that is, would feel a long step.
+    #[must_use]
+    pub fn decoding(&self) -> usize {
+        self.slots.iter().flatten().filter(|sequence| sequence.pending() == 1).count()
+    }
+}

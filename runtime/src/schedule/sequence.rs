@@ -1,0 +1,207 @@
+//! What a stream asks for, and its state while it is computed.
+
+use std::time::{Duration, Instant};
+
+use kernels::attention::BLOCK;
+
+use crate::forward::Step;
+use crate::kv::blocks_for;
+use crate::sampler::{History, SamplingParams};
+use crate::speculate::Draft;
+
+/// Names a stream of tokens between executor and leader; the executor gives them out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub u64);
+
+/// Who goes first among those that wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+}
+
+impl Priority {
+    /// How much longer than one of high priority a sequence waits for its turn: after that time it goes before those
+    /// of high priority that come then, so that none starves.
+    fn patience(self) -> Duration {
+        match self {
+            Self::High => Duration::ZERO,
+            Self::Normal => Duration::from_secs(15),
+            Self::Low => Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a stream asks for. `tokens` is not empty; with those still to come it is within the context.
+#[derive(Debug)]
+pub struct NewSequence {
+    pub stream: StreamId,
+    /// The prompt, then what another device has given of the answer already.
+    pub tokens: Vec<u32>,
+    /// How many of `tokens` belong to the answer.
+    pub generated: usize,
+    /// Most tokens of the answer, those given included.
+    pub tokens_max: usize,
+    pub arrival: Instant,
+    pub priority: Priority,
+    pub sampling: SamplingParams,
+    /// Whether a token that ends the generation ends the sequence.
+    pub stop_at_end: bool,
+}
+
+/// Whose turn is first, the least of all: by arrival, later by the patience of its priority. It never changes, so
+/// nobody is overtaken for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank(Instant, StreamId);
+
+/// A sequence in the queue.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) new: NewSequence,
+    /// Where it was in a slot before: how many of its positions were found in the cache then.
+    pub(super) cached_before: Option<usize>,
+}
+
+/// A sequence in a slot.
+pub struct Sequence {
+    pub stream: StreamId,
+    /// Prompt and answer so far.
+    pub tokens: Vec<u32>,
+    pub prompt_len: usize,
+    /// Positions whose keys and values are in the cache.
+    pub computed: usize,
+    /// Positions that were found in the cache when it began, and whether it is still its first time in a slot.
+    pub(super) cached: usize,
+    pub(super) is_first_time: bool,
+    pub tokens_max: usize,
+    pub arrival: Instant,
+    pub priority: Priority,
+    pub sampling: SamplingParams,
+    pub stop_at_end: bool,
+    /// What penalties look at.
+    pub history: History,
+    /// What may come next.
+    pub draft: Draft,
+}
+
+impl NewSequence {
+    /// One of normal priority that has nothing of its answer yet.
+    #[must_use]
+    pub fn new(
+        stream: StreamId,
+        tokens: Vec<u32>,
+        tokens_max: usize,
+        sampling: SamplingParams,
+        arrival: Instant,
+    ) -> Self {
+        let priority = Priority::Normal;
+        Self { stream, tokens, generated: 0, tokens_max, arrival, priority, sampling, stop_at_end: true }
+    }
+
+    /// Positions that the sequence can come to hold.
+    #[must_use]
+    pub fn positions_max(&self) -> usize {
+        self.tokens.len() - self.generated + self.tokens_max
+    }
+
+    pub(super) fn rank(&self) -> Rank {
+        Rank(self.arrival + self.priority.patience(), self.stream)
+    }
+
+    /// Blocks that it needs to begin and to go on for a while.
+    pub(super) fn blocks_wanted(&self) -> usize {
+        blocks_wanted(self.tokens.len(), self.positions_max())
+    }
+}
+
+impl Sequence {
+    pub(super) fn start(waiting: Waiting, cached: usize) -> Self {
+        let Waiting { new, cached_before } = waiting;
+        let mut tokens = new.tokens;
+        let prompt_len = tokens.len() - new.generated;
+        tokens.reserve_exact(new.tokens_max - new.generated);
+        let mut history = History::with_capacity(tokens.capacity());
+        history.push_prompt(&tokens[..prompt_len]);
+        for &token in &tokens[prompt_len..] {
+            history.push_output(token);
+        }
+        Self {
+            stream: new.stream,
+            tokens,
+            prompt_len,
+            computed: cached,
+            cached: cached_before.unwrap_or(cached),
+            is_first_time: cached_before.is_none(),
+            tokens_max: new.tokens_max,
+            arrival: new.arrival,
+            priority: new.priority,
+            sampling: new.sampling,
+            stop_at_end: new.stop_at_end,
+            history,
+            draft: Draft::default(),
+        }
+    }
+
+    pub(super) fn into_waiting(self) -> Waiting {
+        Waiting { cached_before: Some(self.cached), new: self.into_new() }
+    }
+
+    pub(super) fn into_new(self) -> NewSequence {
+        NewSequence {
+            stream: self.stream,
+            generated: self.generated(),
+            tokens: self.tokens,
+            tokens_max: self.tokens_max,
+            arrival: self.arrival,
+            priority: self.priority,
+            sampling: self.sampling,
+            stop_at_end: self.stop_at_end,
+        }
+    }
+
+    /// Tokens of the answer so far.
+    #[must_use]
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens of the prompt that were found in the cache.
+    #[must_use]
+    pub fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// Adds a token of the answer.
+    pub fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        self.history.push_output(token);
+    }
+
+    /// Tokens whose keys and values are not in the cache: one while it decodes.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    pub(super) fn rank(&self) -> Rank {
+        Rank(self.arrival + self.priority.patience(), self.stream)
+    }
+
+    pub(super) fn blocks_wanted(&self) -> usize {
+        blocks_wanted(self.tokens.len(), self.prompt_len + self.tokens_max)
+    }
+
+    /// Says which logits of the row just added the sampler will look at.
+    pub(super) fn want(&self, step: &mut Step) {
+        if let Some(reach) = self.sampling.reach() {
+            step.want_best(reach, self.sampling.changed(&self.history));
+        }
+    }
+}
+
+/// With a block to spare, so that who is let in is not pushed out by its own first tokens.
+fn blocks_wanted(tokens: usize, positions_max: usize) -> usize {
+    blocks_for((tokens + BLOCK).min(positions_max))
+}

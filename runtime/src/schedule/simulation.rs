@@ -1,0 +1,226 @@
+//! The scheduler under seeded random loads on a simulated clock, with its promises checked at every step.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::kv::blocks_for;
+use crate::sampler::SamplingParams;
+
+/// Pseudo-random numbers (SplitMix64).
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((mixed ^ (mixed >> 31)) % limit as u64).unwrap()
+    }
+}
+
+/// What a model with one right continuation would say: any mix of contexts shows as a wrong token.
+fn next_token(tokens: &[u32]) -> u32 {
+    tokens.iter().fold(START, |hash, token| mix(hash, *token)) % 50
+}
+
+fn mix(hash: u32, token: u32) -> u32 {
+    hash.wrapping_mul(31).wrapping_add(token)
+}
+
+const START: u32 = 7;
+
+/// Keys and values as the blocks hold them: each position names all tokens up to it.
+struct Memory(Vec<[u32; BLOCK]>);
+
+impl Memory {
+    /// Computes a segment as a forward pass would: stores its positions, and reads all before them.
+    fn compute(&mut self, sequence: &Sequence, first: usize, rows: usize, table: &[u32]) {
+        let mut expected = START;
+        for position in 0..first + rows {
+            let place = &mut self.0[table[position / BLOCK] as usize][position % BLOCK];
+            expected = mix(expected, sequence.tokens[position]);
+            if position < first {
+                assert_eq!(*place, expected, "position {position} of {:?} is another context's", sequence.stream);
+            } else {
+                *place = expected;
+            }
+        }
+    }
+}
+
+struct Client {
+    prompt: Vec<u32>,
+    tokens_max: usize,
+}
+
+struct World {
+    scheduler: Scheduler,
+    kv: BlockTables,
+    memory: Memory,
+    step: Step,
+    now: Instant,
+    draw: Draw,
+    running: HashMap<u64, Client>,
+    next_id: u64,
+    ended: usize,
+    counts: Counts,
+}
+
+const CONTEXT: usize = 512;
+const SLOTS: usize = 6;
+
+impl World {
+    fn new(seed: u64, blocks: usize, shares: bool) -> Self {
+        let kv = BlockTables::new(CONTEXT, SLOTS, blocks);
+        Self {
+            scheduler: Scheduler::new(SLOTS, 20),
+            kv: if shares { kv.with_prefixes() } else { kv },
+            memory: Memory(vec![[0; BLOCK]; blocks]),
+            step: Step::default(),
+            now: Instant::now(),
+            draw: Draw(seed),
+            running: HashMap::new(),
+            next_id: 0,
+            ended: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    fn arrive(&mut self) {
+        let (id, draw) = (self.next_id, &mut self.draw);
+        self.next_id += 1;
+        let shared = draw.below(3) * 70;
+        let own = 1 + draw.below(120);
+        let theme = draw.below(2) as u32;
+        let mut prompt: Vec<u32> = (0..shared as u32).map(|i| i * 3 % 40 + theme).collect();
+        prompt.extend((0..own).map(|_| draw.below(50) as u32));
+        let tokens_max = 1 + draw.below(CONTEXT - prompt.len() - 1).min(200);
+        let priority = [Priority::Low, Priority::Normal, Priority::High][draw.below(3)];
+        let new = NewSequence::new(StreamId(id), prompt.clone(), tokens_max, SamplingParams::default(), self.now);
+        if self.scheduler.submit(NewSequence { priority, ..new }).is_ok() {
+            self.running.insert(id, Client { prompt, tokens_max });
+        }
+    }
+
+    fn leave(&mut self) {
+        let mut ids: Vec<u64> = self.running.keys().copied().collect();
+        ids.sort_unstable();
+        if !ids.is_empty() {
+            let id = ids[self.draw.below(ids.len())];
+            self.scheduler.cancel(StreamId(id), &mut self.kv);
+            self.running.remove(&id);
+        }
+    }
+
+    /// One step; whether there was one.
+    fn step(&mut self) -> bool {
+        self.scheduler.admit(&mut self.kv, |_| {});
+        let prefill_rows = 1 + self.draw.below(96);
+        let first = self.scheduler.order.first().copied();
+        if !self.scheduler.form(&mut self.step, &mut self.kv, 128, prefill_rows) {
+            assert!(self.running.is_empty(), "whoever is there is computed");
+            return false;
+        }
+        let rows = self.step.tokens.len();
+        assert!(rows <= 128);
+        self.now += Duration::from_millis(5 + rows as u64 / 4);
+        let (mut first_goes_on, mut segments) = (false, self.step.segments.clone());
+        // A worker may take any segment first.
+        segments.rotate_left(self.draw.below(self.step.segments.len()));
+        for segment in segments {
+            let sequence = self.scheduler.sequence(segment.slot).unwrap();
+            assert_eq!(segment.first_position, sequence.computed);
+            self.memory.compute(sequence, segment.first_position, segment.rows, self.kv.table(segment.slot));
+            first_goes_on |= Some(segment.slot) == first;
+        }
+        if let Some(first) = first {
+            let decodes = self.scheduler.sequence(first).unwrap().pending() == 1;
+            assert!(first_goes_on || !decodes, "who ranks first and decodes is in every step");
+        }
+        for segment in std::mem::take(&mut self.step.segments) {
+            let sequence = self.scheduler.sequence_mut(segment.slot).unwrap();
+            sequence.computed += segment.rows;
+            if sequence.pending() == 0 {
+                sequence.push(next_token(&sequence.tokens));
+                if sequence.generated() == sequence.tokens_max {
+                    self.finish(segment.slot);
+                }
+            }
+        }
+        self.check();
+        let counts = self.scheduler.take_counts();
+        self.counts.prefix_hits += counts.prefix_hits;
+        self.counts.preempted += counts.preempted;
+        true
+    }
+
+    fn finish(&mut self, slot: usize) {
+        let sequence = self.scheduler.sequence(slot).unwrap();
+        let client = self.running.remove(&sequence.stream.0).unwrap();
+        let mut alone = client.prompt;
+        for _ in 0..client.tokens_max {
+            alone.push(next_token(&alone));
+        }
+        assert_eq!(sequence.tokens, alone, "as if it had been alone");
+        self.scheduler.finish(slot, &mut self.kv);
+        self.ended += 1;
+    }
+
+    fn check(&self) {
+        let held: usize = (0..SLOTS).map(|slot| self.kv.table(slot).len()).sum();
+        let mut distinct: Vec<u32> = (0..SLOTS).flat_map(|slot| self.kv.table(slot)).copied().collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert_eq!(distinct.len() + self.kv.blocks_free(), self.kv.blocks(), "no block is lost");
+        assert!(held >= distinct.len());
+        assert_eq!(self.scheduler.running() + self.scheduler.waiting(), self.running.len(), "nobody is lost");
+        let ranks: Vec<Rank> = self.scheduler.order.iter().map(|slot| self.scheduler.rank(*slot)).collect();
+        assert!(ranks.is_sorted());
+    }
+}
+
+#[test]
+fn whatever_comes_everyone_ends_with_the_right_text_and_no_block_is_lost() {
+    for seed in 0..40 {
+        let blocks = blocks_for(CONTEXT) + [0, 3, 12, 90][seed % 4];
+        let mut world = World::new(seed as u64, blocks, seed % 3 > 0);
+        for _ in 0..1500 {
+            if world.draw.below(12) == 0 {
+                world.arrive();
+            }
+            if world.draw.below(150) == 0 {
+                world.leave();
+            }
+            world.step();
+        }
+        let mut steps = 0;
+        while world.step() {
+            steps += 1;
+            assert!(steps < 20_000, "seed {seed}: nobody ends any more");
+        }
+        assert!(world.ended > 20, "seed {seed}: {} ended", world.ended);
+        assert_eq!(world.kv.blocks_free(), blocks, "seed {seed}");
+        let counts = world.counts;
+        assert_eq!(counts.prefix_hits > 0, seed % 3 > 0, "seed {seed}: {counts:?}");
+        assert!(blocks > 40 || counts.preempted > 0, "seed {seed}: {counts:?}");
+    }
+}
+
+#[test]
+fn a_cache_for_one_serves_many_one_after_the_other() {
+    let mut world = World::new(1, blocks_for(CONTEXT), true);
+    for id in 0..20 {
+        let prompt: Vec<u32> = (0..CONTEXT as u32 - 60).map(|i| (i + id) % 50).collect();
+        let stream = StreamId(u64::from(id));
+        let new = NewSequence::new(stream, prompt.clone(), 60, SamplingParams::default(), world.now);
+        world.scheduler.submit(new).unwrap();
+        world.running.insert(u64::from(id), Client { prompt, tokens_max: 60 });
+    }
+    let mut steps = 0;
+    while world.step() {
+        steps += 1;
+        assert!(steps < 20_000, "nobody ends any more");
+    }
+    assert_eq!((world.ended, world.kv.blocks_free()), (20, blocks_for(CONTEXT)));
+}

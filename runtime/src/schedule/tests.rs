@@ -1,0 +1,217 @@
+//! The scheduler case by case.
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::sampler::SamplingParams;
+
+fn cache(slots: usize, blocks: usize) -> BlockTables {
+    BlockTables::new(128, slots, blocks)
+}
+
+fn sequence(id: u64, prompt: usize, tokens_max: usize, priority: Priority) -> NewSequence {
+    with_tokens(id, (0..prompt as u32).collect(), tokens_max, priority)
+}
+
+fn with_tokens(id: u64, tokens: Vec<u32>, tokens_max: usize, priority: Priority) -> NewSequence {
+    let new = NewSequence::new(StreamId(id), tokens, tokens_max, SamplingParams::default(), start());
+    NewSequence { priority, ..new }
+}
+
+/// One moment for all.
+fn start() -> Instant {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *START
+}
+
+fn submit(scheduler: &mut Scheduler, id: u64, prompt: usize, tokens_max: usize) {
+    scheduler.submit(sequence(id, prompt, tokens_max, Priority::Normal)).unwrap();
+}
+
+fn admitted(scheduler: &mut Scheduler, kv: &mut BlockTables) -> Vec<u64> {
+    let mut ids = Vec::new();
+    scheduler.admit(kv, |stream| ids.push(stream.0));
+    ids
+}
+
+/// Pretends that the step was computed and every complete sequence got token 7.
+fn compute(scheduler: &mut Scheduler, step: &Step) {
+    for segment in &step.segments {
+        let sequence = scheduler.sequence_mut(segment.slot).unwrap();
+        assert_eq!(segment.first_position, sequence.computed);
+        sequence.computed += segment.rows;
+        if sequence.computed == sequence.tokens.len() {
+            sequence.push(7);
+        }
+    }
+}
+
+#[test]
+fn a_full_queue_gives_the_sequence_back_and_free_slots_are_places_in_it() {
+    let (mut scheduler, mut kv) = (Scheduler::new(1, 1), cache(1, 4));
+    submit(&mut scheduler, 1, 4, 4);
+    submit(&mut scheduler, 2, 4, 4);
+    let refused = scheduler.submit(sequence(3, 4, 4, Priority::High)).unwrap_err();
+    assert_eq!(refused.0.stream, StreamId(3));
+    assert_eq!(admitted(&mut scheduler, &mut kv), [1]);
+    assert!(scheduler.submit(sequence(3, 4, 4, Priority::High)).is_err());
+    scheduler.cancel(StreamId(1), &mut kv);
+    submit(&mut scheduler, 3, 4, 4);
+
+    let mut scheduler = Scheduler::new(1, 0);
+    submit(&mut scheduler, 1, 4, 4);
+    assert!(scheduler.submit(sequence(2, 4, 4, Priority::High)).is_err());
+}
+
+#[test]
+fn higher_priorities_go_first_and_equals_in_order_of_arrival() {
+    let (mut scheduler, mut kv) = (Scheduler::new(4, 8), cache(4, 16));
+    for (id, priority) in [(1, Priority::Low), (2, Priority::Normal), (3, Priority::High), (4, Priority::Normal)] {
+        scheduler.submit(sequence(id, 4, 4, priority)).unwrap();
+    }
+    assert_eq!(admitted(&mut scheduler, &mut kv), [3, 2, 4, 1]);
+}
+
+#[test]
+fn decode_rows_come_before_chunks_and_the_budget_bounds_the_chunks() {
+    let (mut scheduler, mut kv) = (Scheduler::new(3, 8), cache(3, 12));
+    let mut step = Step::default();
+    submit(&mut scheduler, 1, 3, 8);
+    admitted(&mut scheduler, &mut kv);
+    assert!(scheduler.form(&mut step, &mut kv, 64, 64));
+    compute(&mut scheduler, &step);
+    submit(&mut scheduler, 2, 50, 8);
+    submit(&mut scheduler, 3, 10, 8);
+    admitted(&mut scheduler, &mut kv);
+    assert!(scheduler.form(&mut step, &mut kv, 64, 20));
+    let rows: Vec<usize> = step.segments.iter().map(|segment| segment.rows).collect();
+    assert_eq!((rows, step.logits.as_slice()), (vec![1, 20], &[0][..]));
+    compute(&mut scheduler, &step);
+    assert!(scheduler.form(&mut step, &mut kv, 64, 40));
+    let rows: Vec<usize> = step.segments.iter().map(|segment| segment.rows).collect();
+    assert_eq!(rows, [1, 30, 10]);
+    assert_eq!(step.logits, [0, 30, 40]);
+}
+
+#[test]
+fn blocks_are_taken_as_positions_come_and_nobody_is_let_in_to_be_pushed_out() {
+    let (mut scheduler, mut kv) = (Scheduler::new(2, 8), cache(2, 4));
+    let mut step = Step::default();
+    submit(&mut scheduler, 1, 60, 60);
+    submit(&mut scheduler, 2, 40, 60);
+    // The first will soon have three blocks, the second would want as many.
+    assert_eq!((admitted(&mut scheduler, &mut kv), kv.blocks_free()), (vec![1], 4));
+    assert!(scheduler.form(&mut step, &mut kv, 64, 40));
+    assert_eq!(kv.blocks_free(), 2);
+    scheduler.cancel(StreamId(1), &mut kv);
+    assert_eq!((admitted(&mut scheduler, &mut kv), kv.blocks_free()), (vec![2], 4));
+}
+
+#[test]
+fn the_one_that_ranks_last_is_pushed_out_and_goes_on_first_with_what_it_has() {
+    let (mut scheduler, mut kv) = (Scheduler::new(3, 8), cache(3, 4));
+    let mut step = Step::default();
+    scheduler.submit(sequence(1, 31, 90, Priority::Low)).unwrap();
+    scheduler.submit(with_tokens(2, vec![9; 31], 90, Priority::Normal)).unwrap();
+    assert_eq!(admitted(&mut scheduler, &mut kv), [2, 1]);
+    submit(&mut scheduler, 3, 31, 90);
+    let (mut steps, mut preempted) = (0, 0);
+    while preempted == 0 {
+        assert!(scheduler.form(&mut step, &mut kv, 64, 64));
+        compute(&mut scheduler, &step);
+        preempted += scheduler.take_counts().preempted;
+        steps += 1;
+        assert!(steps < 100, "the blocks run short");
+    }
+    let rest = scheduler.sequence(0).unwrap();
+    assert_eq!((rest.stream.0, scheduler.running(), scheduler.waiting()), (2, 1, 2), "the low one was pushed out");
+    let generated = rest.generated();
+    scheduler.cancel(StreamId(2), &mut kv);
+    assert_eq!(admitted(&mut scheduler, &mut kv), [3], "the one of higher priority goes first");
+    scheduler.cancel(StreamId(3), &mut kv);
+    assert_eq!(admitted(&mut scheduler, &mut kv), [0; 0], "it was admitted before");
+    let low = (0..3).find_map(|slot| scheduler.sequence(slot).filter(|s| s.stream.0 == 1)).unwrap();
+    assert_eq!((low.tokens.len(), low.prompt_len, low.tokens_max), (31 + generated - 1, 31, 90));
+}
+
+#[test]
+fn a_low_priority_waits_long_but_not_for_ever() {
+    let (mut scheduler, mut kv) = (Scheduler::new(4, 8), cache(4, 16));
+    let later = |seconds| start() + Duration::from_secs(seconds);
+    for (id, priority, arrival) in
+        [(1, Priority::Low, 0), (2, Priority::High, 59), (3, Priority::High, 61), (4, Priority::Normal, 44)]
+    {
+        let new = sequence(id, 4, 4, priority);
+        scheduler.submit(NewSequence { arrival: later(arrival), ..new }).unwrap();
+    }
+    assert_eq!(admitted(&mut scheduler, &mut kv), [2, 4, 1, 3]);
+}
+
+#[test]
+fn sequences_that_begin_alike_compute_it_once() {
+    let (mut scheduler, mut kv) = (Scheduler::new(3, 8), BlockTables::new(256, 3, 24).with_prefixes());
+    let mut step = Step::default();
+    for (id, last) in [(1, 7), (2, 8), (3, 9)] {
+        let tokens: Vec<u32> = (0..100).chain([last]).collect();
+        scheduler.submit(with_tokens(id, tokens, 8, Priority::Normal)).unwrap();
+    }
+    assert_eq!(admitted(&mut scheduler, &mut kv), [1, 2, 3]);
+    assert!(scheduler.form(&mut step, &mut kv, 64, 64));
+    let rows = |step: &Step| step.segments.iter().map(|segment| (segment.slot, segment.rows)).collect::<Vec<_>>();
+    assert_eq!(rows(&step), [(0, 64)], "the others wait for the same blocks");
+    compute(&mut scheduler, &step);
+    assert!(scheduler.form(&mut step, &mut kv, 256, 256));
+    assert_eq!(rows(&step), [(0, 37)], "so they do for its third block");
+    compute(&mut scheduler, &step);
+    assert!(scheduler.form(&mut step, &mut kv, 256, 256));
+    assert_eq!(rows(&step), [(0, 1), (1, 5), (2, 5)]);
+    assert_eq!([0, 1, 2].map(|slot| scheduler.sequence(slot).unwrap().cached()), [0, 96, 96]);
+    assert_eq!(scheduler.take_counts(), Counts { prefix_queries: 303, prefix_hits: 192, preempted: 0 });
+    compute(&mut scheduler, &step);
+    (0..3).for_each(|slot| scheduler.finish(slot, &mut kv));
+    assert_eq!(kv.blocks_free(), 24);
+    scheduler.submit(with_tokens(4, (0..97).collect(), 8, Priority::Normal)).unwrap();
+    admitted(&mut scheduler, &mut kv);
+    assert!(scheduler.form(&mut step, &mut kv, 64, 64));
+    assert_eq!((rows(&step), step.logits.as_slice()), (vec![(0, 1)], &[0][..]), "at least the last token is computed");
+}
+
+#[test]
+fn cancelling_frees_whatever_the_stream_held_wherever_it_is() {
+    let (mut scheduler, mut kv) = (Scheduler::new(1, 8), cache(1, 4));
+    submit(&mut scheduler, 1, 4, 4);
+    submit(&mut scheduler, 2, 4, 4);
+    admitted(&mut scheduler, &mut kv);
+    for id in [2, 1, 9] {
+        scheduler.cancel(StreamId(id), &mut kv);
+    }
+    assert_eq!((scheduler.running(), scheduler.waiting(), kv.blocks_free()), (0, 0, 4));
+    assert!(!scheduler.form(&mut Step::default(), &mut kv, 8, 8));
+}
+
+#[test]
+fn a_sequence_taken_out_goes_on_elsewhere_with_the_same_tokens_and_limits() {
+    let (mut scheduler, mut kv) = (Scheduler::new(1, 8), cache(1, 4));
+    submit(&mut scheduler, 1, 3, 5);
+    submit(&mut scheduler, 2, 4, 4);
+    admitted(&mut scheduler, &mut kv);
+    let mut step = Step::default();
+    for _ in 0..2 {
+        assert!(scheduler.form(&mut step, &mut kv, 8, 8));
+        compute(&mut scheduler, &step);
+    }
+    let taken = scheduler.take_all(&mut kv);
+    assert_eq!((scheduler.running(), scheduler.waiting(), kv.blocks_free()), (0, 0, 4));
+    assert_eq!((taken[0].tokens.as_slice(), taken[0].generated, taken[1].stream.0), (&[0, 1, 2, 7, 7][..], 2, 2));
+
+    let (mut other, mut kv) = (Scheduler::new(1, 0), cache(1, 4));
+    submit(&mut other, 3, 4, 4);
+    taken.into_iter().rev().for_each(|sequence| other.resume(sequence));
+    assert_eq!(admitted(&mut other, &mut kv), [1]);
+    let sequence = other.sequence(0).unwrap();
+    assert_eq!((sequence.prompt_len, sequence.generated(), sequence.tokens_max), (3, 2, 5));
+    assert!(other.form(&mut step, &mut kv, 8, 8));
+    assert_eq!((step.tokens.as_slice(), step.logits.as_slice()), (&[0, 1, 2, 7, 7][..], &[4][..]));
+    assert_eq!(other.waiting(), 2, "nothing resumed is refused, and those who waited go on waiting");
+}
