@@ -157,7 +157,8 @@ impl Engine {
             } else {
                 self.publish();
                 let (commands, stopping) = (&self.link.commands, &self.link.stopping);
-                self.link.bell.sleep_unless(|| !commands.is_empty() || stopping.load(Ordering::SeqCst));
+                let busy = || !commands.is_empty() || stopping.load(Ordering::SeqCst);
+                self.link.bell.sleep_unless(SPINS_BEFORE_SLEEP, busy);
             }
         }
     }
@@ -245,3 +246,6 @@ pub const LANES_MAX: usize = 64;
 /// Makes a worker panic in the next step of any engine of this process.
 #[cfg(test)]
 pub(crate) static FAIL_NEXT_STEP: AtomicBool = AtomicBool::new(false);
+
+/// A leader out of work looks this often for more before it sleeps: about 10 us.
+const SPINS_BEFORE_SLEEP: u32 = 1_000;

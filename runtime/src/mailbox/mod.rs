@@ -2,20 +2,28 @@
 //!
 //! Both follow one protocol. The sleeper says that it sleeps, looks at its ring once more, and only then sleeps; the
 //! ringer puts its record into the ring first and then asks whether the other sleeps. Sequentially consistent
-//! exchanges on both sides leave no order in which the record is missed.
+//! exchanges on both sides leave no order in which the record is missed (`tests/mailbox_model.rs` tries them all).
 #![expect(unsafe_code, reason = "eventfd system calls")]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+mod bell;
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering};
+}
+mod futex {
+    pub(super) use crate::futex::Word;
+}
 
-use crate::futex;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use bell::Asleep;
+pub use bell::LeaderBell;
 
 /// Wakes the executor, which sleeps in its driver until the descriptor is readable.
 pub struct Doorbell {
     fd: OwnedFd,
     /// What is written to instead, where that is another descriptor.
     other_end: Option<OwnedFd>,
-    asleep: AtomicBool,
+    asleep: Asleep,
 }
 
 impl Doorbell {
@@ -30,7 +38,7 @@ impl Doorbell {
             return Err(std::io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new and owned by nobody else.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, other_end: None, asleep: AtomicBool::new(false) })
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, other_end: None, asleep: Asleep::default() })
     }
 
     /// A bell for drivers that wait for sockets only.
@@ -41,7 +49,7 @@ impl Doorbell {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         theirs.set_nonblocking(true)?;
-        Ok(Self { fd: ours.into(), other_end: Some(theirs.into()), asleep: AtomicBool::new(false) })
+        Ok(Self { fd: ours.into(), other_end: Some(theirs.into()), asleep: Asleep::default() })
     }
 
     /// The descriptor that becomes readable.
@@ -52,8 +60,7 @@ impl Doorbell {
 
     /// Wakes the sleeper if it sleeps: one system call then, none otherwise.
     pub fn ring(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst) {
+        if self.asleep.must_be_woken() {
             let one = 1_u64;
             // SAFETY: eight readable bytes; a full counter needs no further ring.
             unsafe {
@@ -68,62 +75,17 @@ impl Doorbell {
 
     /// Called by the sleeper before its last look at the ring.
     pub fn prepare_sleep(&self) {
-        self.asleep.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.asleep.prepare();
     }
 
     /// Called by the sleeper when that look found something, or when it is awake again.
     pub fn awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        self.asleep.awake();
         let mut rings = 0_u64;
         // SAFETY: eight writable bytes; an empty counter reads as `EAGAIN`.
         unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut rings).cast(), size_of::<u64>()) };
     }
 }
-
-/// Wakes the leader, which sleeps on a futex.
-#[derive(Default)]
-pub struct LeaderBell {
-    rings: AtomicU32,
-    asleep: AtomicBool,
-}
-
-impl LeaderBell {
-    /// Wakes the leader if it sleeps.
-    pub fn ring(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst) {
-            self.rings.fetch_add(1, Ordering::SeqCst);
-            futex::wake_all(&self.rings);
-        }
-    }
-
-    /// Sleeps until a ring, unless `busy` says that there is work already.
-    pub fn sleep_unless(&self, busy: impl Fn() -> bool) {
-        for _ in 0..SPINS_BEFORE_SLEEP {
-            if busy() {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-        let rings = self.rings.load(Ordering::SeqCst);
-        self.asleep.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        while self.asleep.load(Ordering::SeqCst) {
-            if busy() {
-                self.asleep.store(false, Ordering::SeqCst);
-                return;
-            }
-            futex::wait(&self.rings, rings);
-            if self.rings.load(Ordering::SeqCst) != rings {
-                return;
-            }
-        }
-    }
-}
-
-/// A leader out of work looks this often for more before it sleeps: about 10 us.
-const SPINS_BEFORE_SLEEP: u32 = 1_000;
 
 #[cfg(test)]
 mod tests {
@@ -151,7 +113,7 @@ mod tests {
                     assert_eq!(value, expected);
                     expected += 1;
                 }
-                Err(_) => bell.sleep_unless(|| !consumer.is_empty()),
+                Err(_) => bell.sleep_unless(1000, || !consumer.is_empty()),
             }
         }
         sender.join().unwrap();
