@@ -7,6 +7,7 @@
 mod attend;
 mod cache;
 mod tile;
+mod wide;
 
 pub use attend::{Scratch, Shape, attend};
 pub use cache::{KvView, head_block_len, store};

@@ -60,6 +60,14 @@ impl Avx512Bw {
     }
 }
 
+impl Avx512Bw {
+    /// AVX2, FMA and F16C are part of what this proves.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn avx2(self) -> Avx2 {
+        Avx2(())
+    }
+}
+
 impl Avx512Vnni {
     /// `None` where an instruction is missing or the machine is not x86-64.
     #[must_use]

@@ -1,6 +1,7 @@
 //! The attention call: rows in chunks, chunks in tiles, positions in splits.
 
 use super::tile::{RowState, Tile, TileScratch, column};
+use super::wide::{WIDE_ROWS_MAX, Wide, WideScratch};
 use super::{KvView, SPLIT};
 use crate::Isa;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
@@ -20,13 +21,14 @@ pub struct Shape {
 #[derive(Debug)]
 pub struct Scratch {
     head_dim_max: usize,
-    /// Queries rounded to F16, each tile `[head_dim][tile rows]`.
+    /// Queries rounded to F16: of a few rows, each tile `[head_dim][tile rows]`; of many, `[row][head_dim]`.
     q: Vec<f32>,
     row: Vec<f32>,
     states: Vec<RowState>,
     /// Unscaled outputs, `[row][vectors]`.
     outputs: Vec<[f32; LANES]>,
     tile: TileScratch,
+    wide: WideScratch,
 }
 
 impl Scratch {
@@ -36,11 +38,12 @@ impl Scratch {
         let vectors = head_dim_max.div_ceil(LANES);
         Self {
             head_dim_max,
-            q: vec![0.0; CHUNK_ROWS_MAX * head_dim_max],
+            q: vec![0.0; WIDE_ROWS_MAX * head_dim_max],
             row: vec![0.0; head_dim_max],
-            states: vec![RowState::default(); CHUNK_ROWS_MAX],
-            outputs: vec![[0.0; LANES]; CHUNK_ROWS_MAX * vectors],
+            states: vec![RowState::default(); WIDE_ROWS_MAX],
+            outputs: vec![[0.0; LANES]; WIDE_ROWS_MAX * vectors],
             tile: TileScratch::new(vectors),
+            wide: WideScratch::new(head_dim_max),
         }
     }
 }
@@ -92,18 +95,28 @@ impl Kernel for Attend<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let rows = self.queries * self.shape.group;
-        for first in (0..rows).step_by(CHUNK_TILES * S::TILE_ROWS) {
-            self.chunk(s, first, (rows - first).min(CHUNK_TILES * S::TILE_ROWS));
+        let mut first = 0;
+        while first < rows {
+            let count = (rows - first).min(WIDE_ROWS_MAX);
+            if count >= WIDE_TILES_MIN * S::TILE_ROWS {
+                self.wide(s, first, count);
+            } else {
+                self.narrow(s, first, count);
+            }
+            for row in 0..count {
+                self.finish(s, first, row);
+            }
+            first += count;
         }
     }
 }
 
 impl Attend<'_> {
-    /// Rows `first..first + count`; a row is one head of one query, heads fastest.
+    /// Rows `first..first + count`, few of them; a row is one head of one query, heads fastest.
     ///
-    /// Splits outside, tiles inside: a split's keys and values stay in L2 while all rows of the chunk use them.
+    /// Splits outside, tiles inside: a split's keys and values stay in L2 while all rows use them.
     #[inline(always)]
-    fn chunk<S: Simd>(&mut self, s: S, first: usize, count: usize) {
+    fn narrow<S: Simd>(&mut self, s: S, first: usize, count: usize) {
         for tile in (0..count).step_by(S::TILE_ROWS) {
             self.pack(s, first, tile, (count - tile).min(S::TILE_ROWS));
         }
@@ -120,9 +133,30 @@ impl Attend<'_> {
                 }
             }
         }
+    }
+
+    /// The same for many rows.
+    #[inline(always)]
+    fn wide<S: Simd>(&mut self, s: S, first: usize, count: usize) {
+        let Shape { head_dim, group, scale } = self.shape;
         for row in 0..count {
-            self.finish(s, first, row);
+            let q = &self.q[(first + row) / group * self.q_stride + (first + row) % group * head_dim..][..head_dim];
+            round(s, q, &mut self.scratch.q[row * head_dim..][..head_dim]);
         }
+        let scratch = &mut *self.scratch;
+        let wide = Wide {
+            head_dim,
+            scale,
+            kv: self.kv,
+            first_position: self.first_position,
+            first_row: first,
+            group,
+            q: &scratch.q[..count * head_dim],
+            scratch: &mut scratch.wide,
+            states: &mut scratch.states[..count],
+            outputs: &mut scratch.outputs[..count * head_dim.div_ceil(LANES)],
+        };
+        wide.run(s);
     }
 
     fn position(&self, row: usize) -> usize {
@@ -140,11 +174,7 @@ impl Attend<'_> {
             let row = first + tile + r;
             let q = &self.q[row / group * self.q_stride + row % group * head_dim..][..head_dim];
             let rounded = &mut self.scratch.row[..head_dim];
-            for (q, rounded) in q.chunks(LANES).zip(rounded.chunks_mut(LANES)) {
-                let mut half = [0; LANES];
-                s.store_f16(s.load_part(q, 0.0), &mut half);
-                s.store_part(s.load_f16(&half), rounded);
-            }
+            round(s, q, rounded);
             for (packed, q) in packed.chunks_exact_mut(width).zip(rounded) {
                 packed[r] = *q;
             }
@@ -188,6 +218,16 @@ impl Attend<'_> {
     }
 }
 
+/// The nearest F16 values.
+#[inline(always)]
+fn round<S: Simd>(s: S, values: &[f32], rounded: &mut [f32]) {
+    let mut half = [0; LANES];
+    for (value, rounded) in values.chunks(LANES).zip(rounded.chunks_mut(LANES)) {
+        s.store_f16(s.load_part(value, 0.0), &mut half);
+        s.store_part(s.load_f16(&half), rounded);
+    }
+}
+
 /// Rows that a tile computes to cover `rows`: those past them are zeros.
 fn tile_width(rows: usize) -> usize {
     match rows {
@@ -197,6 +237,5 @@ fn tile_width(rows: usize) -> usize {
     }
 }
 
-/// Tiles whose queries and outputs are kept at once: 64 KiB of state for head_dim 128 beside 128 KiB of a split.
-const CHUNK_TILES: usize = 8;
-const CHUNK_ROWS_MAX: usize = CHUNK_TILES * super::tile::ROWS_MAX;
+/// From so many tiles of rows on, keys and values are widened to f32 for all of them.
+const WIDE_TILES_MIN: usize = 3;

@@ -62,10 +62,16 @@ impl<const R: usize> Tile<'_, R> {
             return;
         }
         self.score(s, longest);
+        // A loop each: what a row waits for is done beside the others.
         let mut parts = [RowState::default(); R];
-        for (r, part) in parts.iter_mut().enumerate() {
+        for r in 0..R {
             if self.seen[r] > 0 {
-                *part = soften(s, &mut self.scratch.weights[r], self.seen[r]);
+                parts[r].max = greatest(s, &mut self.scratch.weights[r], self.seen[r]);
+            }
+        }
+        for r in 0..R {
+            if self.seen[r] > 0 {
+                parts[r] = soften(s, &mut self.scratch.weights[r], self.seen[r], parts[r].max);
             }
         }
         self.mix(s);
@@ -206,9 +212,8 @@ impl<const R: usize> Tile<'_, R> {
             }
             return;
         }
-        let max = if state.max > part.max { state.max } else { part.max };
-        let (old, new) = (exp(state.max - max), exp(part.max - max));
-        *state = RowState { max, sum: part.sum.mul_add(new, state.sum * old) };
+        let [old, new];
+        (*state, [old, new]) = merged(*state, part);
         let (old, new) = (s.splat(old), s.splat(new));
         for (output, part) in outputs.iter_mut().zip(parts) {
             let sum = s.fma(s.load(&part[r]), new, s.mul(s.load(output), old));
@@ -217,21 +222,37 @@ impl<const R: usize> Tile<'_, R> {
     }
 }
 
-/// Turns the first `count` scores into weights `exp(score - max)`, the rest of their last group into 0.
+/// The state of two parts of a row together, and what the sums of each are multiplied by.
 #[inline(always)]
-fn soften<S: Simd>(s: S, scores: &mut [f32; SPLIT], count: usize) -> RowState {
+pub(super) fn merged(old: RowState, new: RowState) -> (RowState, [f32; 2]) {
+    let max = if old.max > new.max { old.max } else { new.max };
+    let factors = [exp(old.max - max), exp(new.max - max)];
+    (RowState { max, sum: new.sum.mul_add(factors[1], old.sum * factors[0]) }, factors)
+}
+
+/// The greatest of the first `count` scores; the rest of their last group becomes minus infinity.
+#[inline(always)]
+pub(super) fn greatest<S: Simd>(s: S, scores: &mut [f32; SPLIT], count: usize) -> f32 {
     let groups = &mut scores.as_chunks_mut::<LANES>().0[..count.div_ceil(LANES)];
     if let Some(last) = groups.last_mut() {
         let live = (count - 1) % LANES + 1;
         s.store(s.first_lanes(s.load(last), live, s.splat(f32::NEG_INFINITY)), last);
     }
-    let mut max = s.splat(f32::NEG_INFINITY);
-    for group in groups.iter() {
-        max = s.max(s.load(group), max);
+    // Four chains: one would wait for itself. The greatest is the same whatever the order.
+    let mut max = [s.splat(f32::NEG_INFINITY); 4];
+    for four in groups.chunks(4) {
+        for (max, group) in max.iter_mut().zip(four) {
+            *max = s.max(s.load(group), *max);
+        }
     }
-    let max = s.greatest(max);
+    s.greatest(s.max(s.max(max[0], max[1]), s.max(max[2], max[3])))
+}
+
+/// Turns scores into weights `exp(score - max)`, those past the first `count` of the last group into 0.
+#[inline(always)]
+pub(super) fn soften<S: Simd>(s: S, scores: &mut [f32; SPLIT], count: usize, max: f32) -> RowState {
     let mut sum = s.splat(0.0);
-    for group in groups {
+    for group in &mut scores.as_chunks_mut::<LANES>().0[..count.div_ceil(LANES)] {
         let weight = exp_lanes(s, s.sub(s.load(group), s.splat(max)));
         sum = s.add(sum, weight);
         s.store(weight, group);

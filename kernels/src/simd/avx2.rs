@@ -6,12 +6,13 @@ use std::cell::Cell;
 use super::{LANES, Simd};
 use crate::Avx2;
 use std::arch::x86_64::{
-    __m256, __m256d, _CMP_GT_OQ, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch,
-    _mm_storeu_si128, _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_pd,
-    _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_pd, _mm256_slli_epi32,
-    _mm256_srai_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps,
+    __m256, __m256d, _CMP_GT_OQ, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_add_ps, _mm_cvtss_f32, _mm_loadu_si128,
+    _mm_max_ps, _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_pd,
+    _mm256_add_ps, _mm256_and_ps, _mm256_blendv_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cmp_ps,
+    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_pd, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_sub_epi32,
+    _mm256_sub_ps,
 };
 
 macro_rules! lanewise {
@@ -169,6 +170,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        // SAFETY: self proves AVX.
+        sum_8(self, unsafe { _mm256_add_ps(v[0], v[1]) })
+    }
+
+    #[inline(always)]
+    fn greatest(self, v: Self::F) -> f32 {
+        // SAFETY: self proves AVX.
+        greatest_8(self, unsafe { _mm256_max_ps(v[0], v[1]) })
+    }
+
+    #[inline(always)]
     fn prefetch(self, line: &[u16]) {
         // SAFETY: a hint that reads nothing, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
@@ -199,3 +212,31 @@ fn scale_half(_proof: Avx2, p: __m256, n: __m256) -> __m256 {
     }
     scaled
 }
+
+/// The last three steps of the tree of [`Simd::sum`] and [`Simd::greatest`]: lanes 4 apart, 2 apart, the last two.
+macro_rules! tree_of_8 {
+    ($name:ident, $instruction:ident) => {
+        #[inline(always)]
+        pub(super) fn $name(_proof: Avx2, v: __m256) -> f32 {
+            // SAFETY: the token proves AVX.
+            let low = unsafe { _mm256_castps256_ps128(v) };
+            // SAFETY: the token proves AVX.
+            let high = unsafe { _mm256_extractf128_ps::<1>(v) };
+            // SAFETY: every x86-64 machine has SSE.
+            let four = unsafe { $instruction(low, high) };
+            // SAFETY: as above.
+            let upper = unsafe { _mm_movehl_ps(four, four) };
+            // SAFETY: as above.
+            let two = unsafe { $instruction(four, upper) };
+            // SAFETY: the token proves SSE3.
+            let odd = unsafe { _mm_movehdup_ps(two) };
+            // SAFETY: every x86-64 machine has SSE.
+            let one = unsafe { $instruction(two, odd) };
+            // SAFETY: as above.
+            unsafe { _mm_cvtss_f32(one) }
+        }
+    };
+}
+
+tree_of_8!(sum_8, _mm_add_ps);
+tree_of_8!(greatest_8, _mm_max_ps);

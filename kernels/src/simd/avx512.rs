@@ -4,11 +4,12 @@
 use super::{LANES, Simd};
 use crate::Avx512Bw;
 use std::arch::x86_64::{
-    __m512, __m512d, _CMP_GT_OQ, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256,
-    _mm256_storeu_si256, _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256, _mm512_cmp_ps_mask, _mm512_cvtph_ps,
-    _mm512_cvtps_pd, _mm512_cvtps_ph, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps,
-    _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
+    __m256, __m512, __m512d, _CMP_GT_OQ, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps,
+    _mm256_loadu_si256, _mm256_max_ps, _mm256_storeu_si256, _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256,
+    _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_cvtps_ph, _mm512_div_ps, _mm512_extractf32x8_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps,
+    _mm512_sub_ps,
 };
 use std::cell::Cell;
 
@@ -110,12 +111,8 @@ impl Simd for Avx512Bw {
 
     #[inline(always)]
     fn add_f64(self, acc: Self::D, v: Self::F) -> Self::D {
-        // SAFETY: self proves AVX-512 F.
-        let low = unsafe { _mm512_castps512_ps256(v) };
-        // SAFETY: self proves AVX-512 DQ.
-        let high = unsafe { _mm512_extractf32x8_ps::<1>(v) };
         let mut sum = acc;
-        for (sum, v) in sum.iter_mut().zip([low, high]) {
+        for (sum, v) in sum.iter_mut().zip(halves(self, v)) {
             // SAFETY: self proves AVX-512 F.
             let wide = unsafe { _mm512_cvtps_pd(v) };
             // SAFETY: self proves AVX-512 F.
@@ -133,8 +130,32 @@ impl Simd for Avx512Bw {
     }
 
     #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        let [low, high] = halves(self, v);
+        // SAFETY: self proves AVX.
+        super::avx2::sum_8(self.avx2(), unsafe { _mm256_add_ps(low, high) })
+    }
+
+    #[inline(always)]
+    fn greatest(self, v: Self::F) -> f32 {
+        let [low, high] = halves(self, v);
+        // SAFETY: self proves AVX.
+        super::avx2::greatest_8(self.avx2(), unsafe { _mm256_max_ps(low, high) })
+    }
+
+    #[inline(always)]
     fn prefetch(self, line: &[u16]) {
         // SAFETY: a hint that reads nothing, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
+}
+
+/// Lanes 0 to 7 and 8 to 15.
+#[inline(always)]
+fn halves(_proof: Avx512Bw, v: __m512) -> [__m256; 2] {
+    // SAFETY: the token proves AVX-512 F.
+    let low = unsafe { _mm512_castps512_ps256(v) };
+    // SAFETY: the token proves AVX-512 DQ.
+    let high = unsafe { _mm512_extractf32x8_ps::<1>(v) };
+    [low, high]
 }

@@ -1,0 +1,297 @@
+//! Many rows over the same positions, as in prompts: keys and values are widened to f32 once for all of them.
+
+#![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
+
+use std::ops::Range;
+
+use super::tile::{RowState, column, greatest, merged, soften};
+use super::{BLOCK, CHAIN, GROUP, KvView, SPLIT};
+use crate::simd::{LANES, Simd};
+
+/// Most rows of one pass: 128 KiB of weights and 64 KiB each of queries and outputs (`head_dim` 128) in a second-level
+/// cache, where widening costs 3 % of the products.
+pub(super) const WIDE_ROWS_MAX: usize = 128;
+
+/// Working memory of a pass.
+#[derive(Debug)]
+pub(super) struct WideScratch {
+    /// Scores, then softmax weights, of a split.
+    weights: Vec<[f32; SPLIT]>,
+    /// The keys of a block, or two columns of vectors of a split's values.
+    wide: Vec<[f32; LANES]>,
+    /// What the merge multiplies a row's old and new sums by.
+    factors: Vec<[f32; 2]>,
+}
+
+impl WideScratch {
+    pub(super) fn new(head_dim_max: usize) -> Self {
+        Self {
+            weights: vec![[0.0; SPLIT]; WIDE_ROWS_MAX],
+            wide: vec![[0.0; LANES]; (head_dim_max * BLOCK / GROUP).max(2 * SPLIT)],
+            factors: vec![[0.0; 2]; WIDE_ROWS_MAX],
+        }
+    }
+}
+
+/// Rows of ascending positions over all splits that they see.
+pub(super) struct Wide<'a> {
+    pub(super) head_dim: usize,
+    pub(super) scale: f32,
+    pub(super) kv: KvView<'a>,
+    /// Row i stands at position `(first_row + i) / group + first_position`.
+    pub(super) first_position: usize,
+    pub(super) first_row: usize,
+    pub(super) group: usize,
+    /// Queries rounded to F16, `[row][head_dim]`.
+    pub(super) q: &'a [f32],
+    pub(super) scratch: &'a mut WideScratch,
+    pub(super) states: &'a mut [RowState],
+    /// `[row][vector]`.
+    pub(super) outputs: &'a mut [[f32; LANES]],
+}
+
+/// Runs a method of a tile for the rows from `$first` to `$end`, as many at a time as there are registers for.
+macro_rules! in_tiles {
+    ($simd:ty, $first:expr, $end:expr, |$row:ident, $rows:ident| $call:expr) => {
+        let mut $row = $first;
+        while $row < $end {
+            match ($end - $row).min(<$simd>::TILE_ROWS) {
+                8.. => {
+                    const $rows: usize = 8;
+                    $call;
+                    $row += $rows;
+                }
+                6..8 => {
+                    const $rows: usize = 6;
+                    $call;
+                    $row += $rows;
+                }
+                4..6 => {
+                    const $rows: usize = 4;
+                    $call;
+                    $row += $rows;
+                }
+                2..4 => {
+                    const $rows: usize = 2;
+                    $call;
+                    $row += $rows;
+                }
+                _ => {
+                    const $rows: usize = 1;
+                    $call;
+                    $row += $rows;
+                }
+            }
+        }
+    };
+}
+
+impl Wide<'_> {
+    #[inline(always)]
+    pub(super) fn run<S: Simd>(mut self, s: S) {
+        let rows = self.states.len();
+        for split in 0..=self.position(rows - 1) / SPLIT {
+            // Earlier rows have seen all that they see.
+            let first = (0..rows).find(|&row| self.seen(row, split) > 0).expect("the last row sees its own position");
+            self.score(s, split, first);
+            for start in (first..rows).step_by(SOFT_ROWS) {
+                self.soften(s, split, start..rows.min(start + SOFT_ROWS));
+            }
+            self.mix(s, split, first);
+        }
+    }
+
+    #[inline(always)]
+    fn position(&self, row: usize) -> usize {
+        self.first_position + (self.first_row + row) / self.group
+    }
+
+    /// Positions of the split that a row sees.
+    #[inline(always)]
+    fn seen(&self, row: usize, split: usize) -> usize {
+        (self.position(row) + 1).saturating_sub(split * SPLIT).min(SPLIT)
+    }
+
+    /// Scores of the rows from `first` on, a block of keys after the other; keys that no row of a tile sees are left out.
+    #[inline(always)]
+    fn score<S: Simd>(&mut self, s: S, split: usize, first: usize) {
+        let rows = self.states.len();
+        let longest = self.seen(rows - 1, split);
+        for start in (0..longest).step_by(BLOCK) {
+            let keys = self.kv.block((split * SPLIT + start) / BLOCK, self.head_dim).0;
+            let keys = &keys[..(longest - start).div_ceil(GROUP).min(BLOCK / GROUP) * self.head_dim];
+            for (key, wide) in keys.iter().zip(&mut self.scratch.wide) {
+                s.store(s.load_f16(key), wide);
+            }
+            let first = (first..rows).find(|&row| self.seen(row, split) > start).expect("the last row sees it");
+            in_tiles!(S, first, rows, |row, R| {
+                let groups = (self.seen(row + R - 1, split) - start).div_ceil(GROUP).min(BLOCK / GROUP);
+                if groups == 2 && S::TILE_WIDTH == 2 {
+                    self.score_tile::<S, R, 2>(s, row, 0, start);
+                } else {
+                    for group in 0..groups {
+                        self.score_tile::<S, R, 1>(s, row, group, start + group * GROUP);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Scores of R rows and W groups of keys, to position `place` of the split and the following.
+    #[inline(always)]
+    fn score_tile<S: Simd, const R: usize, const W: usize>(&mut self, s: S, row: usize, group: usize, place: usize) {
+        let head_dim = self.head_dim;
+        let keys = &self.scratch.wide[group * head_dim..][..W * head_dim];
+        let q = &self.q[row * head_dim..][..R * head_dim];
+        let mut total = [[s.splat(0.0); W]; R];
+        let whole = head_dim / CHAIN;
+        for chain in 0..whole {
+            let mut q_of_chain = [&[0.0; CHAIN]; R];
+            for r in 0..R {
+                q_of_chain[r] = q[r * head_dim + chain * CHAIN..].first_chunk().expect("a whole chain");
+            }
+            let mut keys_of_chain = [&[[0.0; LANES]; CHAIN]; W];
+            for w in 0..W {
+                keys_of_chain[w] = keys[w * head_dim + chain * CHAIN..].first_chunk().expect("a whole chain");
+            }
+            let sum = multiply(s, q_of_chain, keys_of_chain);
+            for r in 0..R {
+                for w in 0..W {
+                    total[r][w] = s.add(total[r][w], sum[r][w]);
+                }
+            }
+        }
+        if whole * CHAIN < head_dim {
+            for r in 0..R {
+                for w in 0..W {
+                    let mut sum = s.splat(0.0);
+                    for d in whole * CHAIN..head_dim {
+                        sum = s.fma(s.splat(q[r * head_dim + d]), s.load(&keys[w * head_dim + d]), sum);
+                    }
+                    total[r][w] = s.add(total[r][w], sum);
+                }
+            }
+        }
+        let scale = s.splat(self.scale);
+        for r in 0..R {
+            let scores = self.scratch.weights[row + r][place..][..W * GROUP].as_chunks_mut::<LANES>().0;
+            for w in 0..W {
+                s.store(s.mul(total[r][w], scale), &mut scores[w]);
+            }
+        }
+    }
+
+    /// Scores of some rows to weights. A loop each: what a row waits for is done beside the others.
+    #[inline(always)]
+    fn soften<S: Simd>(&mut self, s: S, split: usize, rows: Range<usize>) {
+        let mut max = [0.0; SOFT_ROWS];
+        for (row, max) in rows.clone().zip(&mut max) {
+            let count = self.seen(row, split);
+            *max = greatest(s, &mut self.scratch.weights[row], count);
+        }
+        for (row, max) in rows.zip(max) {
+            let count = self.seen(row, split);
+            let part = soften(s, &mut self.scratch.weights[row], count, max);
+            (self.states[row], self.scratch.factors[row]) =
+                if split == 0 { (part, [0.0; 2]) } else { merged(self.states[row], part) };
+        }
+    }
+
+    /// Adds the weighted values of the split to the outputs of the rows from `first` on, some columns after the other.
+    #[inline(always)]
+    fn mix<S: Simd>(&mut self, s: S, split: usize, first: usize) {
+        let (rows, vectors) = (self.states.len(), self.head_dim.div_ceil(LANES));
+        let longest = self.seen(rows - 1, split);
+        let mut v = 0;
+        while v < vectors {
+            let width = if v + 1 < vectors { S::TILE_WIDTH } else { 1 };
+            for start in (0..longest).step_by(BLOCK) {
+                let values = self.kv.block((split * SPLIT + start) / BLOCK, self.head_dim).1;
+                let wide = self.scratch.wide[start * width..].chunks_exact_mut(width);
+                let values = values.chunks_exact(self.head_dim).take(longest - start);
+                for (values, wide) in values.zip(wide) {
+                    for w in 0..width {
+                        let values = values[column(v + w, self.head_dim)..].first_chunk().expect("a whole vector");
+                        s.store(s.load_f16(values), &mut wide[w]);
+                    }
+                }
+            }
+            in_tiles!(S, first, rows, |row, R| {
+                if width == 2 {
+                    self.mix_tile::<S, R, 2>(s, split, row, v);
+                } else {
+                    self.mix_tile::<S, R, 1>(s, split, row, v);
+                }
+            });
+            v += width;
+        }
+    }
+
+    /// The sums of R rows and W vectors, in the order of positions, merged with what the splits before gave.
+    #[inline(always)]
+    fn mix_tile<S: Simd, const R: usize, const W: usize>(&mut self, s: S, split: usize, row: usize, v: usize) {
+        let vectors = self.head_dim.div_ceil(LANES);
+        let weights = self.scratch.weights[row..].first_chunk::<R>().expect("rows of the pass");
+        let wide = self.scratch.wide.as_chunks::<W>().0.first_chunk::<SPLIT>().expect("room for a split");
+        let (common, longest) = (self.seen(row, split), self.seen(row + R - 1, split));
+        let mut sum = [[s.splat(0.0); W]; R];
+        assert!(common <= SPLIT && longest <= SPLIT, "positions of a split");
+        for p in 0..common {
+            let mut value = [s.splat(0.0); W];
+            for w in 0..W {
+                value[w] = s.load(&wide[p][w]);
+            }
+            for r in 0..R {
+                let weight = s.splat(weights[r][p]);
+                for w in 0..W {
+                    sum[r][w] = s.fma(weight, value[w], sum[r][w]);
+                }
+            }
+        }
+        // A position that a row does not see never enters its sum.
+        for p in common..longest {
+            for r in 0..R {
+                if p < self.seen(row + r, split) {
+                    let weight = s.splat(weights[r][p]);
+                    for w in 0..W {
+                        sum[r][w] = s.fma(weight, s.load(&wide[p][w]), sum[r][w]);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            let outputs = &mut self.outputs[(row + r) * vectors + v..][..W];
+            let [old, new] = self.scratch.factors[row + r];
+            for (w, output) in outputs.iter_mut().enumerate() {
+                let merged = s.fma(sum[r][w], s.splat(new), s.mul(s.load(output), s.splat(old)));
+                s.store(if split == 0 { sum[r][w] } else { merged }, output);
+            }
+        }
+    }
+}
+
+/// Rows whose weights are made together: their scores fit a first-level cache.
+const SOFT_ROWS: usize = 8;
+
+/// Products of a chain of dimensions.
+#[inline(always)]
+fn multiply<S: Simd, const R: usize, const W: usize>(
+    s: S,
+    q: [&[f32; CHAIN]; R],
+    keys: [&[[f32; LANES]; CHAIN]; W],
+) -> [[S::F; W]; R] {
+    let mut sum = [[s.splat(0.0); W]; R];
+    for d in 0..CHAIN {
+        let mut k = [s.splat(0.0); W];
+        for w in 0..W {
+            k[w] = s.load(&keys[w][d]);
+        }
+        for r in 0..R {
+            let q = s.splat(q[r][d]);
+            for w in 0..W {
+                sum[r][w] = s.fma(q, k[w], sum[r][w]);
+            }
+        }
+    }
+    sum
+}
