@@ -1,8 +1,13 @@
 //! Memory for weights and KV, and how much of it there is.
 mod allocator;
 mod arena;
+mod backing;
 mod limits;
+mod pages;
+mod syscalls;
 
 pub use allocator::map_blocks_from;
-pub use arena::{Arena, Binding, PageKind};
+pub use arena::Arena;
+pub use backing::{Backing, Binding, Locking, Residency};
 pub use limits::{available_memory_bytes, peak_rss_bytes, rss_bytes};
+pub use pages::{PageKind, Shortage};

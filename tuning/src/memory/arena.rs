@@ -1,34 +1,16 @@
 //! Anonymous zeroed memory in the largest pages that the machine gives.
 #![expect(unsafe_code, reason = "mappings are raw memory; everything above sees slices")]
-use std::fs;
 use std::io;
-use std::ptr::{self, NonNull};
+use std::path::Path;
+use std::ptr::NonNull;
 use std::slice;
 
+use super::backing::{Backing, Binding, Locking, Residency, huge_percent};
+use super::pages::{BASE_PAGE_BYTES, HUGE_PAGE_BYTES, PageKind, Pools, Shortage, transparent_huge_pages_allowed};
+use super::syscalls::{self, Advice, Range};
 use crate::cpu::NodeId;
 use crate::error::Error;
-
-/// The pages behind an [`Arena`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageKind {
-    /// 2 MiB pages of the hugetlb pool, all of them committed.
-    Huge2M,
-    /// Pages of the base size, which the kernel was asked to merge to 2 MiB (`MADV_HUGEPAGE`).
-    TransparentHuge,
-    /// Pages of the base size.
-    Plain,
-}
-
-/// Whether the pages come from the node that was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Binding {
-    /// No node was asked for.
-    FirstTouch,
-    /// The kernel takes pages from this node as long as it has any.
-    Preferred(NodeId),
-    /// The kernel has no NUMA policy, or a sandbox forbids to set one: pages come from where they are touched first.
-    Refused(NodeId),
-}
+use crate::rlimits;
 
 /// An owned range of zeroed memory, aligned to a page at least, to 2 MiB if it is that big.
 ///
@@ -38,10 +20,11 @@ pub struct Arena {
     data: NonNull<u8>,
     len_bytes: usize,
     /// What was mapped, alignment slack and rounding included.
-    mapping: NonNull<u8>,
-    mapping_bytes: usize,
-    page_kind: PageKind,
+    mapping: Range,
+    pages: PageKind,
+    shortages: Vec<Shortage>,
     binding: Binding,
+    locking: Locking,
 }
 
 // SAFETY: an Arena owns its mapping; shared access reads only, writing needs `&mut`.
@@ -52,18 +35,22 @@ unsafe impl Sync for Arena {}
 impl Arena {
     /// Memory for `len_bytes` that will all be used, as weights are.
     ///
-    /// Takes 2 MiB pages of the hugetlb pool if they suffice, else transparent ones, else plain ones.
+    /// Takes 1 GiB pages of the hugetlb pool if they suffice, else 2 MiB ones, else transparent ones, else plain ones.
     /// `node` is the preference, not a cage: a full node spills to the next instead of calling the OOM killer.
     ///
     /// # Errors
     /// [`Error::Map`] if there is no memory or address space, [`Error::Bind`] if the node does not exist.
     pub fn zeroed(len_bytes: usize, node: Option<NodeId>) -> Result<Self, Error> {
-        if len_bytes >= HUGE_PAGE_BYTES
-            && let Some(arena) = Self::from_huge_pool(len_bytes, node)?
-        {
-            return Ok(arena);
+        let (candidates, shortages) = Pools::read(Path::new(SYS), node).candidates(len_bytes);
+        for kind in candidates {
+            if let Some(mut arena) = Self::from_pool(len_bytes, node, kind)? {
+                arena.shortages = shortages;
+                return Ok(arena);
+            }
         }
-        Self::from_base_pages(len_bytes, node, 0)
+        let mut arena = Self::from_base_pages(len_bytes, node, 0)?;
+        arena.shortages = shortages;
+        Ok(arena)
     }
 
     /// Address space for `len_bytes` of which pages are committed when touched first, as a KV pool's are.
@@ -86,7 +73,7 @@ impl Arena {
 
     #[must_use]
     pub fn page_kind(&self) -> PageKind {
-        self.page_kind
+        self.pages
     }
 
     #[must_use]
@@ -106,19 +93,70 @@ impl Arena {
         unsafe { slice::from_raw_parts_mut(self.data.as_ptr(), self.len_bytes) }
     }
 
-    /// `None` if the pool is too small or its pages cannot all be had on `node`.
-    fn from_huge_pool(len_bytes: usize, node: Option<NodeId>) -> Result<Option<Self>, Error> {
-        let mapping_bytes = round_up(len_bytes, HUGE_PAGE_BYTES)?;
-        if huge_pages_free(node) < (mapping_bytes / HUGE_PAGE_BYTES) as u64 {
-            return Ok(None);
+    /// Where the first byte is, for those who share the memory by rules of their own.
+    #[must_use]
+    pub fn as_mut_ptr(&mut self) -> NonNull<u8> {
+        self.data
+    }
+
+    /// Keeps all of it in memory from now on, as far as the limit on locked memory allows; commits what wasn't touched.
+    pub fn lock(&mut self) -> Locking {
+        self.locking = if self.pages.is_of_a_pool() {
+            Locking::OfPool
+        } else {
+            match syscalls::lock(Range { start: self.data, bytes: self.len_bytes }) {
+                Ok(()) => Locking::Locked,
+                Err(error) => {
+                    let is_limit = matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM));
+                    Locking::Refused { limit_bytes: rlimits::locked_memory_bytes().filter(|_| is_limit) }
+                }
+            }
+        };
+        self.locking
+    }
+
+    /// What it lies in, as far as the machine tells. Looks at some thousand of its pages.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        let node = match self.binding {
+            Binding::FirstTouch => None,
+            Binding::Preferred(node) | Binding::Refused(node) => Some(node),
+        };
+        let transparent = self.pages == PageKind::TransparentHuge;
+        let huge = transparent.then(|| huge_percent(Path::new(SMAPS), self.data.as_ptr().addr()));
+        Backing {
+            bytes: self.len_bytes,
+            pages: self.pages,
+            shortages: self.shortages.clone(),
+            binding: self.binding,
+            locking: self.locking,
+            residency: node.and_then(|node| self.residency(node).ok()),
+            huge_percent: huge.and_then(Result::ok).flatten(),
         }
-        let Ok(mapping) = map(mapping_bytes, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB) else { return Ok(None) };
-        let page_kind = PageKind::Huge2M;
-        let mut arena =
-            Self { data: mapping, len_bytes, mapping, mapping_bytes, page_kind, binding: Binding::FirstTouch };
+    }
+
+    /// On which nodes its pages are.
+    ///
+    /// # Errors
+    /// The kernel's, as where it has no NUMA or a sandbox forbids to ask.
+    pub fn residency(&self, node: NodeId) -> io::Result<Residency> {
+        let step = (self.len_bytes / PAGES_LOOKED_AT).next_multiple_of(PAGE_BYTES_MIN).max(PAGE_BYTES_MIN);
+        let addresses: Vec<*const u8> = (0..self.len_bytes)
+            .step_by(step)
+            .map(|offset| self.data.as_ptr().cast_const().wrapping_add(offset))
+            .collect();
+        Ok(Residency::count(&syscalls::nodes_of(&addresses)?, node))
+    }
+
+    /// `None` if the pool's pages cannot all be had after all.
+    fn from_pool(len_bytes: usize, node: Option<NodeId>, pages: PageKind) -> Result<Option<Self>, Error> {
+        let flag = if pages == PageKind::Huge1G { libc::MAP_HUGE_1GB } else { libc::MAP_HUGE_2MB };
+        let mapping_bytes = round_up(len_bytes, pages.page_bytes())?;
+        let Ok(mapping) = syscalls::map(mapping_bytes, libc::MAP_HUGETLB | flag) else { return Ok(None) };
+        let mut arena = Self::over(mapping, mapping.start, len_bytes, pages);
         arena.prefer(node)?;
         // Committed now, while failure is a return value: a pool or cgroup limit that runs dry later is a SIGBUS.
-        Ok(arena.advise(libc::MADV_POPULATE_WRITE).is_ok().then_some(arena))
+        Ok(syscalls::advise(arena.mapping, Advice::Populate).is_ok().then_some(arena))
     }
 
     fn from_base_pages(len_bytes: usize, node: Option<NodeId>, flags: libc::c_int) -> Result<Self, Error> {
@@ -126,90 +164,53 @@ impl Arena {
         let slack = if big { HUGE_PAGE_BYTES } else { 0 };
         let mapping_bytes = round_up(len_bytes.max(1), BASE_PAGE_BYTES)?;
         let mapping_bytes = mapping_bytes.checked_add(slack).ok_or(Error::MapPastAddressSpace { bytes: len_bytes })?;
-        let mapping = map(mapping_bytes, flags).map_err(|source| Error::Map { bytes: mapping_bytes, source })?;
-        let offset = if big { mapping.as_ptr().align_offset(HUGE_PAGE_BYTES) } else { 0 };
+        let refused = |source| Error::Map { bytes: mapping_bytes, source };
+        let mapping = syscalls::map(mapping_bytes, flags).map_err(refused)?;
+        let offset = if big { mapping.start.as_ptr().align_offset(HUGE_PAGE_BYTES) } else { 0 };
         assert!(offset <= slack, "alignment of a byte pointer takes less than one page");
         // SAFETY: the mapping is `slack` longer than `len_bytes`, so the offset stays inside it.
-        let data = unsafe { mapping.add(offset) };
-        let page_kind = PageKind::Plain;
-        let mut arena = Self { data, len_bytes, mapping, mapping_bytes, page_kind, binding: Binding::FirstTouch };
+        let data = unsafe { mapping.start.add(offset) };
+        let mut arena = Self::over(mapping, data, len_bytes, PageKind::Plain);
         arena.prefer(node)?;
-        if big && transparent_huge_pages_allowed() && arena.advise(libc::MADV_HUGEPAGE).is_ok() {
-            arena.page_kind = PageKind::TransparentHuge;
+        let ask = big && transparent_huge_pages_allowed(Path::new(SYS));
+        if ask && syscalls::advise(arena.mapping, Advice::HugePages).is_ok() {
+            arena.pages = PageKind::TransparentHuge;
         }
         Ok(arena)
     }
 
-    fn prefer(&mut self, node: Option<NodeId>) -> Result<(), Error> {
-        let Some(node) = node else { return Ok(()) };
-        let refused = |code| Error::Bind { node, source: io::Error::from_raw_os_error(code) };
-        let mut mask = [0u64; NODE_MASK_WORDS];
-        let bit = node.0 as usize;
-        *mask.get_mut(bit / 64).ok_or_else(|| refused(libc::EINVAL))? |= 1 << (bit % 64);
-        // The kernel reads one bit less than it is told.
-        let mask_bits = 64 * NODE_MASK_WORDS + 1;
-        let (address, bytes) = (self.mapping.as_ptr(), self.mapping_bytes);
-        // SAFETY: the range is this arena's own mapping and the mask has the bits announced; only page policy changes.
-        let status = unsafe {
-            libc::syscall(libc::SYS_mbind, address, bytes, libc::MPOL_PREFERRED, mask.as_ptr(), mask_bits, 0)
-        };
-        let error = io::Error::last_os_error();
-        self.binding = match error.raw_os_error() {
-            _ if status == 0 => Binding::Preferred(node),
-            Some(libc::ENOSYS | libc::EPERM) => Binding::Refused(node),
-            _ => return Err(Error::Bind { node, source: error }),
-        };
-        Ok(())
+    fn over(mapping: Range, data: NonNull<u8>, len_bytes: usize, pages: PageKind) -> Self {
+        let (binding, locking) = (Binding::FirstTouch, Locking::Unlocked);
+        Self { data, len_bytes, mapping, pages, shortages: Vec::new(), binding, locking }
     }
 
-    fn advise(&self, advice: libc::c_int) -> io::Result<()> {
-        let (address, bytes) = (self.mapping.as_ptr().cast(), self.mapping_bytes);
-        // SAFETY: the range is this arena's own mapping; the two advices used change how it is backed, never its contents.
-        let status = unsafe { libc::madvise(address, bytes, advice) };
-        if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    fn prefer(&mut self, node: Option<NodeId>) -> Result<(), Error> {
+        let Some(node) = node else { return Ok(()) };
+        self.binding = match syscalls::prefer_node(self.mapping, node) {
+            Ok(()) => Binding::Preferred(node),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Binding::Refused(node),
+            Err(source) => return Err(Error::Bind { node, source }),
+        };
+        Ok(())
     }
 }
 
 impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: the mapping is owned by self and nothing can borrow from it any more.
-        unsafe { libc::munmap(self.mapping.as_ptr().cast(), self.mapping_bytes) };
+        unsafe { syscalls::unmap(self.mapping) };
     }
-}
-
-fn map(bytes: usize, flags: libc::c_int) -> io::Result<NonNull<u8>> {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags);
-    // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory that is in use.
-    let address = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
-    if address == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(NonNull::new(address.cast()).expect("the kernel maps nothing at address 0 unasked"))
 }
 
 fn round_up(bytes: usize, page_bytes: usize) -> Result<usize, Error> {
     bytes.checked_next_multiple_of(page_bytes).ok_or(Error::MapPastAddressSpace { bytes })
 }
 
-/// Pages of the pool that nobody holds or has reserved; those of one node can be counted only without reservations.
-fn huge_pages_free(node: Option<NodeId>) -> u64 {
-    let read = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let pool = "/sys/kernel/mm/hugepages/hugepages-2048kB";
-    let free = read(&format!("{pool}/free_hugepages")).unwrap_or(0);
-    let unreserved = free.saturating_sub(read(&format!("{pool}/resv_hugepages")).unwrap_or(0));
-    let on_node = node
-        .and_then(|node| read(&format!("/sys/devices/system/node/{node}/hugepages/hugepages-2048kB/free_hugepages")));
-    on_node.map_or(unreserved, |on_node| on_node.min(unreserved))
-}
-
-fn transparent_huge_pages_allowed() -> bool {
-    fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|modes| !modes.contains("[never]"))
-}
-
-const HUGE_PAGE_BYTES: usize = 2 << 20;
-/// The largest base page of the supported architectures (aarch64 kernels with 64 KiB pages).
-const BASE_PAGE_BYTES: usize = 64 << 10;
-const NODE_MASK_WORDS: usize = 16;
+const SYS: &str = "/sys";
+const SMAPS: &str = "/proc/self/smaps";
+/// Pages of an arena that are looked at to see where it is.
+const PAGES_LOOKED_AT: usize = 4096;
+const PAGE_BYTES_MIN: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -239,6 +240,45 @@ mod tests {
         let arena = Arena::zeroed(4 << 20, Some(NodeId(0))).unwrap();
         assert!(matches!(arena.binding(), Binding::Preferred(NodeId(0)) | Binding::Refused(NodeId(0))));
         assert_eq!(Arena::zeroed(4096, None).unwrap().binding(), Binding::FirstTouch);
+    }
+
+    #[test]
+    fn touched_pages_are_where_they_should_be() {
+        let mut arena = Arena::zeroed(4 << 20, Some(NodeId(0))).unwrap();
+        let Ok(before) = arena.residency(NodeId(0)) else {
+            // A kernel without NUMA, or a sandbox.
+            assert_eq!(arena.backing().residency, None);
+            return;
+        };
+        arena.as_mut_slice().fill(1);
+        let after = arena.residency(NodeId(0)).unwrap();
+        assert!(after.absent == 0 && after.on_node + after.elsewhere == 1024, "{before:?} {after:?}");
+        assert_eq!(after.elsewhere, arena.residency(NodeId(0)).unwrap().elsewhere);
+        // Whoever asks for another node is told that nothing is there.
+        assert_eq!(arena.residency(NodeId(999)).unwrap().on_node, 0);
+        // A machine of one node has nowhere else to go.
+        if !Path::new("/sys/devices/system/node/node1").exists() {
+            assert_eq!(after.elsewhere, 0);
+        }
+        assert_eq!(Arena::zeroed(0, Some(NodeId(0))).unwrap().residency(NodeId(0)).unwrap().on_node, 0);
+    }
+
+    #[test]
+    fn lock_holds_or_says_what_forbids_it() {
+        let locked_kib = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let mut arena = Arena::reserve(4 << 20, None).unwrap();
+        assert_eq!(arena.backing().locking, Locking::Unlocked);
+        let locking = arena.lock();
+        match locking {
+            Locking::Locked => assert!(locked_kib() >= 4096),
+            Locking::Refused { limit_bytes } => assert!(limit_bytes.is_none_or(|limit| limit < 4 << 20)),
+            Locking::Unlocked | Locking::OfPool => panic!("{locking:?}"),
+        }
+        assert_eq!(arena.backing().locking, locking);
     }
 
     #[test]

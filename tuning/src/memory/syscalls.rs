@@ -1,0 +1,88 @@
+//! The system calls behind an arena, each as thin as it can be.
+#![expect(unsafe_code, reason = "mappings are raw memory")]
+use std::io;
+use std::ptr::{self, NonNull};
+
+use crate::cpu::NodeId;
+
+/// A mapping of this process: its first byte and its length.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Range {
+    pub(super) start: NonNull<u8>,
+    pub(super) bytes: usize,
+}
+
+/// Maps anonymous zeroed memory.
+pub(super) fn map(bytes: usize, flags: libc::c_int) -> io::Result<Range> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags);
+    // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory that is in use.
+    let address = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let start = NonNull::new(address.cast()).expect("the kernel maps nothing at address 0 unasked");
+    Ok(Range { start, bytes })
+}
+
+/// Gives a mapping back.
+///
+/// # Safety
+/// Nothing borrows from it, and nobody uses it any more.
+pub(super) unsafe fn unmap(range: Range) {
+    // SAFETY: the caller's word.
+    unsafe { libc::munmap(range.start.as_ptr().cast(), range.bytes) };
+}
+
+/// Advice on how memory is backed; none of those used changes what is in it.
+#[derive(Clone, Copy)]
+pub(super) enum Advice {
+    HugePages,
+    /// Commits everything now.
+    Populate,
+}
+
+pub(super) fn advise(range: Range, advice: Advice) -> io::Result<()> {
+    let advice = match advice {
+        Advice::HugePages => libc::MADV_HUGEPAGE,
+        Advice::Populate => libc::MADV_POPULATE_WRITE,
+    };
+    // SAFETY: the advice changes how the pages are backed, never what is in them.
+    ok(unsafe { libc::madvise(range.start.as_ptr().cast(), range.bytes, advice) })
+}
+
+/// Makes the kernel take pages from `node` as long as it has any.
+pub(super) fn prefer_node(range: Range, node: NodeId) -> io::Result<()> {
+    let mut mask = [0u64; NODE_MASK_WORDS];
+    let bit = node.0 as usize;
+    *mask.get_mut(bit / 64).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))? |= 1 << (bit % 64);
+    // The kernel reads one bit less than it is told.
+    let mask_bits = 64 * NODE_MASK_WORDS + 1;
+    let (address, bytes) = (range.start.as_ptr(), range.bytes);
+    // SAFETY: the mask has the bits announced; only the policy for pages to come changes.
+    let status =
+        unsafe { libc::syscall(libc::SYS_mbind, address, bytes, libc::MPOL_PREFERRED, mask.as_ptr(), mask_bits, 0) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The node of the page at each of `addresses`; a negative number (an error code) where there is none.
+pub(super) fn nodes_of(addresses: &[*const u8]) -> io::Result<Vec<libc::c_int>> {
+    let mut nodes = vec![-libc::ENOENT; addresses.len()];
+    let (count, own_process, no_targets) = (addresses.len(), 0, ptr::null::<libc::c_int>());
+    // SAFETY: without targets nothing is moved: the kernel reads `count` addresses and writes as many nodes.
+    let status = unsafe {
+        libc::syscall(libc::SYS_move_pages, own_process, count, addresses.as_ptr(), no_targets, nodes.as_mut_ptr(), 0)
+    };
+    if status == 0 { Ok(nodes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Keeps pages in memory; touches those that were not.
+pub(super) fn lock(range: Range) -> io::Result<()> {
+    // SAFETY: no byte is read or written on our behalf; the range is a mapping of this process.
+    ok(unsafe { libc::mlock(range.start.as_ptr().cast(), range.bytes) })
+}
+
+fn ok(status: libc::c_int) -> io::Result<()> {
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+const NODE_MASK_WORDS: usize = 16;
