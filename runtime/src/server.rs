@@ -125,7 +125,7 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     let mut parts: Vec<(Vec<Served>, Vec<Lane>)> = (0..count).map(|_| Default::default()).collect();
     let mut held = Vec::with_capacity(models.started.len());
     for Started { configured, loaded } in models.started {
-        let (generation, of_shards) = Held::make(config, &plan.placement, loaded);
+        let (generation, of_shards) = Held::make(config, &plan.placement, loaded)?;
         held.push((configured, generation));
         for (shard, (served, lane)) in parts.iter_mut().zip(of_shards) {
             shard.0.push(served);

@@ -2,25 +2,59 @@
 #![expect(unsafe_code, reason = "disjoint parts of one buffer are written by different threads")]
 
 use std::cell::{Cell, UnsafeCell};
+use std::ptr::NonNull;
+
+use tuning::memory::Arena;
 
 /// A fixed buffer whose disjoint parts are written by different workers between two barriers.
 ///
 /// The rule that makes it sound: within a phase (the time between two barriers of a team) each element is either
 /// written by one worker or read by any number of them, never both.
 pub struct Shared<T> {
-    cells: Box<[UnsafeCell<T>]>,
+    cells: NonNull<[UnsafeCell<T>]>,
+    /// What the cells lie in, where that is no box.
+    arena: Option<Arena>,
 }
 
 // SAFETY: access goes through `read` and `write`, whose callers keep the phase rule above.
 unsafe impl<T: Send + Sync> Sync for Shared<T> {}
+// SAFETY: the cells are owned, and nothing else in it is bound to a thread.
+unsafe impl<T: Send> Send for Shared<T> {}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        if self.arena.is_none() {
+            // SAFETY: the cells came from a box, and nobody borrows from them any more.
+            drop(unsafe { Box::from_raw(self.cells.as_ptr()) });
+        }
+    }
+}
+
+impl Shared<u16> {
+    /// As many zeros as `arena` holds.
+    #[must_use]
+    pub fn in_arena(arena: Arena) -> Self {
+        let mut arena = arena;
+        let len = arena.len() / size_of::<u16>();
+        // An arena begins on a page, and any bytes are numbers.
+        let first = arena.as_mut_ptr().cast::<UnsafeCell<u16>>();
+        Self { cells: NonNull::slice_from_raw_parts(first, len), arena: Some(arena) }
+    }
+}
 
 impl<T: Copy + Default> Shared<T> {
     /// `len` default elements. Zeroed types take no memory before they are touched.
     #[must_use]
     pub fn new(len: usize) -> Self {
         let values = Box::into_raw(vec![T::default(); len].into_boxed_slice());
-        // SAFETY: `UnsafeCell<T>` has the layout of `T`, and the box was just given up.
-        Self { cells: unsafe { Box::from_raw(values as *mut [UnsafeCell<T>]) } }
+        // `UnsafeCell<T>` has the layout of `T`.
+        let cells = NonNull::new(values as *mut [UnsafeCell<T>]).expect("a box is somewhere");
+        Self { cells, arena: None }
+    }
+
+    fn cell_slice(&self) -> &[UnsafeCell<T>] {
+        // SAFETY: the cells live as long as self, and a shared view of cells excludes nobody.
+        unsafe { self.cells.as_ref() }
     }
 
     /// Elements `range`, to read.
@@ -29,7 +63,7 @@ impl<T: Copy + Default> Shared<T> {
     /// No thread writes any of them in this phase.
     #[must_use]
     pub unsafe fn read(&self, range: std::ops::Range<usize>) -> &[T] {
-        let cells = &self.cells[range];
+        let cells = &self.cell_slice()[range];
         // SAFETY: `UnsafeCell<T>` has the layout of `T`; the caller vouches that nobody writes.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<T>(), cells.len()) }
     }
@@ -41,7 +75,7 @@ impl<T: Copy + Default> Shared<T> {
     #[expect(clippy::mut_from_ref, reason = "the caller vouches for exclusive use of the range")]
     #[must_use]
     pub unsafe fn write(&self, range: std::ops::Range<usize>) -> &mut [T] {
-        let cells = &self.cells[range];
+        let cells = &self.cell_slice()[range];
         // SAFETY: as above, exclusive by the caller's word.
         unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
     }
@@ -52,7 +86,7 @@ impl<T: Copy + Default> Shared<T> {
     /// No other thread reads or writes in this phase what the caller reads or writes through them.
     #[must_use]
     pub unsafe fn cells(&self, range: std::ops::Range<usize>) -> &[Cell<T>] {
-        let cells = &self.cells[range];
+        let cells = &self.cell_slice()[range];
         // SAFETY: `Cell<T>` has the layout of `UnsafeCell<T>`; the caller vouches that threads use different elements.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<Cell<T>>(), cells.len()) }
     }
@@ -113,5 +147,23 @@ impl<T> PerWorker<T> {
     pub unsafe fn get(&self, index: usize) -> &mut T {
         // SAFETY: exclusive by the caller's word.
         unsafe { &mut *self.cells[index].get() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_an_arena_and_of_a_box_serve_alike() {
+        for mut shared in [Shared::<u16>::new(1 << 12), Shared::in_arena(Arena::reserve(1 << 13, None).unwrap())] {
+            assert_eq!((shared.len(), shared.is_empty()), (1 << 12, false));
+            assert!(shared.as_mut_slice().iter().all(|value| *value == 0));
+            // SAFETY: this thread is the only one.
+            unsafe { shared.write(7..9) }.copy_from_slice(&[3, 4]);
+            // SAFETY: as above.
+            assert_eq!(unsafe { shared.read(6..10) }, [0, 3, 4, 0]);
+        }
+        assert!(Shared::in_arena(Arena::reserve(0, None).unwrap()).is_empty());
     }
 }

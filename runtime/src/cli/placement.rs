@@ -6,6 +6,8 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use tuning::{CoreKind, CpuId, Node, Placement, Topology, format_cpus};
 
+use crate::registry::Budget;
+
 /// How the placement is printed.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(super) enum Format {
@@ -31,7 +33,7 @@ fn roles(placement: &Placement) -> BTreeMap<CpuId, Vec<String>> {
 }
 
 /// Nodes, their L3 groups, cores and cpus with the threads on them; shards by the node that has their replica.
-pub(super) fn tree(topology: &Topology, placement: &Placement) -> String {
+pub(super) fn tree(topology: &Topology, placement: &Placement, budgets: &[(String, Budget)]) -> String {
     let roles = roles(placement);
     let workers: usize = placement.shards.iter().map(|shard| shard.workers.len()).sum();
     let mut out = format!(
@@ -62,6 +64,9 @@ pub(super) fn tree(topology: &Topology, placement: &Placement) -> String {
         }
         let _ = writeln!(out, "└─ {}", replica(node, placement));
     }
+    for (name, budget) in budgets {
+        let _ = writeln!(out, "memory for `{name}`: {budget}");
+    }
     for note in &placement.notes {
         let _ = writeln!(out, "note: {note}");
     }
@@ -80,7 +85,7 @@ fn replica(node: &Node, placement: &Placement) -> String {
 }
 
 /// The same for programs.
-pub(super) fn object(topology: &Topology, placement: &Placement) -> Value {
+pub(super) fn object(topology: &Topology, placement: &Placement, budgets: &[(String, Budget)]) -> Value {
     let ids = |cpus: &[CpuId]| cpus.iter().map(|cpu| cpu.0).collect::<Vec<u32>>();
     let core = |core: &tuning::Core| {
         let kind = if core.kind == CoreKind::Efficient { "efficient" } else { "performance" };
@@ -105,7 +110,15 @@ pub(super) fn object(topology: &Topology, placement: &Placement) -> Value {
             "workers": threads.collect::<Vec<_>>(),
         })
     };
+    let memory = |(name, budget): &(String, Budget)| {
+        json!({
+            "model": name, "free_bytes": budget.free_bytes, "replicas": budget.replicas,
+            "replica_bytes": budget.replica_bytes, "buffer_bytes_per_shard": budget.buffer_bytes,
+            "kv_blocks_per_shard": budget.kv_blocks, "kv_bytes": budget.kv_bytes(),
+        })
+    };
     json!({
+        "memory": budgets.iter().map(memory).collect::<Vec<_>>(),
         "nodes": topology.nodes.iter().map(node).collect::<Vec<_>>(),
         "isolated": ids(&topology.isolated),
         "quota_millicpus": topology.quota_millicpus,
@@ -175,13 +188,13 @@ node2: cpu 3,7, memory of unknown size
 └─ no replica
 note: node2 has no memory, its shards read that of node0
 ";
-        assert_eq!(tree(&machine, &placement), expected);
+        assert_eq!(tree(&machine, &placement, &[]), expected);
     }
 
     #[test]
     fn programs_get_the_same() {
         let machine = machine();
-        let got = object(&machine, &tuning::plan(&machine, None, None).unwrap());
+        let got = object(&machine, &tuning::plan(&machine, None, None).unwrap(), &[]);
         assert_eq!(got["shards"][0]["executor"], json!({"thread": "shard-0", "cpus": [2]}));
         assert_eq!(got["shards"][1]["workers"][1], json!({"thread": "worker-1.1", "cpu": 7}));
         assert_eq!(got["nodes"][0]["l3_groups"][0]["cores"][2], json!({"cpus": [2], "kind": "efficient"}));

@@ -23,6 +23,7 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
     let termination = Termination::block()?;
     // Buffers of a generation that leaves are then given back, whatever else is held.
     tuning::memory::map_blocks_from(MAPPED_BLOCK_BYTES);
+    tuning::raise_locked_memory();
     let open_files_max = tuning::raise_open_files();
     if open_files_max < (config.connections_max + DESCRIPTORS_RESERVED) as u64 {
         warning!("{open_files_max} open files are allowed, {} connections would need more", config.connections_max);
@@ -63,16 +64,17 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
     }
 }
 
-/// Prints which threads would run where.
+/// Prints which threads would run where, and where the memory would go.
 ///
 /// # Errors
-/// When the placement isn't possible.
+/// When the placement isn't possible, or a model does not fit.
 pub(super) fn print_placement(config: &Config, format: Format) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let topology = tuning::Topology::read(std::path::Path::new("/sys"))?;
     let placement = tuning::plan(&topology, config.shards, config.workers)?;
+    let budgets = registry::budgets(config, &placement)?;
     match format {
-        Format::Tree => print!("{}", placement::tree(&topology, &placement)),
-        Format::Json => println!("{}", placement::object(&topology, &placement)),
+        Format::Tree => print!("{}", placement::tree(&topology, &placement, &budgets)),
+        Format::Json => println!("{}", placement::object(&topology, &placement, &budgets)),
     }
     Ok(ExitCode::SUCCESS)
 }

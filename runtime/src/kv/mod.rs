@@ -4,6 +4,8 @@ mod prefix;
 mod tables;
 
 use kernels::attention::{self, KvView};
+use tuning::NodeId;
+use tuning::memory::Arena;
 
 use crate::model::HyperParameters;
 use crate::shared::Shared;
@@ -23,17 +25,34 @@ pub struct KvCache {
 
 impl KvCache {
     /// A cache for `slots` sequences of at most `context` positions, with `blocks` blocks in all.
+    ///
+    /// # Panics
+    /// When there is no address space for it.
     #[must_use]
     pub fn new(params: &HyperParameters, context: usize, slots: usize, blocks: usize) -> Self {
+        Self::on_node(params, context, slots, blocks, None).expect("address space for the KV cache")
+    }
+
+    /// As [`KvCache::new`], with memory of `node`.
+    ///
+    /// # Errors
+    /// When there is no address space for it, or no such node.
+    pub fn on_node(
+        params: &HyperParameters,
+        context: usize,
+        slots: usize,
+        blocks: usize,
+        node: Option<NodeId>,
+    ) -> Result<Self, tuning::Error> {
         let head_len = attention::head_block_len(params.head_dim);
         let block_len = head_len * params.kv_heads * params.layers;
-        Self {
-            pool: Shared::new(block_len * blocks),
+        Ok(Self {
+            pool: Shared::in_arena(Arena::reserve(block_len * blocks * size_of::<u16>(), node)?),
             tables: BlockTables::new(context, slots, blocks),
             block_len,
             head_len,
             kv_heads: params.kv_heads,
-        }
+        })
     }
 
     /// The same, with blocks that are kept and shared by their tokens: see [`BlockTables::with_prefixes`].

@@ -12,6 +12,7 @@ use tuning::NodeId;
 use tuning::memory::Arena;
 
 use super::head_copy::copy_head;
+use super::skips;
 use super::tensors::Tensors;
 use super::weights::{Layer, Linear, Screen, Storage, Weights};
 use super::{Error, HyperParameters, Source};
@@ -63,7 +64,27 @@ pub fn load(
     if ternary::skips(Isa::detect()) {
         weights.pack_skips(options.threads, options.node)?;
     }
+    weights.lock();
     Ok(weights)
+}
+
+/// What a replica is and takes.
+pub struct Footprint {
+    pub params: HyperParameters,
+    /// Packed weights, their second forms and the copy of the head.
+    pub bytes: u64,
+}
+
+/// What [`load`] would take, from the header and the small tensors alone.
+///
+/// # Errors
+/// As [`check`].
+pub fn footprint(source: &Source, gguf: &Gguf<'_>, head_screen: HeadScreen) -> Result<Footprint, Error> {
+    let Planned { mut plan, params, embedding, layers, head, .. } = plan_all(source, gguf, 1)?;
+    plan.screen(head.as_ref().unwrap_or(&embedding), head_screen);
+    let forms = if ternary::skips(Isa::detect()) { skips::form_bytes(&params, &layers) } else { None };
+    let form_bytes = forms.map_or(0, |(_, layer_bytes)| layer_bytes * layers.len());
+    Ok(Footprint { params, bytes: (plan.bytes + form_bytes) as u64 })
 }
 
 /// Checks what [`load`] would of the header and the small tensors, and takes no memory for weights.

@@ -15,7 +15,7 @@ mod tensors;
 mod tiles;
 mod weights;
 
-pub use load::{HeadScreen, LoadOptions, check, load};
+pub use load::{Footprint, HeadScreen, LoadOptions, check, footprint, load};
 pub use params::{Activation, Family, HyperParameters};
 pub use source::{Source, TILES_FILE};
 pub(crate) use tensors::{Decoded, Tensors};

@@ -7,12 +7,24 @@ use tuning::NodeId;
 use tuning::memory::Arena;
 
 use super::weights::{Layer, Linear, LinearView, Storage, Weights};
-use super::{Activation, Error};
+use super::{Activation, Error, HyperParameters};
 
 /// The up projections row by row and the down projections column by column, of models whose squared ReLU makes zeros.
 pub(super) struct Skips {
     arena: Arena,
     layers: Vec<Forms>,
+}
+
+/// Bytes of the second form of an up projection and of all forms of a layer; `None` for models that have none.
+pub(super) fn form_bytes(params: &HyperParameters, layers: &[Layer]) -> Option<(usize, usize)> {
+    let fits = |l: &Layer| l.gate.is_ternary() && l.up.is_ternary() && l.down.is_ternary();
+    let narrow = params.feed_forward <= ternary::COLUMN_COLS_MAX;
+    if params.family.activation() != Activation::SquaredRelu || !narrow || !layers.iter().all(fits) {
+        return None;
+    }
+    let (hidden, ffn) = (params.hidden, params.feed_forward);
+    let up_bytes = if hidden < ROW_COLS_MIN { 0 } else { ternary::row_bytes(ffn, hidden) };
+    Some((up_bytes, up_bytes + ternary::column_bytes(hidden, ffn, COLUMN_LINES)))
 }
 
 /// Where the forms of a layer lie.
@@ -25,20 +37,21 @@ impl Skips {
     pub(super) fn bytes(&self) -> usize {
         self.arena.len()
     }
+
+    pub(super) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    pub(super) fn lock(&mut self) {
+        self.arena.lock();
+    }
 }
 
 impl Weights {
     /// Packs the second forms where the model makes zeros and all of its feed-forward weights are ternary. `threads`
     /// take part; the memory should lie on `node`.
     pub(super) fn pack_skips(&mut self, threads: usize, node: Option<NodeId>) -> Result<(), Error> {
-        let fits = |l: &Layer| l.gate.is_ternary() && l.up.is_ternary() && l.down.is_ternary();
-        let narrow = self.params.feed_forward <= ternary::COLUMN_COLS_MAX;
-        if self.params.family.activation() != Activation::SquaredRelu || !narrow || !self.layers.iter().all(fits) {
-            return Ok(());
-        }
-        let (hidden, ffn) = (self.params.hidden, self.params.feed_forward);
-        let up_bytes = if hidden < ROW_COLS_MIN { 0 } else { ternary::row_bytes(ffn, hidden) };
-        let layer_bytes = up_bytes + ternary::column_bytes(hidden, ffn, COLUMN_LINES);
+        let Some((up_bytes, layer_bytes)) = form_bytes(&self.params, &self.layers) else { return Ok(()) };
         let mut arena = Arena::zeroed(layer_bytes * self.layers.len(), node)?;
         let jobs: Vec<_> = self.layers.iter().zip(arena.as_mut_slice().chunks_exact_mut(layer_bytes)).collect();
         let mut shares: Vec<Vec<_>> = (0..threads.max(1)).map(|_| Vec::new()).collect();

@@ -4,7 +4,7 @@ use kernels::dense::{DenseKind, DenseMatrix};
 use kernels::rope::RopeTable;
 use kernels::screen::ScreenMatrix;
 use kernels::ternary::TernaryMatrix;
-use tuning::memory::Arena;
+use tuning::memory::{Arena, Backing};
 
 use super::HyperParameters;
 use super::skips::Skips;
@@ -154,10 +154,17 @@ impl Weights {
         if self.head().bytes > self.screen_bytes() { 1 } else { 2 }
     }
 
-    /// The pages that the weights lie in.
-    #[must_use]
-    pub fn page_kind(&self) -> tuning::memory::PageKind {
-        self.arena.page_kind()
+    /// Keeps the weights in memory, as far as the limit on locked memory allows.
+    pub(super) fn lock(&mut self) {
+        self.arena.lock();
+        if let Some(skips) = &mut self.skips {
+            skips.lock();
+        }
+    }
+
+    /// What the weights lie in, and their second forms if they have such.
+    pub fn backings(&self) -> impl Iterator<Item = Backing> {
+        std::iter::once(&self.arena).chain(self.skips.as_ref().map(Skips::arena)).map(Arena::backing)
     }
 
     /// Bytes of the packed weights, second forms included.

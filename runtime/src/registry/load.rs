@@ -10,11 +10,11 @@ use gguf::Gguf;
 use net::error::{ApiError, Code};
 use tuning::{NodeId, Placement};
 
+use super::budget::{Budget, Wants};
 use super::facts::{Facts, FileIdentity, Hash, hash_source, hash_tokenizer, hex};
 use crate::config::Config;
 use crate::engine::GenerationId;
-use crate::kv::{KvCache, blocks_for};
-use crate::model::{self, HyperParameters, LoadOptions, Model, Source};
+use crate::model::{self, LoadOptions, Model, Source};
 use crate::selftest::{self, SelfTest, self_test};
 
 /// What is to be loaded, and how.
@@ -38,8 +38,7 @@ pub struct LoadPlan<'a> {
 pub struct Loaded {
     pub facts: Facts,
     pub replicas: Vec<Arc<Model>>,
-    /// KV blocks of each shard.
-    pub kv_blocks: usize,
+    pub budget: Budget,
     pub self_test: SelfTest,
 }
 
@@ -100,7 +99,7 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
     let header = source.header()?;
     let gguf = Gguf::parse(&header, source.bytes()).map_err(model::Error::from)?;
     let nodes = nodes(plan.placement);
-    let free_bytes = check_memory(&gguf, &plan, nodes.len())?;
+    let budget = budget(source, &gguf, &plan)?;
     let options = |node| LoadOptions {
         threads: plan.threads,
         node: Some(node),
@@ -125,9 +124,6 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
     }
     let model = &replicas[0].1;
     let self_test = self_test(model, plan.config.isa, plan.threads)?;
-    let kv_blocks = kv_blocks(&plan, model, free_bytes)?;
-    let block_bytes = KvCache::block_bytes(&model.weights.params) as u64;
-    let shards = plan.placement.shards.len() as u64;
     let facts = Facts {
         generation: plan.generation,
         name: plan.name,
@@ -145,7 +141,7 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
         weights_bytes: model.weights.packed_bytes() as u64,
         bytes_per_token: model.weights.bytes_per_token() as u64,
         replicas: nodes.len() as u64,
-        kv_bytes: kv_blocks as u64 * block_bytes * shards,
+        kv_bytes: budget.kv_bytes(),
         loaded_unix_ms: unix_ms(),
         load_time: started.elapsed(),
     };
@@ -153,7 +149,7 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
         |node: NodeId| replicas.iter().find(|(other, _)| *other == node).map(|(_, model)| Arc::clone(model));
     let shards = plan.placement.shards.iter();
     let replicas = shards.map(|shard| replica_of(shard.memory_node).expect("every node got its replica")).collect();
-    Ok(Loaded { facts, replicas, kv_blocks, self_test })
+    Ok(Loaded { facts, replicas, budget, self_test })
 }
 
 /// What tells that a file is still the same.
@@ -171,45 +167,27 @@ fn nodes(placement: &Placement) -> Vec<NodeId> {
     nodes
 }
 
-/// Refuses what can't fit before anything is taken for it; else the memory that is free without it.
-fn check_memory(gguf: &Gguf<'_>, plan: &LoadPlan<'_>, replicas: usize) -> Result<u64, LoadError> {
+/// Where the memory of `source` would go.
+///
+/// # Errors
+/// When the file is no model, or it can't fit.
+pub(super) fn budget(source: &Source, gguf: &Gguf<'_>, plan: &LoadPlan<'_>) -> Result<Budget, LoadError> {
     let free = tuning::memory::available_memory_bytes().map_err(model::Error::from)?;
     let free_bytes = free.saturating_sub(plan.reserved_bytes);
-    let weights: u64 = gguf.tensors().iter().map(|tensor| tensor.bytes).sum();
-    let rows = gguf.tensor("token_embd.weight").map_or(0, gguf::TensorInfo::rows);
-    let vocab = usize::try_from(rows).map_err(|_| model::Error::BadShape("too many rows".into()))?;
-    let params = HyperParameters::from_metadata(gguf.metadata(), vocab)?;
-    let shards = plan.placement.shards.len() as u64;
-    let context = params.context.min(plan.config.context_max);
-    let sequence = (blocks_for(context) * KvCache::block_bytes(&params)) as u64;
-    let wanted_bytes = weights.saturating_mul(replicas as u64).saturating_add(weights / PACKING_SLACK)
-        + shards * (buffer_bytes(plan.config, &params, shards) + sequence);
+    // A header that promises more than there is costs nothing further.
+    let wanted_bytes = gguf.tensors().iter().fold(0_u64, |sum, tensor| sum.saturating_add(tensor.bytes));
     if wanted_bytes > free_bytes {
         return Err(LoadError::TooBig { wanted_bytes, free_bytes });
     }
-    Ok(free_bytes - wanted_bytes)
-}
-
-/// Activations, logits and samplers of one shard, about.
-fn buffer_bytes(config: &Config, params: &HyperParameters, shards: u64) -> u64 {
-    let slots = (config.slots_max as u64).div_ceil(shards);
-    let row = params.hidden + 2 * params.widest() + 2 * params.attention_width() + params.feed_forward;
-    4 * (config.rows_max as u64 * row as u64 + slots * params.vocab as u64)
-}
-
-/// KV blocks of one shard: enough for every slot at full context, as far as the memory budget goes.
-fn kv_blocks(plan: &LoadPlan<'_>, model: &Model, free_bytes: u64) -> Result<usize, LoadError> {
-    let shards = plan.placement.shards.len() as u64;
-    let block_bytes = KvCache::block_bytes(&model.weights.params) as u64;
-    let per_sequence = blocks_for(model.weights.context) as u64;
-    let bytes_max = plan.kv_bytes_max.or(plan.config.kv_bytes_max).unwrap_or(free_bytes / KV_MEMORY_SHARE) / shards;
-    let wanted = per_sequence * (plan.config.slots_max as u64).div_ceil(shards);
-    let blocks = wanted.min(bytes_max / block_bytes);
-    if blocks < per_sequence {
-        let wanted_bytes = per_sequence * block_bytes * shards;
-        return Err(LoadError::TooBig { wanted_bytes, free_bytes: bytes_max * shards });
-    }
-    Ok(usize::try_from(blocks).expect("bounded by memory"))
+    let footprint = model::footprint(source, gguf, plan.config.head_screen)?;
+    let wants = Wants {
+        config: plan.config,
+        free_bytes,
+        replicas: nodes(plan.placement).len(),
+        shards: plan.placement.shards.len(),
+        kv_bytes_max: plan.kv_bytes_max,
+    };
+    Budget::plan(wants, &footprint)
 }
 
 /// Milliseconds since 1970.
@@ -218,8 +196,4 @@ pub(super) fn unix_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Packed weights are larger than those of the file by less than one part in this many.
-const PACKING_SLACK: u64 = 16;
-/// The KV cache takes at most one part in this many of the free memory by default.
-const KV_MEMORY_SHARE: u64 = 3;
 const RETRY_MEMORY: Duration = Duration::from_secs(30);

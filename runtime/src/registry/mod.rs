@@ -3,6 +3,7 @@
 //! The control thread alone owns the registry. Shards get orders through one bounded ring each and acknowledge them;
 //! clients' wishes come as messages, one at a time. Every lane and replica is made and freed on this thread.
 
+mod budget;
 mod cross;
 mod facts;
 mod load;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use net::api::{DevicePreference, LoadReply, LoadRequest, QuantizationPreference, ValidationResult, ValidationResults};
 use net::error::{ApiError, Code};
 use rtrb::{Consumer, Producer};
-use tuning::Placement;
+use tuning::{Placement, ShardPlacement};
 
 use crate::config::Config;
 use crate::engine::{GenerationId, LANES_MAX, Lane, LaneLimits};
@@ -32,14 +33,15 @@ use crate::kv::KvCache;
 use crate::log::{info, warning};
 use crate::mailbox::Doorbell;
 use crate::metrics::GenerationMetrics;
-use crate::model::{Model, Source};
+use crate::model::{self, Model, Source};
 use crate::shard::{Control, Served};
 
+pub use budget::Budget;
 pub use facts::{Facts, hex};
 pub use load::{LoadError, LoadPlan, Loaded, load};
 pub use orders::{JobReply, JobRequest, Message, Order, Outcome};
 pub use paths::AllowedDirectories;
-pub use startup::{StartError, Started, load_all};
+pub use startup::{StartError, Started, budgets, load_all};
 use state::{Saved, Version};
 pub use state::{State, StateFile};
 use trial::Tried;
@@ -88,8 +90,14 @@ pub struct Registry {
 
 impl Held {
     /// What a generation is for each of the shards: what executors know, and the lane of their leaders.
-    #[must_use]
-    pub fn make(config: &Config, placement: &Placement, loaded: Loaded) -> (Self, Vec<(Served, Lane)>) {
+    ///
+    /// # Errors
+    /// When there is no address space for a KV cache.
+    pub fn make(
+        config: &Config,
+        placement: &Placement,
+        loaded: Loaded,
+    ) -> Result<(Self, Vec<(Served, Lane)>), tuning::Error> {
         let shards = placement.shards.len();
         let metrics: Arc<[_]> = (0..shards).map(|_| Arc::new(GenerationMetrics::default())).collect();
         let facts = Arc::new(loaded.facts);
@@ -101,11 +109,11 @@ impl Held {
                 metrics: Arc::clone(&metrics[index]),
                 everywhere: Arc::clone(&metrics),
             };
-            let lane = make_lane(config, placement.shards[index].workers.len(), shards, &served, loaded.kv_blocks);
-            (served, lane)
+            let lane = make_lane(config, &placement.shards[index], shards, &served, &loaded.budget)?;
+            Ok((served, lane))
         };
-        let parts = loaded.replicas.iter().enumerate().map(make).collect();
-        (Self { facts, replicas: loaded.replicas, metrics, lanes: shards }, parts)
+        let parts = loaded.replicas.iter().enumerate().map(make).collect::<Result<_, tuning::Error>>()?;
+        Ok((Self { facts, replicas: loaded.replicas, metrics, lanes: shards }, parts))
     }
 
     /// Whether nobody but this thread has anything of it.
@@ -116,16 +124,23 @@ impl Held {
 }
 
 /// Everything that one of `shards` shards needs to compute `served`.
-fn make_lane(config: &Config, workers: usize, shards: usize, served: &Served, kv_blocks: usize) -> Lane {
-    let params = &served.model.weights.params;
+fn make_lane(
+    config: &Config,
+    place: &ShardPlacement,
+    shards: usize,
+    served: &Served,
+    budget: &Budget,
+) -> Result<Lane, tuning::Error> {
+    let (params, workers) = (&served.model.weights.params, place.workers.len());
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
     let limits = Limits { rows_max: config.rows_max, logits_max: slots_max + config.speculation.rows_max() };
     let forward = Forward::new(config.isa, params, workers, limits).tuned(&config.tuned);
-    let kv = KvCache::new(params, served.model.weights.context, slots_max, kv_blocks);
+    let kv_blocks = usize::try_from(budget.kv_blocks).expect("bounded by memory");
+    let kv = KvCache::on_node(params, served.model.weights.context, slots_max, kv_blocks, Some(place.memory_node))?;
     let kv = if config.prefix_cache { kv.with_prefixes() } else { kv };
     let (itl_target, speculation) = (config.itl_target, config.speculation);
     let limits = LaneLimits { slots_max, waiting_max, itl_target, speculation };
-    Lane::new(served.id, Arc::clone(&served.model), workers, forward, kv, limits, Arc::clone(&served.metrics))
+    Ok(Lane::new(served.id, Arc::clone(&served.model), workers, forward, kv, limits, Arc::clone(&served.metrics)))
 }
 
 impl Registry {
@@ -307,7 +322,8 @@ impl Registry {
 
     /// Makes a generation known to every shard; no request reaches it yet.
     fn open(&mut self, loaded: Loaded) -> Result<Held, ApiError> {
-        let (held, parts) = Held::make(&self.config, &self.placement, loaded);
+        let (held, parts) = Held::make(&self.config, &self.placement, loaded)
+            .map_err(|error| LoadError::from(model::Error::from(error)))?;
         let mut orders = Vec::with_capacity(parts.len());
         for (shard, (served, lane)) in parts.into_iter().enumerate() {
             let order = self.next_order();

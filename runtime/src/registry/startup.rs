@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use tuning::Placement;
 
+use super::budget::Budget;
 use super::facts::hex;
-use super::load::{LoadError, LoadPlan, Loaded, load};
+use super::load::{LoadError, LoadPlan, Loaded, budget, load};
 use super::state::{self, Saved, State, Version};
 use crate::config::Config;
 use crate::engine::GenerationId;
@@ -43,17 +44,7 @@ pub fn load_all(
     state: &State,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Vec<Started>, StartError> {
-    let mut wanted: Vec<(String, Option<PathBuf>)> = config
-        .models
-        .iter()
-        .map(|(name, path)| (name.clone().unwrap_or_else(|| stem(path)), Some(path.clone())))
-        .collect();
-    if wanted.is_empty() {
-        wanted.push((EMBEDDED_NAME.to_owned(), None));
-    }
-    if let Some((name, _)) = wanted.iter().enumerate().find_map(|(i, w)| wanted[..i].iter().find(|o| o.0 == w.0)) {
-        return Err(StartError::SameName(name.clone()));
-    }
+    let wanted = wanted(config)?;
     let is_configured = |saved: &Saved| wanted.iter().any(|(name, _)| *name == saved.name);
     let on_request = state.models.iter().filter(|saved| saved.configured.is_none() && !is_configured(saved));
     let on_request: Vec<&Saved> = on_request.collect();
@@ -69,6 +60,80 @@ pub fn load_all(
         }
     }
     Ok(loader.started)
+}
+
+/// Where the memory of the configured models would go, in their order.
+///
+/// # Errors
+/// When a file is no model, or does not fit.
+pub fn budgets(config: &Config, placement: &Placement) -> Result<Vec<(String, Budget)>, StartError> {
+    let wanted = wanted(config)?;
+    let models = wanted.len() as u64;
+    let mut budgets: Vec<(String, Budget)> = Vec::with_capacity(wanted.len());
+    for (name, path) in wanted {
+        let taken = |budget: &Budget| budget.replicas * budget.replica_bytes + budget.kv_bytes();
+        let reserved_bytes = budgets.iter().map(|(_, budget)| taken(budget)).sum();
+        let plan = LoadPlan { reserved_bytes, ..plan(config, placement, models, &name, path.as_deref()) };
+        let fail = |source| file_error(path.as_deref(), source);
+        let source = open(path.as_deref()).map_err(fail)?;
+        let budget = source.header().map_err(LoadError::from).and_then(|header| {
+            let gguf = gguf::Gguf::parse(&header, source.bytes()).map_err(model::Error::from)?;
+            budget(&source, &gguf, &plan)
+        });
+        budgets.push((name, budget.map_err(fail)?));
+    }
+    Ok(budgets)
+}
+
+/// Names and files of the configured models.
+fn wanted(config: &Config) -> Result<Vec<(String, Option<PathBuf>)>, StartError> {
+    let mut wanted: Vec<(String, Option<PathBuf>)> = config
+        .models
+        .iter()
+        .map(|(name, path)| (name.clone().unwrap_or_else(|| stem(path)), Some(path.clone())))
+        .collect();
+    if wanted.is_empty() {
+        wanted.push((EMBEDDED_NAME.to_owned(), None));
+    }
+    if let Some((name, _)) = wanted.iter().enumerate().find_map(|(i, w)| wanted[..i].iter().find(|o| o.0 == w.0)) {
+        return Err(StartError::SameName(name.clone()));
+    }
+    Ok(wanted)
+}
+
+fn open(path: Option<&Path>) -> Result<Source, LoadError> {
+    Ok(path.map_or_else(|| Ok(Source::embedded()), Source::open)?)
+}
+
+fn file_error(path: Option<&Path>, source: LoadError) -> StartError {
+    match path {
+        // These name the file already.
+        Some(path) if !matches!(source, LoadError::Model(model::Error::Io { .. })) => {
+            StartError::File { path: path.to_owned(), source }
+        }
+        _ => StartError::Other(source),
+    }
+}
+
+/// How one of `models` models is loaded at the start.
+fn plan<'a>(
+    config: &'a Config,
+    placement: &'a Placement,
+    models: u64,
+    name: &str,
+    path: Option<&Path>,
+) -> LoadPlan<'a> {
+    LoadPlan {
+        config,
+        placement,
+        generation: GenerationId(0),
+        threads: placement.shards.iter().map(|shard| shard.workers.len()).sum(),
+        name: name.to_owned(),
+        path: path.map(Path::to_owned),
+        expected: None,
+        reserved_bytes: 0,
+        kv_bytes_max: config.kv_bytes_max.map(|bytes| bytes / models),
+    }
 }
 
 struct Loader<'a> {
@@ -109,41 +174,30 @@ impl Loader<'_> {
         path: Option<&Path>,
         version: Option<&Version>,
     ) -> Result<(), StartError> {
-        let fail = |source| match path {
-            // These name the file already.
-            Some(path) if !matches!(source, LoadError::Model(model::Error::Io { .. })) => {
-                StartError::File { path: path.to_owned(), source }
-            }
-            _ => StartError::Other(source),
-        };
-        let source = path.map_or_else(|| Ok(Source::embedded()), Source::open).map_err(|error| fail(error.into()))?;
+        let fail = |source| file_error(path, source);
+        let source = open(path).map_err(fail)?;
         let plan = LoadPlan {
-            config: self.config,
-            placement: self.placement,
             generation: GenerationId(u32::try_from(self.started.len()).expect("few models")),
-            threads: self.placement.shards.iter().map(|shard| shard.workers.len()).sum(),
-            name: name.to_owned(),
-            path: path.map(Path::to_owned),
             expected: version.and_then(|version| net::auth::parse_sha256(&version.sha256)),
             reserved_bytes: self.started.iter().map(|started| started.loaded.facts.kv_bytes).sum(),
-            kv_bytes_max: self.config.kv_bytes_max.map(|bytes| bytes / self.models as u64),
+            ..plan(self.config, self.placement, self.models as u64, name, path)
         };
         let loaded = load(&source, plan, self.progress).map_err(fail)?;
         let (facts, model) = (&loaded.facts, &loaded.replicas[0]);
         let params = &model.weights.params;
         info!(
-            "model `{name}` ({}, {}, {} layers, vocabulary {}, sha256 {}) loaded in {:.2} s: {} MiB of weights in {:?} \
-             pages, {} MiB for the KV cache",
+            "model `{name}` ({}, {}, {} layers, vocabulary {}, sha256 {}) loaded in {:.2} s",
             facts.architecture,
             facts.quantization,
             params.layers,
             facts.vocab,
             &hex(&facts.sha256)[..12],
             facts.load_time.as_secs_f64(),
-            facts.weights_bytes >> 20,
-            model.weights.page_kind(),
-            facts.kv_bytes >> 20,
         );
+        info!("memory: {}", loaded.budget);
+        for backing in model.weights.backings() {
+            info!("weights: {backing}");
+        }
         let test = &loaded.self_test;
         let how = if test.whole_step { "a whole step" } else { "parts of every layer" };
         let ms = test.took.as_secs_f64() * 1e3;

@@ -78,6 +78,7 @@ fn placements_that_are_impossible_are_refused() {
 fn the_tree_names_every_thread() {
     let output = bitnetd(&["serve", "--print-placement"]).stdout(Stdio::piped()).output().unwrap();
     let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(tree.contains("memory for `bitnetd-tiny`: ") && tree.contains("KV cache"), "{tree}");
     for name in wanted(&placement(&[])).keys() {
         assert!(tree.contains(name.as_str()), "{name} is not in\n{tree}");
     }

@@ -183,11 +183,36 @@ fn io_uring_that_is_refused_is_replaced_by_epoll() {
 }
 
 #[test]
+fn weights_are_locked_and_the_budget_is_printed() {
+    let server = Server::start(&["--kv-cache-mb", "64"]);
+    let words = &server.first_words;
+    let line = |start: &str| words.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{words}"));
+    let memory = line("bitnetd: memory: ");
+    assert!(memory.contains("MiB are free; ") && memory.contains("KV cache of 64 MiB"), "{memory}");
+    let weights = line("bitnetd: weights: ");
+    let locked = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let locked_kib =
+        locked.lines().find_map(|line| line.strip_prefix("VmLck:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let locked_kib: u64 = locked_kib.unwrap();
+    match weights.contains(", locked") {
+        true => assert!(is_of_pool(weights) || locked_kib > 4096, "{weights}, {locked_kib} KiB locked"),
+        false => assert!(weights.contains("not locked: ") && locked_kib == 0, "{weights}"),
+    }
+}
+
+/// Pages of a pool are locked without counting as such.
+fn is_of_pool(words: &str) -> bool {
+    words.contains("in 2 MiB pages") || words.contains("in 1 GiB pages")
+}
+
+#[test]
 fn little_lockable_memory_is_enough_to_serve() {
     let mut command = bitnetd(&["serve", "--port", "0"]);
     // SAFETY: between fork and exec only two system calls are made.
     unsafe { command.pre_exec(lock_little_memory) };
     let server = Server::spawn(&mut command);
+    let words = &server.first_words;
+    assert!(is_of_pool(words) || words.contains("not locked: RLIMIT_MEMLOCK is 64 KiB"), "{words}");
     assert_serves(&server);
     server.terminate();
     assert_eq!(server.ended().code, Some(0));
