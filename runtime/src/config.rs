@@ -70,6 +70,10 @@ pub struct Settings {
     /// Socket driver: auto, io_uring, epoll or glommio [default: auto]
     #[arg(long, env = "BITNET_IO")]
     pub io: Option<String>,
+    /// Whether executors with a core of their own look for tokens all the time while steps are short, instead of being
+    /// woken for them [default: true]
+    #[arg(long, env = "BITNET_EXECUTOR_SPIN")]
+    pub executor_spin: Option<bool>,
     /// Whether a connection goes to the shard that has the cpu which received it, where one has; else by hash [default: false]
     #[arg(long, env = "BITNET_STEER_BY_CPU")]
     pub steer_by_cpu: Option<bool>,
@@ -145,6 +149,7 @@ pub struct Config {
     pub device: DevicePreference,
     pub gpu: GpuChoice,
     pub io: IoChoice,
+    pub executor_spin: bool,
     pub steer_by_cpu: bool,
     pub slots_max: usize,
     pub waiting_max: usize,
@@ -234,6 +239,7 @@ impl Settings {
             isa: self.isa.or(file.isa),
             tuning_cache: self.tuning_cache.or(file.tuning_cache),
             io: self.io.or(file.io),
+            executor_spin: self.executor_spin.or(file.executor_spin),
             steer_by_cpu: self.steer_by_cpu.or(file.steer_by_cpu),
             max_concurrent_requests: self.max_concurrent_requests.or(file.max_concurrent_requests),
             max_queued_requests: self.max_queued_requests.or(file.max_queued_requests),
@@ -287,6 +293,7 @@ impl Settings {
             device: parse_device(self.device.as_deref())?,
             gpu: parse_gpu(self.gpu.as_deref())?,
             io: parse_io(self.io.as_deref())?,
+            executor_spin: self.executor_spin.unwrap_or(true),
             steer_by_cpu: self.steer_by_cpu.unwrap_or(false),
             slots_max,
             waiting_max: within("max_queued_requests", self.max_queued_requests.unwrap_or(400), 0, 100_000)?,

@@ -325,6 +325,7 @@ fn start_shard(
         bell: Arc::clone(&bell),
         gpus,
         doors,
+        may_spin: config.executor_spin && place.executor.len() == 1 && !place.workers.contains(&place.executor[0]),
     };
     let arrivals = Arrivals { events: events_out, orders, connections };
     let executor_stopping = Arc::clone(&stopping);

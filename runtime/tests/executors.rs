@@ -1,4 +1,5 @@
-//! What a shard relies on in an executor, asked of every one: monoio on io_uring and on epoll, and glommio.
+//! What a shard relies on in an executor, asked of every one: monoio on io_uring and on epoll; and of glommio what it
+//! keeps.
 #![expect(clippy::unwrap_used, reason = "whatever fails here fails the test")]
 
 use std::cell::Cell;
@@ -9,33 +10,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use runtime::executor::{self, Listener, Rings, Signal};
+use runtime::executor::{self, Listener, Rings, Signal, Turns};
 use runtime::mailbox::Doorbell;
 use runtime::probe::{Io, probe};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Runs `test` on each executor that this machine can run, each on a thread of its own, and fails if one hangs.
+/// Runs `test` on each executor that serves by itself, each on a thread of its own, and fails if one hangs.
 fn on_every_executor(test: impl AsyncFn(&'static Io) + Copy + Send + 'static) {
-    const ALL: &[Io] = &[Io::IoUring, Io::Glommio, Io::Epoll { reason: String::new() }];
-    let refused = match probe(1) {
-        Io::Epoll { reason } => Some(reason),
-        _ => None,
-    };
-    for io in ALL {
-        if let (Some(reason), false) = (&refused, matches!(io, Io::Epoll { .. })) {
-            eprintln!("not on {io:?}: {reason}");
-            continue;
-        }
-        let thread = std::thread::spawn(move || executor::run(io, async move { test(io).await }).unwrap());
-        let deadline = Instant::now() + PATIENCE;
-        while !thread.is_finished() {
-            assert!(Instant::now() < deadline, "{io:?} hangs");
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
-        thread.join().unwrap();
+    match probe(1) {
+        Io::Epoll { reason } => eprintln!("not on io_uring: {reason}"),
+        _ => on(&Io::IoUring, test),
     }
+    const EPOLL: &Io = &Io::Epoll { reason: String::new() };
+    on(EPOLL, test);
+}
+
+fn on(io: &'static Io, test: impl AsyncFn(&'static Io) + Send + 'static) {
+    let thread = std::thread::spawn(move || executor::run(io, async move { test(io).await }).unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    while !thread.is_finished() {
+        assert!(Instant::now() < deadline, "{io:?} hangs");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    thread.join().unwrap();
 }
 
 fn listen() -> (Listener, SocketAddr) {
@@ -116,46 +115,58 @@ fn timers_fire_while_sockets_are_busy() {
 
 #[test]
 fn no_ring_of_another_thread_is_lost_while_sockets_are_busy() {
+    on_every_executor(hear_every_ring);
+}
+
+/// Why glommio serves only when asked to: the executor sleeps on, and no timer wakes it either, in about one of 25 runs
+/// on Linux 6.18.
+#[test]
+#[ignore = "glommio 0.9 hangs now and then"]
+fn glommio_loses_no_ring() {
+    for _ in 0..25 {
+        on(&Io::Glommio, hear_every_ring);
+    }
+}
+
+async fn hear_every_ring(io: &Io) {
     const RECORDS: u32 = 20_000;
-    on_every_executor(async |io| {
-        let (listener, address) = listen();
-        let listener = Rc::new(listener);
-        executor::spawn(echo(Rc::clone(&listener)));
-        let (stop, rounds) = (Arc::default(), Arc::default());
-        let client = chatter(address, &stop, &rounds);
-        let bell = bell_for(io);
-        let (mut records, mut arrived) = rtrb::RingBuffer::<u32>::new(4);
-        let ringer = Arc::clone(&bell);
-        let sender = std::thread::spawn(move || {
-            let mut random = 1_u64;
-            for record in 0..RECORDS {
-                while records.push(record).is_err() {
-                    std::thread::yield_now();
-                }
-                ringer.ring();
-                // Now at once, now after a moment: the sleeper is met in every state.
-                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (0..random >> 54).for_each(|_| std::hint::spin_loop());
+    let (listener, address) = listen();
+    let listener = Rc::new(listener);
+    executor::spawn(echo(Rc::clone(&listener)));
+    let (stop, rounds) = (Arc::default(), Arc::default());
+    let client = chatter(address, &stop, &rounds);
+    let bell = bell_for(io);
+    let (mut records, mut arrived) = rtrb::RingBuffer::<u32>::new(4);
+    let ringer = Arc::clone(&bell);
+    let sender = std::thread::spawn(move || {
+        let mut random = 1_u64;
+        for record in 0..RECORDS {
+            while records.push(record).is_err() {
+                std::thread::yield_now();
             }
-        });
-        let rings = Rings::new(&bell).unwrap();
-        let mut expected = 0;
-        while expected < RECORDS {
-            match arrived.pop() {
-                Ok(record) => {
-                    assert_eq!(record, expected);
-                    expected += 1;
-                }
-                Err(_) => rings.sleep_unless(|| !arrived.is_empty()).await.unwrap(),
-            }
+            ringer.ring();
+            // Now at once, now after a moment: the sleeper is met in every state.
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (0..random >> 54).for_each(|_| std::hint::spin_loop());
         }
-        sender.join().unwrap();
-        stop.store(true, Ordering::Relaxed);
-        while !client.is_finished() {
-            executor::sleep(Duration::from_millis(1)).await;
-        }
-        client.join().unwrap();
     });
+    let rings = Rings::new(&bell).unwrap();
+    let mut expected = 0;
+    while expected < RECORDS {
+        match arrived.pop() {
+            Ok(record) => {
+                assert_eq!(record, expected);
+                expected += 1;
+            }
+            Err(_) => rings.sleep_unless(|| !arrived.is_empty()).await.unwrap(),
+        }
+    }
+    sender.join().unwrap();
+    stop.store(true, Ordering::Relaxed);
+    while !client.is_finished() {
+        executor::sleep(Duration::from_millis(1)).await;
+    }
+    client.join().unwrap();
 }
 
 #[test]
@@ -261,5 +272,33 @@ fn a_listener_that_is_shut_down_lets_go_of_who_waits() {
         over.wait().await;
         assert!(listener.accept().await.is_err());
         assert!(TcpStream::connect(address).is_err());
+    });
+}
+
+#[test]
+fn who_looks_again_and_again_keeps_sockets_and_timers_going() {
+    on_every_executor(async |_| {
+        let Some(turns) = Turns::new().unwrap() else { return };
+        let (listener, address) = listen();
+        let listener = Rc::new(listener);
+        executor::spawn(echo(Rc::clone(&listener)));
+        let (stop, rounds) = (Arc::default(), Arc::<AtomicUsize>::default());
+        let client = chatter(address, &stop, &rounds);
+        let fired = Rc::new(Cell::new(0));
+        let counts = Rc::clone(&fired);
+        executor::spawn(async move {
+            for _ in 0..10 {
+                executor::sleep(Duration::from_millis(2)).await;
+                counts.set(counts.get() + 1);
+            }
+        });
+        while rounds.load(Ordering::Relaxed) < 500 || fired.get() < 10 {
+            turns.take().await.unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        while !client.is_finished() {
+            turns.take().await.unwrap();
+        }
+        client.join().unwrap();
     });
 }

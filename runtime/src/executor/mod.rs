@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
-pub use signal::{Rings, Signal};
+pub use signal::{Rings, Signal, Turns};
 pub use socket::{Listener, ReadHalf, WriteHalf, halves};
 
 use crate::probe::{Io, RING_ENTRIES};

@@ -6,6 +6,7 @@ use std::io;
 use std::task::{Poll, Waker};
 
 use super::socket::Readable;
+use super::{Backend, backend};
 use crate::mailbox::Doorbell;
 
 /// A doorbell as a future of this executor.
@@ -32,6 +33,37 @@ impl<'a> Rings<'a> {
         let result = if busy() { Ok(()) } else { self.readable.wait().await };
         self.bell.awake();
         result
+    }
+}
+
+/// A way for the main task to look again and again at what other threads give, while the others run as if it slept.
+pub struct Turns {
+    /// Is rung once and for all.
+    _always: Doorbell,
+    readable: Readable,
+}
+
+impl Turns {
+    /// `None` where waiting for what is there already does not pass through the driver: only monoio on io_uring can.
+    ///
+    /// # Errors
+    /// When no descriptor is to be had.
+    pub fn new() -> io::Result<Option<Self>> {
+        if backend() != Backend::MonoioUring {
+            return Ok(None);
+        }
+        let always = Doorbell::new()?;
+        always.prepare_sleep();
+        always.ring();
+        Ok(Some(Self { readable: Readable::new(always.raw_fd())?, _always: always }))
+    }
+
+    /// Lets every task run that can, and the driver take and give what it has: one system call.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn take(&self) -> io::Result<()> {
+        self.readable.wait().await
     }
 }
 

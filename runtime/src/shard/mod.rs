@@ -27,7 +27,7 @@ use rtrb::{Consumer, Producer};
 
 use crate::config::Config;
 use crate::engine::{Command, Event};
-use crate::executor::{self, Listener, Rings, Signal};
+use crate::executor::{self, Listener, Rings, Signal, Turns};
 use crate::gpu::{Costs, Inventory, Load, ShardPort};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
@@ -168,6 +168,8 @@ pub struct ShardLink {
     pub gpus: Vec<ShardPort>,
     /// Of all shards.
     pub doors: Arc<[Door]>,
+    /// The executor has a core of its own and need not sleep.
+    pub may_spin: bool,
 }
 
 /// What comes to an executor from other threads.
@@ -190,6 +192,7 @@ pub struct Shard {
     doorbell: Arc<Doorbell>,
     bell: Arc<LeaderBell>,
     doors: Arc<[Door]>,
+    may_spin: bool,
     outbox: SyncSender<Message>,
     jobs: RefCell<HashMap<u64, Rc<admin::Job>>>,
     /// A canary's answer is being compared; one at a time.
@@ -235,6 +238,7 @@ impl Shard {
             doorbell: link.doorbell,
             bell: link.bell,
             doors: link.doors,
+            may_spin: link.may_spin,
             outbox: link.outbox,
             jobs: RefCell::default(),
             comparing: Cell::new(false),
@@ -262,6 +266,7 @@ impl Shard {
         executor::spawn(keep_time(Rc::clone(&shard)));
         let doorbell = Arc::clone(&shard.doorbell);
         let rings = Rings::new(&doorbell)?;
+        let turns = if shard.may_spin { Turns::new()? } else { None };
         let (mut draining, mut cut) = (false, false);
         loop {
             shard.deliver(&mut arrivals.events);
@@ -291,9 +296,21 @@ impl Shard {
             let mail = || !events.is_empty() || !orders.is_empty() || door.is_knocked_at();
             let news = || mail() || !shard.gpus.are_quiet();
             let busy = || news() || control.is_draining() != draining || control.is_cutting() != cut;
+            if let Some(turns) = &turns {
+                let until = Instant::now() + shard.spin_time();
+                while !busy() && Instant::now() < until {
+                    turns.take().await?;
+                }
+            }
             rings.sleep_unless(busy).await?;
         }
         Ok(())
+    }
+
+    /// How long the next token may take if it is worth looking for: where steps are long, a wake-up is nothing to them.
+    fn spin_time(&self) -> Duration {
+        let step = Duration::from_secs_f64(self.cpu_load().costs.decode_s.clamp(0.0, 1.0));
+        if self.streams.borrow().is_empty() || step > SPIN_STEP_MAX { Duration::ZERO } else { step * 3 / 2 }
     }
 
     /// Hands the leader's events to the requests that wait for them.
@@ -486,6 +503,8 @@ fn fresh_random() -> u64 {
 
 /// When a client that meets a server on its way down may try again.
 const RETRY_DRAINING: Duration = Duration::from_secs(5);
+/// Steps that take longer wake the executor.
+const SPIN_STEP_MAX: Duration = Duration::from_millis(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// How often deadlines are looked at.
 const BEAT: Duration = Duration::from_millis(100);
