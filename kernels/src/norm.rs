@@ -18,6 +18,17 @@ pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) 
     }
 }
 
+/// [`rms_norm`] of `x` into itself.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
+    assert_eq!(x.len(), weight.len(), "one weight per value");
+    if !x.is_empty() {
+        dispatch(isa, RmsNormInPlace { x, weight, eps });
+    }
+}
+
 struct RmsNorm<'a> {
     x: &'a [f32],
     weight: &'a [f32],
@@ -30,23 +41,48 @@ impl Kernel for RmsNorm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Two accumulators hide the latency of the f64 sums.
-        let mut squares = [s.zero_f64(); 2];
-        for pair in self.x.chunks(2 * LANES) {
-            let (first, second) = pair.split_at(pair.len().min(LANES));
-            let a = s.load_part(first, 0.0);
-            let b = s.load_part(second, 0.0);
-            squares[0] = s.add_f64(squares[0], s.mul(a, a));
-            squares[1] = s.add_f64(squares[1], s.mul(b, b));
-        }
-        let sum = s.sum_f64(squares[0]) + s.sum_f64(squares[1]);
-        let mean = (sum / self.x.len() as f64) as f32;
-        let scale = s.splat(1.0 / (mean + self.eps).sqrt());
+        let scale = s.splat(factor(s, self.x, self.eps));
         for ((x, w), out) in self.x.chunks(LANES).zip(self.weight.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
             let y = s.mul(s.load_part(x, 0.0), scale);
             s.store_part(s.mul(y, s.load_part(w, 0.0)), out);
         }
     }
+}
+
+struct RmsNormInPlace<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for RmsNormInPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let scale = s.splat(factor(s, self.x, self.eps));
+        for (x, w) in self.x.chunks_mut(LANES).zip(self.weight.chunks(LANES)) {
+            let y = s.mul(s.load_part(x, 0.0), scale);
+            s.store_part(s.mul(y, s.load_part(w, 0.0)), x);
+        }
+    }
+}
+
+/// 1 / sqrt(mean(x^2) + eps).
+#[inline(always)]
+fn factor<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+    // Two accumulators hide the latency of the f64 sums.
+    let mut squares = [s.zero_f64(); 2];
+    for pair in x.chunks(2 * LANES) {
+        let (first, second) = pair.split_at(pair.len().min(LANES));
+        let a = s.load_part(first, 0.0);
+        let b = s.load_part(second, 0.0);
+        squares[0] = s.add_f64(squares[0], s.mul(a, a));
+        squares[1] = s.add_f64(squares[1], s.mul(b, b));
+    }
+    let sum = s.sum_f64(squares[0]) + s.sum_f64(squares[1]);
+    let mean = (sum / x.len() as f64) as f32;
+    1.0 / (mean + eps).sqrt()
 }
 
 #[cfg(test)]
@@ -64,6 +100,9 @@ mod tests {
             for isa in Isa::available() {
                 let mut out = vec![f32::NAN; n];
                 rms_norm(isa, &x, &w, 1e-5, &mut out);
+                same_bits(&out, &expected, isa.name());
+                out.copy_from_slice(&x);
+                rms_norm_in_place(isa, &mut out, &w, 1e-5);
                 same_bits(&out, &expected, isa.name());
             }
         }
