@@ -4,6 +4,7 @@
 //! one lane; lanes with work take turns, all on the same team.
 
 mod lane;
+mod pool;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use crate::team::Team;
 
 pub use lane::{Lane, LaneLimits};
 pub(crate) use lane::{cached_event, choose, next_event};
+pub(crate) use pool::pooled;
 
 /// A loaded version of a model: its number in the order of loading, unique in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +64,8 @@ pub enum Event {
     Refused(StreamId),
     /// One token of the answer, perhaps the last.
     Token { stream: StreamId, sampled: Sampled, finish: Option<Finish> },
+    /// The one answer of an embedding model: a vector of length 1.
+    Embedding { stream: StreamId, vector: Box<[f32]> },
     /// The end without a further token.
     End { stream: StreamId, finish: Finish },
     /// The device gives the sequence back as it stands: it goes on on the CPU.
@@ -74,7 +78,8 @@ impl Event {
     pub fn stream(&self) -> StreamId {
         match self {
             Self::Admitted(stream) | Self::Refused(stream) => *stream,
-            Self::Token { stream, .. } | Self::End { stream, .. } | Self::Cached { stream, .. } => *stream,
+            Self::Token { stream, .. } | Self::Embedding { stream, .. } | Self::End { stream, .. } => *stream,
+            Self::Cached { stream, .. } => *stream,
             Self::Returned(sequence) => sequence.stream,
         }
     }
@@ -82,7 +87,10 @@ impl Event {
     /// Whether the stream ends with it.
     #[must_use]
     pub fn is_last(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::End { .. } | Self::Token { finish: Some(_), .. })
+        matches!(
+            self,
+            Self::Refused(_) | Self::End { .. } | Self::Embedding { .. } | Self::Token { finish: Some(_), .. }
+        )
     }
 }
 

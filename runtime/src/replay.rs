@@ -1,8 +1,10 @@
-//! A model with a team, buffers and a cache of its own, outside of any shard: feeds it tokens and hands out logits.
+//! A model with a team, buffers and a cache of its own, outside of any shard: feeds it tokens and hands out logits, or
+//! the hidden states of an embedding model.
 //! For checks of a model that is not served yet.
 
 use kernels::Isa;
 
+use crate::engine::pooled;
 use crate::forward::{Forward, Limits, Step};
 use crate::kv::{KvCache, blocks_for};
 use crate::model::Model;
@@ -34,11 +36,19 @@ impl<'m> Replay<'m> {
     ///
     /// # Panics
     /// When the sequence is longer than the positions that this was made for.
-    pub fn sequence(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) {
+    pub fn sequence(&mut self, tokens: &[u32], each: impl FnMut(usize, &[f32])) {
+        self.sequence_in_steps(tokens, self.forward.limits().rows_max, each);
+    }
+
+    /// The same in steps of `rows` rows.
+    ///
+    /// # Panics
+    /// As [`Replay::sequence`], or for steps of more rows than it takes.
+    pub fn sequence_in_steps(&mut self, tokens: &[u32], rows: usize, mut each: impl FnMut(usize, &[f32])) {
         self.kv.reserve(0, tokens.len()).expect("the cache holds one sequence of any allowed length");
         let mut step = Step::default();
-        for (chunk, tokens) in tokens.chunks(self.forward.limits().rows_max).enumerate() {
-            let first = chunk * self.forward.limits().rows_max;
+        for (chunk, tokens) in tokens.chunks(rows).enumerate() {
+            let first = chunk * rows;
             step.clear();
             step.push(0, first, tokens, false);
             step.logits.extend(0..tokens.len());
@@ -48,6 +58,18 @@ impl<'m> Replay<'m> {
             }
         }
         self.kv.release(0);
+    }
+
+    /// The embedding of a text, by a model for that; `None` where its states have no direction.
+    ///
+    /// # Panics
+    /// As [`Replay::sequence`], and for a model that generates.
+    pub fn embedding(&mut self, tokens: &[u32]) -> Option<Box<[f32]>> {
+        let params = &self.model.weights.params;
+        let (pooling, hidden) = (params.pooling.expect("an embedding model pools"), params.hidden);
+        let mut states = Vec::with_capacity(tokens.len() * hidden);
+        self.sequence(tokens, |_, state| states.extend_from_slice(state));
+        pooled(pooling, &states, hidden)
     }
 
     /// The best tokens after `prompt`, `count` of them or up to the end of the answer.

@@ -1,5 +1,6 @@
 //! What a loaded model must show before it is served: kernels that give known answers on this instruction set, a step
-//! equal to the portable one, scores that are numbers, a short answer that comes out the same in one step and in many.
+//! equal to the portable one, scores that are numbers, a short answer (or an embedding model's states) that comes out the
+//! same in one step and in many.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ pub struct SelfTest {
     pub took: Duration,
     /// Whether a whole step was compared with the portable kernels, or parts of every layer.
     pub whole_step: bool,
-    /// What the model says after the prompt.
+    /// What the model says after the prompt; nothing of an embedding model.
     pub text: String,
 }
 
@@ -43,11 +44,15 @@ pub fn self_test(model: &Model, isa: Isa, workers: usize) -> Result<SelfTest, Fa
     let started = Instant::now();
     known_answers(isa)?;
     let prompt = prompt(model);
-    let answer_max = ANSWER_TOKENS.min(model.weights.context.saturating_sub(prompt.len()));
+    let embedding = model.weights.params.pooling.is_some();
+    let answer_max = if embedding { 0 } else { ANSWER_TOKENS.min(model.weights.context.saturating_sub(prompt.len())) };
     let mut replay = Replay::new(model, isa, workers, prompt.len() + answer_max).map_err(Failure::Thread)?;
     let answer = replay.greedy(&prompt, answer_max);
     let tokens = [&prompt[..], &answer].concat();
     check_steps(&mut replay, &prompt, &answer)?;
+    if embedding {
+        check_states(&mut replay, &prompt)?;
+    }
     let whole_step = model.weights.bytes_per_token() <= PORTABLE_STEP_BYTES_MAX;
     if whole_step {
         let mut portable = Replay::new(model, Isa::Portable, workers, 1).map_err(Failure::Thread)?;
@@ -94,6 +99,20 @@ fn check_steps(replay: &mut Replay<'_>, prompt: &[u32], answer: &[u32]) -> Resul
         }
     });
     outcome
+}
+
+/// The states of an embedding model are the same token by token, and give its text a direction.
+fn check_states(replay: &mut Replay<'_>, prompt: &[u32]) -> Result<(), Failure> {
+    let mut together = Vec::new();
+    replay.sequence(prompt, |_, state| together.push(state.to_vec()));
+    let mut outcome = Ok(());
+    replay.sequence_in_steps(prompt, 1, |position, state| {
+        if outcome.is_ok() && !same_bits(&together[position], state) {
+            outcome = Err(Failure::Steps { position });
+        }
+    });
+    outcome?;
+    replay.embedding(prompt).map(|_| ()).ok_or(Failure::NotFinite { position: prompt.len() - 1 })
 }
 
 /// Sixteen rows of every linear layer, with one activation.

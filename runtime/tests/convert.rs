@@ -203,6 +203,140 @@ fn packed_and_float_checkpoints_give_back_the_model() {
     assert_eq!(ours.tokenizer.end_of_generation(), theirs.tokenizer.end_of_generation());
 }
 
+/// transformers' name of a tensor of an embedding model; `gemma` has one more norm on each side.
+fn embedding_name_of(tensor: &str, gemma: bool) -> String {
+    let Some(rest) = tensor.strip_prefix("blk.") else {
+        return if tensor.starts_with("token_embd") { "embed_tokens.weight".into() } else { "norm.weight".into() };
+    };
+    let (layer, part) = rest.split_once('.').unwrap();
+    let part = part.trim_end_matches(".weight");
+    let projection = |name: &str| match name {
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_output" => "self_attn.o_proj",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
+        other => panic!("{other}"),
+    };
+    let part = match part {
+        "attn_norm" => "input_layernorm".to_owned(),
+        "ffn_norm" if gemma => "pre_feedforward_layernorm".to_owned(),
+        "ffn_norm" => "post_attention_layernorm".to_owned(),
+        "post_attention_norm" => "post_attention_layernorm".to_owned(),
+        "post_ffw_norm" => "post_feedforward_layernorm".to_owned(),
+        "attn_q_norm" => "self_attn.q_norm".to_owned(),
+        "attn_k_norm" => "self_attn.k_norm".to_owned(),
+        part => match part.strip_suffix("_norm_in") {
+            Some(name) => format!("{}.norm", projection(name)),
+            None => projection(part).to_owned(),
+        },
+    };
+    format!("layers.{layer}.{part}.weight")
+}
+
+/// Writes an I2_S embedding model as sentence-transformers does.
+fn write_embedding_checkpoint(folder: &Path, bytes: &[u8], gemma: bool) {
+    let file = Gguf::parse(bytes, bytes.len() as u64).unwrap();
+    let (mut table, mut data) = (serde_json::Map::new(), Vec::new());
+    for tensor in file.tensors() {
+        let (rows, cols) = (tensor.rows() as usize, tensor.cols() as usize);
+        let source = file.data(tensor).unwrap();
+        let mut values = vec![0.0; rows * cols];
+        if tensor.kind == TensorType::I2S {
+            let mut codes = vec![0; rows * cols];
+            ternary::i2s_codes(source, 0, &mut codes);
+            let scale = ternary::i2s_scale(source, rows * cols);
+            values.iter_mut().zip(&codes).for_each(|(value, &code)| *value = (f32::from(code) - 1.0) * scale);
+        } else {
+            blocks::dequantize_row(tensor.kind, source, values.len(), &mut values).unwrap();
+        }
+        // Exact: these weights lie between 0.5 and 1.5.
+        if gemma && tensor.dim_count == 1 && !tensor.name.contains("_norm_in") {
+            values.iter_mut().for_each(|value| *value -= 1.0);
+        }
+        let shape = if tensor.dim_count == 1 { json!([cols]) } else { json!([rows, cols]) };
+        let start = data.len();
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let name = embedding_name_of(tensor.name, gemma);
+        table.insert(name, json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] }));
+    }
+    let table = Value::Object(table).to_string();
+    let length = (table.len() as u64).to_le_bytes();
+    fs::write(folder.join("model.safetensors"), [&length[..], table.as_bytes(), &data].concat()).unwrap();
+    fs::write(folder.join("config.json"), embedding_config(gemma).to_string()).unwrap();
+    let mut tokens = tokenizer(&file);
+    tokens["post_processor"] = json!({ "type": "Sequence", "processors": [{ "type": "ByteLevel" }, {
+        "type": "TemplateProcessing",
+        "single": [{ "SpecialToken": { "id": "<|begin_of_text|>", "type_id": 0 } }, { "Sequence": { "id": "A" } },
+            { "SpecialToken": { "id": "<|end_of_text|>", "type_id": 0 } }],
+    }] });
+    fs::write(folder.join("tokenizer.json"), tokens.to_string()).unwrap();
+    let settings = json!({ "eos_token": "<|eot_id|>", "chat_template": "{{ no template at all" });
+    fs::write(folder.join("tokenizer_config.json"), settings.to_string()).unwrap();
+    let modules = json!([{ "type": "sentence_transformers.models.Transformer", "path": "" },
+        { "type": "sentence_transformers.models.Pooling", "path": "1_Pooling" }]);
+    fs::write(folder.join("modules.json"), modules.to_string()).unwrap();
+    fs::create_dir_all(folder.join("1_Pooling")).unwrap();
+    let pooling = json!({ "pooling_mode_cls_token": false, "pooling_mode_lasttoken": true });
+    fs::write(folder.join("1_Pooling/config.json"), pooling.to_string()).unwrap();
+}
+
+fn embedding_config(gemma: bool) -> Value {
+    let (kind, act, heads, dim, theta) =
+        if gemma { ("gemma3_text", "gelu_pytorch_tanh", 2, 256, 1e4) } else { ("qwen3", "silu", 4, 96, 1e6) };
+    json!({
+        "model_type": kind, "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 768,
+        "num_hidden_layers": 3, "num_attention_heads": heads, "num_key_value_heads": heads / 2, "head_dim": dim,
+        "hidden_act": act, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": theta,
+        "tie_word_embeddings": true,
+    })
+}
+
+#[test]
+fn checkpoints_of_embedding_models_give_back_the_model() {
+    for (preset, gemma) in [(Preset::TinyQwen3, false), (Preset::TinyGemma3, true)] {
+        let folder = Folder::new(preset.name());
+        let path = folder.path("synth.gguf");
+        synth::write(&path, preset, TensorType::I2S, TensorType::F16, 9, |_, _| {}).unwrap();
+        let original = fs::read(&path).unwrap();
+        write_embedding_checkpoint(&folder.0, &original, gemma);
+        let converted = folder.convert(TensorType::I2S, TensorType::F16).unwrap();
+        assert_same_tensors(&converted, &original);
+        let (ours, theirs) = (load(&folder.path("converted.gguf")), load(&path));
+        assert_eq!(ours.weights.params.pooling, theirs.weights.params.pooling);
+        let mut ids = [Vec::new(), Vec::new()];
+        for (ids, model) in ids.iter_mut().zip([&ours, &theirs]) {
+            model.tokenizer.encode("the thermal th\u{e9}", true, true, ids);
+        }
+        assert_eq!(ids[0], ids[1]);
+        let (ours, theirs) = (&ours.weights.params, &theirs.weights.params);
+        assert_eq!(
+            (ours.rope_base, ours.norm_eps, ours.head_dim),
+            (theirs.rope_base, theirs.norm_eps, theirs.head_dim)
+        );
+
+        let attempt = |edit: &dyn Fn(&mut Value)| {
+            let mut config = embedding_config(gemma);
+            edit(&mut config);
+            fs::write(folder.path("config.json"), config.to_string()).unwrap();
+            folder.convert(TensorType::I2S, TensorType::F16).unwrap_err()
+        };
+        assert!(matches!(attempt(&|c| c["hidden_act"] = "gelu".into()), Error::Config { key: "hidden_act", .. }));
+        if gemma {
+            let error = attempt(&|c| c["query_pre_attn_scalar"] = json!(168));
+            assert!(matches!(error, Error::Config { key: "query_pre_attn_scalar", .. }), "{error}");
+        }
+        let modes = json!({ "pooling_mode_mean_tokens": true, "pooling_mode_lasttoken": true });
+        fs::write(folder.path("1_Pooling/config.json"), modes.to_string()).unwrap();
+        assert!(matches!(attempt(&|_| {}), Error::Config { key: "pooling_mode", .. }));
+        let modules = json!([{ "type": "Pooling", "path": "../1_Pooling" }]);
+        fs::write(folder.path("modules.json"), modules.to_string()).unwrap();
+        assert!(matches!(attempt(&|_| {}), Error::Config { key: "modules.json", .. }));
+    }
+}
+
 #[test]
 fn other_types_hold_the_same_values() {
     let folder = Folder::new("types");

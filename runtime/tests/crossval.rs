@@ -19,8 +19,12 @@ impl Scratch {
 
     /// A small model of random weights.
     fn synth(name: &str, kind: TensorType, seed: u64) -> Self {
+        Self::synth_as(name, Preset::Tiny, kind, seed)
+    }
+
+    fn synth_as(name: &str, preset: Preset, kind: TensorType, seed: u64) -> Self {
         let scratch = Self::new(name);
-        synth::write(&scratch.0, Preset::Tiny, kind, TensorType::F16, seed, |_, _| {}).unwrap();
+        synth::write(&scratch.0, preset, kind, TensorType::F16, seed, |_, _| {}).unwrap();
         scratch
     }
 
@@ -65,7 +69,35 @@ fn the_default_model_passes_against_the_pass_in_f64() {
     assert_eq!(report.verdict(), Ok(()));
     assert_eq!(report.tensors.exact, report.tensors.checked);
     assert_eq!(report.tensors.checked, 12 * 7 + 1);
-    assert!(report.scores.kl_mean < 1e-2 && report.scores.perplexity_difference.abs() < 0.02);
+    let choices = report.scores.choices.unwrap();
+    assert!(choices.kl_mean < 1e-2 && choices.perplexity_difference.abs() < 0.02);
+}
+
+#[test]
+fn embedding_models_pass_against_the_pass_in_f64() {
+    for (preset, linears) in [(Preset::TinyQwen3, 3 * 7 + 1), (Preset::TinyGemma3, 3 * 7 + 1)] {
+        let (source, model) = Scratch::synth_as(preset.name(), preset, TensorType::I2S, 5).open();
+        let report = compare(&source, &model, &Reference::Own);
+        println!("{report:?}");
+        assert_eq!(report.verdict(), Ok(()));
+        assert!(report.scores.accuracy > 0.9995 && report.scores.choices.is_none());
+        assert_eq!((report.tensors.exact, report.tensors.checked), (linears, linears));
+    }
+}
+
+#[test]
+fn an_embedding_model_with_other_weights_fails() {
+    let (one, two) = (
+        Scratch::synth_as("q1", Preset::TinyQwen3, TensorType::I2S, 5),
+        Scratch::synth_as("q2", Preset::TinyQwen3, TensorType::I2S, 6),
+    );
+    let ((source, model), (other, other_model)) = (one.open(), two.open());
+    let report = compare(&source, &model, &Reference::Model { source: &other, model: &other_model });
+    assert!(matches!(report.verdict(), Err(Rejection::Accuracy { .. })), "{report:?}");
+    let (third, third_model) = Scratch::synth("q3", TensorType::I2S, 5).open();
+    let reference = Reference::Model { source: &third, model: &third_model };
+    let error = cross_validate(&source, &model, &reference, &OPTIONS, &|_, _| {}).unwrap_err();
+    assert!(matches!(error, Error::Kind), "{error}");
 }
 
 #[test]
@@ -73,8 +105,9 @@ fn layouts_of_the_same_weights_are_equal_bit_for_bit() {
     let (i2s, tl2) = (Scratch::synth("a", TensorType::I2S, 5), Scratch::synth("b", TensorType::Tl2, 5));
     let ((source, model), (other, other_model)) = (i2s.open(), tl2.open());
     let report = compare(&source, &model, &Reference::Model { source: &other, model: &other_model });
-    assert_eq!((report.scores.top1_agreement, report.scores.kl_max), (1.0, 0.0));
-    assert_eq!((report.tensors.different, report.scores.perplexity_difference), (0, 0.0));
+    let choices = report.scores.choices.unwrap();
+    assert_eq!((choices.top1_agreement, choices.kl_max), (1.0, 0.0));
+    assert_eq!((report.tensors.different, choices.perplexity_difference), (0, 0.0));
 }
 
 #[test]
@@ -128,7 +161,8 @@ fn recorded_logits_are_compared_or_refused() {
         .sequence(&[1, 2, 3], |_, row| logits.extend_from_slice(row));
     let good = recorded(&[1, 2, 3], &logits);
     let report = compare(&source, &model, &Reference::Recorded(&good));
-    assert_eq!((report.scores.positions, report.scores.kl_max, report.scores.accuracy), (3, 0.0, 1.0));
+    let choices = report.scores.choices.unwrap();
+    assert_eq!((report.scores.positions, choices.kl_max, report.scores.accuracy), (3, 0.0, 1.0));
     let run = |recorded: &Recorded| {
         cross_validate(&source, &model, &Reference::Recorded(recorded), &OPTIONS, &|_, _| {}).unwrap_err()
     };

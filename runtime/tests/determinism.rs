@@ -6,11 +6,13 @@ mod harness;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use gguf::TensorType;
 use harness::{ROWS_MAX, Rig, load, load_with};
 use kernels::Isa;
+use runtime::cli::synth::{self, Preset};
 use runtime::engine::{Command, Engine, Event, GenerationId, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
@@ -48,6 +50,23 @@ fn other_sequences_change_no_logit_of_tiny_models() {
 #[test]
 fn other_sequences_change_no_logit_of_the_default_model() {
     other_sequences_change_no_logit(&load(None), Isa::detect(), 16);
+}
+
+#[test]
+fn chunks_workers_and_isas_change_no_state_of_embedding_models() {
+    for preset in EMBEDDING {
+        chunks_workers_and_isas_change_no_logit(&synthesized(preset), 300, 24);
+    }
+}
+
+#[test]
+fn other_sequences_change_no_state_of_embedding_models() {
+    for preset in EMBEDDING {
+        let model = synthesized(preset);
+        for isa in Isa::available() {
+            other_sequences_change_no_logit(&model, isa, if isa == Isa::Portable { 5 } else { 60 });
+        }
+    }
 }
 
 /// Portable code computes the first `portable_len` tokens only: what follows changes nothing before it.
@@ -339,6 +358,18 @@ fn same_bits(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
     }
 }
 
+/// A model of random weights.
+fn synthesized(preset: Preset) -> Model {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("bitnetd-rig-{}-{number}.gguf", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    synth::write(&path, preset, TensorType::I2S, TensorType::F16, 11, |_, _| {}).unwrap();
+    let model = load(Some(&path));
+    std::fs::remove_file(&path).unwrap();
+    model
+}
+
 fn tiny(name: &str) -> Model {
     load(Some(&folder().join(name)))
 }
@@ -364,6 +395,7 @@ impl Draw {
 }
 
 const TINY: [&str; 3] = ["tiny-b158-i2_s.gguf", "tiny-bitnet-i2_s.gguf", "tiny-llama-hd-i2_s.gguf"];
+const EMBEDDING: [Preset; 2] = [Preset::TinyQwen3, Preset::TinyGemma3];
 const GENERATION: GenerationId = GenerationId(0);
 const SEQUENCES: usize = 33;
 const ANSWER_TOKENS: usize = 12;

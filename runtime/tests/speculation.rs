@@ -191,6 +191,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
             Event::End { stream, finish } => (stream, Some(finish)),
             Event::Admitted(_) | Event::Cached { .. } => continue,
             Event::Refused(stream) => panic!("{stream:?} is refused"),
+            Event::Embedding { stream, .. } => panic!("{stream:?} is embedded"),
             Event::Returned(sequence) => panic!("{:?} is returned by a leader", sequence.stream),
         };
         let answer = &mut answers[stream.0 as usize];

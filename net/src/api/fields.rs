@@ -1,12 +1,12 @@
 //! Fields with a shape of their own: prompts, stop strings, logit bias, penalty factors, priority.
 
-use super::generate::{Priority, Prompt, SEQUENCES_PER_REQUEST_MAX};
+use super::generate::{Priority, Prompt};
 use super::tokens::token_ids;
 use crate::error::ApiError;
 use crate::json::{Kind, Path, Value, items};
 
-/// string | [string] | [id] | [[id]], as OpenAI's completions take it.
-pub(super) fn prompt(value: Value<'_, '_>, path: Path<'_>) -> Result<Prompt, ApiError> {
+/// string | [string] | [id] | [[id]], as OpenAI's completions and embeddings take it.
+pub(super) fn prompt(value: Value<'_, '_>, path: Path<'_>, count_max: usize) -> Result<Prompt, ApiError> {
     let wrong = || ApiError::validation(path, "must be a string, strings, token ids or arrays of token ids");
     let array = match value.kind() {
         Kind::String(text) => return Ok(Prompt::Text(vec![text.to_owned()])),
@@ -17,8 +17,8 @@ pub(super) fn prompt(value: Value<'_, '_>, path: Path<'_>) -> Result<Prompt, Api
     if first.is_integer() {
         return Ok(Prompt::Tokens(vec![token_ids(value, path)?]));
     }
-    if array.len() > SEQUENCES_PER_REQUEST_MAX {
-        let message = format_args!("has {} prompts, limit {SEQUENCES_PER_REQUEST_MAX}", array.len());
+    if array.len() > count_max {
+        let message = format_args!("has {} entries, limit {count_max}", array.len());
         return Err(ApiError::validation(path, message));
     }
     let indexed = items(&array).enumerate();

@@ -286,7 +286,7 @@ impl Draft {
 
     fn completion_field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
         match key {
-            "prompt" => self.prompt = Some(prompt(value, path)?),
+            "prompt" => self.prompt = Some(prompt(value, path, SEQUENCES_PER_REQUEST_MAX)?),
             "logprobs" => self.request.logprobs = Some(value.integer(path, 0, LOGPROBS_MAX)? as u32),
             "echo" => self.request.echo = value.bool(path)?,
             "best_of" => self.best_of = Some(value.u32(path, 1)?),

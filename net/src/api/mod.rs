@@ -1,6 +1,7 @@
 //! What requests and answers mean: routes, request schemas, response bodies.
 
 mod admin;
+mod embeddings;
 mod fields;
 mod generate;
 mod messages;
@@ -13,6 +14,7 @@ pub use admin::{
     QuantizationComparison, Receipt, Resources, RollbackInfo, SwapReply, SwapRequest, SwapStatus, SwapStrategy,
     ValidationConfig, ValidationResult, ValidationResults, VersionStatus, write_admin,
 };
+pub use embeddings::{EMBEDDING_INPUTS_MAX, EmbeddingsRequest, EncodingFormat, write_embeddings};
 pub use generate::{
     DevicePreference, Endpoint, GenerateRequest, Priority, Prompt, QuantizationPreference, SEQUENCES_PER_REQUEST_MAX,
 };

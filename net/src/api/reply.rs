@@ -85,6 +85,8 @@ pub struct ModelCard<'a> {
     pub created_s: u64,
     /// Positions of its context.
     pub context_max: u32,
+    /// Length of its vectors, of an embedding model.
+    pub dimensions: Option<u32>,
 }
 
 /// A token and its bytes.
@@ -324,6 +326,13 @@ pub fn write_model(out: &mut Vec<u8>, model: &ModelCard<'_>) {
     write_u64(out, model.created_s);
     out.extend_from_slice(b",\"owned_by\":\"bitnetd\",\"max_model_len\":");
     write_u64(out, u64::from(model.context_max));
+    match model.dimensions {
+        Some(dimensions) => {
+            out.extend_from_slice(b",\"kind\":\"embedding\",\"dimensions\":");
+            write_u64(out, u64::from(dimensions));
+        }
+        None => out.extend_from_slice(b",\"kind\":\"generation\""),
+    }
     out.push(b'}');
 }
 

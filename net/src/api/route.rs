@@ -12,6 +12,7 @@ pub enum Route<'a> {
     Completions,
     Inference,
     InferenceStream,
+    Embeddings,
     Models,
     /// The id, percent-decoded.
     Model(Cow<'a, str>),
@@ -37,7 +38,9 @@ impl Route<'_> {
     /// Which error body this route speaks.
     pub fn dialect(&self) -> Dialect {
         match self {
-            Self::ChatCompletions | Self::Completions | Self::Models | Self::Model(_) => Dialect::OpenAi,
+            Self::ChatCompletions | Self::Completions | Self::Embeddings | Self::Models | Self::Model(_) => {
+                Dialect::OpenAi
+            }
             _ => Dialect::Own,
         }
     }
@@ -76,6 +79,7 @@ fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
     Some(match path {
         "/v1/chat/completions" => (Route::ChatCompletions, POST),
         "/v1/completions" => (Route::Completions, POST),
+        "/v1/embeddings" => (Route::Embeddings, POST),
         "/v1/inference" => (Route::Inference, POST),
         "/v1/inference/stream" => (Route::InferenceStream, POST),
         "/v1/models" => (Route::Models, GET),

@@ -1,6 +1,7 @@
 //! `bitnetd convert`: a Hugging Face checkpoint of a ternary model to one GGUF file, a tensor at a time.
 
 mod json;
+mod pooling;
 mod safetensors;
 mod shape;
 mod tokenizer;
@@ -34,7 +35,7 @@ pub enum Error {
     Checkpoint(#[from] safetensors::Error),
     #[error(transparent)]
     Tokenizer(#[from] tokenizer::Error),
-    #[error("model type `{0}` is not supported, only bitnet and llama are")]
+    #[error("model type `{0}` is not supported, only bitnet, llama, qwen3 and gemma3_text are")]
     ModelType(String),
     #[error("config.json: {key} is {found}, which is not supported")]
     Config { key: &'static str, found: String },
@@ -92,20 +93,20 @@ pub fn convert(
         return Err(Error::Embeddings(embeddings.name()));
     }
     let checkpoint = Checkpoint::open(folder)?;
-    let shape = Shape::of(json::read(&folder.join("config.json"))?, &checkpoint)?;
+    let shape = Shape::of(json::read(&folder.join("config.json"))?, pooling::read(folder)?, &checkpoint)?;
     let planned = shape.tensors();
     let form = Form { linear, embeddings, tiles: tiles(linear, &planned)?, scales_multiply: shape.scales_multiply };
     let mut writer = Writer::new(3);
     let absolute = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let name = absolute.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
     shape.describe(&name, file_type, &mut writer);
-    tokenizer::describe(folder, shape.config(), shape.vocab(), &mut writer)?;
+    tokenizer::describe(folder, &shape, &mut writer)?;
     if linear.is_tiled() {
         form.tiles.write_metadata(&mut writer);
     }
     for tensor in &planned {
         let (dims, kind) = match tensor.fill {
-            Fill::Norm | Fill::RopeFactors => (vec![tensor.cols as u64], TensorType::F32),
+            Fill::Norm { .. } | Fill::RopeFactors => (vec![tensor.cols as u64], TensorType::F32),
             Fill::Table => (vec![tensor.cols as u64, tensor.rows as u64], embeddings),
             Fill::Linear { .. } => (vec![tensor.cols as u64, tensor.rows as u64], linear),
         };
@@ -158,7 +159,7 @@ fn write(
     };
     for tensor in planned {
         match tensor.fill {
-            Fill::Norm => weights::write_norm(checkpoint, tensor, &mut put)?,
+            Fill::Norm { plus } => weights::write_norm(checkpoint, tensor, plus, &mut put)?,
             Fill::Table => weights::write_table(checkpoint, tensor, form.embeddings, &mut put)?,
             Fill::Linear { heads } => weights::write_linear(checkpoint, tensor, form, heads, &mut put)?,
             Fill::RopeFactors => {

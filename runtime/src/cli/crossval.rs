@@ -103,11 +103,14 @@ fn render(report: &Report) -> String {
     };
     line("compared", format!("{} positions of {} texts with {}", scores.positions, report.samples, report.reference));
     line("accuracy", format!("{:.4}, at least {}", scores.accuracy, report.min_accuracy));
-    line("top-1", format!("{:.4} without near ties", scores.top1_agreement));
-    line("KL", format!("mean {:.3e}, greatest {:.3e} nats", scores.kl_mean, scores.kl_max));
     line("cosine", format!("mean {:.6}, least {:.6}", scores.cosine_mean, scores.cosine_min));
-    let (ours, theirs) = (scores.perplexity, scores.perplexity_reference);
-    line("perplexity", format!("{ours:.4}, reference {theirs:.4} ({:+.3} %)", scores.perplexity_difference * 100.0));
+    if let Some(choices) = &scores.choices {
+        line("top-1", format!("{:.4} without near ties", choices.top1_agreement));
+        line("KL", format!("mean {:.3e}, greatest {:.3e} nats", choices.kl_mean, choices.kl_max));
+        let (ours, theirs) = (choices.perplexity, choices.perplexity_reference);
+        let difference = choices.perplexity_difference * 100.0;
+        line("perplexity", format!("{ours:.4}, reference {theirs:.4} ({difference:+.3} %)"));
+    }
     line("tensors", format!("{} of {} bit-equal", report.tensors.exact, report.tensors.checked));
     for tensor in &report.tensors.worst {
         line("", tensor.to_string());

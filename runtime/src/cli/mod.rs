@@ -185,8 +185,10 @@ fn run_convert(args: &ConvertArgs) -> Result<ExitCode, Box<dyn std::error::Error
 }
 
 fn run_synth(args: &SynthArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let preset = synth::Preset::from_name(&args.preset)
-        .ok_or_else(|| format!("preset `{}` is not known: tiny, large, 2b4t, 3b or 8b", args.preset))?;
+    let preset = synth::Preset::from_name(&args.preset).ok_or_else(|| {
+        let known: Vec<&str> = synth::Preset::ALL.iter().map(|preset| preset.name()).collect();
+        format!("preset `{}` is not known, but {} are", args.preset, known.join(", "))
+    })?;
     let kind = tensor_type(&args.r#type)?;
     let embeddings = tensor_type(&args.embeddings)?;
     let bar = progress_bar("writing");

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::model::{self, Model, Source};
 use crate::replay::Replay;
 
-pub use compare::{Position, Scores};
+pub use compare::{Choice, Choices, Position, Scores};
 pub use npz::{NpzError, Recorded};
 pub use tensors::{TensorDifference, TensorReport};
 
@@ -80,6 +80,10 @@ pub enum Error {
     NoText,
     #[error("the vocabularies differ: {ours} and {theirs} tokens")]
     Vocabulary { ours: usize, theirs: usize },
+    #[error("one is an embedding model and the other is none, or its vectors are of another length")]
+    Kind,
+    #[error("recorded logits can't be compared with an embedding model, which has none")]
+    NoLogits,
     #[error("the tokenizers differ on {text:?}")]
     Tokenizer { text: String },
     #[error("the recorded sequence of {found} tokens is longer than the model's context of {context}")]
@@ -130,6 +134,7 @@ pub fn cross_validate(
 ) -> Result<Report, Error> {
     let clock = Clock { deadline: options.deadline };
     let sequences = match reference {
+        Reference::Recorded(_) if model.weights.params.pooling.is_some() => return Err(Error::NoLogits),
         Reference::Recorded(recorded) => recorded.checked_sequences(model)?,
         _ => sequences(model, options)?,
     };
@@ -172,11 +177,15 @@ fn compare_all(
     comparison: &mut Comparison,
 ) -> Result<(), Error> {
     let ours = replayed(model, options, clock, sequences)?;
-    let vocab = model.weights.params.vocab;
+    let params = &model.weights.params;
+    let width = params.output_width();
     for (sample, tokens) in sequences.iter().enumerate() {
-        let rows = ours[sample].chunks_exact(vocab).zip(theirs[sample].chunks_exact(vocab));
+        let rows = ours[sample].chunks_exact(width).zip(theirs[sample].chunks_exact(width));
         for (position, (ours, theirs)) in rows.enumerate() {
-            comparison.add((sample, position), ours, theirs, tokens.get(position + 1).copied());
+            match params.pooling {
+                Some(_) => comparison.add_states((sample, position), ours, theirs),
+                None => comparison.add((sample, position), ours, theirs, tokens.get(position + 1).copied()),
+            }
         }
     }
     Ok(())
@@ -188,7 +197,7 @@ fn replayed(model: &Model, options: &Options<'_>, clock: Clock, sequences: &[Vec
     let mut all = Vec::with_capacity(sequences.len());
     for tokens in sequences {
         clock.check()?;
-        let mut logits = Vec::with_capacity(tokens.len() * model.weights.params.vocab);
+        let mut logits = Vec::with_capacity(tokens.len() * model.weights.params.output_width());
         replay.sequence(tokens, |_, row| logits.extend_from_slice(row));
         all.push(logits);
     }
@@ -222,6 +231,9 @@ fn same_tokens(model: &Model, other: &Model, options: &Options<'_>) -> Result<()
     let (ours, theirs) = (model.weights.params.vocab, other.weights.params.vocab);
     if ours != theirs {
         return Err(Error::Vocabulary { ours, theirs });
+    }
+    if model.weights.params.output_width() != other.weights.params.output_width() {
+        return Err(Error::Kind);
     }
     for text in paragraphs(options).take(SAMPLES_MAX) {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());

@@ -10,7 +10,7 @@ use kernels::rope::RopeKind;
 use super::{Clock, Error};
 use crate::model::{self, Activation, Decoded, HyperParameters, Model, Source, Tensors};
 
-/// Logits of all positions of each sequence.
+/// Logits of all positions of each sequence; of an embedding model the normalised hidden states.
 pub(super) fn logits(
     source: &Source,
     model: &Model,
@@ -30,12 +30,15 @@ pub(super) fn logits(
         pass.layer(layer, &mut x)?;
         progress(layer as u64 + 1, steps);
     }
-    let all = pass.head(&x)?;
+    let all = match params.pooling {
+        None => pass.head(&x)?,
+        Some(_) => pass.norm("output_norm", &x, params.hidden)?.iter().map(|&value| value as f32).collect(),
+    };
     progress(steps, steps);
     let mut rest = all.as_slice();
     Ok(sequences
         .iter()
-        .map(|tokens| rest.split_off(..tokens.len() * params.vocab).expect("counted above").to_vec())
+        .map(|tokens| rest.split_off(..tokens.len() * params.output_width()).expect("counted above").to_vec())
         .collect())
 }
 
@@ -55,7 +58,8 @@ impl Pass<'_> {
         for &token in sequences.iter().flatten() {
             let token = token as usize;
             let row = self.file.dense_rows("token_embd.weight", shape, token..token + 1)?;
-            x.extend(row.iter().map(|&value| f64::from(value)));
+            let factor = self.params.embedding_scale.map_or(1.0, |_| (self.params.hidden as f64).sqrt());
+            x.extend(row.iter().map(|&value| f64::from(value) * factor));
         }
         Ok(x)
     }
@@ -68,26 +72,48 @@ impl Pass<'_> {
             if params.family.has_sub_norms() { self.norm(&name(part), &x, width) } else { Ok(x) }
         };
         let input = self.norm(&name("attn_norm"), x, hidden)?;
-        let mut q = self.linear(&name("attn_q"), &input, (width, hidden))?;
-        let mut k = self.linear(&name("attn_k"), &input, (kv, hidden))?;
-        let mut v = self.linear(&name("attn_v"), &input, (kv, hidden))?;
+        let mut q = self.projection(&name("attn_q"), &input, (width, hidden))?;
+        let mut k = self.projection(&name("attn_k"), &input, (kv, hidden))?;
+        let mut v = self.projection(&name("attn_v"), &input, (kv, hidden))?;
+        if params.family.is_embedding() {
+            q = self.norm(&name("attn_q_norm"), &q, params.head_dim)?;
+            k = self.norm(&name("attn_k_norm"), &k, params.head_dim)?;
+        }
         self.rotate(&mut q, width)?;
         self.rotate(&mut k, kv)?;
         [&mut q, &mut k, &mut v].into_iter().flatten().for_each(|value| *value = half(*value));
         let attended = sub_norm("attn_sub_norm", self.attend(&q, &k, &v), width)?;
-        add(x, &self.linear(&name("attn_output"), &attended, (hidden, width))?);
+        let post_norm = |part: &str, x: Vec<f64>| {
+            if params.family.has_post_norms() { self.norm(&name(part), &x, hidden) } else { Ok(x) }
+        };
+        let attended = self.projection(&name("attn_output"), &attended, (hidden, width))?;
+        add(x, &post_norm("post_attention_norm", attended)?);
         let input = self.norm(&name("ffn_norm"), x, hidden)?;
-        let gate = self.linear(&name("ffn_gate"), &input, (params.feed_forward, hidden))?;
-        let mut inner = self.linear(&name("ffn_up"), &input, (params.feed_forward, hidden))?;
+        let gate = self.projection(&name("ffn_gate"), &input, (params.feed_forward, hidden))?;
+        let mut inner = self.projection(&name("ffn_up"), &input, (params.feed_forward, hidden))?;
         for (up, gate) in inner.iter_mut().zip(&gate) {
             *up *= match params.family.activation() {
                 Activation::SquaredRelu => gate.max(0.0) * gate.max(0.0),
                 Activation::Silu => gate / (1.0 + libm::exp(-gate)),
+                Activation::Gelu => {
+                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate * gate * gate);
+                    0.5 * gate * (1.0 + libm::tanh(inner))
+                }
             };
         }
         let inner = sub_norm("ffn_sub_norm", inner, params.feed_forward)?;
-        add(x, &self.linear(&name("ffn_down"), &inner, (hidden, params.feed_forward))?);
+        let added = self.projection(&name("ffn_down"), &inner, (hidden, params.feed_forward))?;
+        add(x, &post_norm("post_ffw_norm", added)?);
         Ok(())
+    }
+
+    /// A linear layer behind the norm of its input, where it has one.
+    fn projection(&self, name: &str, x: &[f64], shape: (usize, usize)) -> Result<Vec<f64>, Error> {
+        let input_norm = format!("{name}_norm_in");
+        if self.params.family.is_embedding() && self.file.has(&format!("{input_norm}.weight")) {
+            return self.linear(name, &self.norm(&input_norm, x, shape.1)?, shape);
+        }
+        self.linear(name, x, shape)
     }
 
     fn head(&self, x: &[f64]) -> Result<Vec<f32>, Error> {
@@ -214,7 +240,7 @@ impl Pass<'_> {
     fn attend(&self, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
         let params = self.params;
         let (dim, width, kv) = (params.head_dim, params.attention_width(), params.kv_heads * params.head_dim);
-        let scale = 1.0 / (dim as f64).sqrt();
+        let scale = f64::from(params.attention_scale);
         let mut out = vec![0.0; q.len()];
         let mut first = 0;
         for &length in &self.lengths {

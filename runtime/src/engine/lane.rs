@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::pool::Pool;
 use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
 use crate::forward::{Forward, Segment, Step};
 use crate::kv::KvCache;
@@ -39,6 +40,8 @@ pub struct Lane {
     step: Step,
     pace: Pace,
     speculator: Speculator,
+    /// Of an embedding model, whose sequences end with their last state.
+    pool: Option<Pool>,
     metrics: Arc<GenerationMetrics>,
     /// No further sequence comes: it leaves with its last one.
     closing: bool,
@@ -56,8 +59,10 @@ impl Lane {
         limits: LaneLimits,
         metrics: Arc<GenerationMetrics>,
     ) -> Self {
-        let vocab = model.weights.params.vocab;
+        let params = &model.weights.params;
+        let vocab = if params.pooling.is_some() { 0 } else { params.vocab };
         Self {
+            pool: Pool::new(params, limits.slots_max),
             id,
             samplers: PerWorker::new(workers, || Sampler::new(vocab)),
             sampled: PerWorker::new(forward.limits().logits_max, || None),
@@ -152,6 +157,11 @@ impl Lane {
         scheduler.admit(kv.tables_mut(), |stream| push(link, Event::Admitted(stream)));
         let rows_max = forward.limits().rows_max;
         let prefill_rows = pace.prefill_rows(scheduler.decoding(), beside_s, rows_max);
+        if let Some(pool) = &self.pool {
+            let formed = scheduler.form(step, kv.tables_mut(), rows_max, prefill_rows);
+            pool.want(step, scheduler);
+            return formed;
+        }
         speculator.plan(scheduler, rows_max);
         scheduler.form(step, kv.tables_mut(), rows_max, prefill_rows)
     }
@@ -162,6 +172,11 @@ impl Lane {
         let Self { model, forward, kv, scheduler, samplers, sampled, step, .. } = self;
         let step = &*step;
         let (scheduler, samplers, sampled) = (&*scheduler, &*samplers, &*sampled);
+        if self.pool.is_some() {
+            forward.run(team, &model.weights, kv, step, &|_, _, _| {});
+            self.observe(started.elapsed(), metrics);
+            return self.embed(link);
+        }
         forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
             #[cfg(test)]
             assert!(!super::FAIL_NEXT_STEP.swap(false, Ordering::SeqCst), "told to fail");
@@ -219,6 +234,35 @@ impl Lane {
                 self.scheduler.finish(segment.slot, self.kv.tables_mut());
             }
             push(link, event);
+        }
+    }
+
+    /// Moves every text of the step on and sends the embeddings of those that are done.
+    fn embed(&mut self, link: &mut Link) {
+        let pool = self.pool.as_mut().expect("a lane of an embedding model has a pool");
+        let mut state = 0;
+        for segment in &self.step.segments {
+            if segment.first_position == 0 {
+                pool.clear(segment.slot);
+            }
+            while self.step.logits.get(state).is_some_and(|row| *row < segment.first_row + segment.rows) {
+                pool.add(segment.slot, self.forward.logits(state));
+                state += 1;
+            }
+            let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
+            sequence.computed += segment.rows;
+            if sequence.pending() > 0 {
+                continue;
+            }
+            let stream = sequence.stream;
+            push(
+                link,
+                match pool.embedding(segment.slot) {
+                    Some(vector) => Event::Embedding { stream, vector },
+                    None => Event::End { stream, finish: Finish::Failed },
+                },
+            );
+            self.scheduler.finish(segment.slot, self.kv.tables_mut());
         }
     }
 

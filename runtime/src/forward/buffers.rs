@@ -15,18 +15,23 @@ use crate::shared::Shared;
 pub(super) struct Buffers {
     /// n x hidden: the residual stream.
     pub(super) x: Shared<f32>,
-    /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones.
+    /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones. Where layers that
+    /// are computed together have norms of their inputs, an input for each, one after the other.
     pub(super) normed: Shared<f32>,
     /// n x the width's stride: the same as int8, in rows or in panels.
     pub(super) quantized: Shared<i8>,
     pub(super) scale: Shared<f32>,
     pub(super) sum: Shared<i32>,
+    /// Rows of the largest step.
+    pub(super) rows_max: usize,
     /// n x (heads x head_dim): rotated queries.
     pub(super) q: Shared<f32>,
     /// n x (heads x head_dim): attention output.
     pub(super) attention: Shared<f32>,
     /// n x feed_forward: activated gate times up.
     pub(super) ffn: Shared<f32>,
+    /// n x hidden: what a block adds, before its norm; empty where there is none.
+    pub(super) added: Shared<f32>,
 }
 
 /// What one worker writes by itself.
@@ -58,15 +63,20 @@ pub(super) struct Scratch {
 impl Buffers {
     pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
         let n = limits.rows_max;
+        let inputs = if params.family.is_embedding() { INPUTS_MAX } else { 1 };
+        let several = |widest: usize, hidden: usize| n * widest.max(inputs * hidden);
+        let stride = ternary::activation_stride;
         Self {
             x: Shared::new(n * params.hidden),
-            normed: Shared::new(n * params.widest()),
-            quantized: Shared::new(n * ternary::activation_stride(params.widest())),
-            scale: Shared::new(n),
-            sum: Shared::new(n),
+            normed: Shared::new(several(params.widest(), params.hidden)),
+            quantized: Shared::new(several(stride(params.widest()), stride(params.hidden))),
+            scale: Shared::new(n * inputs),
+            sum: Shared::new(n * inputs),
+            rows_max: n,
             q: Shared::new(n * params.attention_width()),
             attention: Shared::new(n * params.attention_width()),
             ffn: Shared::new(n * params.feed_forward),
+            added: Shared::new(if params.family.has_post_norms() { n * params.hidden } else { 0 }),
         }
     }
 }
@@ -119,5 +129,7 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// Queries, keys and values.
+pub(super) const INPUTS_MAX: usize = 3;
 /// Rows of W that a worker takes at a time: enough to hide the claim, few enough to balance and to stay in cache.
 pub(super) const UNIT_ROWS_MAX: usize = 256;

@@ -133,10 +133,13 @@ impl HeadPlan {
 }
 
 impl Pass<'_> {
-    /// Logits of the wanted rows, then `each` on every one of them.
+    /// Logits (or hidden states) of the wanted rows, then `each` on every one of them.
     pub(super) fn head(&self, member: Member<'_>, scratch: &mut Scratch) {
         if self.step.logits.is_empty() {
             return;
+        }
+        if self.weights.params.pooling.is_some() {
+            return self.states(member);
         }
         match (self.plan.screened.is_empty(), self.weights.screen(), self.weights.view(self.weights.head())) {
             (false, Some(copy), LinearView::Dense(head)) => self.screened_head(member, scratch, head, copy),
@@ -150,6 +153,17 @@ impl Pass<'_> {
             (self.each)(i, logits, member.index);
         }
         scratch.lap(Phase::Each);
+    }
+
+    /// The normalised hidden states of the wanted rows, in place of logits: an embedding model has no head.
+    fn states(&self, member: Member<'_>) {
+        let hidden = self.weights.params.hidden;
+        while let Some(i) = member.claim(COUNTER_ROWS, self.step.logits.len()) {
+            // SAFETY: row `i` was claimed by this worker alone.
+            let state = unsafe { self.logits.write(i * hidden..(i + 1) * hidden) };
+            self.normalise(&self.head_rows(), i, state);
+            (self.each)(i, state, member.index);
+        }
     }
 
     fn screened_head(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>, copy: ScreenMatrix<'_>) {

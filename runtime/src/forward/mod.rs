@@ -2,6 +2,7 @@
 
 mod buffers;
 mod head;
+mod inputs;
 mod pass;
 mod probe;
 mod skip;
@@ -98,6 +99,14 @@ impl Step {
         self.best.push(Best { reach: Some(reach), also: count });
     }
 
+    /// Asks for these rows, ascending, in place of those asked for before, and for all that they give.
+    pub fn want_rows(&mut self, rows: impl Iterator<Item = usize>) {
+        self.logits.clear();
+        self.best.clear();
+        self.also.clear();
+        self.logits.extend(rows);
+    }
+
     /// Adds `tokens` of the sequence in `slot` from `first_position` on; `logits` asks for those of the last one.
     pub fn push(&mut self, slot: usize, first_position: usize, tokens: &[u32], logits: bool) {
         self.segments.push(Segment { slot, first_row: self.tokens.len(), rows: tokens.len(), first_position });
@@ -146,7 +155,8 @@ pub struct Forward {
     plan: HeadPlan,
     head: HeadBuffers,
     counts: HeadCounts,
-    vocab: usize,
+    /// Of a row's logits or hidden state.
+    width: usize,
     tuned: Tuned,
 }
 
@@ -154,17 +164,18 @@ impl Forward {
     /// Buffers for `workers` workers and at most `limits` rows.
     #[must_use]
     pub fn new(isa: Isa, params: &HyperParameters, workers: usize, limits: Limits) -> Self {
+        let headed = Limits { logits_max: if params.pooling.is_some() { 0 } else { limits.logits_max }, ..limits };
         Self {
             isa,
             limits,
             buffers: Buffers::new(params, limits),
             scratch: PerWorker::new(workers, || Scratch::new(params, limits)),
-            logits: Shared::new(limits.logits_max * params.vocab),
+            logits: Shared::new(limits.logits_max * params.output_width()),
             counters: Counters::new(params.layers * pass::COUNTERS_PER_LAYER + head::COUNTERS_AROUND),
             plan: HeadPlan::with_capacity(limits.logits_max),
-            head: HeadBuffers::new(params, limits),
+            head: HeadBuffers::new(params, headed),
             counts: HeadCounts::default(),
-            vocab: params.vocab,
+            width: params.output_width(),
             tuned: Tuned::default(),
         }
     }
@@ -204,7 +215,7 @@ impl Forward {
             buffers: &self.buffers,
             scratch: &self.scratch,
             logits: &self.logits,
-            vocab: self.vocab,
+            vocab: weights.params.vocab,
             plan: &self.plan,
             head: &self.head,
             each,
@@ -236,11 +247,12 @@ impl Forward {
         all
     }
 
-    /// The logits of entry `i` of the last step; minus infinity where they do not matter to [`Step::want_best`].
+    /// The logits of entry `i` of the last step, minus infinity where they do not matter to [`Step::want_best`]; of an
+    /// embedding model the row's normalised hidden state.
     #[must_use]
     pub fn logits(&mut self, i: usize) -> &mut [f32] {
-        let vocab = self.vocab;
-        &mut self.logits.as_mut_slice()[i * vocab..(i + 1) * vocab]
+        let width = self.width;
+        &mut self.logits.as_mut_slice()[i * width..(i + 1) * width]
     }
 }
 

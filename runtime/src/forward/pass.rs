@@ -3,7 +3,8 @@
 //!
 //! Per layer: (norm, quantise) -> q, k, v with RoPE and the KV store -> attention -> (sub norm, quantise) -> output
 //! projection and residual -> (norm, quantise) -> gate and up -> (sub norm, quantise) -> down and residual. A step of
-//! one row normalises in every worker by itself, which costs less than a barrier.
+//! one row normalises in every worker by itself, which costs less than a barrier. Embedding models may have a norm for
+//! the input of each projection, so that layers computed together have an input each, and norms of what a block adds.
 #![expect(unsafe_code, reason = "workers write disjoint parts of shared buffers, see each SAFETY line")]
 
 use std::cell::Cell;
@@ -11,12 +12,13 @@ use std::ops::Range;
 
 use kernels::attention::{self, Shape};
 use kernels::dense::DenseScratch;
-use kernels::ternary::{self, Activations, Columns, Factored, Gating, PanelScratch, Panels, Product};
+use kernels::ternary::{self, Columns, Factored, Gating, PanelScratch, Panels, Product};
 use kernels::{Isa, activation, dense, norm, rope};
 
 use super::buffers::{Buffers, Scratch, UNIT_ROWS_MAX, head_unit_rows};
 use super::head::{COUNTERS_AROUND, HeadBuffers, HeadPlan};
-use super::probe::{Phase, Probe};
+use super::inputs::{Input, InputNorms, OwnRow, Quantized, Rows};
+use super::probe::Phase;
 use super::{Segment, Step};
 use crate::kv::KvCache;
 use crate::model::{Activation, Layer, Linear, LinearView, Weights};
@@ -39,34 +41,6 @@ pub(super) struct Pass<'a> {
     pub(super) each: &'a (dyn Fn(usize, &mut [f32], usize) + Sync),
 }
 
-/// The input of a linear layer: int8 for ternary weights, f32 for the others.
-#[derive(Clone, Copy)]
-pub(super) struct Input<'a> {
-    quantized: Quantized<'a>,
-    floats: &'a [f32],
-}
-
-/// Many rows go in panels where the instruction set prefers it.
-#[derive(Clone, Copy)]
-enum Quantized<'a> {
-    Rows(Activations<'a>),
-    Panels(Panels<'a>),
-}
-
-/// Where the rows of a linear's input come from.
-pub(super) struct Rows<'a> {
-    buffer: &'a Shared<f32>,
-    width: usize,
-    count: usize,
-    /// Row of the buffer that input row `i` is, where they are not the same.
-    pick: Option<&'a [usize]>,
-    norm: Option<&'a [f32]>,
-    /// Whether any weight that reads this input is dense.
-    floats: bool,
-    /// Whether they are what a gated unit gave.
-    gated: bool,
-}
-
 impl Pass<'_> {
     pub(super) fn run(&self, member: Member<'_>) {
         // SAFETY: each worker asks for its own scratch, once.
@@ -79,7 +53,7 @@ impl Pass<'_> {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let counter = COUNTERS_AROUND + index * COUNTERS_PER_LAYER;
             self.attention_block(member, scratch, (index, layer), counter);
-            self.feed_forward_block(member, scratch, (index, layer), counter + 5);
+            self.feed_forward_block(member, scratch, (index, layer), counter + 6);
         }
         self.head(member, scratch);
     }
@@ -106,6 +80,9 @@ impl Pass<'_> {
                 }
                 LinearView::Ternary(_) => unreachable!("the loader keeps embeddings dense"),
             }
+            if let Some(factor) = weights.params.embedding_scale {
+                activation::scale(self.isa, x, factor);
+            }
         }
     }
 
@@ -123,6 +100,7 @@ impl Pass<'_> {
             count: self.rows(),
             pick: None,
             norm: Some(&layer.attn_norm),
+            inputs: InputNorms::of([&layer.q, &layer.k, &layer.v]),
             floats: [&layer.q, &layer.k, &layer.v].iter().any(|l| !l.is_ternary()),
             gated: false,
         };
@@ -137,11 +115,12 @@ impl Pass<'_> {
             count: self.rows(),
             pick: None,
             norm: layer.attn_sub_norm.as_deref(),
+            inputs: InputNorms::NONE,
             floats: !layer.o.is_ternary(),
             gated: false,
         };
         self.prepare(member, scratch, &rows, counter + 3);
-        self.linear_to_residual(member, scratch, &layer.o, counter + 4);
+        self.linear_to_residual(member, scratch, (&layer.o, layer.attn_post_norm.as_deref()), counter + 4);
         Self::barrier(member, scratch, Phase::Output);
     }
 
@@ -159,6 +138,7 @@ impl Pass<'_> {
             count: self.rows(),
             pick: None,
             norm: Some(&layer.ffn_norm),
+            inputs: InputNorms::of([&layer.gate, &layer.up]),
             floats: !layer.gate.is_ternary() || !layer.up.is_ternary(),
             gated: false,
         };
@@ -174,123 +154,18 @@ impl Pass<'_> {
             count: self.rows(),
             pick: None,
             norm: layer.ffn_sub_norm.as_deref(),
+            inputs: InputNorms::NONE,
             floats: !layer.down.is_ternary(),
             gated: true,
         };
         self.prepare(member, scratch, &rows, counter + 2);
         match self.down_columns(index, scratch) {
             Some(columns) => self.down_to_residual(member, scratch, (layer, columns), counter + 3),
-            None => self.linear_to_residual(member, scratch, &layer.down, counter + 3),
+            None => {
+                self.linear_to_residual(member, scratch, (&layer.down, layer.ffn_post_norm.as_deref()), counter + 3);
+            }
         }
         Self::barrier(member, scratch, Phase::Down);
-    }
-
-    /// Normalises and quantises the input of the next linear layers: into the worker's own scratch for one row, into
-    /// the shared buffers, with a barrier, for more.
-    fn prepare(&self, member: Member<'_>, scratch: &mut Scratch, rows: &Rows<'_>, counter: usize) {
-        if rows.count == 1 {
-            self.normalise(rows, 0, &mut scratch.row);
-            let padded = ternary::padded_cols(rows.width);
-            let quantized = ternary::quantize(self.isa, &scratch.row[..rows.width], &mut scratch.quantized[..padded]);
-            (scratch.scale, scratch.sum) = ([quantized.scale], [quantized.sum]);
-            if let (true, Some(probe)) = (rows.gated && member.index == 0, &mut scratch.probe) {
-                // SAFETY: the previous phase wrote this row, this one only reads it.
-                probe.count(unsafe { rows.buffer.read(0..rows.width) }, &scratch.quantized[..padded]);
-            }
-            scratch.lap(Phase::Prepare);
-            return;
-        }
-        let (stride, padded) = (ternary::activation_stride(rows.width), ternary::padded_cols(rows.width));
-        if ternary::prefers_panels(self.isa, rows.count) {
-            while let Some(index) = member.claim(counter, ternary::panel_count(rows.count)) {
-                let panel = ternary::panel_rows(rows.count, index);
-                let together = &mut scratch.together[..panel.len() * padded];
-                for (row, q) in panel.clone().zip(together.chunks_exact_mut(padded)) {
-                    self.prepare_row(rows, row, (&mut scratch.row, &mut scratch.probe), q);
-                }
-                // SAFETY: the panel was claimed by this worker alone.
-                let q = unsafe { self.buffers.quantized.write(panel.start * padded..panel.end * padded) };
-                ternary::interleave(together, panel.len(), q);
-            }
-        } else {
-            while let Some(row) = member.claim(counter, rows.count) {
-                // SAFETY: the row was claimed by this worker alone.
-                let q = unsafe { self.buffers.quantized.write(row * stride..row * stride + padded) };
-                self.prepare_row(rows, row, (&mut scratch.row, &mut scratch.probe), q);
-            }
-        }
-        Self::barrier(member, scratch, Phase::Prepare);
-    }
-
-    /// Normalises and quantises a row that this worker claimed.
-    fn prepare_row(
-        &self,
-        rows: &Rows<'_>,
-        row: usize,
-        (normed, probe): (&mut [f32], &mut Option<Probe>),
-        q: &mut [i8],
-    ) {
-        let normed = &mut normed[..rows.width];
-        self.normalise(rows, row, normed);
-        if rows.floats {
-            // SAFETY: the row was claimed by this worker alone.
-            let floats = unsafe { self.buffers.normed.write(row * rows.width..(row + 1) * rows.width) };
-            floats.copy_from_slice(normed);
-        }
-        let quantized = ternary::quantize(self.isa, normed, q);
-        // SAFETY: as above.
-        let scale = unsafe { self.buffers.scale.write(row..row + 1) };
-        scale[0] = quantized.scale;
-        // SAFETY: as above.
-        let sum = unsafe { self.buffers.sum.write(row..row + 1) };
-        sum[0] = quantized.sum;
-        if let (true, Some(probe)) = (rows.gated, probe) {
-            // SAFETY: the previous phase wrote this row, this one only reads it.
-            probe.count(unsafe { rows.buffer.read(row * rows.width..(row + 1) * rows.width) }, q);
-        }
-    }
-
-    pub(super) fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) {
-        let from = rows.pick.map_or(row, |pick| pick[row]) * rows.width;
-        // SAFETY: the previous phase wrote this buffer, this one only reads it.
-        let source = unsafe { rows.buffer.read(from..from + rows.width) };
-        match rows.norm {
-            Some(weight) => {
-                norm::rms_norm(self.isa, source, weight, self.weights.params.norm_eps, &mut out[..rows.width]);
-            }
-            None => out[..rows.width].copy_from_slice(source),
-        }
-    }
-
-    /// The prepared input of `count` rows of `width`.
-    pub(super) fn input<'s>(&'s self, own: OwnRow<'s>, width: usize, count: usize) -> Input<'s> {
-        let padded = ternary::padded_cols(width);
-        if count == 1 {
-            return Input {
-                quantized: Quantized::Rows(Activations {
-                    q: &own.quantized[..padded],
-                    stride: padded,
-                    scale: own.scale,
-                    sum: own.sum,
-                }),
-                floats: &own.row[..width],
-            };
-        }
-        let stride = ternary::activation_stride(width);
-        // SAFETY: written before the barrier of `prepare`, only read until the next one.
-        let q = unsafe { self.buffers.quantized.read(0..count * stride) };
-        // SAFETY: as above.
-        let scale = unsafe { self.buffers.scale.read(0..count) };
-        // SAFETY: as above.
-        let sum = unsafe { self.buffers.sum.read(0..count) };
-        // SAFETY: as above.
-        let floats = unsafe { self.buffers.normed.read(0..count * width) };
-        let quantized = if ternary::prefers_panels(self.isa, count) {
-            Quantized::Panels(Panels { q: &q[..count * padded], scale, sum })
-        } else {
-            Quantized::Rows(Activations { q, stride, scale, sum })
-        };
-        Input { quantized, floats }
     }
 
     /// `out` (rows x range) = range of W times each input row.
@@ -353,65 +228,70 @@ impl Pass<'_> {
         let unit = head_unit_rows(params.head_dim);
         let kv_units = layer.k.rows.div_ceil(unit);
         let units = kv_units + layer.q.rows.div_ceil(unit);
+        let inputs = InputNorms::of([&layer.q, &layer.k, &layer.v]);
         while let Some(claimed) = member.claim(counter, units) {
             let (own, first, second, mut work) = scratch.split();
-            let input = self.input(own, params.hidden, n);
+            let [q_input, k_input, v_input] = [0, 1, 2].map(|i| self.input_of(own, inputs.place(i), params.hidden, n));
             if claimed < kv_units {
                 let range = claimed * unit..layer.k.rows.min((claimed + 1) * unit);
                 let (k, v) = (&mut first[..n * range.len()], &mut second[..n * range.len()]);
-                self.linear(&layer.k, range.clone(), input, k, &mut work);
-                self.linear(&layer.v, range.clone(), input, v, &mut work);
+                self.linear(&layer.k, range.clone(), k_input, k, &mut work);
+                self.linear(&layer.v, range.clone(), v_input, v, &mut work);
+                self.rotate(range.len(), layer.k_norm.as_deref(), k);
                 self.store(index, range, k, v);
             } else {
                 let start = (claimed - kv_units) * unit;
                 let range = start..layer.q.rows.min(start + unit);
                 let width = params.attention_width();
-                if let Some((w, x)) = self.direct(&layer.q, input) {
+                let q_norm = layer.q_norm.as_deref();
+                if let Some((w, x)) = self.direct(&layer.q, q_input) {
                     self.write_directly(Product::Plain(w), x, range.clone(), (&self.buffers.q, width), work.panels);
-                    self.rotate_queries(width, range);
+                    self.rotate_queries(width, q_norm, range);
                 } else {
                     let q = &mut first[..n * range.len()];
-                    self.linear(&layer.q, range.clone(), input, q, &mut work);
-                    self.rotate(range.len(), q);
+                    self.linear(&layer.q, range.clone(), q_input, q, &mut work);
+                    self.rotate(range.len(), q_norm, q);
                     self.scatter(&self.buffers.q, width, range, q);
                 }
             }
         }
     }
 
-    /// Applies RoPE to `rows x width` values, each row whole heads.
-    fn rotate(&self, width: usize, values: &mut [f32]) {
+    /// Applies the norm of a head, where there is one, and RoPE to `rows x width` values, each row whole heads.
+    fn rotate(&self, width: usize, norm: Option<&[f32]>, values: &mut [f32]) {
         for segment in &self.step.segments {
             for i in 0..segment.rows {
                 let row = &mut values[(segment.first_row + i) * width..][..width];
-                self.rotate_row(segment.first_position + i, row);
+                self.rotate_row(segment.first_position + i, norm, row);
             }
         }
     }
 
     /// The same for the columns `range` of the queries, in their places.
-    fn rotate_queries(&self, width: usize, range: Range<usize>) {
+    fn rotate_queries(&self, width: usize, norm: Option<&[f32]>, range: Range<usize>) {
         for segment in &self.step.segments {
             for i in 0..segment.rows {
                 let at = (segment.first_row + i) * width;
                 // SAFETY: the columns of `range` were claimed by this worker alone.
                 let row = unsafe { self.buffers.q.write(at + range.start..at + range.end) };
-                self.rotate_row(segment.first_position + i, row);
+                self.rotate_row(segment.first_position + i, norm, row);
             }
         }
     }
 
-    fn rotate_row(&self, position: usize, row: &mut [f32]) {
+    fn rotate_row(&self, position: usize, norm: Option<&[f32]>, row: &mut [f32]) {
         let params = &self.weights.params;
         for head in row.chunks_exact_mut(params.head_dim) {
+            if let Some(weight) = norm {
+                norm::rms_norm_in_place(self.isa, head, weight, params.norm_eps);
+            }
             rope::apply(self.isa, &self.weights.rope, params.family.rope_kind(), position, head);
         }
     }
 
-    /// Rotates the keys and puts keys and values of the heads in `range` into the cache.
-    fn store(&self, layer: usize, range: Range<usize>, k: &mut [f32], v: &[f32]) {
+    /// Puts keys and values of the heads in `range` into the cache.
+    fn store(&self, layer: usize, range: Range<usize>, k: &[f32], v: &[f32]) {
         let (head_dim, width) = (self.weights.params.head_dim, range.len());
-        self.rotate(width, k);
         for segment in &self.step.segments {
             for i in 0..segment.rows {
                 let (row, position) = (segment.first_row + i, segment.first_position + i);
@@ -451,8 +331,7 @@ impl Pass<'_> {
     fn attend_tile(&self, scratch: &mut Scratch, layer: usize, head: usize, segment: Segment, rows: Range<usize>) {
         let params = &self.weights.params;
         let group = params.heads / params.kv_heads;
-        #[expect(clippy::cast_precision_loss, reason = "head_dim is small")]
-        let shape = Shape { head_dim: params.head_dim, group, scale: 1.0 / (params.head_dim as f32).sqrt() };
+        let shape = Shape { head_dim: params.head_dim, group, scale: params.attention_scale };
         let (width, part) = (params.attention_width(), group * params.head_dim);
         let (row, count) = (segment.first_row + rows.start, rows.len());
         let columns = head * part..(head + 1) * part;
@@ -471,7 +350,14 @@ impl Pass<'_> {
         }
     }
 
-    fn linear_to_residual(&self, member: Member<'_>, scratch: &mut Scratch, linear: &Linear, counter: usize) {
+    /// A linear layer whose results are added to the residual stream, normalised first where there is a norm for that.
+    fn linear_to_residual(
+        &self,
+        member: Member<'_>,
+        scratch: &mut Scratch,
+        (linear, post_norm): (&Linear, Option<&[f32]>),
+        counter: usize,
+    ) {
         let (n, hidden) = (self.rows(), self.weights.params.hidden);
         let unit = unit_rows(linear.rows, n, member.team_size());
         while let Some(claimed) = member.claim(counter, linear.rows.div_ceil(unit)) {
@@ -479,38 +365,68 @@ impl Pass<'_> {
             let (own, first, _, mut work) = scratch.split();
             let input = self.input(own, linear.cols, n);
             if let Some((w, x)) = self.direct(linear, input) {
-                self.write_directly(Product::Added(w), x, range, (&self.buffers.x, hidden), work.panels);
+                let (product, to) = match post_norm {
+                    None => (Product::Added(w), &self.buffers.x),
+                    Some(_) => (Product::Plain(w), &self.buffers.added),
+                };
+                self.write_directly(product, x, range, (to, hidden), work.panels);
                 continue;
             }
             let out = &mut first[..n * range.len()];
             self.linear(linear, range.clone(), input, out, &mut work);
+            if post_norm.is_some() {
+                self.scatter(&self.buffers.added, hidden, range, out);
+                continue;
+            }
             for (row, part) in out.chunks_exact(range.len()).enumerate() {
                 // SAFETY: the columns of `range` were claimed by this worker alone.
                 let x = unsafe { self.buffers.x.write(row * hidden + range.start..row * hidden + range.end) };
                 activation::add_assign(self.isa, x, part);
             }
         }
+        if let Some(weight) = post_norm {
+            member.barrier();
+            self.add_normed(member, weight, counter + 1);
+        }
+    }
+
+    /// Normalises what a block adds, row by row, and adds it.
+    fn add_normed(&self, member: Member<'_>, weight: &[f32], counter: usize) {
+        let params = &self.weights.params;
+        while let Some(row) = member.claim(counter, self.rows()) {
+            let range = row * params.hidden..(row + 1) * params.hidden;
+            // SAFETY: the row was claimed by this worker alone; the phase before wrote it.
+            let added = unsafe { self.buffers.added.write(range.clone()) };
+            // SAFETY: as above.
+            let x = unsafe { self.buffers.x.write(range) };
+            norm::rms_norm_in_place(self.isa, added, weight, params.norm_eps);
+            activation::add_assign(self.isa, x, added);
+        }
     }
 
     fn gate_and_up(&self, member: Member<'_>, scratch: &mut Scratch, layer: &Layer, counter: usize) {
         let (params, n) = (&self.weights.params, self.rows());
         let unit = unit_rows(params.feed_forward, n, member.team_size());
+        let inputs = InputNorms::of([&layer.gate, &layer.up]);
+        let gating = match params.family.activation() {
+            Activation::SquaredRelu => Some(Gating::SquaredRelu),
+            Activation::Silu => Some(Gating::Silu),
+            Activation::Gelu => None,
+        };
+        let gating = gating.filter(|_| inputs.count == 1);
         while let Some(claimed) = member.claim(counter, params.feed_forward.div_ceil(unit)) {
             let range = claimed * unit..params.feed_forward.min((claimed + 1) * unit);
             let (own, first, second, mut work) = scratch.split();
-            let input = self.input(own, params.hidden, n);
-            if let (Some((gate, x)), Some((up, _))) = (self.direct(&layer.gate, input), self.direct(&layer.up, input)) {
-                let gating = match params.family.activation() {
-                    Activation::SquaredRelu => Gating::SquaredRelu,
-                    Activation::Silu => Gating::Silu,
-                };
+            let [input, up_input] = [0, 1].map(|i| self.input_of(own, inputs.place(i), params.hidden, n));
+            let direct = (self.direct(&layer.gate, input), self.direct(&layer.up, input), gating);
+            if let (Some((gate, x)), Some((up, _)), Some(gating)) = direct {
                 let to = (&self.buffers.ffn, params.feed_forward);
                 self.write_directly(Product::Gated { gate, up, gating }, x, range, to, work.panels);
                 continue;
             }
             let (gate, up) = (&mut first[..n * range.len()], &mut second[..n * range.len()]);
             self.linear(&layer.gate, range.clone(), input, gate, &mut work);
-            self.linear(&layer.up, range.clone(), input, up, &mut work);
+            self.linear(&layer.up, range.clone(), up_input, up, &mut work);
             for (row, (gate, up)) in gate.chunks_exact(range.len()).zip(up.chunks_exact(range.len())).enumerate() {
                 let at = row * params.feed_forward;
                 // SAFETY: the columns of `range` were claimed by this worker alone.
@@ -518,6 +434,7 @@ impl Pass<'_> {
                 match params.family.activation() {
                     Activation::SquaredRelu => activation::relu2_mul(self.isa, gate, up, out),
                     Activation::Silu => activation::silu_mul(self.isa, gate, up, out),
+                    Activation::Gelu => activation::gelu_mul(self.isa, gate, up, out),
                 }
             }
         }
@@ -547,19 +464,11 @@ impl Pass<'_> {
             count: self.step.logits.len(),
             pick: Some(&self.step.logits),
             norm: Some(&self.weights.output_norm),
+            inputs: InputNorms::NONE,
             floats: !self.weights.head().is_ternary(),
             gated: false,
         }
     }
-}
-
-/// The input row that a worker prepared for itself.
-#[derive(Clone, Copy)]
-pub(super) struct OwnRow<'a> {
-    row: &'a [f32],
-    quantized: &'a [i8],
-    scale: &'a [f32],
-    sum: &'a [i32],
 }
 
 /// Working memory of the linear layers.
@@ -609,4 +518,4 @@ pub(super) fn unit_rows(rows: usize, n: usize, workers: usize) -> usize {
 pub(super) const QUERY_TILE: usize = 32;
 const UNITS_PER_WORKER: usize = 6;
 const CACHED_INPUT_ROWS: usize = 8;
-pub(super) const COUNTERS_PER_LAYER: usize = 9;
+pub(super) const COUNTERS_PER_LAYER: usize = 11;

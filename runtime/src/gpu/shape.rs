@@ -41,6 +41,8 @@ pub(super) enum Unsupported {
     Layout { what: &'static str, kind: String, taken: &'static str },
     #[error("{what} is {got}, the GPU kernels take {limit}")]
     Size { what: &'static str, got: usize, limit: &'static str },
+    #[error("it is an embedding model: the GPU kernels have no norms of inputs, queries and keys")]
+    Embedding,
 }
 
 impl Shape {
@@ -50,6 +52,9 @@ impl Shape {
     /// What the kernels can't run.
     pub(super) fn of(weights: &Weights, slots: usize, rows_max: usize) -> Result<Self, Unsupported> {
         let params = &weights.params;
+        if params.pooling.is_some() {
+            return Err(Unsupported::Embedding);
+        }
         for layer in &weights.layers {
             let linears = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down];
             if linears.iter().any(|linear| !linear.is_ternary()) {

@@ -40,6 +40,13 @@ pub enum HeadScreen {
     Always,
 }
 
+impl HeadScreen {
+    /// What comes of it for a model: one for embeddings has no head.
+    fn of(self, params: &HyperParameters) -> Self {
+        if params.pooling.is_some() { Self::Off } else { self }
+    }
+}
+
 /// Loads the weights of `source`, whose parsed header is `gguf`. `progress` gets bytes done and bytes in all.
 ///
 /// # Errors
@@ -53,7 +60,7 @@ pub fn load(
 ) -> Result<Weights, Error> {
     let Planned { mut plan, params, embedding, layers, output_norm, head, rope, context } =
         plan_all(source, gguf, options.context_max)?;
-    let screen = plan.screen(head.as_ref().unwrap_or(&embedding), options.head_screen);
+    let screen = plan.screen(head.as_ref().unwrap_or(&embedding), options.head_screen.of(&params));
     let mut arena = Arena::zeroed(plan.bytes.max(1), options.node)?;
     fill(source, &plan, arena.as_mut_slice(), options, progress)?;
     let skips = None;
@@ -81,7 +88,7 @@ pub struct Footprint {
 /// As [`check`].
 pub fn footprint(source: &Source, gguf: &Gguf<'_>, head_screen: HeadScreen) -> Result<Footprint, Error> {
     let Planned { mut plan, params, embedding, layers, head, .. } = plan_all(source, gguf, 1)?;
-    plan.screen(head.as_ref().unwrap_or(&embedding), head_screen);
+    plan.screen(head.as_ref().unwrap_or(&embedding), head_screen.of(&params));
     let forms = if ternary::skips(Isa::detect()) { skips::form_bytes(&params, &layers) } else { None };
     let form_bytes = forms.map_or(0, |(_, layer_bytes)| layer_bytes * layers.len());
     Ok(Footprint { params, bytes: (plan.bytes + form_bytes) as u64 })
@@ -112,6 +119,11 @@ fn plan_all(source: &Source, gguf: &Gguf<'_>, context_max: usize) -> Result<Plan
     let embedding = file.info("token_embd.weight")?;
     let vocab = usize::try_from(embedding.rows()).map_err(|_| Error::BadShape("too many rows".into()))?;
     let params = HyperParameters::from_metadata(gguf.metadata(), vocab)?;
+    let says_pooling = gguf.metadata().u32(&format!("{}.pooling_type", params.architecture))?.is_some();
+    if params.pooling.is_some() && !says_pooling && !file.has("blk.0.attn_q_norm_in.weight") {
+        let what = format!("a model of architecture `{}` that is none for embeddings", params.architecture);
+        return Err(Error::Unsupported(what));
+    }
     let mut plan = Plan::default();
     let embedding = plan.linear(&file, "token_embd", (vocab, params.hidden))?;
     if embedding.is_ternary() {
@@ -131,19 +143,35 @@ fn plan_layer(plan: &mut Plan, file: &Tensors<'_, '_>, params: &HyperParameters,
     let kv = params.kv_heads * params.head_dim;
     let name = |part: &str| format!("blk.{index}.{part}");
     let norm = |part: &str, len| file.vector(&name(&format!("{part}.weight")), len);
-    let sub_norm = |part, len| params.family.has_sub_norms().then(|| norm(part, len)).transpose();
+    let embedding = params.family.is_embedding();
+    let input_norm = |part: &str, len| {
+        let part = format!("{part}_norm_in");
+        (embedding && file.has(&name(&format!("{part}.weight")))).then(|| norm(&part, len)).transpose()
+    };
+    // The input norm of a projection that shares its input with none is a sub norm.
+    let sub_norm = |part: &str, projection: &str, len| match params.family.has_sub_norms() {
+        true => norm(part, len).map(Some),
+        false => input_norm(projection, len),
+    };
+    let only = |wanted: bool, part, len| wanted.then(|| norm(part, len)).transpose();
+    let mut linear = |part: &str, shape| plan.linear(file, &name(part), shape);
+    let own = |part, linear: Linear| Ok::<_, Error>(Linear { input_norm: input_norm(part, linear.cols)?, ..linear });
     Ok(Layer {
         attn_norm: norm("attn_norm", hidden)?,
-        q: plan.linear(file, &name("attn_q"), (attention, hidden))?,
-        k: plan.linear(file, &name("attn_k"), (kv, hidden))?,
-        v: plan.linear(file, &name("attn_v"), (kv, hidden))?,
-        attn_sub_norm: sub_norm("attn_sub_norm", attention)?,
-        o: plan.linear(file, &name("attn_output"), (hidden, attention))?,
+        q: own("attn_q", linear("attn_q", (attention, hidden))?)?,
+        k: own("attn_k", linear("attn_k", (kv, hidden))?)?,
+        v: own("attn_v", linear("attn_v", (kv, hidden))?)?,
+        q_norm: only(embedding, "attn_q_norm", params.head_dim)?,
+        k_norm: only(embedding, "attn_k_norm", params.head_dim)?,
+        attn_sub_norm: sub_norm("attn_sub_norm", "attn_output", attention)?,
+        o: linear("attn_output", (hidden, attention))?,
+        attn_post_norm: only(params.family.has_post_norms(), "post_attention_norm", hidden)?,
         ffn_norm: norm("ffn_norm", hidden)?,
-        gate: plan.linear(file, &name("ffn_gate"), (ffn, hidden))?,
-        up: plan.linear(file, &name("ffn_up"), (ffn, hidden))?,
-        ffn_sub_norm: sub_norm("ffn_sub_norm", ffn)?,
-        down: plan.linear(file, &name("ffn_down"), (hidden, ffn))?,
+        gate: own("ffn_gate", linear("ffn_gate", (ffn, hidden))?)?,
+        up: own("ffn_up", linear("ffn_up", (ffn, hidden))?)?,
+        ffn_sub_norm: sub_norm("ffn_sub_norm", "ffn_down", ffn)?,
+        down: linear("ffn_down", (hidden, ffn))?,
+        ffn_post_norm: only(params.family.has_post_norms(), "post_ffw_norm", hidden)?,
     })
 }
 
@@ -211,7 +239,7 @@ impl Plan {
             tiled,
             scale: AtomicU64::new(0),
         });
-        Ok(Linear { rows, cols, storage, start, bytes: packed_bytes, output_scale })
+        Ok(Linear { rows, cols, storage, start, bytes: packed_bytes, output_scale, input_norm: None })
     }
 
     /// Takes memory for the int8 copy of `head`, if that is a head which the screen suits.

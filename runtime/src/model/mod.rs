@@ -16,7 +16,7 @@ mod tiles;
 mod weights;
 
 pub use load::{Footprint, HeadScreen, LoadOptions, check, footprint, load};
-pub use params::{Activation, Family, HyperParameters};
+pub use params::{Activation, Family, HyperParameters, Pooling};
 pub use source::{Source, TILES_FILE};
 pub(crate) use tensors::{Decoded, Tensors};
 pub use tiles::Tiles;
@@ -51,7 +51,12 @@ impl Model {
         let gguf = Gguf::parse(&header, source.bytes())?;
         let metadata = gguf.metadata();
         let tokenizer = Tokenizer::from_gguf(metadata)?;
-        let template = ChatTemplate::for_tokenizer(metadata.str("tokenizer.chat_template")?, &tokenizer)?;
+        // An embedding model's template is a left-over of the model that it was made from: nothing renders it.
+        let template = match Family::of(metadata)?.is_embedding() {
+            true => None,
+            false => metadata.str("tokenizer.chat_template")?,
+        };
+        let template = ChatTemplate::for_tokenizer(template, &tokenizer)?;
         let weights = load(source, &gguf, options, progress)?;
         if tokenizer.vocab_len() > weights.params.vocab {
             let (tokens, rows) = (tokenizer.vocab_len(), weights.params.vocab);
@@ -85,7 +90,7 @@ pub enum Error {
     MissingKey(String),
     #[error("`{key}` is {value}, allowed are {limit}")]
     OutOfRange { key: String, value: String, limit: String },
-    #[error("architecture `{0}` is not supported: only bitnet-b1.58, bitnet-25, bitnet and llama are")]
+    #[error("architecture `{0}` is not supported: only bitnet-b1.58, bitnet-25, bitnet, llama, qwen3 and gemma3 are")]
     UnknownArchitecture(String),
     #[error("tensor `{0}` is missing")]
     MissingTensor(String),

@@ -14,6 +14,10 @@ pub enum Family {
     Bitnet,
     /// `llama`: SiLU, no sub norms, interleaved RoPE, head of its own where the file has one.
     Llama,
+    /// `qwen3`, an embedding model: SiLU, norms of queries and keys, input norms for each projection.
+    Qwen3,
+    /// `gemma3`, an embedding model: as qwen3 with GELU, scaled embeddings and a norm of what each block adds.
+    Gemma3,
 }
 
 /// What the feed-forward gate goes through.
@@ -21,6 +25,30 @@ pub enum Family {
 pub enum Activation {
     SquaredRelu,
     Silu,
+    /// The tanh form.
+    Gelu,
+}
+
+/// Which hidden states of a text become its embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    Mean,
+    /// The first token's.
+    First,
+    /// The last token's.
+    Last,
+}
+
+impl Pooling {
+    /// As people and programs are told.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::First => "cls",
+            Self::Last => "last",
+        }
+    }
 }
 
 /// Checked hyper-parameters: every count is at least 1 and inside its limit.
@@ -43,6 +71,12 @@ pub struct HyperParameters {
     /// Factor on the angles: 1 / the linear scaling factor.
     pub rope_scale: f32,
     pub norm_eps: f32,
+    /// Factor of the attention scores.
+    pub attention_scale: f32,
+    /// Factor on the embeddings of the tokens.
+    pub embedding_scale: Option<f32>,
+    /// Of embedding models; `None` for those that generate.
+    pub pooling: Option<Pooling>,
 }
 
 impl Family {
@@ -51,8 +85,20 @@ impl Family {
             "bitnet-b1.58" | "bitnet-25" => Some(Self::BitnetB158),
             "bitnet" => Some(Self::Bitnet),
             "llama" => Some(Self::Llama),
+            "qwen3" => Some(Self::Qwen3),
+            "gemma3" => Some(Self::Gemma3),
             _ => None,
         }
+    }
+
+    /// That of a file.
+    ///
+    /// # Errors
+    /// A missing key or an architecture that is not known.
+    pub(super) fn of(metadata: &Metadata<'_>) -> Result<Self, Error> {
+        let architecture =
+            metadata.str("general.architecture")?.ok_or(Error::MissingKey("general.architecture".into()))?;
+        Self::by_architecture(architecture).ok_or_else(|| Error::UnknownArchitecture(architecture.to_owned()))
     }
 
     /// What the gate goes through.
@@ -60,14 +106,28 @@ impl Family {
     pub fn activation(self) -> Activation {
         match self {
             Self::BitnetB158 => Activation::SquaredRelu,
-            Self::Bitnet | Self::Llama => Activation::Silu,
+            Self::Bitnet | Self::Llama | Self::Qwen3 => Activation::Silu,
+            Self::Gemma3 => Activation::Gelu,
         }
     }
 
     /// Whether there are norms before the attention output and before `ffn_down`.
     #[must_use]
     pub fn has_sub_norms(self) -> bool {
-        self != Self::Llama
+        matches!(self, Self::BitnetB158 | Self::Bitnet)
+    }
+
+    /// Whether it gives vectors, not tokens: queries and keys are normalised then, and any projection may have a norm of
+    /// its input.
+    #[must_use]
+    pub fn is_embedding(self) -> bool {
+        matches!(self, Self::Qwen3 | Self::Gemma3)
+    }
+
+    /// Whether what attention and feed-forward add is normalised.
+    #[must_use]
+    pub fn has_post_norms(self) -> bool {
+        self == Self::Gemma3
     }
 
     /// How RoPE pairs the elements of a head.
@@ -90,10 +150,8 @@ impl HyperParameters {
     /// # Errors
     /// An unknown architecture, a missing key, a value outside its limit, or values that don't fit each other.
     pub fn from_metadata(metadata: &Metadata<'_>, embedding_rows: usize) -> Result<Self, Error> {
-        let architecture =
-            metadata.str("general.architecture")?.ok_or(Error::MissingKey("general.architecture".into()))?;
-        let family =
-            Family::by_architecture(architecture).ok_or_else(|| Error::UnknownArchitecture(architecture.to_owned()))?;
+        let family = Family::of(metadata)?;
+        let architecture = metadata.str("general.architecture")?.unwrap_or_default();
         let keys = Keys { metadata, architecture };
         let hidden = keys.count("embedding_length", HIDDEN_MAX)?;
         let heads = keys.count("attention.head_count", HEADS_MAX)?;
@@ -122,6 +180,10 @@ impl HyperParameters {
             return Err(Error::BadShape(format!("vocab_size is {vocab}, token_embd.weight has {embedding_rows} rows")));
         }
         let norm_eps = keys.float("attention.layer_norm_rms_epsilon", 0.0, 1.0)?.unwrap_or(NORM_EPS_DEFAULT);
+        let layers = keys.count("block_count", LAYERS_MAX)?;
+        // llama.cpp tells the 27B model, whose queries are scaled by the width of a head without `key_length`, by its depth.
+        let scaled_dim =
+            if family == Family::Gemma3 && layers == GEMMA3_27B_LAYERS { hidden / heads } else { head_dim };
         Ok(Self {
             family,
             architecture: architecture.to_owned(),
@@ -129,7 +191,7 @@ impl HyperParameters {
             vocab,
             context: keys.count("context_length", CONTEXT_MAX)?,
             hidden,
-            layers: keys.count("block_count", LAYERS_MAX)?,
+            layers,
             feed_forward: keys.count("feed_forward_length", FEED_FORWARD_MAX)?,
             heads,
             kv_heads,
@@ -138,6 +200,9 @@ impl HyperParameters {
             rope_base: keys.float("rope.freq_base", 1.0, 1e12)?.unwrap_or(ROPE_BASE_DEFAULT),
             rope_scale: rope_scale(&keys)?,
             norm_eps,
+            attention_scale: 1.0 / (scaled_dim as f32).sqrt(),
+            embedding_scale: (family == Family::Gemma3).then(|| (hidden as f32).sqrt()),
+            pooling: if family.is_embedding() { Some(pooling(&keys)?) } else { None },
         })
     }
 
@@ -145,6 +210,12 @@ impl HyperParameters {
     #[must_use]
     pub fn attention_width(&self) -> usize {
         self.heads * self.head_dim
+    }
+
+    /// Values that a row of a step gives: logits, or the hidden state of an embedding model.
+    #[must_use]
+    pub fn output_width(&self) -> usize {
+        if self.pooling.is_some() { self.hidden } else { self.vocab }
     }
 
     /// The widest input of any linear layer.
@@ -201,6 +272,24 @@ fn rope_scale(keys: &Keys<'_, '_>) -> Result<f32, Error> {
     }
 }
 
+/// llama.cpp's numbers; the last token's state where a file says nothing, as these models were trained for. What would make
+/// another graph of it is refused.
+fn pooling(keys: &Keys<'_, '_>) -> Result<Pooling, Error> {
+    if keys.metadata.bool(&keys.name("attention.causal"))? == Some(false) {
+        return Err(Error::Unsupported("attention that looks at later tokens".into()));
+    }
+    if keys.optional("attention.sliding_window", CONTEXT_MAX)?.is_some() {
+        return Err(Error::Unsupported("attention within a sliding window".into()));
+    }
+    match keys.metadata.u32(&keys.name("pooling_type"))? {
+        Some(1) => Ok(Pooling::Mean),
+        Some(2) => Ok(Pooling::First),
+        None | Some(3) => Ok(Pooling::Last),
+        Some(other) => Err(Error::Unsupported(format!("pooling of type {other}"))),
+    }
+}
+
+const GEMMA3_27B_LAYERS: usize = 62;
 const HIDDEN_MAX: usize = 1 << 16;
 const HEADS_MAX: usize = 1 << 10;
 /// One vector of the attention kernel.

@@ -19,6 +19,9 @@ pub struct Linear {
     pub(super) bytes: usize,
     /// Factor on the result, from an optional `.scale` tensor.
     pub output_scale: Option<f32>,
+    /// Norm of its own input, after that which it shares with its neighbours: queries, keys, values, gate and up of
+    /// embedding models.
+    pub input_norm: Option<Vec<f32>>,
 }
 
 /// How the weights of a linear layer are kept.
@@ -41,13 +44,20 @@ pub struct Layer {
     pub q: Linear,
     pub k: Linear,
     pub v: Linear,
+    /// Of each head of queries and of keys, before RoPE.
+    pub q_norm: Option<Vec<f32>>,
+    pub k_norm: Option<Vec<f32>>,
     pub attn_sub_norm: Option<Vec<f32>>,
     pub o: Linear,
+    /// Of what attention adds.
+    pub attn_post_norm: Option<Vec<f32>>,
     pub ffn_norm: Vec<f32>,
     pub gate: Linear,
     pub up: Linear,
     pub ffn_sub_norm: Option<Vec<f32>>,
     pub down: Linear,
+    /// Of what the feed-forward part adds.
+    pub ffn_post_norm: Option<Vec<f32>>,
 }
 
 /// A replica: everything that a forward pass reads.
@@ -182,6 +192,6 @@ impl Weights {
             .flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down])
             .map(|linear| linear.bytes)
             .sum();
-        layers + self.head().bytes
+        layers + if self.params.pooling.is_some() { 0 } else { self.head().bytes }
     }
 }

@@ -109,7 +109,9 @@ impl fmt::Display for Budget {
 
 fn buffer_bytes(config: &Config, params: &HyperParameters, slots: u64) -> u64 {
     let row = params.hidden + 2 * params.widest() + 2 * params.attention_width() + params.feed_forward;
-    4 * (config.rows_max as u64 * row as u64 + slots * params.vocab as u64)
+    // Inputs of queries, keys and values, states to pool.
+    let row = if params.pooling.is_some() { row + 6 * params.hidden } else { row };
+    4 * (config.rows_max as u64 * row as u64 + slots * params.output_width() as u64)
 }
 
 /// What packing holds of the file at a time is less than one part in this many of a replica.

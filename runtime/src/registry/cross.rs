@@ -36,11 +36,13 @@ pub(super) fn cross_validation(
         passed: true,
         duration_ms: ms(started.elapsed()),
         message: format!(
-            "accuracy {:.4} over {} positions, KL {:.2e}, perplexity {:+.2} %, {} of {} tensors bit-equal",
+            "accuracy {:.4} over {} positions, {}, {} of {} tensors bit-equal",
             scores.accuracy,
             scores.positions,
-            scores.kl_mean,
-            scores.perplexity_difference * 100.0,
+            scores.choices.as_ref().map_or_else(
+                || format!("least cosine {:.6}", scores.cosine_min),
+                |c| format!("KL {:.2e}, perplexity {:+.2} %", c.kl_mean, c.perplexity_difference * 100.0)
+            ),
             tensors.exact,
             tensors.checked
         ),

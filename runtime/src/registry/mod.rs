@@ -33,7 +33,7 @@ use crate::kv::KvCache;
 use crate::log::{info, warning};
 use crate::mailbox::Doorbell;
 use crate::metrics::GenerationMetrics;
-use crate::model::{self, Model, Source};
+use crate::model::{self, Model, Pooling, Source};
 use crate::shard::{Control, Served};
 
 pub use budget::Budget;
@@ -133,11 +133,18 @@ fn make_lane(
 ) -> Result<Lane, tuning::Error> {
     let (params, workers) = (&served.model.weights.params, place.workers.len());
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
-    let limits = Limits { rows_max: config.rows_max, logits_max: slots_max + config.speculation.rows_max() };
+    let logits_max = match params.pooling {
+        None => slots_max + config.speculation.rows_max(),
+        Some(Pooling::Mean) => config.rows_max,
+        Some(Pooling::First | Pooling::Last) => slots_max,
+    };
+    let limits = Limits { rows_max: config.rows_max, logits_max };
     let forward = Forward::new(config.isa, params, workers, limits).tuned(&config.tuned);
     let kv_blocks = usize::try_from(budget.kv_blocks).expect("bounded by memory");
     let kv = KvCache::on_node(params, served.model.weights.context, slots_max, kv_blocks, Some(place.memory_node))?;
-    let kv = if config.prefix_cache { kv.with_prefixes() } else { kv };
+    // Other poolings need the states of positions that a shared prefix leaves out.
+    let shares = config.prefix_cache && params.pooling.is_none_or(|pooling| pooling == Pooling::Last);
+    let kv = if shares { kv.with_prefixes() } else { kv };
     let (itl_target, speculation) = (config.itl_target, config.speculation);
     let limits = LaneLimits { slots_max, waiting_max, itl_target, speculation };
     Ok(Lane::new(served.id, Arc::clone(&served.model), workers, forward, kv, limits, Arc::clone(&served.metrics)))
@@ -311,6 +318,9 @@ impl Registry {
         if started.elapsed() > timeout {
             return Err(LoadError::TooSlow { got: started.elapsed(), allowed: timeout }.into());
         }
+        if let Some(held) = old {
+            same_kind(&loaded.replicas[0], &held.replicas[0])?;
+        }
         let standard = [TEST_PROMPT.to_owned()];
         let prompts = if prompts.is_empty() { &standard[..] } else { prompts };
         let old = old.map(|held| (&*held.replicas[0], held.facts.tokenizer == loaded.facts.tokenizer));
@@ -457,6 +467,20 @@ impl Registry {
 pub fn busy() -> ApiError {
     ApiError::new(409, Code::InvalidRequest, "another load, swap or removal is in progress")
         .with_retry_after(RETRY_BUSY)
+}
+
+/// Refuses to put a model in the place of one whose requests it can't answer.
+fn same_kind(new: &Model, old: &Model) -> Result<(), ApiError> {
+    let kind = |model: &Model| match model.weights.params.pooling {
+        Some(_) => format!("gives embeddings of {} values", model.weights.params.hidden),
+        None => "generates text".to_owned(),
+    };
+    let (new, old) = (kind(new), kind(old));
+    if new == old {
+        return Ok(());
+    }
+    let message = format!("the file holds a model that {new}, the served one {old}: load it under another name");
+    Err(ApiError::new(400, Code::ValidationFailed, message))
 }
 
 fn check_quantization(wanted: QuantizationPreference, got: &'static str) -> Result<(), ApiError> {

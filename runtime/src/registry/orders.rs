@@ -15,7 +15,7 @@ pub enum Order {
     Route { order: u64, name: String, active: Option<GenerationId>, canary: Option<(GenerationId, f32)> },
     /// No request takes the generation any more: its lane goes back when the last one has ended.
     Close { order: u64, generation: GenerationId },
-    /// A greedy answer by the whole way of a request.
+    /// A greedy answer, or an embedding, by the whole way of a request.
     Probe { order: u64, generation: GenerationId, prompt: Box<[u32]>, tokens_max: usize },
     /// What became of a job.
     Answer { job: u64, answer: Box<Result<JobReply, ApiError>> },
@@ -44,9 +44,10 @@ pub enum JobReply {
 /// How an order ended.
 pub enum Outcome {
     Done,
-    /// The tokens of a probe; `None` where there was no room for it or the model failed, `failed` then.
+    /// The tokens of a probe, or the bits of an embedding; none where there was no room for it or the model failed,
+    /// `failed` then.
     Probed {
-        tokens: Vec<u32>,
+        answer: Vec<u32>,
         failed: Option<&'static str>,
     },
 }

@@ -326,14 +326,14 @@ impl Registry {
 }
 
 fn probe_problem(outcome: &Outcome, wanted: &[u32]) -> Option<String> {
-    let Outcome::Probed { tokens, failed } = outcome else { return Some("the probe was not made".into()) };
+    let Outcome::Probed { answer, failed } = outcome else { return Some("the probe was not made".into()) };
     if let Some(failed) = failed {
         return Some((*failed).to_owned());
     }
-    if tokens.is_empty() {
+    if answer.is_empty() {
         return Some("the answer is empty".into());
     }
-    (!wanted.is_empty() && tokens != wanted).then(|| "the answer is another one than in the trial".into())
+    (!wanted.is_empty() && answer != wanted).then(|| "the answer is another one than in the trial".into())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]

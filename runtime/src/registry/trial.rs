@@ -1,4 +1,5 @@
-//! A model tried on the thread that loaded it, before any shard knows of it: greedy answers and best tokens.
+//! A model tried on the thread that loaded it, before any shard knows of it: greedy answers and best tokens, or
+//! embeddings.
 
 use std::time::{Duration, Instant};
 
@@ -30,11 +31,12 @@ pub(super) struct Trial<'m> {
     deadline: (Instant, Duration),
 }
 
-/// A greedy answer, how long its tokens after the first took, and the best tokens along prompt and answer.
+/// A greedy answer and the best tokens along prompt and answer; of an embedding model the bits of the vector.
 pub(super) struct Answer {
     pub tokens: Vec<u32>,
-    pub decode: Duration,
     pub best: Vec<u32>,
+    /// How many tokens took how long: those after the first, or a text's.
+    pub timed: (usize, Duration),
 }
 
 impl<'m> Trial<'m> {
@@ -68,6 +70,11 @@ impl<'m> Trial<'m> {
     pub(super) fn answer(&mut self, prompt: &[u32]) -> Result<Answer, TrialError> {
         self.check_time()?;
         let started = Instant::now();
+        if self.model.weights.params.pooling.is_some() {
+            let vector = self.replay.embedding(prompt).ok_or(TrialError::NoNumbers(prompt.len()))?;
+            let tokens = vector.iter().map(|value| value.to_bits()).collect();
+            return Ok(Answer { tokens, best: Vec::new(), timed: (prompt.len(), started.elapsed()) });
+        }
         self.replay.greedy(prompt, 1);
         let first = started.elapsed();
         self.check_time()?;
@@ -78,7 +85,7 @@ impl<'m> Trial<'m> {
             return Err(TrialError::NoAnswer);
         }
         let best = self.best_tokens(&[prompt, &tokens].concat())?;
-        Ok(Answer { tokens, decode, best })
+        Ok(Answer { timed: (tokens.len() - 1, decode), tokens, best })
     }
 
     /// The best next token after each of `tokens`.
@@ -111,7 +118,8 @@ pub(super) struct Tried {
     pub answers: Vec<Vec<u32>>,
     /// Decoding on one thread that gives way to all others.
     pub tokens_per_s: Option<f64>,
-    /// Part of equal best tokens over prompts and answers of the old model, where both cut texts alike.
+    /// Part of equal best tokens over prompts and answers of the old model, or mean cosine of their embeddings, where both
+    /// cut texts alike.
     pub agreement: Option<f64>,
     /// Tokens per second relative to the old model's, less 1.
     pub performance_delta: Option<f64>,
@@ -144,18 +152,24 @@ pub(super) fn try_model(
     tried.tokens_per_s = rate.tokens_per_s();
     if let Some((old, same_tokens)) = old {
         let mut before = Trial::new(old, isa, started, timeout)?;
-        let (mut rate, mut best) = (Rate::default(), (Vec::new(), Vec::new()));
+        let (mut rate, mut best, mut cosines) = (Rate::default(), (Vec::new(), Vec::new()), Vec::new());
         for text in prompts {
             // What the old model can't do is not the new one's fault.
             let Ok(prompt) = before.prompt(text) else { continue };
             let Ok(answer) = before.answer(&prompt) else { continue };
             rate.add(&answer);
-            if same_tokens {
+            if same_tokens && new.weights.params.pooling.is_some() {
+                cosines.push(cosine(&answer.tokens, &trial.answer(&prompt)?.tokens));
+            } else if same_tokens {
                 best.1.extend(trial.best_tokens(&[&prompt[..], &answer.tokens].concat())?);
                 best.0.extend(answer.best);
             }
         }
-        tried.agreement = (!best.0.is_empty()).then(|| agreement(&best.0, &best.1));
+        tried.agreement = match (cosines.len(), best.0.len()) {
+            (0, 0) => None,
+            (0, _) => Some(agreement(&best.0, &best.1)),
+            (count, _) => Some(cosines.iter().sum::<f64>() / count as f64),
+        };
         let rates = tried.tokens_per_s.zip(rate.tokens_per_s());
         tried.performance_delta = rates.map(|(new, old)| new / old - 1.0);
     }
@@ -163,7 +177,7 @@ pub(super) fn try_model(
     Ok(tried)
 }
 
-/// Tokens after the first of their answers, and how long they took.
+/// Tokens after the first of their answers, or of the texts, and how long they took.
 #[derive(Default)]
 struct Rate {
     tokens: usize,
@@ -172,8 +186,8 @@ struct Rate {
 
 impl Rate {
     fn add(&mut self, answer: &Answer) {
-        self.tokens += answer.tokens.len() - 1;
-        self.time += answer.decode;
+        self.tokens += answer.timed.0;
+        self.time += answer.timed.1;
     }
 
     #[expect(clippy::cast_precision_loss, reason = "tokens are few")]
@@ -188,6 +202,12 @@ impl Rate {
 pub(super) fn agreement(one: &[u32], other: &[u32]) -> f64 {
     let equal = one.iter().zip(other).filter(|(a, b)| a == b).count();
     if one.is_empty() { 1.0 } else { equal as f64 / one.len() as f64 }
+}
+
+/// Of two vectors of length 1, given as their bits.
+fn cosine(one: &[u32], other: &[u32]) -> f64 {
+    let value = |bits: &u32| f64::from(f32::from_bits(*bits));
+    one.iter().zip(other).map(|(a, b)| value(a) * value(b)).sum()
 }
 
 /// Tokens of an answer to a test prompt.

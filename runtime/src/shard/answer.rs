@@ -9,6 +9,7 @@ use net::error::{ApiError, Dialect};
 use net::http::{self, Body, Method, Request, Response};
 
 use super::connection::unix_ms;
+use super::embeddings;
 use super::peer::{Peer, Writer};
 use super::{Shard, admin, generation};
 use crate::metrics::{self, Process};
@@ -32,6 +33,7 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
         Route::Completions => generation::run(shard, peer, Endpoint::Completion, request, &id, writer).await,
         Route::Inference => generation::run(shard, peer, Endpoint::Inference, request, &id, writer).await,
         Route::InferenceStream => generation::run(shard, peer, Endpoint::InferenceStream, request, &id, writer).await,
+        Route::Embeddings => embeddings::run(shard, peer, request, &id, writer).await,
         route @ (Route::LoadModel | Route::SwapModel | Route::DeleteModel(_)) => {
             admin::change(shard, peer, route, request, &id, writer).await
         }
@@ -89,6 +91,7 @@ fn plain(
         Route::ChatCompletions | Route::Completions | Route::Inference | Route::InferenceStream => {
             unreachable!("answered by generation")
         }
+        Route::Embeddings => unreachable!("answered by embeddings"),
         Route::LoadModel | Route::SwapModel | Route::DeleteModel(_) => unreachable!("answered by the control thread"),
     }
     count(shard, status);
@@ -98,7 +101,9 @@ fn plain(
 
 fn card<'m>(shard: &Shard, model: &'m Model) -> ModelCard<'m> {
     let context = u32::try_from(model.weights.context).unwrap_or(u32::MAX);
-    ModelCard { id: &model.name, created_s: shard.control.started_unix_s, context_max: context }
+    let params = &model.weights.params;
+    let dimensions = params.pooling.map(|_| u32::try_from(params.hidden).unwrap_or(u32::MAX));
+    ModelCard { id: &model.name, created_s: shard.control.started_unix_s, context_max: context, dimensions }
 }
 
 fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {

@@ -76,6 +76,10 @@ pub(super) struct Work {
 
 impl Work {
     fn plan(model: &Model, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
+        if model.weights.params.pooling.is_some() {
+            let message = format!("model `{}` gives embeddings and generates no text: use /v1/embeddings", model.name);
+            return Err(ApiError::new(400, Code::InvalidRequest, message).with_param("model"));
+        }
         let prompts = prompts(model, &generate.prompt)?;
         let vocab = model.weights.params.vocab;
         if let Some((token, _)) = generate.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
@@ -283,7 +287,7 @@ impl<'a> Generation<'a> {
         let sampling = sampling(generate, seed.wrapping_add(index as u64));
         let (tokens, tokens_max) = (prompts[prompt].clone(), tokens_max[prompt]);
         let sequence = NewSequence {
-            priority: priority(generate),
+            priority: priority_of(generate.priority),
             stop_at_end: !generate.ignore_eos,
             ..NewSequence::new(stream, tokens, tokens_max, sampling, self.clock.arrival)
         };
@@ -370,6 +374,7 @@ impl<'a> Generation<'a> {
             Event::Admitted(_) => self.clock.admitted = self.clock.admitted.or(Some(at)),
             Event::Cached { tokens, .. } => choice.cached_tokens = tokens as u64,
             Event::Returned(_) => unreachable!("the shard hands these to its leader"),
+            Event::Embedding { .. } => unreachable!("a model that generates was asked"),
             Event::Refused(_) => {
                 self.shard.metrics.requests.outcomes.refused_queue.add(1);
                 return Err(queue_full());
@@ -521,8 +526,8 @@ fn is_plain(generate: &GenerateRequest) -> bool {
         && !generate.ignore_eos
 }
 
-fn priority(generate: &GenerateRequest) -> Priority {
-    match generate.priority {
+pub(super) fn priority_of(priority: api::Priority) -> Priority {
+    match priority {
         api::Priority::Low => Priority::Low,
         api::Priority::Normal => Priority::Normal,
         api::Priority::High => Priority::High,

@@ -5,6 +5,7 @@ mod answer;
 mod choice;
 mod connection;
 mod doors;
+mod embeddings;
 mod generation;
 mod gpus;
 mod models;

@@ -1,4 +1,4 @@
-//! Greedy answers that no client waits for: checks of a generation after a switch, and comparisons with a canary's.
+//! Greedy answers and embeddings that no client waits for: checks of a generation after a switch, and comparisons with a canary's.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use crate::registry::Outcome;
 use crate::sampler::SamplingParams;
 use crate::schedule::{NewSequence, Priority, StreamId};
 
-/// The tokens of an answer, or why there is none.
+/// The tokens of an answer or the bits of an embedding, or why there are none.
 pub(super) async fn run(
     shard: &Rc<Shard>,
     served: &Served,
@@ -19,8 +19,9 @@ pub(super) async fn run(
     tokens_max: usize,
     priority: Priority,
 ) -> Outcome {
+    let tokens_max = if served.model.weights.params.pooling.is_some() { 0 } else { tokens_max };
     let (mut tokens, failed) =
-        (Vec::with_capacity(tokens_max), |failed| Outcome::Probed { tokens: Vec::new(), failed });
+        (Vec::with_capacity(tokens_max), |failed| Outcome::Probed { answer: Vec::new(), failed });
     if prompt.is_empty() || prompt.len() + tokens_max > served.model.weights.context {
         return failed(Some("the prompt does not fit the context"));
     }
@@ -43,13 +44,16 @@ pub(super) async fn run(
             Some((_, Event::Token { sampled, finish, .. }, _)) => {
                 tokens.push(sampled.token);
                 if finish.is_some() {
-                    return Outcome::Probed { tokens, failed: None };
+                    return Outcome::Probed { answer: tokens, failed: None };
                 }
+            }
+            Some((_, Event::Embedding { vector, .. }, _)) => {
+                return Outcome::Probed { answer: vector.iter().map(|value| value.to_bits()).collect(), failed: None };
             }
             Some((_, Event::End { finish: Finish::Failed, .. }, _)) => {
                 return failed(Some("the scores are no numbers"));
             }
-            Some((_, Event::End { .. }, _)) => return Outcome::Probed { tokens, failed: None },
+            Some((_, Event::End { .. }, _)) => return Outcome::Probed { answer: tokens, failed: None },
             Some((_, Event::Refused(_), _)) => return failed(Some(QUEUE_FULL)),
             Some((_, Event::Admitted(_) | Event::Cached { .. } | Event::Returned(_), _)) => {}
             None if inbox.cut.get() => {
@@ -86,7 +90,7 @@ pub(super) async fn compare(
     prompt: Box<[u32]>,
     answer: Vec<u32>,
 ) {
-    if let Outcome::Probed { tokens, failed: None } =
+    if let Outcome::Probed { answer: tokens, failed: None } =
         run(&shard, &reference, prompt, answer.len().max(1), Priority::Low).await
     {
         let agreed = tokens.iter().zip(&answer).take_while(|(a, b)| a == b).count();

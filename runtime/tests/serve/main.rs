@@ -5,6 +5,7 @@ mod admin;
 mod answers;
 mod candidates;
 mod clients;
+mod embeddings;
 mod kills;
 mod lifecycle;
 mod load;

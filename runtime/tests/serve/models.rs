@@ -37,8 +37,11 @@ impl Folder {
 
     /// A small model of random weights.
     pub(crate) fn synth(&self, name: &str, seed: u64) -> String {
-        let path = self.path(name);
-        synth::write(&path, Preset::Tiny, TensorType::I2S, TensorType::F16, seed, |_, _| {}).unwrap();
+        self.synth_as(name, Preset::Tiny, seed)
+    }
+
+    pub(crate) fn synth_as(&self, name: &str, preset: Preset, seed: u64) -> String {
+        synth::write(&self.path(name), preset, TensorType::I2S, TensorType::F16, seed, |_, _| {}).unwrap();
         self.text(name)
     }
 

@@ -19,6 +19,10 @@ pub(super) struct Config {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     hidden_act: Option<String>,
+    hidden_activation: Option<String>,
+    query_pre_attn_scalar: Option<f64>,
+    sliding_window: Option<u32>,
+    use_bidirectional_attention: Option<bool>,
     max_position_embeddings: usize,
     rms_norm_eps: f32,
     rope_theta: Option<f32>,
@@ -47,6 +51,15 @@ enum Family {
     Bitnet,
     /// llama: interleaved RoPE, so that rows of q and k change places.
     Llama,
+    /// qwen3 and gemma3 for embeddings: norms of q and k, and of the input of each projection.
+    Qwen3,
+    Gemma3,
+}
+
+impl Family {
+    fn is_embedding(self) -> bool {
+        matches!(self, Self::Qwen3 | Self::Gemma3)
+    }
 }
 
 /// A model that can be written.
@@ -57,6 +70,10 @@ pub(super) struct Shape {
     kv_heads: usize,
     rope_theta: f32,
     rope: Rope,
+    /// llama.cpp's number.
+    pooling: Option<u32>,
+    /// Which of the input norms there are: those of the first layer.
+    input_norms: Vec<&'static str>,
     /// `output.weight` is a tensor of its own.
     untied: bool,
     /// A packed checkpoint's scales multiply; in the other kind they divide.
@@ -82,7 +99,10 @@ pub(super) struct Planned {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Fill {
-    Norm,
+    /// Gemma keeps the weights of its norms less one.
+    Norm {
+        plus: f32,
+    },
     Table,
     /// `heads`: rows of each of so many heads go from halves to pairs.
     Linear {
@@ -93,7 +113,7 @@ pub(super) enum Fill {
 }
 
 impl Shape {
-    pub(super) fn of(config: Config, checkpoint: &Checkpoint) -> Result<Self, Error> {
+    pub(super) fn of(config: Config, pooling: Option<u32>, checkpoint: &Checkpoint) -> Result<Self, Error> {
         let family = family(&config, checkpoint)?;
         let (heads, hidden) = (config.num_attention_heads, config.hidden_size);
         let head_dim = config.head_dim.or_else(|| hidden.checked_div(heads));
@@ -114,7 +134,19 @@ impl Shape {
         let in_parameters = config.rope_parameters.as_ref().and_then(|rope| rope["rope_theta"].as_f64());
         let rope_theta = config.rope_theta.or(in_parameters.map(|theta| theta as f32)).unwrap_or(10_000.0);
         let rope = rope(config.rope_scaling.as_ref().or(config.rope_parameters.as_ref()))?;
-        let untied = !config.tie_word_embeddings && checkpoint.find("lm_head.weight").is_some();
+        let embedding = family.is_embedding();
+        let input_norms: Vec<&str> = PROJECTIONS
+            .iter()
+            .filter(|(_, from)| embedding && checkpoint.find(&format!("model.layers.0.{from}.norm.weight")).is_some())
+            .map(|(name, _)| *name)
+            .collect();
+        if embedding && pooling.is_none() && input_norms.is_empty() {
+            return Err(Error::ModelType(format!("{} without pooling or input norms", config.model_type)));
+        }
+        if family == Family::Gemma3 {
+            check_gemma3(&config, head_dim)?;
+        }
+        let untied = !embedding && !config.tie_word_embeddings && checkpoint.find("lm_head.weight").is_some();
         if untied && family != Family::Llama {
             return Err(Error::Config { key: "tie_word_embeddings", found: "false".into() });
         }
@@ -125,7 +157,8 @@ impl Shape {
         let class = quantization.and_then(|quantization| quantization.linear_class.as_deref());
         let kv_heads = config.num_key_value_heads.unwrap_or(heads);
         let scales_multiply = class == Some("autobitlinear");
-        Ok(Self { family, head_dim, kv_heads, rope_theta, rope, untied, scales_multiply, config })
+        let pooling = embedding.then(|| pooling.unwrap_or(POOLING_LAST));
+        Ok(Self { family, head_dim, kv_heads, rope_theta, rope, pooling, input_norms, untied, scales_multiply, config })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -141,7 +174,14 @@ impl Shape {
             Family::B158 => "bitnet-b1.58",
             Family::Bitnet => "bitnet",
             Family::Llama => "llama",
+            Family::Qwen3 => "qwen3",
+            Family::Gemma3 => "gemma3",
         }
+    }
+
+    /// Whether the model gives vectors.
+    pub(super) fn is_embedding(&self) -> bool {
+        self.family.is_embedding()
     }
 
     /// All tensors in the order of the file.
@@ -156,36 +196,58 @@ impl Shape {
         if matches!(self.rope, Rope::Llama3 { .. }) {
             add("rope_freqs", String::new(), 1, self.head_dim / 2, Fill::RopeFactors);
         }
-        let llama = self.family == Family::Llama;
+        let (llama, gemma) = (self.family == Family::Llama, self.family == Family::Gemma3);
+        let sub_norms = matches!(self.family, Family::B158 | Family::Bitnet);
         let (attn_sub, ffn_sub) = match self.family {
             Family::Bitnet => ("self_attn.inner_attn_ln", "mlp.ffn_layernorm"),
             _ => ("self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
         };
         for layer in 0..self.config.num_hidden_layers {
-            let mut norm = |name: &str, from: &str, cols| {
-                add(&format!("blk.{layer}.{name}"), format!("model.layers.{layer}.{from}"), 1, cols, Fill::Norm);
+            let mut norm_plus = |name: &str, from: &str, cols, plus| {
+                let fill = Fill::Norm { plus };
+                add(&format!("blk.{layer}.{name}"), format!("model.layers.{layer}.{from}"), 1, cols, fill);
             };
+            for (name, from) in PROJECTIONS.iter().filter(|(name, _)| self.input_norms.contains(name)) {
+                let cols = match *name {
+                    "attn_output" => width,
+                    "ffn_down" => ffn,
+                    _ => hidden,
+                };
+                norm_plus(&format!("{name}_norm_in"), &format!("{from}.norm"), cols, 0.0);
+            }
+            let mut norm = |name: &str, from: &str, cols| norm_plus(name, from, cols, f32::from(u8::from(gemma)));
             norm("attn_norm", "input_layernorm", hidden);
-            if !llama {
+            if sub_norms {
                 norm("attn_sub_norm", attn_sub, width);
             }
-            norm("ffn_norm", "post_attention_layernorm", hidden);
-            if !llama {
+            if gemma {
+                norm("post_attention_norm", "post_attention_layernorm", hidden);
+                norm("ffn_norm", "pre_feedforward_layernorm", hidden);
+                norm("post_ffw_norm", "post_feedforward_layernorm", hidden);
+            } else {
+                norm("ffn_norm", "post_attention_layernorm", hidden);
+            }
+            if sub_norms {
                 norm("ffn_sub_norm", ffn_sub, ffn);
             }
-            let mut linear = |name: &str, from: &str, rows, cols, heads: Option<usize>| {
+            if self.is_embedding() {
+                norm("attn_q_norm", "self_attn.q_norm", self.head_dim);
+                norm("attn_k_norm", "self_attn.k_norm", self.head_dim);
+            }
+            let mut linear = |(name, from): (&str, &str), rows, cols, heads: Option<usize>| {
                 let fill = Fill::Linear { heads: heads.filter(|_| llama) };
                 add(&format!("blk.{layer}.{name}"), format!("model.layers.{layer}.{from}"), rows, cols, fill);
             };
-            linear("attn_q", "self_attn.q_proj", width, hidden, Some(self.config.num_attention_heads));
-            linear("attn_k", "self_attn.k_proj", kv, hidden, Some(self.kv_heads));
-            linear("attn_v", "self_attn.v_proj", kv, hidden, None);
-            linear("attn_output", "self_attn.o_proj", hidden, width, None);
-            linear("ffn_gate", "mlp.gate_proj", ffn, hidden, None);
-            linear("ffn_up", "mlp.up_proj", ffn, hidden, None);
-            linear("ffn_down", "mlp.down_proj", hidden, ffn, None);
+            let [q, k, v, o, gate, up, down] = PROJECTIONS;
+            linear(q, width, hidden, Some(self.config.num_attention_heads));
+            linear(k, kv, hidden, Some(self.kv_heads));
+            linear(v, kv, hidden, None);
+            linear(o, hidden, width, None);
+            linear(gate, ffn, hidden, None);
+            linear(up, ffn, hidden, None);
+            linear(down, hidden, ffn, None);
         }
-        add("output_norm", "model.norm".into(), 1, hidden, Fill::Norm);
+        add("output_norm", "model.norm".into(), 1, hidden, Fill::Norm { plus: f32::from(u8::from(gemma)) });
         if self.untied {
             add("output", "lm_head".into(), vocab, hidden, Fill::Table);
         }
@@ -218,6 +280,9 @@ impl Shape {
                 .kv(&key("attention.key_length"), number(self.head_dim))
                 .kv(&key("attention.value_length"), number(self.head_dim));
         }
+        if let Some(pooling) = self.pooling {
+            writer.kv(&key("pooling_type"), pooling);
+        }
         if let Rope::Linear { factor } = self.rope {
             writer.kv(&key("rope.scaling.type"), "linear").kv(&key("rope.scaling.factor"), factor);
         }
@@ -246,18 +311,43 @@ impl Shape {
 
 fn family(config: &Config, checkpoint: &Checkpoint) -> Result<Family, Error> {
     let inner_norms = checkpoint.find("model.layers.0.self_attn.inner_attn_ln.weight").is_some();
-    let act = config.hidden_act.as_deref().unwrap_or("silu");
+    let act = config.hidden_activation.as_ref().or(config.hidden_act.as_ref()).map_or("silu", String::as_str);
     let family = match config.model_type.as_str() {
         "bitnet" | "llama" if inner_norms => Family::Bitnet,
         "bitnet" => Family::B158,
         "llama" => Family::Llama,
+        "qwen3" => Family::Qwen3,
+        "gemma3_text" => Family::Gemma3,
         other => return Err(Error::ModelType(other.to_owned())),
     };
-    let wanted = if family == Family::B158 { "relu2" } else { "silu" };
+    let wanted = match family {
+        Family::B158 => "relu2",
+        Family::Gemma3 => "gelu_pytorch_tanh",
+        Family::Bitnet | Family::Llama | Family::Qwen3 => "silu",
+    };
     if act != wanted {
         return Err(Error::Config { key: "hidden_act", found: act.to_owned() });
     }
     Ok(family)
+}
+
+/// Refuses what this server computes in another way.
+fn check_gemma3(config: &Config, head_dim: usize) -> Result<(), Error> {
+    let refuse = |key, found: String| Err(Error::Config { key, found });
+    match config.query_pre_attn_scalar {
+        Some(scalar) if scalar != head_dim as f64 => return refuse("query_pre_attn_scalar", scalar.to_string()),
+        _ => {}
+    }
+    match config.sliding_window {
+        Some(window) if (window as usize) < config.max_position_embeddings => {
+            return refuse("sliding_window", window.to_string());
+        }
+        _ => {}
+    }
+    if config.use_bidirectional_attention == Some(true) {
+        return refuse("use_bidirectional_attention", "true".into());
+    }
+    Ok(())
 }
 
 fn rope(scaling: Option<&Value>) -> Result<Rope, Error> {
@@ -282,5 +372,17 @@ fn rope(scaling: Option<&Value>) -> Result<Rope, Error> {
     }
 }
 
+/// GGUF's and transformers' names of the linear layers of a block.
+const PROJECTIONS: [(&str, &str); 7] = [
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+/// llama.cpp's number for the last token's state, which these models are trained for.
+const POOLING_LAST: u32 = 3;
 /// Largest count in a configuration; the widest models are far below.
 const SIZE_MAX: usize = 1 << 24;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::json::{self, JsonError};
-use super::shape::Config;
+use super::shape::{Config, Shape};
 
 /// Why there is no tokenizer.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,8 @@ const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
 /// Adds the tokenizer of `folder` to the metadata.
-pub(super) fn describe(folder: &Path, config: &Config, vocab: usize, writer: &mut Writer) -> Result<(), Error> {
+pub(super) fn describe(folder: &Path, shape: &Shape, writer: &mut Writer) -> Result<(), Error> {
+    let (config, vocab) = (shape.config(), shape.vocab());
     let file: TokenizerJson = json::read(&folder.join("tokenizer.json"))?;
     let settings: Value = json::read_optional(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
     if let Some(kind) = file.model.kind.as_ref().filter(|kind| *kind != "BPE") {
@@ -98,6 +99,10 @@ pub(super) fn describe(folder: &Path, config: &Config, vocab: usize, writer: &mu
         writer.strings("tokenizer.ggml.tokens", &tokens);
         writer.array("tokenizer.ggml.token_type", &kinds);
         writer.strings("tokenizer.ggml.merges", merges.iter().map(|[first, second]| format!("{first} {second}")));
+    }
+    if shape.is_embedding() {
+        frame(&file, &settings, &tokens, writer);
+        return Ok(());
     }
     specials(&file, &settings, config, &tokens, writer);
     if let Some(template) = chat_template(folder, &settings)? {
@@ -240,6 +245,38 @@ fn specials(file: &TokenizerJson, settings: &Value, config: &Config, tokens: &[S
     }
     if let Some(adds) = settings["add_eos_token"].as_bool() {
         writer.kv("tokenizer.ggml.add_eos_token", adds);
+    }
+}
+
+/// The tokens around a text that is to become a vector, as the post-processor puts them there, or as the settings say. The
+/// state of the last one may be the embedding.
+fn frame(file: &TokenizerJson, settings: &Value, tokens: &[String], writer: &mut Writer) {
+    let named = |key: &str| {
+        let value = &settings[key];
+        position(tokens, value.as_str().or(value["content"].as_str()))
+    };
+    let flag = |key: &str| settings[key].as_bool().unwrap_or(false);
+    let (bos, eos) = (named("bos_token"), named("eos_token"));
+    let processor = file.post_processor.as_ref().unwrap_or(&Value::Null);
+    let steps = processor["processors"].as_array().map_or(std::slice::from_ref(processor), Vec::as_slice);
+    let template = steps.iter().find_map(|step| step["single"].as_array());
+    let frame = template.map(|template| {
+        let text = template.iter().position(|piece| !piece["Sequence"].is_null()).unwrap_or(template.len());
+        let special =
+            |piece: Option<&Value>| position(tokens, piece.and_then(|piece| piece["SpecialToken"]["id"].as_str()));
+        let (before, after) = (&template[..text], template.get(text + 1..).unwrap_or_default());
+        (special(before.first()), special(after.first()))
+    });
+    let (before, after) =
+        frame.unwrap_or((bos.filter(|_| flag("add_bos_token")), eos.filter(|_| flag("add_eos_token"))));
+    for (key, id, used) in [("bos", before.or(bos), before.is_some()), ("eos", after.or(eos), after.is_some())] {
+        if let Some(id) = id {
+            writer.kv(&format!("tokenizer.ggml.{key}_token_id"), id);
+        }
+        writer.kv(&format!("tokenizer.ggml.add_{key}_token"), used);
+    }
+    if let Some(id) = named("pad_token") {
+        writer.kv("tokenizer.ggml.padding_token_id", id);
     }
 }
 

@@ -26,12 +26,13 @@ struct Codes {
     scale: f32,
 }
 
-pub(super) fn write_norm(checkpoint: &Checkpoint, planned: &Planned, put: Put<'_>) -> Result<(), Error> {
+/// `plus` is added to every weight.
+pub(super) fn write_norm(checkpoint: &Checkpoint, planned: &Planned, plus: f32, put: Put<'_>) -> Result<(), Error> {
     let entry = checkpoint.get(&format!("{}.weight", planned.from))?;
     entry.expect(&[planned.cols])?;
     let values = checkpoint.floats(entry, 0, planned.cols)?;
     finite(&entry.name, &values)?;
-    put(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
+    put(&values.iter().flat_map(|value| (value + plus).to_le_bytes()).collect::<Vec<u8>>())
 }
 
 /// A table in pieces of rows.

@@ -16,7 +16,11 @@ impl Facts {
         // Of a file of another kind this would only repeat what was found.
         if !self.findings.iter().any(|finding| finding.severity == Severity::Unsupported) {
             match model::check(source, gguf) {
-                Ok(params) => self.check_rows(gguf, params.vocab),
+                Ok(params) => {
+                    self.architecture.kind = Some(if params.pooling.is_some() { "embedding" } else { "generation" });
+                    self.architecture.pooling = params.pooling.map(model::Pooling::name);
+                    self.check_rows(gguf, params.vocab);
+                }
                 Err(error @ Error::Io { .. }) => return Err(error),
                 Err(error @ (Error::Unsupported(_) | Error::UnknownArchitecture(_) | Error::NoTiles { .. })) => {
                     self.find(Severity::Unsupported, "tensors", error.to_string());
@@ -59,12 +63,14 @@ impl Facts {
         for note in tokenizer.notes().iter().filter(|note| !matches!(note, Note::PreTokenizerMissing)) {
             self.find(Severity::Warning, "tokenizer-special", note.to_string());
         }
-        if tokenizer.end_of_generation().is_empty() {
+        let embedding = self.architecture.pooling.is_some();
+        if tokenizer.end_of_generation().is_empty() && !embedding {
             let message = "no token ends an answer: every answer has the greatest length".to_owned();
             self.find(Severity::Warning, "tokenizer-no-end", message);
         }
         self.check_merges(metadata);
-        let template = metadata.str("tokenizer.chat_template").ok().flatten();
+        // An embedding model's is not used.
+        let template = metadata.str("tokenizer.chat_template").ok().flatten().filter(|_| !embedding);
         if let Err(error) = ChatTemplate::for_tokenizer(template, &tokenizer) {
             self.find(Severity::Malformed, "chat-template", format!("the chat template can't be compiled: {error}"));
         }

@@ -60,6 +60,10 @@ pub(super) struct Architecture {
     pub(super) norm_rms_epsilon: Option<f32>,
     /// The head has weights of its own.
     pub(super) untied_output: bool,
+    /// What it gives: `generation` or `embedding`.
+    pub(super) kind: Option<&'static str>,
+    /// How an embedding model makes one vector of a text.
+    pub(super) pooling: Option<&'static str>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -123,7 +127,7 @@ pub(super) struct Finding {
     pub(super) message: String,
 }
 
-const ARCHITECTURES: [&str; 4] = ["bitnet-b1.58", "bitnet-25", "bitnet", "llama"];
+const ARCHITECTURES: [&str; 6] = ["bitnet-b1.58", "bitnet-25", "bitnet", "llama", "qwen3", "gemma3"];
 const ALIGNMENT_OPTIMAL: u64 = 64;
 
 impl Facts {
@@ -245,6 +249,8 @@ impl Facts {
             norm_rms_epsilon: self.value(metadata.f32(&key("attention.layer_norm_rms_epsilon"))),
             model_name: self.value(metadata.str("general.name")).map(str::to_owned),
             untied_output: gguf.tensor("output.weight").is_some(),
+            kind: None,
+            pooling: None,
         };
         for name in ["block_count", "embedding_length", "feed_forward_length", "attention.head_count", "context_length"]
         {

@@ -33,6 +33,10 @@ pub(super) fn render(facts: &Facts, colour: bool) -> String {
         ),
     );
     line("model", model(&facts.architecture, facts.parameter_count));
+    if let Some(pooling) = facts.architecture.pooling {
+        let length = or_none(facts.architecture.embedding_length);
+        line("gives", format!("embeddings of {length} values, {pooling} pooling, length 1"));
+    }
     line("shape", shape(&facts.architecture));
     line("positions", positions(&facts.architecture));
     line("tokenizer", tokenizer(&facts.tokenizer));

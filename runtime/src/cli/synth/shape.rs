@@ -16,10 +16,26 @@ pub enum Preset {
     B3,
     /// Llama3-8B-1.58.
     B8,
+    /// bitnet-embedding-0.6b and -270m.
+    Qwen3,
+    Gemma3,
+    /// The same graphs with a few layers, for tests.
+    TinyQwen3,
+    TinyGemma3,
 }
 
 impl Preset {
-    pub const ALL: [Self; 5] = [Self::Tiny, Self::Large, Self::B2_4T, Self::B3, Self::B8];
+    pub const ALL: [Self; 9] = [
+        Self::Tiny,
+        Self::Large,
+        Self::B2_4T,
+        Self::B3,
+        Self::B8,
+        Self::Qwen3,
+        Self::Gemma3,
+        Self::TinyQwen3,
+        Self::TinyGemma3,
+    ];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -29,6 +45,10 @@ impl Preset {
             Self::B2_4T => "2b4t",
             Self::B3 => "3b",
             Self::B8 => "8b",
+            Self::Qwen3 => "qwen3-0.6b",
+            Self::Gemma3 => "gemma3-270m",
+            Self::TinyQwen3 => "tiny-qwen3",
+            Self::TinyGemma3 => "tiny-gemma3",
         }
     }
 
@@ -44,6 +64,7 @@ impl Preset {
             layers: 30,
             heads: 20,
             kv_heads: 5,
+            head_dim: 128,
             vocab: 128_256,
             context: 4096,
             rope_theta: 5e5,
@@ -57,19 +78,60 @@ impl Preset {
             layers: 24,
             heads: 16,
             kv_heads: 16,
+            head_dim: 96,
             vocab: 32_002,
             context: 2048,
             rope_theta: 1e4,
             norm_eps: 1e-6,
             tied: true,
         };
+        let qwen3 = Shape {
+            arch: "qwen3",
+            hidden: 1024,
+            ffn: 3072,
+            layers: 28,
+            heads: 16,
+            kv_heads: 8,
+            head_dim: 128,
+            vocab: 151_936,
+            context: 32_768,
+            rope_theta: 1e6,
+            norm_eps: 1e-6,
+            tied: true,
+        };
+        let gemma3 = Shape {
+            arch: "gemma3",
+            hidden: 640,
+            ffn: 2048,
+            layers: 18,
+            heads: 4,
+            kv_heads: 1,
+            head_dim: 256,
+            vocab: 262_144,
+            rope_theta: 1e4,
+            ..qwen3
+        };
+        let tiny = |shape: Shape, heads, head_dim| Shape {
+            hidden: 256,
+            ffn: 768,
+            layers: 3,
+            heads,
+            kv_heads: heads / 2,
+            head_dim,
+            vocab: 1024,
+            context: 512,
+            ..shape
+        };
         match self {
-            Self::Tiny => {
-                Shape { hidden: 256, ffn: 768, layers: 3, heads: 4, kv_heads: 2, vocab: 1024, context: 512, ..b2_4t }
-            }
+            Self::Tiny => tiny(b2_4t, 4, 64),
+            Self::Qwen3 => qwen3,
+            Self::Gemma3 => gemma3,
+            // Heads together are wider than the hidden state.
+            Self::TinyQwen3 => tiny(qwen3, 4, 96),
+            Self::TinyGemma3 => tiny(gemma3, 2, 256),
             Self::Large => large,
             Self::B2_4T => b2_4t,
-            Self::B3 => Shape { hidden: 3200, ffn: 8640, layers: 26, heads: 32, kv_heads: 32, ..large },
+            Self::B3 => Shape { hidden: 3200, ffn: 8640, layers: 26, heads: 32, kv_heads: 32, head_dim: 100, ..large },
             Self::B8 => Shape {
                 arch: "llama",
                 hidden: 4096,
@@ -93,6 +155,7 @@ pub(super) struct Shape {
     layers: u32,
     heads: u32,
     kv_heads: u32,
+    head_dim: u32,
     vocab: u32,
     context: u32,
     rope_theta: f32,
@@ -125,27 +188,44 @@ impl Tensor {
 }
 
 impl Shape {
+    fn is_embedding(&self) -> bool {
+        matches!(self.arch, "qwen3" | "gemma3")
+    }
+
     pub(super) fn tensors(&self) -> Vec<Tensor> {
-        let head_dim = self.hidden / self.heads;
-        let (hidden, ffn, kv) = (self.hidden, self.ffn, self.kv_heads * head_dim);
+        let (hidden, ffn) = (self.hidden, self.ffn);
+        let (width, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut tensors = vec![];
         let mut add = |name: String, cols: u32, rows: u32, fill| {
             tensors.push(Tensor { name, cols: cols.into(), rows: rows.into(), fill });
         };
         add("token_embd.weight".to_owned(), hidden, self.vocab, Fill::Embedding);
         for layer in 0..self.layers {
-            let mut norm = |name, cols| add(format!("blk.{layer}.{name}.weight"), cols, 1, Fill::Norm);
+            let mut norm = |name: &str, cols| add(format!("blk.{layer}.{name}.weight"), cols, 1, Fill::Norm);
             norm("attn_norm", hidden);
             norm("ffn_norm", hidden);
-            if self.arch != "llama" {
+            if self.arch.starts_with("bitnet") {
                 norm("attn_sub_norm", hidden);
                 norm("ffn_sub_norm", ffn);
             }
+            if self.is_embedding() {
+                norm("attn_q_norm", self.head_dim);
+                norm("attn_k_norm", self.head_dim);
+                for projection in ["attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"] {
+                    norm(&format!("{projection}_norm_in"), hidden);
+                }
+                norm("attn_output_norm_in", width);
+                norm("ffn_down_norm_in", ffn);
+            }
+            if self.arch == "gemma3" {
+                norm("post_attention_norm", hidden);
+                norm("post_ffw_norm", hidden);
+            }
             let mut linear = |name, cols, rows| add(format!("blk.{layer}.{name}.weight"), cols, rows, Fill::Ternary);
-            linear("attn_q", hidden, hidden);
+            linear("attn_q", hidden, width);
             linear("attn_k", hidden, kv);
             linear("attn_v", hidden, kv);
-            linear("attn_output", hidden, hidden);
+            linear("attn_output", width, hidden);
             linear("ffn_gate", hidden, ffn);
             linear("ffn_up", hidden, ffn);
             linear("ffn_down", ffn, hidden);
@@ -168,18 +248,27 @@ impl Shape {
             .kv(&key("embedding_length"), self.hidden)
             .kv(&key("block_count"), self.layers)
             .kv(&key("feed_forward_length"), self.ffn)
-            .kv(&key("rope.dimension_count"), self.hidden / self.heads)
+            .kv(&key("rope.dimension_count"), self.head_dim)
             .kv(&key("attention.head_count"), self.heads)
             .kv(&key("attention.head_count_kv"), self.kv_heads)
             .kv(&key("attention.layer_norm_rms_epsilon"), self.norm_eps)
             .kv(&key("rope.freq_base"), self.rope_theta);
+        if self.head_dim * self.heads != self.hidden {
+            writer.kv(&key("attention.key_length"), self.head_dim).kv(&key("attention.value_length"), self.head_dim);
+        }
+        if self.is_embedding() {
+            writer.kv(&key("pooling_type"), POOLING_LAST);
+        }
         if arch == "bitnet" {
             writer.kv(&key("rope.scaling.type"), "linear").kv(&key("rope.scaling.factor"), 1.0f32);
         }
         writer.kv("general.file_type", file_type(kind)).kv("general.quantization_version", 2u32);
-        describe_tokenizer(self.vocab, writer);
+        describe_tokenizer(self.vocab, self.is_embedding(), writer);
     }
 }
+
+/// llama.cpp's number.
+const POOLING_LAST: u32 = 3;
 
 /// bitnet.cpp's number for a model of this type.
 fn file_type(kind: TensorType) -> u32 {
@@ -190,8 +279,9 @@ fn file_type(kind: TensorType) -> u32 {
     }
 }
 
-/// A byte-level BPE that turns any text into bytes, with two merges, fillers, and four control tokens at the end.
-fn describe_tokenizer(vocab: u32, writer: &mut Writer) {
+/// A byte-level BPE that turns any text into bytes, with two merges, fillers, and four control tokens at the end. `ends`
+/// has it close texts with the last token of a text, from which an embedding is taken.
+fn describe_tokenizer(vocab: u32, ends: bool, writer: &mut Writer) {
     const CONTROL: [&str; 4] = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|pad|>"];
     const MERGES: [&str; 2] = ["t h", "h e"];
     let plain = vocab as usize - CONTROL.len();
@@ -213,6 +303,9 @@ fn describe_tokenizer(vocab: u32, writer: &mut Writer) {
         .kv("tokenizer.ggml.eot_token_id", control(2))
         .kv("tokenizer.ggml.padding_token_id", control(3))
         .kv("tokenizer.ggml.add_bos_token", true);
+    if ends {
+        writer.kv("tokenizer.ggml.add_eos_token", true);
+    }
 }
 
 /// GPT-2's characters for the bytes 0 to 255: themselves where printable, from U+0100 on for the others.

@@ -1,0 +1,206 @@
+//! The inputs of linear layers: rows of a buffer, normalised and rounded to int8, in rows or in panels.
+#![expect(unsafe_code, reason = "workers write disjoint parts of shared buffers, see each SAFETY line")]
+
+use kernels::norm;
+use kernels::ternary::{self, Activations, Panels};
+
+use super::buffers::{INPUTS_MAX, Scratch};
+use super::pass::Pass;
+use super::probe::{Phase, Probe};
+use crate::model::Linear;
+use crate::shared::Shared;
+use crate::team::Member;
+
+/// The input of a linear layer: int8 for ternary weights, f32 for the others.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) quantized: Quantized<'a>,
+    pub(super) floats: &'a [f32],
+}
+
+/// Many rows go in panels where the instruction set prefers it.
+#[derive(Clone, Copy)]
+pub(super) enum Quantized<'a> {
+    Rows(Activations<'a>),
+    Panels(Panels<'a>),
+}
+
+/// Where the rows of a linear's input come from.
+pub(super) struct Rows<'a> {
+    pub(super) buffer: &'a Shared<f32>,
+    pub(super) width: usize,
+    pub(super) count: usize,
+    /// Row of the buffer that input row `i` is, where they are not the same.
+    pub(super) pick: Option<&'a [usize]>,
+    pub(super) norm: Option<&'a [f32]>,
+    /// Norms after that one, for an input each.
+    pub(super) inputs: InputNorms<'a>,
+    /// Whether any weight that reads this input is dense.
+    pub(super) floats: bool,
+    /// Whether they are what a gated unit gave.
+    pub(super) gated: bool,
+}
+
+/// Norms of the inputs of linear layers that are computed together: one input for all where none has a norm of its own.
+#[derive(Clone, Copy)]
+pub(super) struct InputNorms<'a> {
+    norms: [Option<&'a [f32]>; INPUTS_MAX],
+    pub(super) count: usize,
+}
+
+impl<'a> InputNorms<'a> {
+    pub(super) const NONE: Self = Self { norms: [None; INPUTS_MAX], count: 1 };
+
+    pub(super) fn of<const N: usize>(linears: [&'a Linear; N]) -> Self {
+        let mut norms = [None; INPUTS_MAX];
+        for (norm, linear) in norms.iter_mut().zip(linears) {
+            *norm = linear.input_norm.as_deref();
+        }
+        Self { norms, count: if norms.iter().any(Option::is_some) { N } else { 1 } }
+    }
+
+    /// Which input the layer of this place reads.
+    pub(super) fn place(&self, linear: usize) -> usize {
+        linear.min(self.count - 1)
+    }
+}
+
+/// The input row that a worker prepared for itself.
+#[derive(Clone, Copy)]
+pub(super) struct OwnRow<'a> {
+    pub(super) row: &'a [f32],
+    pub(super) quantized: &'a [i8],
+    pub(super) scale: &'a [f32],
+    pub(super) sum: &'a [i32],
+}
+
+impl Pass<'_> {
+    /// Normalises and quantises the input of the next linear layers: into the worker's own scratch for one row, into
+    /// the shared buffers, with a barrier, for more.
+    pub(super) fn prepare(&self, member: Member<'_>, scratch: &mut Scratch, rows: &Rows<'_>, counter: usize) {
+        if self.is_alone(rows.count) {
+            self.normalise(rows, 0, &mut scratch.row);
+            let padded = ternary::padded_cols(rows.width);
+            let quantized = ternary::quantize(self.isa, &scratch.row[..rows.width], &mut scratch.quantized[..padded]);
+            (scratch.scale, scratch.sum) = ([quantized.scale], [quantized.sum]);
+            if let (true, Some(probe)) = (rows.gated && member.index == 0, &mut scratch.probe) {
+                // SAFETY: the previous phase wrote this row, this one only reads it.
+                probe.count(unsafe { rows.buffer.read(0..rows.width) }, &scratch.quantized[..padded]);
+            }
+            scratch.lap(Phase::Prepare);
+            return;
+        }
+        let (stride, padded) = (ternary::activation_stride(rows.width), ternary::padded_cols(rows.width));
+        let inputs = rows.inputs.count;
+        if ternary::prefers_panels(self.isa, rows.count) {
+            let panels = ternary::panel_count(rows.count);
+            while let Some(index) = member.claim(counter, panels * inputs) {
+                let (input, panel) = (index / panels, ternary::panel_rows(rows.count, index % panels));
+                let together = &mut scratch.together[..panel.len() * padded];
+                for (row, q) in panel.clone().zip(together.chunks_exact_mut(padded)) {
+                    self.prepare_row(rows, (input, row), (&mut scratch.row, &mut scratch.probe), q);
+                }
+                let first = input * self.buffers.rows_max * stride;
+                let range = first + panel.start * padded..first + panel.end * padded;
+                // SAFETY: the panel was claimed by this worker alone.
+                let q = unsafe { self.buffers.quantized.write(range) };
+                ternary::interleave(together, panel.len(), q);
+            }
+        } else {
+            while let Some(index) = member.claim(counter, rows.count * inputs) {
+                let (input, row) = (index / rows.count, index % rows.count);
+                let first = (input * self.buffers.rows_max + row) * stride;
+                // SAFETY: the row was claimed by this worker alone.
+                let q = unsafe { self.buffers.quantized.write(first..first + padded) };
+                self.prepare_row(rows, (input, row), (&mut scratch.row, &mut scratch.probe), q);
+            }
+        }
+        Self::barrier(member, scratch, Phase::Prepare);
+    }
+
+    /// Whether the input is the one row that every worker prepares for itself: it has room for one input.
+    fn is_alone(&self, count: usize) -> bool {
+        count == 1 && !self.weights.params.family.is_embedding()
+    }
+
+    /// Normalises and quantises a row that this worker claimed, for one of its inputs.
+    fn prepare_row(
+        &self,
+        rows: &Rows<'_>,
+        (input, row): (usize, usize),
+        (normed, probe): (&mut [f32], &mut Option<Probe>),
+        q: &mut [i8],
+    ) {
+        let normed = &mut normed[..rows.width];
+        self.normalise(rows, row, normed);
+        if let Some(weight) = rows.inputs.norms[input] {
+            norm::rms_norm_in_place(self.isa, normed, weight, self.weights.params.norm_eps);
+        }
+        let place = input * self.buffers.rows_max + row;
+        if rows.floats {
+            // SAFETY: the row was claimed by this worker alone.
+            let floats = unsafe { self.buffers.normed.write(place * rows.width..(place + 1) * rows.width) };
+            floats.copy_from_slice(normed);
+        }
+        let quantized = ternary::quantize(self.isa, normed, q);
+        // SAFETY: as above.
+        let scale = unsafe { self.buffers.scale.write(place..place + 1) };
+        scale[0] = quantized.scale;
+        // SAFETY: as above.
+        let sum = unsafe { self.buffers.sum.write(place..place + 1) };
+        sum[0] = quantized.sum;
+        if let (true, Some(probe)) = (rows.gated, probe) {
+            // SAFETY: the previous phase wrote this row, this one only reads it.
+            probe.count(unsafe { rows.buffer.read(row * rows.width..(row + 1) * rows.width) }, q);
+        }
+    }
+
+    pub(super) fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) {
+        let from = rows.pick.map_or(row, |pick| pick[row]) * rows.width;
+        // SAFETY: the previous phase wrote this buffer, this one only reads it.
+        let source = unsafe { rows.buffer.read(from..from + rows.width) };
+        match rows.norm {
+            Some(weight) => {
+                norm::rms_norm(self.isa, source, weight, self.weights.params.norm_eps, &mut out[..rows.width]);
+            }
+            None => out[..rows.width].copy_from_slice(source),
+        }
+    }
+
+    /// The prepared input of `count` rows of `width`.
+    pub(super) fn input<'s>(&'s self, own: OwnRow<'s>, width: usize, count: usize) -> Input<'s> {
+        self.input_of(own, 0, width, count)
+    }
+
+    /// The same where several inputs were prepared.
+    pub(super) fn input_of<'s>(&'s self, own: OwnRow<'s>, input: usize, width: usize, count: usize) -> Input<'s> {
+        let padded = ternary::padded_cols(width);
+        if self.is_alone(count) {
+            return Input {
+                quantized: Quantized::Rows(Activations {
+                    q: &own.quantized[..padded],
+                    stride: padded,
+                    scale: own.scale,
+                    sum: own.sum,
+                }),
+                floats: &own.row[..width],
+            };
+        }
+        let stride = ternary::activation_stride(width);
+        let first = input * self.buffers.rows_max;
+        // SAFETY: written before the barrier of `prepare`, only read until the next one.
+        let q = unsafe { self.buffers.quantized.read(first * stride..(first + count) * stride) };
+        // SAFETY: as above.
+        let scale = unsafe { self.buffers.scale.read(first..first + count) };
+        // SAFETY: as above.
+        let sum = unsafe { self.buffers.sum.read(first..first + count) };
+        // SAFETY: as above.
+        let floats = unsafe { self.buffers.normed.read(first * width..(first + count) * width) };
+        let quantized = if ternary::prefers_panels(self.isa, count) {
+            Quantized::Panels(Panels { q: &q[..count * padded], scale, sum })
+        } else {
+            Quantized::Rows(Activations { q, stride, scale, sum })
+        };
+        Input { quantized, floats }
+    }
+}
