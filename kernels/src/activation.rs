@@ -151,7 +151,7 @@ impl Kernel for AddAssign<'_> {
 }
 
 /// 2 sqrt(2/pi).
-const GELU_LINEAR: f32 = 1.595_769_1;
+const GELU_LINEAR: f32 = 1.595_769;
 /// The same times 0.044715.
 const GELU_CUBE: f32 = 0.071_354_82;
 

@@ -184,7 +184,8 @@ fn own_answers_have_their_fields() {
     assert_eq!(inference["performance_metrics"]["queue_time_ms"], 0.25);
     let models =
         json_of(|out| write_models(out, &[ModelCard { id: "m", created_s: 1, context_max: 64, dimensions: Some(8) }]));
-    let model = json!({"id": "m", "object": "model", "created": 1, "owned_by": "bitnetd", "max_model_len": 64});
+    let model = json!({"id": "m", "object": "model", "created": 1, "owned_by": "bitnetd", "max_model_len": 64,
+        "kind": "embedding", "dimensions": 8});
     assert_eq!(models, json!({"object": "list", "data": [model]}));
     let pieces = [TokenPiece { id: 1, piece: b"a" }, TokenPiece { id: 2, piece: b"\xff" }];
     let plain = json_of(|out| write_tokenized(out, pieces, false));
