@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// Times that each test runs
     #[arg(short, long, default_value_t = 3)]
     repetitions: usize,
+    /// Draw the tokens of tg tests at this temperature [default: take the best]
+    #[arg(long)]
+    temperature: Option<f32>,
     /// Print under each test what the phases of a step took
     #[arg(long)]
     phases: bool,
@@ -79,6 +82,9 @@ fn measure(args: &Args) -> Result<(), Failure> {
         println!("check passed: {} {}", session.describe(), isa.name());
         return Ok(());
     }
+    if args.temperature.is_some_and(|temperature| !(temperature.is_normal() && temperature > 0.0)) {
+        return Err("a temperature is above 0".into());
+    }
     let mut limits = Vec::new();
     let mut results = Vec::new();
     for &count in &workers {
@@ -92,7 +98,7 @@ fn measure(args: &Args) -> Result<(), Failure> {
         for &batch in &args.batch {
             for &tokens in &args.decode {
                 let mut head = HeadCounts::default();
-                let speeds = repeat(args.repetitions, || session.decode(batch, tokens, &mut head))?;
+                let speeds = repeat(args.repetitions, || session.decode((batch, tokens), args.temperature, &mut head))?;
                 let name = if batch == 1 { format!("tg{tokens}") } else { format!("tg{tokens}x{batch}") };
                 let test = Test { name, workers: count, batch, head: Some(head) };
                 results.push(result(&mut session, limits.last(), test, &speeds));

@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod attention;
 pub mod dense;
+pub mod draw;
 mod isa;
 pub mod limits;
 pub mod math;

@@ -4,8 +4,11 @@
 
 use kernels::Isa;
 use kernels::dense::{DenseKind, DenseMatrix, DenseScratch, linear, linear_rows};
-use kernels::screen::{self, GROUP_ROWS, ScreenInput, ScreenMatrix, ScreenRows, SelectScratch, Sought};
+use kernels::draw::{Draw, draw};
+use kernels::screen::{self, GROUP_ROWS, Precision, ScreenInput, ScreenMatrix, ScreenRows, SelectScratch, Sought};
 use proptest::prelude::*;
+
+const PRECISIONS: [Precision; 3] = [Precision::One, Precision::Two, Precision::Outliers];
 
 /// A matrix in some kind, and its copy.
 struct Head {
@@ -52,7 +55,7 @@ impl Head {
         let stride = 2 * screen::plane_stride(self.cols);
         let mut values = vec![0; planes.len() * stride];
         let rows: Vec<_> = (x.chunks(self.cols).zip(values.chunks_mut(stride)).zip(planes))
-            .map(|((x, values), planes)| screen::split(isa, x, *planes, values))
+            .map(|((x, values), planes)| screen::split(isa, x, PRECISIONS[*planes - 1], values))
             .collect();
         let mut all = vec![f32::NAN; planes.len() * self.rows];
         let groups = self.rows.div_ceil(GROUP_ROWS);
@@ -89,7 +92,7 @@ impl Head {
                     assert!(lower <= full, "row {r}: the bound {lower} is above {full}");
                 }
             }
-            let sought = Sought { count, distance, also };
+            let sought = Sought { count, distance, draw: None, also };
             let mut answers = Isa::available().into_iter().map(|isa| {
                 let mut bounds = lower.to_vec();
                 let screen = self.screen().unwrap();
@@ -103,9 +106,34 @@ impl Head {
             answers.for_each(|other| assert_eq!(answer, other));
             let found = answer?;
             self.is_enough(&found, x, full, sought);
+            self.check_draws(row, lower, full, also);
             Some(found.len())
         })
         .collect()
+    }
+
+    /// A draw from what the screen leaves is the draw from everything.
+    fn check_draws(&self, row: &screen::ScreenRow, lower: &[f32], full: &[f32], also: &[u32]) {
+        let (mut found, mut scratch) = (vec![0; self.rows], SelectScratch::new(self.rows));
+        for (position, factor) in [(0, 1.0), (1, 0.25), (2, 40.0), (3, 1e-4)] {
+            let drawn = Draw { seed: 5, position, factor };
+            let sought = Sought { count: 1, distance: 0.0, draw: Some(drawn), also };
+            let mut answers = Isa::available().into_iter().map(|isa| {
+                let mut bounds = lower.to_vec();
+                let screen = self.screen().unwrap();
+                let count = screen::select(isa, screen, row, sought, &mut bounds, &mut found, &mut scratch);
+                count.map(|count| found[..count].to_vec())
+            });
+            let answer = answers.next().unwrap();
+            answers.for_each(|other| assert_eq!(answer, other));
+            if let Some(found) = answer {
+                let mut left = vec![f32::NEG_INFINITY; self.rows];
+                for &row in &found {
+                    left[row as usize] = full[row as usize];
+                }
+                assert_eq!(draw(Isa::detect(), drawn, &left), draw(Isa::detect(), drawn, full), "factor {factor}");
+            }
+        }
     }
 
     /// `found` holds every row that matters, once, and single rows have the bits of the full product.
@@ -202,8 +230,8 @@ proptest! {
         seed in any::<u64>(),
         shape in prop::sample::select(vec![Shape::Normal, Shape::Equal, Shape::Integers, Shape::Spiked, Shape::Mixed]),
         rows in prop::sample::select(vec![1_usize, 15, 63, 64, 65, 129, 500, 1000]),
-        cols in prop::sample::select(vec![1_usize, 7, 16, 33, 64, 100, 260]),
-        planes in prop::collection::vec(1_usize..=2, 1..30),
+        cols in prop::sample::select(vec![1_usize, 7, 16, 33, 64, 100, 260, 700]),
+        planes in prop::collection::vec(1_usize..=3, 1..30),
         count in prop::sample::select(vec![1_usize, 2, 5, 16, 1000]),
         distance in prop::sample::select(vec![0.0_f32, 0.5, 20.0]),
         also in prop::collection::vec(0_u32..1100, 0..20),
@@ -235,7 +263,7 @@ fn heads_of_every_kind_are_screened() {
             Some(at) => bytes.chunks_mut(kind.block_bytes()).for_each(|b| b[at..at + 2].copy_from_slice(&[0, 0x24])),
         }
         let head = Head::new(kind, bytes, rows, cols);
-        let answers = head.check(&random.normals(3 * cols), &[2, 1, 2], 1, 0.0, &[]);
+        let answers = head.check(&random.normals(3 * cols), &[2, 1, 3], 1, 0.0, &[]);
         for answer in answers {
             let found = answer.unwrap();
             assert!(found < rows / 3, "{kind:?}: {found} of {rows} rows are left");
@@ -284,7 +312,7 @@ fn more_than_there_is_room_for_is_not_decided() {
     let (rows, lower) = head.lower(Isa::detect(), &x, &[2], 8);
     let mut scratch = SelectScratch::new(500);
     let mut select = |count, room, also: &[u32]| {
-        let sought = Sought { count, distance: 0.0, also };
+        let sought = Sought { count, distance: 0.0, draw: None, also };
         let (mut lower, mut found) = (lower.clone(), vec![0; room]);
         let screen = head.screen().unwrap();
         screen::select(Isa::detect(), screen, &rows[0], sought, &mut lower, &mut found, &mut scratch)

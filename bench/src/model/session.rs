@@ -1,8 +1,10 @@
 //! A loaded model with a team of workers: runs prompts and decodes, and checks that all ways give the same bits.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kernels::Isa;
+use kernels::draw::Draw;
 use runtime::cli::load_model;
 use runtime::forward::{Findings, Forward, HeadCounts, Limits, Reach, Step};
 use runtime::kv::{KvCache, blocks_for};
@@ -110,25 +112,38 @@ impl Session {
         Ok(tokens)
     }
 
-    /// Decodes `tokens` tokens in each of `batch` sequences, greedily, from a cache of one token. Counts how their rows
-    /// went through the head.
-    pub(super) fn decode(&mut self, batch: usize, tokens: usize, head: &mut HeadCounts) -> Result<usize, Failure> {
+    /// Decodes `tokens` tokens in each of `batch` sequences from a cache of one token: the best ones, or draws at a
+    /// temperature. Counts how their rows went through the head.
+    pub(super) fn decode(
+        &mut self,
+        (batch, tokens): (usize, usize),
+        temperature: Option<f32>,
+        head: &mut HeadCounts,
+    ) -> Result<usize, Failure> {
         self.fits(tokens)?;
-        let mut last = noise(batch, self.model.weights.params.vocab);
+        let last: Vec<AtomicU32> =
+            noise(batch, self.model.weights.params.vocab).into_iter().map(AtomicU32::new).collect();
         self.hold(batch, tokens)?;
+        let isa = self.isa;
         let mut step = Step::default();
         for position in 0..tokens {
+            let draw = |slot: usize| {
+                let (seed, position) = (slot as u64, position as u64);
+                temperature.map(|temperature| Draw { seed, position, factor: 1.0 / temperature })
+            };
             step.clear();
             for (slot, token) in last.iter().enumerate() {
-                step.push(slot, position, std::slice::from_ref(token), true);
-                step.want_best(GREEDY, std::iter::empty());
+                step.push(slot, position, &[token.load(Ordering::Relaxed)], true);
+                step.want_best(Reach { draw: draw(slot), ..GREEDY }, std::iter::empty());
             }
-            self.run(&step);
+            self.forward.run(&self.team, &self.model.weights, &mut self.kv, &step, &|slot, logits, _| {
+                let token = match draw(slot) {
+                    Some(draw) => kernels::draw::draw(isa, draw, logits).expect("some logit is a number"),
+                    None => kernels::softmax::argmax(isa, logits),
+                };
+                last[slot].store(u32::try_from(token).expect("a vocabulary has 32-bit ids"), Ordering::Relaxed);
+            });
             head.add(self.forward.head_counts());
-            for (slot, token) in last.iter_mut().enumerate() {
-                let best = kernels::softmax::argmax(self.isa, self.forward.logits(slot));
-                *token = u32::try_from(best).expect("a vocabulary has 32-bit ids");
-            }
         }
         self.drop_all(batch);
         Ok(batch * tokens)
@@ -255,7 +270,7 @@ fn noise(count: usize, vocab: usize) -> Vec<u32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-const GREEDY: Reach = Reach { count: 1, distance: 0.0 };
+const GREEDY: Reach = Reach { count: 1, distance: 0.0, draw: None };
 const ROWS_MAX: usize = 512;
 const CONTEXT_MAX: usize = 4096;
 const CHECK_TOKENS: usize = 16;

@@ -178,14 +178,32 @@ impl Kernel for Scattered<'_> {
 
 impl Scattered<'_> {
     #[inline(always)]
-    fn by_format<S: Lanes, F: Format>(self, lanes: S) {
-        for (&row, out) in self.rows.iter().zip(self.out) {
-            let mut sums = [Group::default(); 1];
-            let rows = [self.w.row(row as usize)];
-            lanes.outline(Dot::<F, 1> { rows, x: self.x, sums: &mut sums, format: PhantomData });
-            let [Group(mut sums)] = sums;
-            add_tail(self.w, rows[0], self.x, &mut sums);
-            *out = tree(&sums);
+    fn by_format<S: Lanes, F: Format>(mut self, lanes: S) {
+        let (fours, rest) = self.rows.as_chunks::<SCATTERED_ROWS>();
+        for (i, four) in fours.iter().enumerate() {
+            let next = fours.get(i + 1).unwrap_or(four);
+            self.some::<S, F, SCATTERED_ROWS>(lanes, i * SCATTERED_ROWS, (four, next));
+        }
+        for (i, row) in rest.iter().enumerate() {
+            self.some::<S, F, 1>(lanes, fours.len() * SCATTERED_ROWS + i, (&[*row], &[*row]));
+        }
+    }
+
+    /// The results from `first` on, of the rows `rows`; `next` come after them.
+    #[inline(always)]
+    fn some<S: Lanes, F: Format, const R: usize>(
+        &mut self,
+        lanes: S,
+        first: usize,
+        (rows, next): (&[u32; R], &[u32; R]),
+    ) {
+        let rows: [_; R] = std::array::from_fn(|r| self.w.row(rows[r] as usize));
+        let next = std::array::from_fn(|r| self.w.row(next[r] as usize));
+        let mut sums = [Group::default(); R];
+        lanes.outline(Dot::<F, R> { rows, next: Some(next), x: self.x, sums: &mut sums, format: PhantomData });
+        for (r, Group(mut sums)) in sums.into_iter().enumerate() {
+            add_tail(self.w, rows[r], self.x, &mut sums);
+            self.out[first + r] = tree(&sums);
         }
     }
 }
@@ -240,7 +258,7 @@ impl Linear<'_> {
     fn vector_rows<S: Lanes, F: Format, const R: usize>(&mut self, lanes: S, row: usize) -> usize {
         let mut sums = [Group::default(); R];
         let rows = std::array::from_fn(|r| self.w.row(row + r));
-        lanes.outline(Dot::<F, R> { rows, x: self.x, sums: &mut sums, format: PhantomData });
+        lanes.outline(Dot::<F, R> { rows, next: None, x: self.x, sums: &mut sums, format: PhantomData });
         for (r, sums) in sums.iter().enumerate() {
             self.finish(row + r, 0, sums.0);
         }
@@ -332,10 +350,11 @@ struct Tile {
     len: usize,
 }
 
-/// Lane sums of `R` rows over the whole groups of columns. Meanwhile the `R` rows behind them are asked for in the order
-/// of their addresses: `R` streams that each end after a row are too short for the machine's own prefetching.
+/// Lane sums of `R` rows over the whole groups of columns. Meanwhile `next` are asked for, or the `R` rows behind these in
+/// the order of their addresses: `R` streams that each end after a row are too short for the machine's own prefetching.
 struct Dot<'a, F, const R: usize> {
     rows: [&'a [u8]; R],
+    next: Option<[&'a [u8]; R]>,
     x: &'a [f32],
     sums: &'a mut [Group; R],
     format: PhantomData<F>,
@@ -347,8 +366,16 @@ impl<F: Format, const R: usize> Kernel for Dot<'_, F, R> {
         let mut opened = [F::empty(lanes); R];
         let mut sums = [lanes.splat(0.0); R];
         for (block, x) in self.x.as_chunks::<LANES>().0.chunks_exact(F::COLS / LANES).enumerate() {
-            for line in 0..(R * F::BYTES).div_ceil(64) {
-                lanes.prefetch(self.rows[0], R * self.rows[0].len() + block * R * F::BYTES + line * 64);
+            if let Some(next) = self.next {
+                for next in next {
+                    for line in 0..F::BYTES.div_ceil(64) {
+                        lanes.prefetch(next, block * F::BYTES + line * 64);
+                    }
+                }
+            } else {
+                for line in 0..(R * F::BYTES).div_ceil(64) {
+                    lanes.prefetch(self.rows[0], R * self.rows[0].len() + block * R * F::BYTES + line * 64);
+                }
             }
             let mut bytes = self.rows;
             for (bytes, opened) in bytes.iter_mut().zip(&mut opened) {
@@ -417,6 +444,8 @@ impl<const R: usize, const N: usize> Kernel for Product<'_, R, N> {
 /// 23; Q8_0: 18 and 15), or through four where a block is longer than this and its decoding is what takes the time
 /// (Q6_K: 9 GB/s with two, 12.5 with four).
 const VECTOR_LONG_BLOCK: usize = 32;
+/// Rows of [`linear_rows`] that go together: one alone waits for its sum, and for memory.
+const SCATTERED_ROWS: usize = 4;
 /// Rows and 16-column groups of a decoded panel: 16 KiB; columns are whole blocks of every kind.
 const PANEL_ROWS: usize = 8;
 const PANEL_GROUPS: usize = 32;

@@ -1,15 +1,27 @@
 //! Activation rows as one or two planes of int8.
 
-use super::layout::padded_cols;
+use super::layout::{padded_cols, tiles_per_row};
 use super::norms::{INFLATE, LANES, SMALLEST, greatest, length, nearest, norm, root};
 use crate::Isa;
 use crate::simd::{Kernel, Simd, dispatch};
 
+/// How an activation row becomes int8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// One plane, whose step is as wide as the greatest value makes it.
+    #[default]
+    One,
+    /// A second plane holds what rounding to the first one left.
+    Two,
+    /// One plane with the step of all but few values; the second one is zero but where these are, and costs nearly
+    /// nothing.
+    Outliers,
+}
+
 /// What [`split`] found of an activation row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ScreenRow {
-    /// 1 or 2.
-    pub(super) planes: usize,
+    pub(super) precision: Precision,
     /// Step and sum of each plane.
     pub(super) step: [f32; 2],
     pub(super) sum: [i32; 2],
@@ -31,20 +43,26 @@ pub const fn plane_stride(cols: usize) -> usize {
     (padded_cols(cols).div_ceil(64) | 1) * 64
 }
 
-/// Splits `x` into `count` planes, 1 or 2, which `planes` has room for both of.
+impl ScreenRow {
+    /// Planes that are multiplied as a whole.
+    pub(super) fn whole_planes(&self) -> usize {
+        if self.precision == Precision::Two { 2 } else { 1 }
+    }
+}
+
+/// Splits `x` into planes; `planes` has room for two.
 ///
 /// # Panics
-/// Where `planes` is not two [`plane_stride`]s long or `count` is another.
+/// Where `planes` is not two [`plane_stride`]s long.
 #[must_use]
-pub fn split(isa: Isa, x: &[f32], count: usize, planes: &mut [i8]) -> ScreenRow {
+pub fn split(isa: Isa, x: &[f32], precision: Precision, planes: &mut [i8]) -> ScreenRow {
     assert_eq!(planes.len(), 2 * plane_stride(x.len()), "room for two planes");
-    assert!(count == 1 || count == 2, "one or two planes");
-    dispatch(isa, Split { x, count, planes })
+    dispatch(isa, Split { x, precision, planes })
 }
 
 struct Split<'a> {
     x: &'a [f32],
-    count: usize,
+    precision: Precision,
     planes: &'a mut [i8],
 }
 
@@ -53,19 +71,23 @@ impl Kernel for Split<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> ScreenRow {
-        let Self { x, count, planes } = self;
+        let Self { x, precision, planes } = self;
         planes.fill(0);
         let (first, second) = planes.split_at_mut(planes.len() / 2);
-        let mut row = ScreenRow { planes: count, norm: norm(x), ..ScreenRow::default() };
-        let greatest = greatest(x);
+        let mut row = ScreenRow { precision, norm: norm(x), ..ScreenRow::default() };
+        let greatest = if precision == Precision::Outliers { greatest_inlier(x) } else { greatest(x) };
         row.step[0] = if greatest > SMALLEST { greatest / 127.0 } else { 0.0 };
         round(x, row.step[0], first);
         row.sum[0] = first.iter().map(|&q| i32::from(q)).sum();
         let mut used = length(first) * row.step[0];
-        if count == 2 {
-            // What the first plane leaves is at most half its step, and its rounding.
-            row.step[1] = row.step[0] / 253.0;
-            round_rest(x, row.step, first, second);
+        if precision != Precision::One {
+            if precision == Precision::Two {
+                // What the first plane leaves is at most half its step, and its rounding.
+                row.step[1] = row.step[0] / 253.0;
+                round_rest(x, row.step, first, second);
+            } else {
+                row.step[1] = round_outliers(x, (greatest, row.step[0]), first, second);
+            }
             row.sum[1] = second.iter().map(|&q| i32::from(q)).sum();
             used += length(second) * row.step[1];
         }
@@ -95,6 +117,52 @@ fn round_rest(x: &[f32], step: [f32; 2], first: &[i8], second: &mut [i8]) {
     }
 }
 
+/// The greatest magnitude of all but [`outlier_tiles`] tiles' columns.
+#[inline(always)]
+fn greatest_inlier(x: &[f32]) -> f32 {
+    let count = outlier_tiles(x.len());
+    let mut most = [0.0; OUTLIER_TILES_MAX + 1];
+    for tile in x.chunks(4) {
+        let mut value = greatest(tile);
+        if value > most[count] {
+            for place in &mut most[..=count] {
+                if value > *place {
+                    std::mem::swap(&mut value, place);
+                }
+            }
+        }
+    }
+    most[count]
+}
+
+/// Puts what the first plane leaves of the tiles with values above `greatest` into the second one; its step.
+#[inline(always)]
+fn round_outliers(x: &[f32], (greatest, step): (f32, f32), first: &[i8], second: &mut [i8]) -> f32 {
+    let outside = |tile: &[f32]| tile.iter().any(|x| x.abs() > greatest);
+    let mut left = 0.0_f32;
+    for (x, first) in x.chunks(4).zip(first.chunks(4)).filter(|(x, _)| outside(x)) {
+        for (&x, &first) in x.iter().zip(first) {
+            let rest = (x - step * f32::from(first)).abs();
+            left = if rest > left { rest } else { left };
+        }
+    }
+    let second_step = if left > SMALLEST { left / 127.0 } else { 0.0 };
+    let inverse = inverse(second_step);
+    let tiles = x.chunks(4).zip(first.chunks(4)).zip(second.chunks_mut(4));
+    for ((x, first), second) in tiles.filter(|((x, _), _)| outside(x)) {
+        for ((q, &x), &first) in second.iter_mut().zip(x).zip(first) {
+            *q = nearest((x - step * f32::from(first)) * inverse);
+        }
+    }
+    second_step
+}
+
+/// Most tiles that hold outliers.
+pub(super) const fn outlier_tiles(cols: usize) -> usize {
+    let count = tiles_per_row(cols) / TILES_PER_OUTLIER;
+    if count < OUTLIER_TILES_MAX { count } else { OUTLIER_TILES_MAX }
+}
+
 /// Norm of `x` less its planes.
 #[inline(always)]
 fn rest(x: &[f32], step: [f32; 2], first: &[i8], second: &[i8]) -> f32 {
@@ -108,6 +176,9 @@ fn rest(x: &[f32], step: [f32; 2], first: &[i8], second: &[i8]) -> f32 {
     root(&squares, x.len())
 }
 
+/// Of 2560 columns, 16 tiles of 4: the second plane then costs a twentieth of the first one.
+const TILES_PER_OUTLIER: usize = 40;
+pub(super) const OUTLIER_TILES_MAX: usize = 64;
 /// 2^-19, see the module's proof.
 const USED_SLACK: f32 = 1.0 / 524_288.0;
 
@@ -122,11 +193,11 @@ mod tests {
         for cols in [1, 15, 16, 17, 64, 100, 2560] {
             for span in [1e-33, 1e-20, 1.0, 1e12] {
                 let x = draw.floats(cols, span);
-                for count in [1, 2] {
+                for precision in [Precision::One, Precision::Two, Precision::Outliers] {
                     let mut first = None;
                     for isa in Isa::available() {
                         let mut planes = vec![99; 2 * plane_stride(cols)];
-                        let row = split(isa, &x, count, &mut planes);
+                        let row = split(isa, &x, precision, &mut planes);
                         let want = first.get_or_insert_with(|| (row, planes.clone()));
                         assert_eq!((&row, &planes), (&want.0, &want.1), "{} {cols} {span}", isa.name());
                     }
@@ -138,14 +209,40 @@ mod tests {
                     };
                     let exact = (0..cols).map(|k| left(k).powi(2)).sum::<f64>().sqrt();
                     let whole = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-                    assert!(f64::from(row.rest) >= exact && f64::from(row.norm) >= whole, "{cols} {span} {count}");
+                    assert!(
+                        f64::from(row.rest) >= exact && f64::from(row.norm) >= whole,
+                        "{cols} {span} {precision:?}"
+                    );
                     if span >= 1.0 {
-                        let part = if count == 2 { 1e-4 } else { 0.02 };
-                        assert!(f64::from(row.rest) <= whole * part, "{cols} {span} {count}: {} {whole}", row.rest);
+                        let part = if precision == Precision::Two { 1e-4 } else { 0.02 };
+                        assert!(
+                            f64::from(row.rest) <= whole * part,
+                            "{cols} {span} {precision:?}: {} {whole}",
+                            row.rest
+                        );
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn outliers_do_not_widen_the_step_and_lie_in_few_tiles() {
+        let mut draw = Draw::new(6);
+        let mut x = draw.floats(2560, 1.0);
+        let count = outlier_tiles(x.len());
+        assert_eq!(count, 16);
+        for at in 0..count {
+            x[at * 160 + 3] = 40.0 + at as f32;
+        }
+        let mut planes = vec![0; 2 * plane_stride(x.len())];
+        let row = split(Isa::detect(), &x, Precision::Outliers, &mut planes);
+        assert!(row.step[0] <= 1.0 / 127.0);
+        let second = planes[plane_stride(x.len())..].chunks(4);
+        assert_eq!(second.filter(|tile| tile.iter().any(|q| *q != 0)).count(), count);
+        // One more, and the step is as wide as that.
+        x[81] = 30.0;
+        assert!(split(Isa::detect(), &x, Precision::Outliers, &mut planes).step[0] > 0.2);
     }
 
     #[test]
@@ -155,7 +252,7 @@ mod tests {
             x[33] = bad;
             let mut planes = vec![0; 2 * plane_stride(x.len())];
             for isa in Isa::available() {
-                assert!(!split(isa, &x, 2, &mut planes).norm.is_finite(), "{bad}");
+                assert!(!split(isa, &x, Precision::Two, &mut planes).norm.is_finite(), "{bad}");
             }
         }
     }

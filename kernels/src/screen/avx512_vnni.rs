@@ -2,18 +2,18 @@
 #![expect(unsafe_code, reason = "loads, stores, prefetches and calls of functions with target features")]
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
+    __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
     _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
 use super::layout::Tile;
-use super::lower::{Job, PLANES_MAX, Part, Planes, Sums, word};
+use super::lower::{Job, Outliers, PLANES_MAX, Part, Planes, Sums, word};
 use crate::Avx512Vnni;
 
 pub(super) fn run(_: Avx512Vnni, job: Job<'_>, sums: &mut [Sums]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn body(job: Job<'_>, sums: &mut [Sums]) {
-        job.run(sums, |w, planes, sums| products(w, planes, sums));
+        job.run(sums, |w, planes, sums| products(w, planes, sums), |w, outliers| few(w, outliers));
     }
     // SAFETY: the token proves that these instructions exist.
     unsafe { body(job, sums) }
@@ -72,6 +72,22 @@ fn dot<const N: usize>(
             store(acc, &mut sums[r * planes + part.start + t]);
         }
     }
+}
+
+/// Sums of a tile row with a plane of outliers, four in turn, so that none waits for itself.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn few(w: &[Tile], outliers: &Outliers) -> Sums {
+    let mut acc = [_mm512_setzero_si512(); 4];
+    for (tiles, dwords) in outliers.fours() {
+        for i in 0..4 {
+            let q = _mm512_set1_epi32(word(dwords[i]));
+            acc[i] = _mm512_dpbusd_epi32(acc[i], load(&w[tiles[i] as usize]), q);
+        }
+    }
+    let mut sums = [0; 16];
+    store(_mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3])), &mut sums);
+    sums
 }
 
 #[target_feature(enable = "avx512f")]

@@ -7,13 +7,13 @@ use std::arch::x86_64::{
 };
 
 use super::layout::Tile;
-use super::lower::{Job, Part, Planes, Sums, word};
+use super::lower::{Job, Part, Planes, Sums, few_products, word};
 use crate::AvxVnni;
 
 pub(super) fn run(_: AvxVnni, job: Job<'_>, sums: &mut [Sums]) {
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     fn body(job: Job<'_>, sums: &mut [Sums]) {
-        job.run(sums, |w, planes, sums| products(w, planes, sums));
+        job.run(sums, |w, planes, sums| products(w, planes, sums), few_products);
     }
     // SAFETY: the token proves that these instructions exist.
     unsafe { body(job, sums) }

@@ -1,5 +1,6 @@
 //! The int8 copy of a matrix: its layout and the view of it.
 
+use super::activations::ScreenRow;
 use crate::dense::DenseMatrix;
 
 /// Rows of a group: what is skipped as a whole, and what work is cut into.
@@ -81,6 +82,12 @@ impl<'a> ScreenMatrix<'a> {
     pub(super) fn admits(&self, norm: f32, rest: f32) -> bool {
         // NaN fails.
         self.weight_max * norm < NORM_MAX && self.weight_max * rest < NORM_MAX && norm < NORM_MAX
+    }
+
+    /// More than the magnitude of any product with an activation row that is admitted, and of any bound of it: `|f|` is at
+    /// most `(A + V) X`, a bound as far away again as twice `A X + V D`.
+    pub(super) fn bound_max(&self, x: &ScreenRow) -> f32 {
+        self.weight_max * (3.0 * x.norm + 2.0 * x.rest) * 1.001
     }
 
     /// Greatest `A` and `V` of group `group`.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::activations::{ScreenRow, ScreenRows, plane_stride};
+use super::activations::{OUTLIER_TILES_MAX, Precision, ScreenRow, ScreenRows, outlier_tiles, plane_stride};
 use super::layout::{CODE_ZERO, GROUP_ROWS, ScreenMatrix, TILE_ROWS, TILE_ROWS_PER_GROUP, Tile, tiles_per_row};
 use super::portable;
 use crate::Isa;
@@ -12,8 +12,11 @@ use crate::Isa;
 pub struct ScreenInput {
     cols: usize,
     rows: Vec<ScreenRow>,
+    /// Planes that are multiplied as a whole.
     planes: usize,
-    /// Planes in near-equal groups of at most [`PLANES_MAX`], one group after another; in each for every tile one dword of
+    /// What the rows with outliers have beside these.
+    outliers: Vec<Outliers>,
+    /// Whole planes in near-equal groups of at most [`PLANES_MAX`], one group after another; in each for every tile one dword of
     /// every plane, so that the hot loop follows one stream.
     dwords: Vec<[i8; 4]>,
     /// Integer sums of two tile rows, each with all planes.
@@ -23,12 +26,42 @@ pub struct ScreenInput {
 /// Sums of 16 rows with one plane.
 pub(super) type Sums = [i32; TILE_ROWS];
 
+/// The tiles in which a plane is not zero.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outliers {
+    count: usize,
+    tiles: [u32; OUTLIER_TILES_MAX],
+    dwords: [[i8; 4]; OUTLIER_TILES_MAX],
+}
+
+impl Outliers {
+    const NONE: Self = Self { count: 0, tiles: [0; OUTLIER_TILES_MAX], dwords: [[0; 4]; OUTLIER_TILES_MAX] };
+
+    fn of(plane: &[[i8; 4]], most: usize) -> Self {
+        let mut found = Self::NONE;
+        for (tile, dword) in (0_u32..).zip(plane).filter(|(_, dword)| **dword != [0; 4]) {
+            assert!(found.count < most, "few tiles have outliers");
+            (found.tiles[found.count], found.dwords[found.count]) = (tile, *dword);
+            found.count += 1;
+        }
+        found
+    }
+
+    /// Indices of the tiles and their dwords, four at a time: what fills the last four up is zero.
+    #[inline(always)]
+    pub(super) fn fours(&self) -> impl Iterator<Item = (&[u32; 4], &[[i8; 4]; 4])> {
+        let tiles = self.tiles.as_chunks::<4>().0.iter().zip(self.dwords.as_chunks::<4>().0);
+        tiles.take(self.count.div_ceil(4))
+    }
+}
+
 impl ScreenInput {
     /// For at most `n_max` activation rows of `cols` columns: these do not allocate.
     #[must_use]
     pub fn new(n_max: usize, cols: usize) -> Self {
         Self {
             rows: Vec::with_capacity(n_max),
+            outliers: Vec::with_capacity(n_max),
             dwords: Vec::with_capacity(2 * n_max * tiles_per_row(cols)),
             sums: Vec::with_capacity(2 * 2 * n_max),
             ..Self::default()
@@ -45,10 +78,18 @@ impl ScreenInput {
         self.cols = cols;
         self.rows.clear();
         self.rows.extend_from_slice(x.rows);
-        self.planes = x.rows.iter().map(|row| row.planes).sum();
+        self.planes = x.rows.iter().map(ScreenRow::whole_planes).sum();
+        self.outliers.clear();
+        self.outliers.extend(x.rows.iter().enumerate().map(|(t, row)| match row.precision {
+            Precision::Outliers => {
+                Outliers::of(&x.planes[(2 * t + 1) * stride..].as_chunks().0[..tiles], outlier_tiles(cols))
+            }
+            Precision::One | Precision::Two => Outliers::NONE,
+        }));
         self.sums.resize(2 * self.planes, [0; TILE_ROWS]);
         self.dwords.resize(self.planes * tiles, [0; 4]);
-        let starts = x.rows.iter().enumerate().flat_map(|(t, row)| (2 * t..2 * t + row.planes).map(|p| p * stride));
+        let starts = x.rows.iter().enumerate();
+        let starts = starts.flat_map(|(t, row)| (2 * t..2 * t + row.whole_planes()).map(|p| p * stride));
         let mut starts = starts.map(|start| &x.planes.as_chunks().0[start / 4..][..tiles]);
         let mut dwords = self.dwords.as_mut_slice();
         for group in groups(self.planes) {
@@ -81,7 +122,8 @@ pub fn lower_bounds(isa: Isa, w: ScreenMatrix<'_>, groups: Range<usize>, x: &mut
     assert_eq!(x.cols, w.cols(), "columns of the matrix");
     assert_eq!(out.len(), x.rows.len() * rows.len(), "output length");
     let planes = Planes { dwords: &x.dwords, count: x.planes, tiles: tiles_per_row(w.cols()) };
-    let (job, sums) = (Job { w, rows, x: &x.rows, planes, out }, x.sums.as_mut_slice());
+    let job = Job { w, rows, x: &x.rows, outliers: &x.outliers, planes, out };
+    let sums = x.sums.as_mut_slice();
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => super::avx2::run(proof, job, sums),
@@ -95,7 +137,7 @@ pub fn lower_bounds(isa: Isa, w: ScreenMatrix<'_>, groups: Range<usize>, x: &mut
         Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) => {
             unreachable!("no proof exists on this machine")
         }
-        Isa::Portable => job.run(sums, portable::products),
+        Isa::Portable => job.run(sums, portable::products, few_products),
     }
 }
 
@@ -152,30 +194,36 @@ pub(super) struct Job<'a> {
     w: ScreenMatrix<'a>,
     rows: Range<usize>,
     x: &'a [ScreenRow],
+    outliers: &'a [Outliers],
     planes: Planes<'a>,
     out: &'a mut [f32],
 }
 
 impl Job<'_> {
     /// Goes through the tile rows two at a time. `products` fills the sums of two tile rows: those of the first with all
-    /// planes, then those of the second.
+    /// whole planes, then those of the second. `few` gives those of a tile row with a plane of outliers.
     #[inline(always)]
-    pub(super) fn run(mut self, sums: &mut [Sums], products: impl Fn([&[Tile]; 2], Planes<'_>, &mut [Sums])) {
+    pub(super) fn run(
+        mut self,
+        sums: &mut [Sums],
+        products: impl Fn([&[Tile]; 2], Planes<'_>, &mut [Sums]),
+        few: impl Fn(&[Tile], &Outliers) -> Sums,
+    ) {
         let tile_rows = self.rows.start / TILE_ROWS..self.rows.end.div_ceil(TILE_ROWS);
         // A group is whole pairs.
         for first in tile_rows.step_by(2) {
             products([self.w.tile_row(first), self.w.tile_row(first + 1)], self.planes, sums);
             let (low, high) = sums.split_at(self.planes.len());
-            self.finish(first, low);
+            self.finish(first, low, &few);
             if (first + 1) * TILE_ROWS < self.rows.end {
-                self.finish(first + 1, high);
+                self.finish(first + 1, high, &few);
             }
         }
     }
 
     /// Lower bounds of one tile row.
     #[inline(always)]
-    fn finish(&mut self, tile_row: usize, sums: &[Sums]) {
+    fn finish(&mut self, tile_row: usize, sums: &[Sums], few: &impl Fn(&[Tile], &Outliers) -> Sums) {
         let facts = self.w.facts(tile_row / TILE_ROWS_PER_GROUP);
         let at = tile_row % TILE_ROWS_PER_GROUP * TILE_ROWS;
         let mut numbers = [[0.0; TILE_ROWS]; 3];
@@ -186,10 +234,15 @@ impl Job<'_> {
         }
         let start = tile_row * TILE_ROWS - self.rows.start;
         let width = self.rows.len();
+        let tiles = self.w.tile_row(tile_row);
         let mut plane = 0;
-        for (t, x) in self.x.iter().enumerate() {
-            let lower = bounds(x, &numbers, &sums[plane..plane + x.planes]);
-            plane += x.planes;
+        for (t, (x, outliers)) in self.x.iter().zip(self.outliers).enumerate() {
+            let whole = &sums[plane..plane + x.whole_planes()];
+            plane += whole.len();
+            let lower = match x.precision {
+                Precision::Outliers => bounds(x, &numbers, &[whole[0], few(tiles, outliers)]),
+                Precision::One | Precision::Two => bounds(x, &numbers, whole),
+            };
             let out = &mut self.out[t * width..(t + 1) * width][start..];
             if let Some(out) = out.first_chunk_mut() {
                 *out = lower;
@@ -198,6 +251,22 @@ impl Job<'_> {
             }
         }
     }
+}
+
+/// Sums of one tile row with a plane of outliers, in plain code.
+#[inline(always)]
+pub(super) fn few_products(w: &[Tile], outliers: &Outliers) -> Sums {
+    let mut sums = [0; TILE_ROWS];
+    for (tiles, dwords) in outliers.fours() {
+        for (&tile, q) in tiles.iter().zip(dwords) {
+            for (sum, codes) in sums.iter_mut().zip(w[tile as usize].as_chunks::<4>().0) {
+                for (&code, &q) in codes.iter().zip(q) {
+                    *sum += i32::from(code) * i32::from(q);
+                }
+            }
+        }
+    }
+    sums
 }
 
 #[inline(always)]

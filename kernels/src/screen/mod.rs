@@ -5,7 +5,8 @@
 //!
 //! Beside a dense matrix `w` stands a copy of it in int8: row `r` is about `s_r q_r` with `q_r` in -127 ..= 127, and with
 //! it two numbers that bound what the copy leaves out (below). An activation row `x` becomes one or two int8 planes:
-//! `x` is about `S_0 h_0 + S_1 h_1`, where `h_1` holds what rounding to `h_0` left.
+//! `x` is about `S_0 h_0 + S_1 h_1`, where `h_1` holds what rounding to `h_0` left, or only what it left of the few greatest
+//! values, which then do not widen the step of the others.
 //!
 //! # Why nothing is lost
 //!
@@ -35,6 +36,9 @@
 //! choosing by value, then by index, gives what it gives on all rows. [`select`] takes for `T` the `k`-th greatest of
 //! the maxima of whole groups of rows: `k` groups with such a maximum hold `k` such rows.
 //!
+//! A draw (`kernels::draw`) takes the greatest of `factor * f + noise`, so the same holds of these scores; `score_slack`
+//! covers that they are made of bounds in f32 and of results in f64.
+//!
 //! Integer sums are exact and float steps are single IEEE operations in a fixed order, so that every ISA selects the
 //! same rows.
 
@@ -54,7 +58,7 @@ mod pack;
 mod portable;
 mod select;
 
-pub use activations::{ScreenRow, ScreenRows, plane_stride, split};
+pub use activations::{Precision, ScreenRow, ScreenRows, plane_stride, split};
 pub use layout::{COLS_MAX, GROUP_ROWS, ScreenMatrix, group_bytes, packed_bytes};
 pub use lower::{ScreenInput, lower_bounds};
 pub use pack::pack;

@@ -3,14 +3,17 @@
 use super::activations::ScreenRow;
 use super::layout::{GROUP_ROWS, ScreenMatrix};
 use crate::Isa;
+use crate::draw::{self, Draw, NOISE_MAX};
 use crate::simd::{Kernel, Simd, dispatch};
 
-/// What a row must reach to matter: to be among the `count` best, or within `distance` of the last of them. `also` are
-/// rows whose results are about to be changed: they matter whatever they are, and count for nobody's rank.
+/// What a row must reach to matter: to be among the `count` best, or within `distance` of the last of them; with a `draw`,
+/// to be among those by the draw's scores, not by the results alone. `also` are rows whose results are about to be
+/// changed: they matter whatever they are, and count for nobody's rank.
 #[derive(Clone, Copy, Debug)]
 pub struct Sought<'a> {
     pub count: usize,
     pub distance: f32,
+    pub draw: Option<Draw>,
     pub also: &'a [u32],
 }
 
@@ -62,13 +65,24 @@ pub fn select(
             _ => {}
         }
     }
-    dispatch(isa, Greatest { lower, greatest: &mut scratch.greatest });
+    match &sought.draw {
+        Some(draw) => dispatch(isa, GreatestDrawn { draw, lower, greatest: &mut scratch.greatest }),
+        None => dispatch(isa, Greatest { lower, greatest: &mut scratch.greatest }),
+    }
     let least = rank(sought.count, scratch)?;
-    let bar = (least - sought.distance) - (least.abs() + sought.distance) * (4.0 * f32::EPSILON);
+    let slack = sought.draw.map_or(0.0, |draw| score_slack(draw.factor * w.bound_max(x)));
+    let bar = (least - sought.distance) - (least.abs() + sought.distance) * (4.0 * f32::EPSILON) - slack;
     if !bar.is_finite() {
         return None;
     }
-    dispatch(isa, Passing { w, x, bar, lower, greatest: &scratch.greatest, found, count })
+    dispatch(isa, Passing { w, x, draw: sought.draw.as_ref(), bar, lower, greatest: &scratch.greatest, found, count })
+}
+
+/// More than what separates scores made of bounds in f32 from exact ones, on both sides of a comparison, where no bound
+/// times the factor is above `greatest`: each goes through at most six roundings of numbers below `greatest + NOISE_MAX`,
+/// `2^-24` of them each, and 16 are allowed for.
+fn score_slack(greatest: f32) -> f32 {
+    (greatest + NOISE_MAX) * (1.0 / 1_048_576.0)
 }
 
 /// The `count`-th greatest of the groups' maxima.
@@ -104,9 +118,44 @@ impl Kernel for Greatest<'_> {
     }
 }
 
+/// The same of the scores of a draw.
+struct GreatestDrawn<'a> {
+    draw: &'a Draw,
+    lower: &'a [f32],
+    greatest: &'a mut [f32],
+}
+
+impl Kernel for GreatestDrawn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for ((group, lower), greatest) in (0_u32..).zip(self.lower.chunks(GROUP_ROWS)).zip(self.greatest) {
+            let scores = scores(self.draw, group, lower);
+            let mut lanes = simd.splat(f32::NEG_INFINITY);
+            for scores in scores.as_chunks().0 {
+                lanes = simd.max(lanes, simd.load(scores));
+            }
+            *greatest = simd.greatest(lanes);
+        }
+    }
+}
+
+/// Scores of a draw, by lower bounds of the rows of a group; minus infinity past them.
+#[inline(always)]
+fn scores(draw: &Draw, group: u32, lower: &[f32]) -> [f32; GROUP_ROWS] {
+    let noise = draw::noise(draw, group);
+    let mut scores = [f32::NEG_INFINITY; GROUP_ROWS];
+    for ((score, lower), noise) in scores.iter_mut().zip(lower).zip(noise) {
+        *score = lower * draw.factor + noise;
+    }
+    scores
+}
+
 struct Passing<'a> {
     w: ScreenMatrix<'a>,
     x: &'a ScreenRow,
+    draw: Option<&'a Draw>,
     bar: f32,
     lower: &'a mut [f32],
     greatest: &'a [f32],
@@ -119,15 +168,22 @@ impl Kernel for Passing<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, _: S) -> Option<usize> {
-        let groups = self.lower.chunks_mut(GROUP_ROWS).zip(self.greatest).enumerate();
-        for (group, (lower, greatest)) in groups {
-            let (spread, length) = self.w.greatest(group);
-            if upper(*greatest, spread, length, self.x) >= self.bar {
-                let facts = self.w.facts(group);
-                for (i, lower) in lower.iter().enumerate() {
-                    let (spread, length) = (f32::from_le_bytes(facts[1][i]), f32::from_le_bytes(facts[2][i]));
-                    if upper(*lower, spread, length, self.x) >= self.bar {
-                        *self.found.get_mut(self.count)? = u32::try_from(group * GROUP_ROWS + i).ok()?;
+        let factor = self.draw.map_or(1.0, |draw| draw.factor);
+        let upper =
+            |lower: f32, spread: f32, length: f32| lower + 2.0 * factor * (spread * self.x.norm + length * self.x.rest);
+        let groups = self.lower.chunks_mut(GROUP_ROWS).zip(self.greatest);
+        for (group, (lower, greatest)) in (0_u32..).zip(groups) {
+            let (spread, length) = self.w.greatest(group as usize);
+            if upper(*greatest, spread, length) >= self.bar {
+                if let Some(draw) = self.draw {
+                    let scores = scores(draw, group, lower);
+                    lower.copy_from_slice(&scores[..lower.len()]);
+                }
+                let facts = self.w.facts(group as usize);
+                for (i, lower) in (0_u32..).zip(lower.iter()) {
+                    let facts = [facts[1][i as usize], facts[2][i as usize]].map(f32::from_le_bytes);
+                    if upper(*lower, facts[0], facts[1]) >= self.bar {
+                        *self.found.get_mut(self.count)? = group * GROUP_ROWS_U32 + i;
                         self.count += 1;
                     }
                 }
@@ -138,7 +194,5 @@ impl Kernel for Passing<'_> {
     }
 }
 
-#[inline(always)]
-fn upper(lower: f32, spread: f32, length: f32, x: &ScreenRow) -> f32 {
-    lower + 2.0 * (spread * x.norm + length * x.rest)
-}
+const GROUP_ROWS_U32: u32 = 64;
+const _: () = assert!(GROUP_ROWS_U32 as usize == GROUP_ROWS && GROUP_ROWS == draw::BLOCK);

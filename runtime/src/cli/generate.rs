@@ -168,17 +168,17 @@ impl Session {
         let mut pending = prompt.to_vec();
         let mut step = Step::default();
         while answer.len() < tokens_max {
+            let position = (prompt.len() + answer.len()) as u64;
             while !pending.is_empty() {
                 let chunk: Vec<u32> = pending.drain(..pending.len().min(PREFILL_ROWS)).collect();
                 step.clear();
                 step.push(0, computed, &chunk, pending.is_empty());
-                if let (true, Some(reach)) = (pending.is_empty(), sampling.reach()) {
+                if let (true, Some(reach)) = (pending.is_empty(), sampling.reach(position)) {
                     step.want_best(reach, sampling.changed(&history));
                 }
                 computed += chunk.len();
                 self.forward.run(&self.team, &self.model.weights, &mut self.kv, &step, &|_, _, _| {});
             }
-            let position = (prompt.len() + answer.len()) as u64;
             let sampled = sampler.sample(self.forward.logits(0), &sampling, &history, position)?;
             if self.model.tokenizer.is_end_of_generation(sampled.token) {
                 return Ok((answer, "stop"));

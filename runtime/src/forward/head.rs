@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use kernels::dense::{self, DenseMatrix};
-use kernels::screen::{self, GROUP_ROWS, ScreenMatrix, ScreenRow, ScreenRows, Sought};
+use kernels::screen::{self, GROUP_ROWS, Precision, ScreenMatrix, ScreenRow, ScreenRows, Sought};
 
 use super::buffers::{Scratch, UNIT_ROWS_MAX};
 use super::pass::{Pass, unit_rows};
@@ -49,6 +49,9 @@ pub(super) struct HeadPlan {
     sought: Vec<(Reach, Range<usize>)>,
     /// Steps that go without the screen, since it decided too little.
     pause: usize,
+    /// How the screened rows become int8, and steps that go with two planes, since less left too many tokens.
+    precision: Precision,
+    careful: usize,
 }
 
 /// What the screened rows of a step are kept in; `m` is their number, `n` that of all.
@@ -87,7 +90,14 @@ impl HeadBuffers {
 impl HeadPlan {
     pub(super) fn with_capacity(logits_max: usize) -> Self {
         let empty = || Vec::with_capacity(logits_max);
-        Self { full: empty(), screened: empty(), sought: Vec::with_capacity(logits_max), pause: 0 }
+        Self {
+            full: empty(),
+            screened: empty(),
+            sought: Vec::with_capacity(logits_max),
+            pause: 0,
+            precision: Precision::Two,
+            careful: 0,
+        }
     }
 
     /// Decides for every entry of `step.logits`.
@@ -106,16 +116,18 @@ impl HeadPlan {
                 _ => self.full.push(i),
             }
         }
-        let least = if self.full.is_empty() { weights.screen_rows_min() } else { BESIDE_FULL_MIN };
-        if self.screened.len() < least {
+        if !self.full.is_empty() && self.screened.len() < BESIDE_FULL_MIN {
             self.full.clear();
             self.full.extend(0..step.logits.len());
             self.screened.clear();
         }
+        let one_is_enough = self.screened.len() >= OUTLIERS_FROM_ROWS && self.careful == 0;
+        self.precision = if one_is_enough { Precision::Outliers } else { Precision::Two };
+        self.careful = self.careful.saturating_sub(1);
     }
 
     /// What became of the step; a screen that decides too little rests for a while.
-    pub(super) fn count(&mut self, buffers: &mut HeadBuffers) -> HeadCounts {
+    pub(super) fn count(&mut self, buffers: &mut HeadBuffers, vocab: usize) -> HeadCounts {
         let mut counts = HeadCounts { full: self.full.len(), ..HeadCounts::default() };
         for count in &buffers.counts.as_mut_slice()[..self.screened.len()] {
             if *count == UNDECIDED {
@@ -125,7 +137,11 @@ impl HeadPlan {
                 counts.exact += *count as usize;
             }
         }
-        if counts.undecided > counts.screened {
+        if self.precision == Precision::Outliers {
+            if counts.undecided > 0 || counts.exact * EXACT_SHARE > counts.screened * vocab {
+                self.careful = PAUSE_STEPS;
+            }
+        } else if counts.undecided > counts.screened {
             self.pause = PAUSE_STEPS;
         }
         counts
@@ -191,7 +207,7 @@ impl Pass<'_> {
                 let values = unsafe { self.head.planes.write(m * stride..(m + 1) * stride) };
                 // SAFETY: as above.
                 let row = unsafe { self.head.rows.write(m..m + 1) };
-                row[0] = screen::split(self.isa, input, PLANES, values);
+                row[0] = screen::split(self.isa, input, self.plan.precision, values);
             }
         }
     }
@@ -225,8 +241,8 @@ impl Pass<'_> {
         let (screened, hidden, most) = (&self.plan.screened, self.weights.params.hidden, self.head.found_max);
         while let Some(m) = member.claim(COUNTER_SELECT, screened.len()) {
             let i = screened[m];
-            let (Reach { count, distance }, also) = self.plan.sought[m].clone();
-            let sought = Sought { count, distance, also: &self.step.also[also] };
+            let (Reach { count, distance, draw }, also) = self.plan.sought[m].clone();
+            let sought = Sought { count, distance, draw, also: &self.step.also[also] };
             // SAFETY: the phase before wrote the rows, this one only reads them.
             let row = unsafe { self.head.rows.read(m..m + 1) };
             // SAFETY: the row was claimed by this worker alone.
@@ -330,9 +346,12 @@ const EXACT_TOKENS: usize = 32;
 const FOUND_SHARE: usize = 16;
 /// Beside rows that need the full head anyway, fewer screened rows than this are cheaper as part of it.
 const BESIDE_FULL_MIN: usize = 6;
-/// Planes of an activation row. One would be half the arithmetic, but outliers of the last hidden state make its steps
-/// wide: of a 2B model's 128256 tokens it leaves 3300, two leave 240 to 310.
-const PLANES: usize = 2;
+/// From so many rows on, int8 products take longer than the copy of the head takes to come, so rows go in one plane and
+/// outliers; below, a second whole plane costs nothing. Of a 2B model's 128256 tokens two planes leave 240 to 430, one
+/// plane whose step the outliers widen 3300.
+const OUTLIERS_FROM_ROWS: usize = 8;
+/// One exact token in so many costs about what the second plane does.
+const EXACT_SHARE: usize = 64;
 /// How long a screen that decides less than half of its rows rests.
 const PAUSE_STEPS: usize = 31;
 

@@ -10,6 +10,7 @@ mod skip;
 use std::ops::Range;
 
 use kernels::Isa;
+use kernels::draw::Draw;
 
 use crate::kv::KvCache;
 use crate::model::{HyperParameters, Weights};
@@ -57,11 +58,12 @@ struct Best {
 }
 
 /// Which logits matter to the sampler of a row: those of the `count` best tokens, and of all within `distance` of the last
-/// of these.
+/// of these; the best by the scores of a draw, where there is one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reach {
     pub count: usize,
     pub distance: f32,
+    pub draw: Option<Draw>,
 }
 
 impl Step {
@@ -221,7 +223,7 @@ impl Forward {
             each,
         };
         team.run(&self.counters, &|member| pass.run(member));
-        self.counts = self.plan.count(&mut self.head);
+        self.counts = self.plan.count(&mut self.head, self.vocab);
     }
 
     /// How the rows of the last step got their logits.

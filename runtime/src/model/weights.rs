@@ -157,13 +157,6 @@ impl Weights {
         self.screen.map_or(0, |screen| screen.bytes)
     }
 
-    /// Rows from which on the screen is faster than the full head: the copy of a head of 6 or 4 bits a weight is longer
-    /// than the head itself.
-    #[must_use]
-    pub fn screen_rows_min(&self) -> usize {
-        if self.head().bytes > self.screen_bytes() { 1 } else { 2 }
-    }
-
     /// Keeps the weights in memory, as far as the limit on locked memory allows.
     pub(super) fn lock(&mut self) {
         self.arena.lock();

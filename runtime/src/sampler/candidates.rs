@@ -23,7 +23,7 @@ impl Candidates {
         }
     }
 
-    /// Draws a token. `max` is the largest logit, `random` is in [0, 1).
+    /// Draws a token by top-k, top-p or min-p. `max` is the largest logit, `random` is in [0, 1).
     pub(super) fn draw(
         &mut self,
         logits: &[f32],
@@ -45,11 +45,9 @@ impl Candidates {
         } else if by_mass {
             let total = weight_sum(logits, max, inverse_temperature);
             self.keep_nucleus(logits, max, inverse_temperature, f64::from(params.top_p) * total);
-        } else if params.min_p > 0.0 {
+        } else {
             self.gather(logits, max - min_p_reach(params.min_p) / inverse_temperature);
             self.weigh(weight);
-        } else {
-            return draw_any(logits, max, inverse_temperature, random);
         }
         let floor = if params.min_p > 0.0 { params.min_p.min(1.0) } else { 0.0 };
         pick(&self.keys, &self.weights, floor, random)
@@ -190,31 +188,6 @@ pub(super) fn min_p_reach(min_p: f32) -> f32 {
     SLACK - libm::logf(min_p.min(1.0))
 }
 
-/// Draws from all tokens: whole blocks are passed over by their sums.
-fn draw_any(logits: &[f32], max: f32, inverse_temperature: f32, random: f64) -> u32 {
-    let sum_of = |block: &[f32]| weight_sum(block, max, inverse_temperature);
-    let total = logits.chunks(WIDE_BLOCK).fold(0.0, |sum, block| sum + sum_of(block));
-    let target = random * total;
-    let mut sum = 0.0;
-    let mut last = 0;
-    for (block, base) in logits.chunks(WIDE_BLOCK).zip((0u32..).step_by(WIDE_BLOCK)) {
-        let block_sum = sum_of(block);
-        if block_sum > 0.0 && sum + block_sum >= target {
-            let mut inside = sum;
-            for (id, &logit) in (base..).zip(block) {
-                let weight = f64::from(exp_nonpositive((logit - max) * inverse_temperature));
-                inside += weight;
-                last = if weight > 0.0 { id } else { last };
-                if inside > target && weight > 0.0 {
-                    return id;
-                }
-            }
-        }
-        sum += block_sum;
-    }
-    last
-}
-
 /// The token at `random` of the sum of weights that reach `floor`.
 fn pick(keys: &[u64], weights: &[f32], floor: f32, random: f64) -> u32 {
     let allowed = |&&weight: &&f32| weight >= floor;
@@ -259,7 +232,6 @@ fn bin_of(distance: f32) -> usize {
 }
 
 const BLOCK: usize = 64;
-const WIDE_BLOCK: usize = 1024;
 const BINS: usize = 768;
 /// Distance from the best logit, in units of temperature, within which the mass is looked for first.
 const NEAR: f32 = 12.0;

@@ -2,7 +2,8 @@
 //!
 //! Order of the steps: logit bias; repetition penalty (Hugging Face: prompt and output tokens, positive logits divided,
 //! negative ones multiplied); frequency and presence penalty (OpenAI: output tokens only, subtracted); temperature;
-//! top-k; top-p; min-p; one draw. Each filter keeps at least one token and works on what the one before it kept. Tokens are ordered
+//! top-k; top-p; min-p; one draw. Without these three the draw is the best of perturbed logits (`kernels::draw`), so that it
+//! too depends on few tokens. Each filter keeps at least one token and works on what the one before it kept. Tokens are ordered
 //! by logit, equal ones by id. Log-probabilities are those of the raw logits, before all of this.
 
 mod candidates;
@@ -13,6 +14,8 @@ mod philox;
 use candidates::Candidates;
 use exp::weight_sum;
 pub use history::{History, Seen};
+use kernels::Isa;
+use kernels::draw::{self, Draw};
 
 use crate::forward::Reach;
 
@@ -67,28 +70,37 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Which logits the choice depends on, beside those of [`changed`](Self::changed); `None` if on all.
+    /// Which logits the choice for `position` depends on, beside those of [`changed`](Self::changed); `None` if on all.
     #[must_use]
-    pub fn reach(&self) -> Option<Reach> {
+    pub fn reach(&self, position: u64) -> Option<Reach> {
         if self.logprobs.is_some() {
             return None;
         }
         if self.top_k == 1 || self.is_greedy() {
-            return Some(Reach { count: 1, distance: 0.0 });
+            return Some(Reach { count: 1, distance: 0.0, draw: None });
         }
         if self.top_k > 0 {
-            return Some(Reach { count: usize::try_from(self.top_k).unwrap_or(usize::MAX), distance: 0.0 });
+            let count = usize::try_from(self.top_k).unwrap_or(usize::MAX);
+            return Some(Reach { count, distance: 0.0, draw: None });
         }
-        if self.top_p < 1.0 || self.min_p <= 0.0 {
+        if self.top_p < 1.0 {
             return None;
         }
-        Some(Reach { count: 1, distance: candidates::min_p_reach(self.min_p) / (1.0 / self.temperature) })
+        if self.min_p > 0.0 {
+            let distance = candidates::min_p_reach(self.min_p) / (1.0 / self.temperature);
+            return Some(Reach { count: 1, distance, draw: None });
+        }
+        Some(Reach { count: 1, distance: 0.0, draw: Some(self.draw(position)) })
     }
 
     /// Tokens whose logits bias and penalties change.
     pub fn changed<'a>(&'a self, history: &'a History) -> impl Iterator<Item = u32> + 'a {
         let seen = if changes_seen(self) { history.seen() } else { &[] };
         self.logit_bias.iter().map(|&(token, _)| token).chain(seen.iter().map(|seen| seen.token))
+    }
+
+    fn draw(&self, position: u64) -> Draw {
+        Draw { seed: self.seed, position, factor: 1.0 / self.temperature }
     }
 
     fn is_greedy(&self) -> bool {
@@ -112,8 +124,9 @@ pub enum SampleError {
 }
 
 /// Space for choosing, reused from token to token; one per shard is enough.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sampler {
+    isa: Isa,
     candidates: Candidates,
     top_logprobs: Vec<(u32, f32)>,
 }
@@ -121,7 +134,11 @@ pub struct Sampler {
 impl Sampler {
     /// With space for `vocab_len` tokens: nothing is allocated while sampling.
     pub fn new(vocab_len: usize) -> Self {
-        Self { candidates: Candidates::with_capacity(vocab_len), top_logprobs: Vec::with_capacity(256) }
+        Self {
+            isa: Isa::detect(),
+            candidates: Candidates::with_capacity(vocab_len),
+            top_logprobs: Vec::with_capacity(256),
+        }
     }
 
     /// Chooses the token for `position` of a sequence whose tokens so far are `history`. `logits` are changed.
@@ -161,6 +178,11 @@ impl Sampler {
     fn choose(&mut self, logits: &[f32], max: f32, params: &SamplingParams, position: u64) -> u32 {
         if params.top_k == 1 || params.is_greedy() {
             return argmax(logits, max);
+        }
+        let ranks = params.top_k > 0 && usize::try_from(params.top_k).is_ok_and(|top_k| top_k < logits.len());
+        if !ranks && params.top_p >= 1.0 && params.min_p <= 0.0 {
+            let token = draw::draw(self.isa, params.draw(position), logits).expect("`max` is one of the logits");
+            return u32::try_from(token).expect("ids fit u32");
         }
         let random = philox::uniform(params.seed, position);
         self.candidates.draw(logits, max, 1.0 / params.temperature, params, random)
@@ -358,7 +380,7 @@ mod tests {
     }
 
     const PINNED: [[u32; 4]; 4] =
-        [[3578, 4814, 4139, 3997], [61, 3443, 3779, 4463], [3847, 3347, 4411, 3997], [3779, 4814, 4411, 3997]];
+        [[2916, 3997, 471, 1262], [61, 3443, 3779, 4463], [3847, 3347, 4411, 3997], [3779, 4814, 4411, 3997]];
 
     /// Not a check but a measurement: `cargo test --release -p runtime sampler_speed -- --ignored --nocapture`.
     #[test]

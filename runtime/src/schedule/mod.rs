@@ -191,10 +191,10 @@ impl Scheduler {
             if self.taken(self.order[at]).pending() == 1 && self.take_decode_blocks(at, kv) {
                 let sequence = self.taken(self.order[at]);
                 step.push(self.order[at], sequence.computed, &sequence.tokens[sequence.computed..], true);
-                sequence.want(step);
-                for token in sequence.draft.rows() {
+                sequence.want(step, 0);
+                for (ahead, token) in (1..).zip(sequence.draft.rows()) {
                     step.push_draft(*token);
-                    sequence.want(step);
+                    sequence.want(step, ahead);
                 }
             }
             at += 1;
@@ -243,7 +243,7 @@ impl Scheduler {
             let is_last = end == sequence.tokens.len();
             step.push(slot, sequence.computed, &sequence.tokens[sequence.computed..end], is_last);
             if is_last {
-                sequence.want(step);
+                sequence.want(step, 0);
             }
             budget -= chunk;
         }

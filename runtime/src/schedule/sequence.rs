@@ -193,9 +193,9 @@ impl Sequence {
         blocks_wanted(self.tokens.len(), self.prompt_len + self.tokens_max)
     }
 
-    /// Says which logits of the row just added the sampler will look at.
-    pub(super) fn want(&self, step: &mut Step) {
-        if let Some(reach) = self.sampling.reach() {
+    /// Says which logits of the row just added the sampler will look at, for the token `ahead` places after the next one.
+    pub(super) fn want(&self, step: &mut Step, ahead: usize) {
+        if let Some(reach) = self.sampling.reach((self.tokens.len() + ahead) as u64) {
             step.want_best(reach, self.sampling.changed(&self.history));
         }
     }
