@@ -19,6 +19,8 @@ use crate::{Avx2, Avx512Bw, FloatIsa};
 
 /// Float lanes of one virtual vector, on every ISA.
 pub(crate) const LANES: usize = 16;
+/// Divisors for which no step of [`Simd::quotient`] overflows or underflows.
+pub(crate) const QUOTIENT_DIVISORS: std::ops::RangeInclusive<f32> = 1e-15..=1e15;
 
 /// Operations on 16 lanes of f32, given by a proof that their instructions exist.
 ///
@@ -50,6 +52,12 @@ pub(crate) trait Simd: Copy {
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b` as [`div`](Self::div) gives it, for an `inverse` that is `1 / b` rounded to nearest, `a` zero or of a
+    /// magnitude in `1 ..= 2^32`, and `b` in [`QUOTIENT_DIVISORS`].
+    #[inline(always)]
+    fn quotient(self, a: Self::F, b: Self::F, _inverse: Self::F) -> Self::F {
+        self.div(a, b)
+    }
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `a > b ? a : b`: the second where one is NaN.
@@ -229,6 +237,43 @@ mod tests {
             let expected = dispatch(Isa::Portable, Probe(&a, &b, &c));
             for isa in Isa::available() {
                 assert_eq!(dispatch(isa, Probe(&a, &b, &c)), expected, "{} round {round}", isa.name());
+            }
+        }
+    }
+
+    /// Whole numbers divided both ways.
+    struct Divide<'a>(&'a [f32; LANES], f32);
+
+    impl Kernel for Divide<'_> {
+        type Output = [[f32; LANES]; 2];
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let mut out = [[0.0; LANES]; 2];
+            let (a, b) = (s.load(self.0), s.splat(self.1));
+            s.store(s.quotient(a, b, s.splat(1.0 / self.1)), &mut out[0]);
+            s.store(s.div(a, b), &mut out[1]);
+            out
+        }
+    }
+
+    #[test]
+    fn quotients_are_those_of_a_division() {
+        let mut state = 1u32;
+        let mut draw = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state
+        };
+        for round in 0..200_000_u32 {
+            let bits = match round % 4 {
+                // Mantissas of all zeros, all ones and neighbours are the hard ones.
+                0 => (draw() >> 9 & 7).wrapping_sub(3) & 0x007f_ffff,
+                _ => draw() >> 9,
+            };
+            let divisor = f32::from_bits((127 - 49 + draw() % 98) << 23 | bits);
+            let divisor = divisor.clamp(*QUOTIENT_DIVISORS.start(), *QUOTIENT_DIVISORS.end());
+            let whole: [f32; LANES] = std::array::from_fn(|l| (draw().cast_signed() >> (l * 2)) as f32);
+            for isa in Isa::available() {
+                let [fast, exact] = dispatch(isa, Divide(&whole, divisor)).map(|values| values.map(f32::to_bits));
+                assert_eq!(fast, exact, "{} {whole:?} / {divisor:e}", isa.name());
             }
         }
     }

@@ -47,6 +47,17 @@ impl Simd for Avx512Bw {
         unsafe { _mm512_set1_ps(x) }
     }
 
+    /// Markstein's division: after the first step `q` is one of the two floats around `a / b`, from which the second
+    /// rounds correctly (Muller and others, Handbook of Floating-Point Arithmetic, division with a fused
+    /// multiply-add). The divider takes 16 cycles, a twentieth of the products of 2560 columns.
+    #[inline(always)]
+    fn quotient(self, a: Self::F, b: Self::F, inverse: Self::F) -> Self::F {
+        let minus = self.sub(self.splat(0.0), b);
+        let q = self.mul(a, inverse);
+        let q = self.fma(self.fma(minus, q, a), inverse, q);
+        self.fma(self.fma(minus, q, a), inverse, q)
+    }
+
     #[inline(always)]
     fn load(self, x: &[f32; LANES]) -> Self::F {
         // SAFETY: 16 readable floats; self proves AVX-512 F.

@@ -6,6 +6,7 @@ use kernels::screen::{ScreenInput, SelectScratch};
 use kernels::ternary::{self, LiveColumns, PanelScratch};
 
 use super::Limits;
+use super::inputs::OWN_PANELS_ROWS_MAX;
 use super::pass::QUERY_TILE;
 use super::probe::{Phase, Probe};
 use crate::model::HyperParameters;
@@ -52,6 +53,8 @@ pub(super) struct Scratch {
     pub(super) live_rows: Vec<u32>,
     /// Rows of one panel, quantised.
     pub(super) together: Vec<i8>,
+    /// All rows of a step of few, in panels.
+    pub(super) own_panels: Vec<i8>,
     pub(super) panels: PanelScratch,
     pub(super) dense: DenseScratch,
     pub(super) screen: ScreenInput,
@@ -84,6 +87,8 @@ impl Buffers {
 impl Scratch {
     pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
         let widest = params.widest();
+        let inputs = if params.family.is_embedding() { INPUTS_MAX } else { 1 };
+        let own_cols = ternary::padded_cols(widest).max(inputs * ternary::padded_cols(params.hidden));
         // Also the output of an attention unit: the heads that share a key-value head, over a tile of rows.
         let attention_unit = QUERY_TILE.min(limits.rows_max) * (params.attention_width() / params.kv_heads);
         Self {
@@ -96,6 +101,7 @@ impl Scratch {
             permuted: vec![0; ternary::permuted_cols(params.hidden)],
             live_columns: LiveColumns::with_capacity(params.feed_forward),
             together: vec![0; ternary::PANEL_ROWS_MAX * ternary::padded_cols(widest)],
+            own_panels: vec![0; OWN_PANELS_ROWS_MAX.min(limits.rows_max) * own_cols],
             panels: PanelScratch::new(widest, limits.rows_max),
             live_rows: vec![0; UNIT_ROWS_MAX],
             dense: DenseScratch::default(),

@@ -65,11 +65,12 @@ impl<'a> InputNorms<'a> {
     }
 }
 
-/// The input row that a worker prepared for itself.
+/// The input that a worker prepared for itself: one row, or the panels of few.
 #[derive(Clone, Copy)]
 pub(super) struct OwnRow<'a> {
     pub(super) row: &'a [f32],
     pub(super) quantized: &'a [i8],
+    pub(super) panels: &'a [i8],
     pub(super) scale: &'a [f32],
     pub(super) sum: &'a [i32],
 }
@@ -92,7 +93,8 @@ impl Pass<'_> {
         }
         let (stride, padded) = (ternary::activation_stride(rows.width), ternary::padded_cols(rows.width));
         let inputs = rows.inputs.count;
-        if ternary::prefers_panels(self.isa, rows.count) {
+        let in_panels = ternary::prefers_panels(self.isa, rows.count);
+        if in_panels && rows.count > OWN_PANELS_ROWS_MAX {
             let panels = ternary::panel_count(rows.count);
             while let Some(index) = member.claim(counter, panels * inputs) {
                 let (input, panel) = (index / panels, ternary::panel_rows(rows.count, index % panels));
@@ -104,7 +106,7 @@ impl Pass<'_> {
                 let range = first + panel.start * padded..first + panel.end * padded;
                 // SAFETY: the panel was claimed by this worker alone.
                 let q = unsafe { self.buffers.quantized.write(range) };
-                ternary::interleave(together, panel.len(), q);
+                ternary::interleave(together, padded, panel.len(), q);
             }
         } else {
             while let Some(index) = member.claim(counter, rows.count * inputs) {
@@ -116,6 +118,20 @@ impl Pass<'_> {
             }
         }
         Self::barrier(member, scratch, Phase::Prepare);
+        if in_panels && rows.count <= OWN_PANELS_ROWS_MAX {
+            for input in 0..inputs {
+                let first = input * self.buffers.rows_max * stride;
+                // SAFETY: written before the barrier, only read until the next one.
+                let q = unsafe { self.buffers.quantized.read(first..first + rows.count * stride) };
+                let own = &mut scratch.own_panels[input * rows.count * padded..];
+                for index in 0..ternary::panel_count(rows.count) {
+                    let panel = ternary::panel_rows(rows.count, index);
+                    let to = &mut own[panel.start * padded..panel.end * padded];
+                    ternary::interleave(&q[panel.start * stride..], stride, panel.len(), to);
+                }
+            }
+            scratch.lap(Phase::Prepare);
+        }
     }
 
     /// Whether the input is the one row that every worker prepares for itself: it has room for one input.
@@ -197,6 +213,7 @@ impl Pass<'_> {
         // SAFETY: as above.
         let floats = unsafe { self.buffers.normed.read(first * width..(first + count) * width) };
         let quantized = if ternary::prefers_panels(self.isa, count) {
+            let q = if count <= OWN_PANELS_ROWS_MAX { &own.panels[input * count * padded..] } else { q };
             Quantized::Panels(Panels { q: &q[..count * padded], scale, sum })
         } else {
             Quantized::Rows(Activations { q, stride, scale, sum })
@@ -204,3 +221,7 @@ impl Pass<'_> {
         Input { quantized, floats }
     }
 }
+
+/// Up to so many rows every worker puts all of them in panels for itself, which takes less than waiting for whoever
+/// quantises the last panel.
+pub(super) const OWN_PANELS_ROWS_MAX: usize = 64;

@@ -182,7 +182,7 @@ impl Pass<'_> {
             (LinearView::Ternary(matrix), Quantized::Panels(x)) => {
                 let product = Product::Plain(Factored { matrix, factor: linear.output_scale.unwrap_or(1.0) });
                 let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride: width };
-                return ternary::linear_panels(self.isa, product, range, x, out, work.panels);
+                return ternary::linear_panels(self.isa, product, range, usize::MAX, x, out, work.panels);
             }
             (LinearView::Ternary(w), Quantized::Rows(x)) => {
                 let isa = self.tuned.isa(w.rows(), w.cols(), x.scale.len()).unwrap_or(self.isa);
@@ -207,19 +207,20 @@ impl Pass<'_> {
         }
     }
 
-    /// Puts the columns `range` of `product` in their places in a buffer of rows of `width`.
+    /// Puts the columns `range` of `product` in their places in a buffer of rows of `width`; `next` is where this worker is
+    /// likely to go on.
     fn write_directly(
         &self,
         product: Product<'_>,
         x: Panels<'_>,
-        range: Range<usize>,
+        (range, next): (Range<usize>, usize),
         (buffer, width): (&Shared<f32>, usize),
         panels: &mut PanelScratch,
     ) {
         let end = (x.scale.len() - 1) * width + range.end;
         // SAFETY: the columns of `range` were claimed by this worker alone.
         let cells = unsafe { buffer.cells(range.start..end) };
-        ternary::linear_panels(self.isa, product, range, x, Columns { cells, stride: width }, panels);
+        ternary::linear_panels(self.isa, product, range, next, x, Columns { cells, stride: width }, panels);
     }
 
     /// Queries, keys and values: a unit is a run of whole heads, rotated and stored by the worker that computed it.
@@ -245,7 +246,8 @@ impl Pass<'_> {
                 let width = params.attention_width();
                 let q_norm = layer.q_norm.as_deref();
                 if let Some((w, x)) = self.direct(&layer.q, q_input) {
-                    self.write_directly(Product::Plain(w), x, range.clone(), (&self.buffers.q, width), work.panels);
+                    let place = (range.clone(), start + unit * member.team_size());
+                    self.write_directly(Product::Plain(w), x, place, (&self.buffers.q, width), work.panels);
                     self.rotate_queries(width, q_norm, range);
                 } else {
                     let q = &mut first[..n * range.len()];
@@ -369,7 +371,8 @@ impl Pass<'_> {
                     None => (Product::Added(w), &self.buffers.x),
                     Some(_) => (Product::Plain(w), &self.buffers.added),
                 };
-                self.write_directly(product, x, range, (to, hidden), work.panels);
+                let place = (range.clone(), range.start + unit * member.team_size());
+                self.write_directly(product, x, place, (to, hidden), work.panels);
                 continue;
             }
             let out = &mut first[..n * range.len()];
@@ -421,7 +424,8 @@ impl Pass<'_> {
             let direct = (self.direct(&layer.gate, input), self.direct(&layer.up, input), gating);
             if let (Some((gate, x)), Some((up, _)), Some(gating)) = direct {
                 let to = (&self.buffers.ffn, params.feed_forward);
-                self.write_directly(Product::Gated { gate, up, gating }, x, range, to, work.panels);
+                let place = (range.clone(), range.start + unit * member.team_size());
+                self.write_directly(Product::Gated { gate, up, gating }, x, place, to, work.panels);
                 continue;
             }
             let (gate, up) = (&mut first[..n * range.len()], &mut second[..n * range.len()]);
@@ -480,7 +484,13 @@ pub(super) struct Work<'a> {
 impl Scratch {
     /// The own input row beside the buffers that are written from it.
     pub(super) fn split(&mut self) -> (OwnRow<'_>, &mut [f32], &mut [f32], Work<'_>) {
-        let own = OwnRow { row: &self.row, quantized: &self.quantized, scale: &self.scale, sum: &self.sum };
+        let own = OwnRow {
+            row: &self.row,
+            quantized: &self.quantized,
+            panels: &self.own_panels,
+            scale: &self.scale,
+            sum: &self.sum,
+        };
         let work = Work { panels: &mut self.panels, dense: &mut self.dense };
         (own, &mut self.first, &mut self.second, work)
     }

@@ -14,29 +14,37 @@ use super::columns::{ColumnMatrix, LINE_ROWS, LiveColumns};
 use super::rows::{RowActivations, RowMatrix};
 use crate::Avx512Vnni;
 
-/// At most [`FEW_MAX`] activation rows.
-pub(in super::super) fn few<F: Finish>(_: Avx512Vnni, job: Job<'_>, finish: F, out: &mut [F::Out]) {
+/// Whole row tiles, with groups of at most [`FEW_MAX`] activation rows.
+pub(in super::super) fn linear<F: Finish>(_: Avx512Vnni, job: Job<'_>, finish: F, out: &mut [F::Out]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn body<F: Finish, const N: usize, const SPLIT: usize>(job: Job<'_>, finish: F, out: &mut [F::Out]) {
-        // Built by a closure for the reason that the tiles of more rows are.
-        let x: [_; N] = std::array::from_fn(|t| job.x_row(t));
-        for index in 0..job.row_tiles() {
+    fn few<F: Finish, const N: usize, const SPLIT: usize>(
+        job: Job<'_>,
+        finish: F,
+        out: &mut [F::Out],
+        tiles: std::ops::Range<usize>,
+        start: usize,
+    ) {
+        // Built by a closure on purpose: filled by a loop, the array costs address arithmetic in the hot loop.
+        let x: [_; N] = std::array::from_fn(|t| job.x_row(start + t));
+        for index in tiles {
             let sums = few_dot::<N, SPLIT>(job.row_tile(index), x);
             for (t, sums) in sums.into_iter().enumerate() {
-                job.store(finish, out, index, t, lanes(sums));
+                job.store(finish, out, index, start + t, lanes(sums));
             }
         }
     }
-    macro_rules! by_rows {
-        ($($n:literal => $split:literal),*) => {
-            match job.n() {
-                // SAFETY: the token proves that these instructions exist.
-                $($n => unsafe { body::<F, $n, $split>(job, finish, out) },)*
-                n => assert!(n == 0, "few rows"),
-            }
-        };
+    for (tiles, tokens) in job.blocks(FEW_MAX) {
+        macro_rules! by_len {
+            ($($n:literal x $split:literal),*) => {
+                match tokens.len() {
+                    // SAFETY: the token proves that these instructions exist.
+                    $($n => unsafe { few::<F, $n, $split>(job, finish, out, tiles, tokens.start) },)*
+                    n => assert!(n == 0, "few rows"),
+                }
+            };
+        }
+        by_len!(1 x 4, 2 x 4, 3 x 4, 4 x 4);
     }
-    by_rows!(1 => 4, 2 => 4, 3 => 4, 4 => 4, 5 => 4, 6 => 4, 7 => 2, 8 => 2);
 }
 
 /// Sums of `code * q` of one row tile with each activation row.
@@ -246,8 +254,8 @@ fn load_q(q: &[i8; 64]) -> __m512i {
     unsafe { _mm512_loadu_si512(q.as_ptr().cast()) }
 }
 
-/// Most activation rows of [`few`]; with more, two row tiles share the activations.
-pub(in super::super) const FEW_MAX: usize = 8;
+/// Activation rows that share a pass over the weights. A forward pass puts two and more in panels.
+const FEW_MAX: usize = 4;
 /// What prefetches run ahead by, into the second level and the first.
 const FAR_BYTES: usize = 8192;
 const NEAR_BYTES: usize = 1024;

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::layout::{TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, padded_cols};
 use crate::Isa;
 use crate::activation::{relu2_lanes, silu_lanes};
-use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::simd::{Kernel, LANES, QUOTIENT_DIVISORS, Simd, dispatch};
 
 /// Most activation rows of one panel: with a pair of row tiles, 28 sums leave 4 registers for codes and activations.
 pub const PANEL_ROWS_MAX: usize = 14;
@@ -38,7 +38,7 @@ pub(super) struct Sums(pub(super) [[i32; TILE_ROWS]; PAIR]);
 /// How many panels `n` rows make.
 #[must_use]
 pub const fn panel_count(n: usize) -> usize {
-    n.div_ceil(PANEL_ROWS_MAX)
+    n.div_ceil(if n <= DIRECT_ROWS_MAX { DIRECT_PANEL_ROWS_MAX } else { PANEL_ROWS_MAX })
 }
 
 /// The rows of panel `index` of `n` rows; panels are near-equal.
@@ -65,16 +65,16 @@ pub struct Panels<'a> {
     pub sum: &'a [i32],
 }
 
-/// Puts quantised rows, one after another in `rows`, in the order of a panel.
+/// Puts `count` quantised rows, which start `stride` apart in `rows`, in the order of a panel.
 ///
 /// # Panics
-/// Where the lengths differ, or are no multiple of `count` runs of 4 columns.
-pub fn interleave(rows: &[i8], count: usize, panel: &mut [i8]) {
-    assert_eq!(rows.len(), panel.len(), "as many values in each order");
-    assert!(rows.len().is_multiple_of(4 * count), "rows of whole runs");
-    let width = rows.len() / count / 4;
+/// Where `panel` is not `count` rows of whole runs of 4 columns, or longer ones than `rows` holds.
+pub fn interleave(rows: &[i8], stride: usize, count: usize, panel: &mut [i8]) {
+    assert!(panel.len().is_multiple_of(4 * count), "rows of whole runs");
+    let width = panel.len() / count;
     let panel = panel.as_chunks_mut::<4>().0;
-    for (t, row) in rows.as_chunks::<4>().0.chunks_exact(width).enumerate() {
+    for t in 0..count {
+        let row = rows[t * stride..][..width].as_chunks::<4>().0;
         for (run, to) in row.iter().zip(panel[t..].iter_mut().step_by(count)) {
             *to = *run;
         }
@@ -136,7 +136,8 @@ impl PanelScratch {
 }
 
 /// Computes `product` for the rows `rows` of its matrices and all rows of `x`; the result of row `r` and activation
-/// row `t` goes to `out` at `t * stride + r - rows.start`. The bits are those of [`linear`](super::linear), the factor,
+/// row `t` goes to `out` at `t * stride + r - rows.start`. Weights from row `next` on, where this thread is likely to go on,
+/// are asked for at the end; any number that is no row asks for nothing. The bits are those of [`linear`](super::linear), the factor,
 /// and the function of [`activation`](crate::activation), one after the other.
 ///
 /// # Panics
@@ -146,11 +147,12 @@ pub fn linear_panels(
     isa: Isa,
     product: Product<'_>,
     rows: Range<usize>,
+    next: usize,
     x: Panels<'_>,
     out: Columns<'_>,
     scratch: &mut PanelScratch,
 ) {
-    let job = PanelJob::new(product, rows, x, out);
+    let job = PanelJob::new(product, (rows, next), x, out);
     if job.rows == 0 || job.n() == 0 {
         return;
     }
@@ -165,6 +167,8 @@ pub fn linear_panels(
 pub(super) struct PanelJob<'a> {
     product: Product<'a>,
     tiles: [&'a [Tile]; PAIR],
+    /// The pair that this thread is likely to go on with; empty if none.
+    following: [&'a [Tile]; PAIR],
     tiles_per_row: usize,
     rows: usize,
     x: Panels<'a>,
@@ -172,7 +176,7 @@ pub(super) struct PanelJob<'a> {
 }
 
 impl<'a> PanelJob<'a> {
-    fn new(product: Product<'a>, rows: Range<usize>, x: Panels<'a>, out: Columns<'a>) -> Self {
+    fn new(product: Product<'a>, (rows, next): (Range<usize>, usize), x: Panels<'a>, out: Columns<'a>) -> Self {
         let (first, second) = match product {
             Product::Plain(w) | Product::Added(w) => (w.matrix, w.matrix),
             Product::Gated { gate, up, .. } => (gate.matrix, up.matrix),
@@ -187,7 +191,12 @@ impl<'a> PanelJob<'a> {
         assert!(n == 0 || out.cells.len() >= (n - 1) * out.stride + width, "the output holds all rows");
         let range = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
         let tiles = [first.row_tiles(range.clone()), second.row_tiles(range)];
-        Self { product, tiles, tiles_per_row: first.tiles_per_row(), rows: width, x, out }
+        let (next, step) = (next / TILE_ROWS, usize::from(!matches!(product, Product::Gated { .. })));
+        let row_tile = |w: TernaryMatrix<'a>, tile: usize| -> &'a [Tile] {
+            if tile < w.rows().div_ceil(TILE_ROWS) { w.row_tiles(tile..tile + 1) } else { &[] }
+        };
+        let following = [row_tile(first, next), row_tile(second, next.saturating_add(step))];
+        Self { product, tiles, following, tiles_per_row: first.tiles_per_row(), rows: width, x, out }
     }
 
     /// Rows of activations.
@@ -213,6 +222,12 @@ impl<'a> PanelJob<'a> {
     pub(super) fn row_tile(&self, index: usize, side: usize) -> Option<&'a [Tile]> {
         let tile = if self.gated() { index } else { index * PAIR + side };
         self.tiles[side].get(tile * self.tiles_per_row..(tile + 1) * self.tiles_per_row)
+    }
+
+    /// The same, or of the pair behind the last one what this thread is likely to go on with; what is worth reading ahead.
+    pub(super) fn upcoming(&self, index: usize, side: usize) -> Option<&'a [Tile]> {
+        let behind = || Some(self.following[side]).filter(|tiles| !tiles.is_empty());
+        if index < self.pairs() { self.row_tile(index, side) } else { behind() }
     }
 
     /// The activations of panel rows `rows`, 4 columns after another.
@@ -296,8 +311,13 @@ impl<'a> PanelJob<'a> {
         for l in 0..LANES {
             exact[l] = sums[l].wrapping_sub(self.x.sum[t]) as f32;
         }
-        let scaled = s.mul(s.div(s.load(&exact), s.splat(self.x.scale[t])), s.splat(w.matrix.scale()));
-        s.mul(scaled, s.splat(w.factor))
+        let (exact, scale) = (s.load(&exact), self.x.scale[t]);
+        let quotient = if QUOTIENT_DIVISORS.contains(&scale) {
+            s.quotient(exact, s.splat(scale), s.splat(1.0 / scale))
+        } else {
+            s.div(exact, s.splat(scale))
+        };
+        s.mul(s.mul(quotient, s.splat(w.matrix.scale())), s.splat(w.factor))
     }
 
     /// Replaces the values of activation row `t` from output row `row` on.
@@ -362,5 +382,10 @@ fn plain_sums(tiles: &[Tile], x: &[[i8; 4]], step: usize) -> [i32; TILE_ROWS] {
     sums
 }
 
-/// Below, a matrix is unpacked for each group of rows at less cost than its codes are written and read again.
-const PANELS_FROM_ROWS: usize = 13;
+/// From so many rows on. One row has kernels of its own, which read weights as they come.
+const PANELS_FROM_ROWS: usize = 2;
+/// Up to so many rows, every panel unpacks the weights for itself, in registers: that hides behind the products, codes
+/// that are written and read again do not.
+pub(super) const DIRECT_ROWS_MAX: usize = 24;
+/// Most rows of such a panel: with a pair of row tiles, 24 sums leave 8 registers for tiles, codes and activations.
+pub(super) const DIRECT_PANEL_ROWS_MAX: usize = 12;
