@@ -1,6 +1,7 @@
 //! `bitnetd-bench kernels`: every kernel at the shapes of real models, beside what the machine can do.
 
 mod attention;
+mod left_out;
 mod linear;
 mod rest;
 mod timing;
@@ -23,8 +24,8 @@ pub(crate) struct Args {
     /// Shapes of 2b4t, large and default (the model inside the binary)
     #[arg(short, long, value_delimiter = ',', default_value = "2b4t,large,default")]
     shapes: Vec<String>,
-    /// Which kernels: ternary, dense, attention, rows or barrier
-    #[arg(short, long, value_delimiter = ',', default_value = "ternary,dense,attention,rows,barrier")]
+    /// Which kernels: ternary, skips, dense, screen, attention, rows or barrier
+    #[arg(short, long, value_delimiter = ',', default_value = "ternary,skips,dense,screen,attention,rows,barrier")]
     families: Vec<String>,
     /// Rows of activations that linear layers are measured with
     #[arg(short = 'b', long, value_delimiter = ',', default_value = "1,2,4,8,32,512")]
@@ -107,6 +108,8 @@ fn run_all(args: &Args, shapes: &[Shape], bench: &mut Bench) -> Result<(), Failu
         for shape in shapes {
             match family.as_str() {
                 "ternary" => linear::ternary(bench, shape, &args.rows)?,
+                "skips" => left_out::skips(bench, shape)?,
+                "screen" => left_out::screen(bench, shape, &args.rows)?,
                 "dense" => linear::dense(bench, shape, &args.rows)?,
                 "attention" => attention::all(bench, shape)?,
                 "rows" => rest::rows(bench, shape)?,
@@ -189,6 +192,6 @@ fn to_json(isa: Isa, done: &[Bench]) -> Value {
     })
 }
 
-const FAMILIES: [&str; 5] = ["ternary", "dense", "attention", "rows", "barrier"];
+const FAMILIES: [&str; 7] = ["ternary", "skips", "dense", "screen", "attention", "rows", "barrier"];
 /// Only the shape of the model is wanted.
 const CONTEXT_MIN: usize = 32;

@@ -1,19 +1,26 @@
 //! Linear layers: ternary ones at the shapes of a block, dense ones at the shape of the head.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use kernels::Isa;
 use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
-use kernels::ternary::{self, Activations, TernaryMatrix};
+use kernels::ternary::{self, Activations, Columns, Factored, PanelScratch, Panels, Product, TernaryMatrix};
 use tuning::memory::Arena;
 
 use super::timing::{Bench, Case, Work};
 use super::{Failure, Shape};
 
 thread_local! {
-    /// Outputs and scratch of a worker.
-    static WORKER: RefCell<(Vec<f32>, DenseScratch)> = RefCell::default();
+    static WORKER: RefCell<Worker> = RefCell::default();
+}
+
+/// Outputs and scratch of a worker; panels for so many columns and rows.
+#[derive(Default)]
+struct Worker {
+    out: Vec<f32>,
+    dense: DenseScratch,
+    panels: Option<((usize, usize), PanelScratch)>,
 }
 
 /// Queries, key or value, gate or up, and down, with each number of activation rows.
@@ -50,14 +57,26 @@ pub(super) fn ternary(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Resul
                     ternary::linear(isa, matrix(0), part.clone(), input.view(), &mut out);
                     out
                 };
-                bench.check(&case.name, &linear(bench.isa), &linear(Isa::Portable))?;
+                let want = linear(Isa::Portable);
+                bench.check(&case.name, &linear(bench.isa), &want)?;
+                let mut out = vec![0.0; n * part.len()];
+                in_panels(bench.isa, matrix(0), (part.clone(), 0), &input, &mut out, &mut PanelScratch::new(width, n));
+                bench.check(&case.name, &out, &want)?;
             }
-            let (isa, unit) = (bench.isa, unit_rows(height, bench.workers()));
+            // As a forward pass does it.
+            let (isa, unit, panels) =
+                (bench.isa, unit_rows(height, bench.workers()), ternary::prefers_panels(bench.isa, n));
             bench.time(case, &|member, call| {
                 while let Some(claimed) = member.claim(0, height.div_ceil(unit)) {
                     let part = claimed * unit..height.min((claimed + 1) * unit);
-                    with_output(n * part.len(), |out, _| {
-                        ternary::linear(isa, matrix(call), part.clone(), input.view(), out);
+                    with_worker(n * part.len(), |out, worker| {
+                        if panels {
+                            let scratch = worker.panels_for(width, n);
+                            let next = part.start + unit * member.team_size();
+                            in_panels(isa, matrix(call), (part.clone(), next), &input, out, scratch);
+                        } else {
+                            ternary::linear(isa, matrix(call), part.clone(), input.view(), out);
+                        }
                     });
                 }
             });
@@ -102,8 +121,8 @@ pub(super) fn dense(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result<
             bench.time(case, &|member, call| {
                 while let Some(claimed) = member.claim(0, height.div_ceil(unit)) {
                     let part = claimed * unit..height.min((claimed + 1) * unit);
-                    with_output(n * part.len(), |out, scratch| {
-                        dense::linear(isa, matrix(call), part.clone(), &x, out, scratch);
+                    with_worker(n * part.len(), |out, worker| {
+                        dense::linear(isa, matrix(call), part.clone(), &x, out, &mut worker.dense);
                     });
                 }
             });
@@ -112,9 +131,25 @@ pub(super) fn dense(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result<
     Ok(())
 }
 
-/// Quantised activations.
+/// The rows `range` in panels; the worker goes on with row `next`.
+fn in_panels(
+    isa: Isa,
+    matrix: TernaryMatrix<'_>,
+    (range, next): (Range<usize>, usize),
+    input: &Quantized,
+    out: &mut [f32],
+    scratch: &mut PanelScratch,
+) {
+    let (product, stride) = (Product::Plain(Factored { matrix, factor: 1.0 }), range.len());
+    let x = Panels { q: &input.panels, scale: &input.scale, sum: &input.sum };
+    let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride };
+    ternary::linear_panels(isa, product, range, next, x, out, scratch);
+}
+
+/// Quantised activations, in rows and in panels.
 struct Quantized {
     q: Vec<i8>,
+    panels: Vec<i8>,
     stride: usize,
     scale: Vec<f32>,
     sum: Vec<i32>,
@@ -123,12 +158,19 @@ struct Quantized {
 impl Quantized {
     fn new(n: usize, width: usize) -> Self {
         let stride = ternary::activation_stride(width);
-        let mut made = Self { q: vec![0; n * stride], stride, scale: Vec::new(), sum: Vec::new() };
+        let padded = ternary::padded_cols(width);
+        let (q, panels) = (vec![0; n * stride], vec![0; n * padded]);
+        let mut made = Self { q, panels, stride, scale: Vec::new(), sum: Vec::new() };
         for (t, q) in made.q.chunks_exact_mut(stride).enumerate() {
             let x: Vec<f32> = (0..width).map(|k| f32::from(noise(k + t * 7)) - 127.5).collect();
             let found = ternary::quantize(Isa::Portable, &x, &mut q[..ternary::padded_cols(width)]);
             made.scale.push(found.scale);
             made.sum.push(found.sum);
+        }
+        for index in 0..ternary::panel_count(n) {
+            let rows = ternary::panel_rows(n, index);
+            let panel = &mut made.panels[rows.start * padded..rows.end * padded];
+            ternary::interleave(&made.q[rows.start * stride..], stride, rows.len(), panel);
         }
         made
     }
@@ -138,12 +180,24 @@ impl Quantized {
     }
 }
 
-fn with_output(len: usize, run: impl FnOnce(&mut [f32], &mut DenseScratch)) {
-    WORKER.with_borrow_mut(|(out, scratch)| {
+impl Worker {
+    fn panels_for(&mut self, cols: usize, n: usize) -> &mut PanelScratch {
+        let fits = self.panels.as_ref().is_some_and(|(sizes, _)| *sizes == (cols, n));
+        if !fits {
+            self.panels = Some(((cols, n), PanelScratch::new(cols, n)));
+        }
+        &mut self.panels.as_mut().expect("just made").1
+    }
+}
+
+fn with_worker(len: usize, run: impl FnOnce(&mut [f32], &mut Worker)) {
+    WORKER.with_borrow_mut(|worker| {
+        let mut out = std::mem::take(&mut worker.out);
         if out.len() < len {
             out.resize(len, 0.0);
         }
-        run(&mut out[..len], scratch);
+        run(&mut out[..len], worker);
+        worker.out = out;
     });
 }
 
@@ -154,12 +208,12 @@ fn ends(height: usize) -> [Range<usize>; 2] {
 }
 
 /// As the forward pass cuts its matrices.
-fn unit_rows(height: usize, workers: usize) -> usize {
+pub(super) fn unit_rows(height: usize, workers: usize) -> usize {
     height.div_ceil(workers * UNITS_PER_WORKER).next_multiple_of(2 * ternary::TILE_ROWS).min(UNIT_ROWS_MAX)
 }
 
 /// Any finite weights.
-fn fill(kind: DenseKind, bytes: &mut [u8]) {
+pub(super) fn fill(kind: DenseKind, bytes: &mut [u8]) {
     for (i, block) in bytes.chunks_exact_mut(kind.block_bytes()).enumerate() {
         for (j, byte) in block.iter_mut().enumerate() {
             *byte = noise(i * 211 + j);
