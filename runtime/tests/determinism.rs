@@ -38,6 +38,21 @@ fn chunks_workers_and_isas_change_no_logit_of_the_default_model() {
 }
 
 #[test]
+fn rows_and_columns_that_are_left_out_change_no_logit() {
+    let path = std::env::temp_dir().join(format!("bitnetd-wide-{}.gguf", std::process::id()));
+    synth::write(&path, Preset::Wide, TensorType::I2S, TensorType::F16, 8, |_, _| {}).unwrap();
+    let model = load(Some(&path));
+    std::fs::remove_file(&path).unwrap();
+    let layers = 0..model.weights.layers.len();
+    let skips = |index| model.weights.up_rows(index).is_some() && model.weights.down_columns(index).is_some();
+    assert_eq!(layers.into_iter().all(skips), kernels::ternary::skips(Isa::detect()), "the forms that steps skip with");
+    chunks_workers_and_isas_change_no_logit(&model, 40, 3);
+    for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Portable) {
+        other_sequences_change_no_logit(&model, isa, 12);
+    }
+}
+
+#[test]
 fn other_sequences_change_no_logit_of_tiny_models() {
     for name in TINY {
         let model = tiny(name);

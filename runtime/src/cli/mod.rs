@@ -105,7 +105,7 @@ struct ConvertArgs {
 #[derive(clap::Args)]
 struct SynthArgs {
     out: PathBuf,
-    /// tiny, large (0.7B), 2b4t, 3b or 8b
+    /// tiny, wide (two wide layers), large (0.7B), 2b4t, 3b or 8b
     #[arg(long)]
     preset: String,
     /// Tensor type of the ternary weights: i2_s, tl1 or tl2

@@ -8,6 +8,8 @@ use gguf::writer::Writer;
 pub enum Preset {
     /// A few layers, for tests.
     Tiny,
+    /// Two layers so wide that a step of one row leaves rows of them out, for tests.
+    Wide,
     /// bitnet_b1_58-large.
     Large,
     /// BitNet b1.58 2B4T.
@@ -25,8 +27,9 @@ pub enum Preset {
 }
 
 impl Preset {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Tiny,
+        Self::Wide,
         Self::Large,
         Self::B2_4T,
         Self::B3,
@@ -41,6 +44,7 @@ impl Preset {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
+            Self::Wide => "wide",
             Self::Large => "large",
             Self::B2_4T => "2b4t",
             Self::B3 => "3b",
@@ -129,6 +133,9 @@ impl Preset {
             // Heads together are wider than the hidden state.
             Self::TinyQwen3 => tiny(qwen3, 4, 96),
             Self::TinyGemma3 => tiny(gemma3, 2, 256),
+            Self::Wide => {
+                Shape { hidden: 1536, ffn: 2048, layers: 2, heads: 12, kv_heads: 4, vocab: 1024, context: 512, ..b2_4t }
+            }
             Self::Large => large,
             Self::B2_4T => b2_4t,
             Self::B3 => Shape { hidden: 3200, ffn: 8640, layers: 26, heads: 32, kv_heads: 32, head_dim: 100, ..large },
