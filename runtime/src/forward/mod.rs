@@ -223,7 +223,7 @@ impl Forward {
             each,
         };
         team.run(&self.counters, &|member| pass.run(member));
-        self.counts = self.plan.count(&mut self.head, self.vocab);
+        self.counts = self.plan.count(&mut self.head, weights.params.vocab);
     }
 
     /// How the rows of the last step got their logits.
