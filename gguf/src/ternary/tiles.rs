@@ -155,42 +155,45 @@ impl Tiled {
         data
     }
 
-    /// Where the 16 bytes of 16 rows and 4 columns of TL1 lie, for each 4 columns in order.
-    fn tl1_places(&self, row: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    /// Tells `each` 4 columns in order where the 16 bytes of their 16 rows of TL1 lie.
+    fn tl1_places(&self, row: usize, mut each: impl FnMut(usize, usize)) {
         let Self { cols, tile, .. } = *self;
         let step_cols = 256 / tile.group_rows;
         let (tile_row, group, sixteen) =
             (row / tile.rows, row % tile.rows / tile.group_rows, row % tile.group_rows / SIXTEEN);
         let groups = tile.rows / tile.group_rows;
-        let (sixteens, steps) = (tile.group_rows / SIXTEEN, tile.cols / step_cols);
-        (0..cols).step_by(4).map(move |col| {
-            let (tile_col, step, four) = (col / tile.cols, col % tile.cols / step_cols, col % step_cols / 4);
-            let at = (tile_row * (cols / tile.cols) + tile_col) * groups + group;
-            let at = ((at * steps + step) * sixteens + sixteen) * (step_cols / 4) + four;
-            (col, at * SIXTEEN)
-        })
-    }
-
-    fn tl1_codes(&self, data: &[u8], band: usize, out: &mut [u8]) {
-        for (half, out) in out.chunks_exact_mut(SIXTEEN * self.cols).enumerate() {
-            for (col, at) in self.tl1_places(band * BAND_ROWS + half * SIXTEEN) {
-                for (row, byte) in data[at..at + SIXTEEN].iter().enumerate() {
-                    let to = row * self.cols + col;
-                    out[to..to + 2].copy_from_slice(&PAIRS[usize::from(byte >> 4)]);
-                    out[to + 2..to + 4].copy_from_slice(&PAIRS[usize::from(byte & 15)]);
+        let (sixteens, steps, fours) = (tile.group_rows / SIXTEEN, tile.cols / step_cols, step_cols / 4);
+        for tile_col in 0..cols / tile.cols {
+            let first = ((tile_row * (cols / tile.cols) + tile_col) * groups + group) * steps;
+            for step in 0..steps {
+                let at = ((first + step) * sixteens + sixteen) * fours;
+                let col = tile_col * tile.cols + step * step_cols;
+                for four in 0..fours {
+                    each(col + 4 * four, (at + four) * SIXTEEN);
                 }
             }
         }
     }
 
+    fn tl1_codes(&self, data: &[u8], band: usize, out: &mut [u8]) {
+        for (half, out) in out.chunks_exact_mut(SIXTEEN * self.cols).enumerate() {
+            self.tl1_places(band * BAND_ROWS + half * SIXTEEN, |col, at| {
+                let bytes: &[u8; SIXTEEN] = data[at..].first_chunk().expect("places lie in the tensor");
+                for (byte, row) in bytes.iter().zip(out.chunks_exact_mut(self.cols)) {
+                    row[col..col + 4].copy_from_slice(&TWO_PAIRS[usize::from(*byte)]);
+                }
+            });
+        }
+    }
+
     fn tl1_pack(&self, codes: &[u8], band: usize, data: &mut [u8]) {
         for (half, codes) in codes.chunks_exact(SIXTEEN * self.cols).enumerate() {
-            for (col, at) in self.tl1_places(band * BAND_ROWS + half * SIXTEEN) {
+            self.tl1_places(band * BAND_ROWS + half * SIXTEEN, |col, at| {
                 for (row, byte) in data[at..at + SIXTEEN].iter_mut().enumerate() {
                     let four = &codes[row * self.cols + col..][..4];
                     *byte = pair(&four[..2]) << 4 | pair(&four[2..]);
                 }
-            }
+            });
         }
     }
 
@@ -220,19 +223,23 @@ impl Tiled {
 
     fn tl2_codes(&self, data: &[u8], band: usize, out: &mut [u8]) {
         for Place { col, at, signs } in self.tl2_places(band) {
-            for (&byte, &row) in data[at..at + BAND_ROWS].iter().zip(&BYTE_ROW) {
-                let to = &mut out[row * self.cols + col..];
-                let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
-                match signs {
-                    None => {
-                        to[..2].copy_from_slice(&PAIRS[high]);
-                        to[2..4].copy_from_slice(&PAIRS[low]);
+            let bytes: &[u8; BAND_ROWS] = data[at..].first_chunk().expect("places lie in the tensor");
+            match signs {
+                None => {
+                    for (&byte, &row) in bytes.iter().zip(&BYTE_ROW) {
+                        let to = row * self.cols + col;
+                        out[to..to + 4].copy_from_slice(&TWO_PAIRS[usize::from(byte)]);
                     }
-                    Some((signs, first)) => {
-                        let word = u16::from_le_bytes([data[signs + row % 16 * 2], data[signs + row % 16 * 2 + 1]]);
-                        let negative = |u: usize| usize::from(word >> (15 - (2 * u + row / 16)) & 1);
-                        to[..3].copy_from_slice(&TRIPLES[negative(first)][high]);
-                        to[3..6].copy_from_slice(&TRIPLES[negative(first + 1)][low]);
+                }
+                Some((signs, first)) => {
+                    let signs: &[u8; BAND_ROWS] = data[signs..].first_chunk().expect("signs lie in the tensor");
+                    for (&byte, &row) in bytes.iter().zip(&BYTE_ROW) {
+                        let word = usize::from(u16::from_le_bytes([signs[row % 16 * 2], signs[row % 16 * 2 + 1]]));
+                        // The sign of the second triple is two bits below that of the first.
+                        let pair = word >> (13 - 2 * first - row / 16);
+                        let index = (pair & 1) << 9 | (pair >> 2 & 1) << 8 | usize::from(byte);
+                        let to = row * self.cols + col;
+                        out[to..to + 6].copy_from_slice(&TWO_TRIPLES[index]);
                     }
                 }
             }
@@ -297,8 +304,32 @@ const fn triples() -> [[[u8; 3]; 16]; 2] {
     table
 }
 
-const PAIRS: [[u8; 2]; 16] = pairs();
-const TRIPLES: [[[u8; 3]; 16]; 2] = triples();
+/// The four codes of each byte of two pairs.
+const fn two_pairs() -> [[u8; 4]; 256] {
+    let (pairs, mut table) = (pairs(), [[0; 4]; 256]);
+    let mut byte = 0;
+    while byte < 256 {
+        let (high, low) = (pairs[byte >> 4], pairs[byte & 15]);
+        table[byte] = [high[0], high[1], low[0], low[1]];
+        byte += 1;
+    }
+    table
+}
+
+/// The six codes of each byte of two triples, by the byte, the sign of the first in bit 8, that of the second in bit 9.
+const fn two_triples() -> [[u8; 6]; 1024] {
+    let (triples, mut table) = (triples(), [[0; 6]; 1024]);
+    let mut index = 0;
+    while index < 1024 {
+        let (high, low) = (triples[index >> 8 & 1][index >> 4 & 15], triples[index >> 9][index & 15]);
+        table[index] = [high[0], high[1], high[2], low[0], low[1], low[2]];
+        index += 1;
+    }
+    table
+}
+
+static TWO_PAIRS: [[u8; 4]; 256] = two_pairs();
+static TWO_TRIPLES: [[u8; 6]; 1024] = two_triples();
 const SIXTEEN: usize = 16;
 /// Row within its group of each byte of 32.
 const BYTE_ROW: [usize; BAND_ROWS] = [

@@ -31,14 +31,14 @@ pub fn pack_codes(codes: &[u8], cols: usize, out: &mut [u8]) -> Result<(), Code3
     assert!(cols > 0 && codes.len().is_multiple_of(cols), "codes are whole rows");
     let rows = codes.len() / cols;
     assert_eq!(out.len(), packed_bytes(rows, cols), "packed length");
-    if let Some(at) = codes.iter().position(|&code| code > 2) {
-        return Err(Code3Found { row: at / cols });
+    if let Some(row) = codes.chunks_exact(cols).position(|row| row.iter().fold(0, |most, &code| most.max(code)) > 2) {
+        return Err(Code3Found { row });
     }
     out.fill(FOUR_ZERO_WEIGHTS);
     for (row_tile, tiles) in out.chunks_exact_mut(row_tile_bytes(cols)).enumerate() {
         let first = row_tile * TILE_ROWS;
         for (r, row) in codes[first * cols..].chunks_exact(cols).take(TILE_ROWS).enumerate() {
-            pack_row(row.iter().copied(), r, tiles.as_chunks_mut().0);
+            pack_row(row, r, tiles.as_chunks_mut().0);
         }
     }
     Ok(())
@@ -61,6 +61,7 @@ pub fn pack_i2s(data: &[u8], rows: Range<usize>, cols: usize, out: &mut [u8]) ->
     if !cols.is_multiple_of(BLOCK) || !rows.len().is_multiple_of(TILE_ROWS) {
         out.fill(FOUR_ZERO_WEIGHTS);
     }
+    let mut codes = vec![0; if cols.is_multiple_of(BLOCK) { 0 } else { cols + 2 * BLOCK }];
     for (i, row) in rows.enumerate() {
         let start = i / TILE_ROWS * row_tile_bytes(cols);
         let tiles = out[start..start + row_tile_bytes(cols)].as_chunks_mut().0;
@@ -68,8 +69,8 @@ pub fn pack_i2s(data: &[u8], rows: Range<usize>, cols: usize, out: &mut [u8]) ->
             let blocks = data[row * cols / 4..(row + 1) * cols / 4].as_chunks().0;
             pack_blocks(blocks, i % TILE_ROWS, tiles).map_err(|()| Code3Found { row })?;
         } else {
-            let codes = (row * cols..(row + 1) * cols).map(|at| i2s_code(data, at));
-            if codes.clone().any(|code| code == 3) {
+            let codes = unpack_row(data, row * cols..(row + 1) * cols, &mut codes);
+            if codes.iter().fold(0, |most, &code| most.max(code)) > 2 {
                 return Err(Code3Found { row });
             }
             pack_row(codes, i % TILE_ROWS, tiles);
@@ -78,18 +79,29 @@ pub fn pack_i2s(data: &[u8], rows: Range<usize>, cols: usize, out: &mut [u8]) ->
     Ok(())
 }
 
-/// Code of flat element `at`.
-fn i2s_code(data: &[u8], at: usize) -> u8 {
-    let (block, j) = (at / BLOCK, at % BLOCK);
-    (data[block * BLOCK_BYTES + j % 32] >> (6 - 2 * (j / 32))) & 3
+/// The codes of flat elements `range`, unpacked with the rest of their blocks into `out`.
+fn unpack_row<'o>(data: &[u8], range: Range<usize>, out: &'o mut [u8]) -> &'o [u8] {
+    let first = range.start / BLOCK;
+    let blocks = &data.as_chunks::<BLOCK_BYTES>().0[first..range.end.div_ceil(BLOCK)];
+    for (block, out) in blocks.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        for (quarter, out) in out.as_chunks_mut::<BLOCK_BYTES>().0.iter_mut().enumerate() {
+            for (code, byte) in out.iter_mut().zip(block) {
+                *code = (byte >> (6 - 2 * quarter)) & 3;
+            }
+        }
+    }
+    &out[range.start - first * BLOCK..range.end - first * BLOCK]
 }
 
-/// Puts the codes of one row into row `r` of `tiles`, which hold code 1 there.
-fn pack_row(codes: impl Iterator<Item = u8>, r: usize, tiles: &mut [Tile]) {
-    for (k, code) in codes.enumerate() {
-        let byte = &mut tiles[k / TILE_COLS][4 * r + k % 4];
-        let shift = 2 * (k % TILE_COLS / 4);
-        *byte = *byte & !(3 << shift) | code << shift;
+/// Puts the codes of one row into row `r` of `tiles`, which hold code 1 there: four columns are a word, and a tile has
+/// four words of a row in one, two bits apart.
+fn pack_row(codes: &[u8], r: usize, tiles: &mut [Tile]) {
+    let (whole, rest) = codes.as_chunks::<TILE_COLS>();
+    let mut last = [1; TILE_COLS];
+    last[..rest.len()].copy_from_slice(rest);
+    for (codes, tile) in whole.iter().chain((!rest.is_empty()).then_some(&last)).zip(tiles) {
+        let word = (0..4).fold(0, |packed, s| packed | word(codes, s) << (2 * s));
+        tile[4 * r..4 * r + 4].copy_from_slice(&word.to_le_bytes());
     }
 }
 
