@@ -1,5 +1,6 @@
 //! Packs the tensors of a GGUF file into a replica: plan first, memory next, then threads that read and pack.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gguf::ternary::{BAND_ROWS, Tiled};
@@ -13,6 +14,7 @@ use tuning::memory::Arena;
 
 use super::head_copy::copy_head;
 use super::skips;
+use super::stream::{self, Pass};
 use super::tensors::Tensors;
 use super::weights::{Layer, Linear, Screen, Storage, Weights};
 use super::{Error, HyperParameters, Source};
@@ -47,7 +49,8 @@ impl HeadScreen {
     }
 }
 
-/// Loads the weights of `source`, whose parsed header is `gguf`. `progress` gets bytes done and bytes in all.
+/// Loads the weights of `source`, whose parsed header is `gguf`, and hashes the file on the way if `hash`. `progress`
+/// gets bytes done and bytes in all.
 ///
 /// # Errors
 /// When a tensor is missing, of another shape than the hyper-parameters say, of a type that isn't supported, or
@@ -56,13 +59,16 @@ pub fn load(
     source: &Source,
     gguf: &Gguf<'_>,
     options: LoadOptions,
+    hash: bool,
     progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Weights, Error> {
+) -> Result<(Weights, Pass), Error> {
     let Planned { mut plan, params, embedding, layers, output_norm, head, rope, context } =
         plan_all(source, gguf, options.context_max)?;
     let screen = plan.screen(head.as_ref().unwrap_or(&embedding), options.head_screen.of(&params));
     let mut arena = Arena::zeroed(plan.bytes.max(1), options.node)?;
-    fill(source, &plan, arena.as_mut_slice(), options, progress)?;
+    let (done, total) = (AtomicU64::new(0), plan.bytes as u64);
+    let progress = |bytes| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    let pass = stream::run(source, split_jobs(&plan, arena.as_mut_slice()), options.threads, hash, &progress)?;
     let skips = None;
     let screen = screen
         .map(|screen| copy_head(arena.as_mut_slice(), head.as_ref().unwrap_or(&embedding), screen, options.threads));
@@ -72,7 +78,7 @@ pub fn load(
         weights.pack_skips(options.threads, options.node)?;
     }
     weights.lock();
-    Ok(weights)
+    Ok((weights, pass))
 }
 
 /// What a replica is and takes.
@@ -195,7 +201,7 @@ struct Plan {
 }
 
 /// One tensor: its place in the file, its form, its place in the arena.
-struct Part {
+pub(super) struct Part {
     name: String,
     kind: TensorType,
     offset: u64,
@@ -283,10 +289,8 @@ impl Part {
         Error::BadTensor { name: self.name.clone(), why: why.into() }
     }
 
-    /// Reads the tensor and packs it into `out`. `buffer` is reused between tensors.
-    fn pack(&self, source: &Source, buffer: &mut Vec<u8>, out: &mut [u8]) -> Result<(), Error> {
-        buffer.resize(self.file_bytes, 0);
-        source.read_at(self.offset, buffer)?;
+    /// Packs the tensor `buffer` into `out`.
+    fn pack(&self, buffer: &[u8], out: &mut [u8]) -> Result<(), Error> {
         let scale = match (&self.tiled, self.kind) {
             (Some(layout), _) => self.pack_tiled(layout, buffer, out)?,
             (None, TensorType::I2S) => {
@@ -344,44 +348,11 @@ impl Part {
 }
 
 /// A part of the arena and what fills it.
-struct Job<'a> {
+pub(super) struct Job<'a> {
     part: &'a Part,
     /// First byte of the part that this job copies, for parts that are copied as they stand.
     from: usize,
     out: &'a mut [u8],
-}
-
-fn fill(
-    source: &Source,
-    plan: &Plan,
-    arena: &mut [u8],
-    options: LoadOptions,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<(), Error> {
-    let threads = options.threads.max(1);
-    let mut shares: Vec<(usize, Vec<Job<'_>>)> = (0..threads).map(|_| (0, Vec::new())).collect();
-    let mut jobs = split_jobs(plan, arena);
-    jobs.sort_by_key(|job| std::cmp::Reverse(job.out.len()));
-    for job in jobs {
-        let least = shares.iter_mut().min_by_key(|(bytes, _)| *bytes).expect("there is a thread");
-        least.0 += job.out.len();
-        least.1.push(job);
-    }
-    let (done, total) = (AtomicU64::new(0), plan.bytes as u64);
-    let work = |jobs: Vec<Job<'_>>| -> Result<(), Error> {
-        let mut buffer = Vec::new();
-        for job in jobs {
-            let bytes = job.out.len() as u64;
-            job.run(source, &mut buffer)?;
-            progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-        }
-        Ok(())
-    };
-    let work = &work;
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = shares.into_iter().map(|(_, jobs)| scope.spawn(move || work(jobs))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().expect("packing does not panic"))
-    })
 }
 
 /// Cuts the arena into the parts of the plan, and those that are copied as they stand into pieces.
@@ -403,11 +374,25 @@ fn split_jobs<'a>(plan: &'a Plan, mut arena: &'a mut [u8]) -> Vec<Job<'a>> {
 }
 
 impl Job<'_> {
-    fn run(self, source: &Source, buffer: &mut Vec<u8>) -> Result<(), Error> {
+    /// What of the file it wants.
+    pub(super) fn range(&self) -> Range<u64> {
+        let len = if self.part.kind.is_ternary() { self.part.file_bytes } else { self.out.len() };
+        let start = self.part.offset + self.from as u64;
+        start..start + len as u64
+    }
+
+    /// What it fills.
+    pub(super) fn packed_bytes(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Packs `bytes`, its range of the file.
+    pub(super) fn run(self, bytes: &[u8]) -> Result<(), Error> {
         if self.part.kind.is_ternary() {
-            return self.part.pack(source, buffer, self.out);
+            return self.part.pack(bytes, self.out);
         }
-        source.read_at(self.part.offset + self.from as u64, self.out)
+        self.out.copy_from_slice(bytes);
+        Ok(())
     }
 }
 

@@ -1,16 +1,20 @@
 //! A model: where its bytes come from, what they say, and the packed weights that a replica computes with.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gguf::Gguf;
+use tuning::NodeId;
 
 use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 
+mod direct;
 mod head_copy;
 mod load;
 mod params;
 mod skips;
 mod source;
+mod stream;
 mod tensors;
 mod tiles;
 mod weights;
@@ -18,6 +22,7 @@ mod weights;
 pub use load::{Footprint, HeadScreen, LoadOptions, check, footprint, load};
 pub use params::{Activation, Family, HyperParameters, Pooling};
 pub use source::{Source, TILES_FILE};
+pub use stream::{Pass, Reading, Route};
 pub(crate) use tensors::{Decoded, Tensors};
 pub use tiles::Tiles;
 pub use weights::{Layer, Linear, LinearView, Weights};
@@ -27,12 +32,14 @@ pub use weights::{Layer, Linear, LinearView, Weights};
 pub struct Model {
     pub name: String,
     pub weights: Weights,
-    pub tokenizer: Tokenizer,
-    pub template: ChatTemplate,
+    pub tokenizer: Arc<Tokenizer>,
+    pub template: Arc<ChatTemplate>,
     pub quantization: &'static str,
     /// A longer text has more tokens than the context holds.
     pub text_bytes_max: usize,
     pub load_time: Duration,
+    /// How the file was read.
+    pub pass: Pass,
 }
 
 impl Model {
@@ -46,6 +53,29 @@ impl Model {
         options: LoadOptions,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Self, Error> {
+        Self::load_as(source, name, options, false, progress)
+    }
+
+    /// As [`Model::load`], with the SHA-256 of the file in [`Model::pass`].
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_hashed(
+        source: &Source,
+        name: String,
+        options: LoadOptions,
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, Error> {
+        Self::load_as(source, name, options, true, progress)
+    }
+
+    fn load_as(
+        source: &Source,
+        name: String,
+        options: LoadOptions,
+        hash: bool,
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, Error> {
         let started = Instant::now();
         let header = source.header()?;
         let gguf = Gguf::parse(&header, source.bytes())?;
@@ -57,7 +87,7 @@ impl Model {
             false => metadata.str("tokenizer.chat_template")?,
         };
         let template = ChatTemplate::for_tokenizer(template, &tokenizer)?;
-        let weights = load(source, &gguf, options, progress)?;
+        let (weights, pass) = load(source, &gguf, options, hash, progress)?;
         if tokenizer.vocab_len() > weights.params.vocab {
             let (tokens, rows) = (tokenizer.vocab_len(), weights.params.vocab);
             return Err(Error::BadShape(format!("the tokenizer has {tokens} tokens, the embedding {rows} rows")));
@@ -67,7 +97,25 @@ impl Model {
         let longest = (0..weights.params.vocab).map(|id| tokenizer.token_text(id as u32).len()).max().unwrap_or(0);
         let text_bytes_max = weights.context.saturating_mul(longest.max(1));
         let load_time = started.elapsed();
-        Ok(Self { name, weights, tokenizer, template, quantization, text_bytes_max, load_time })
+        let (tokenizer, template) = (Arc::new(tokenizer), Arc::new(template));
+        Ok(Self { name, weights, tokenizer, template, quantization, text_bytes_max, load_time, pass })
+    }
+
+    /// The same model with weights on `node`.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn replica(&self, node: NodeId) -> Result<Self, tuning::Error> {
+        Ok(Self {
+            name: self.name.clone(),
+            weights: self.weights.replica(node)?,
+            tokenizer: Arc::clone(&self.tokenizer),
+            template: Arc::clone(&self.template),
+            pass: self.pass.clone(),
+            quantization: self.quantization,
+            text_bytes_max: self.text_bytes_max,
+            load_time: self.load_time,
+        })
     }
 
     /// Tokens of a text that the chat template made.

@@ -28,6 +28,7 @@ pub(super) fn form_bytes(params: &HyperParameters, layers: &[Layer]) -> Option<(
 }
 
 /// Where the forms of a layer lie.
+#[derive(Clone)]
 struct Forms {
     up: Range<usize>,
     down: Range<usize>,
@@ -40,6 +41,10 @@ impl Skips {
 
     pub(super) fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    pub(super) fn replica(&self, node: NodeId) -> Result<Self, tuning::Error> {
+        Ok(Self { arena: self.arena.copied_to(node)?, layers: self.layers.clone() })
     }
 
     pub(super) fn lock(&mut self) {

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use gguf::Gguf;
 use gguf::ternary::{INI_BYTES_MAX, TileTable};
 
-use super::Error;
+use super::{Error, Reading};
 
 /// The bytes of a model file.
 pub enum Source {
     /// Part of the binary.
     Embedded(&'static [u8]),
     /// An open file of that many bytes.
-    File { file: File, bytes: u64, path: PathBuf },
+    File { file: File, bytes: u64, path: PathBuf, reading: Reading },
 }
 
 impl Source {
@@ -38,7 +38,16 @@ impl Source {
         if !metadata.is_file() {
             return Err(fail(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no regular file")));
         }
-        Ok(Self::File { bytes: metadata.len(), file, path: path.to_owned() })
+        Ok(Self::File { bytes: metadata.len(), file, path: path.to_owned(), reading: Reading::Auto })
+    }
+
+    /// The same, to be read in this way; the model that is part of the binary is there already.
+    #[must_use]
+    pub fn read_by(self, wanted: Reading) -> Self {
+        match self {
+            Self::Embedded(bytes) => Self::Embedded(bytes),
+            Self::File { file, bytes, path, .. } => Self::File { file, bytes, path, reading: wanted },
+        }
     }
 
     /// Size of the whole file.

@@ -4,6 +4,7 @@ use kernels::dense::{DenseKind, DenseMatrix};
 use kernels::rope::RopeTable;
 use kernels::screen::ScreenMatrix;
 use kernels::ternary::TernaryMatrix;
+use tuning::NodeId;
 use tuning::memory::{Arena, Backing};
 
 use super::HyperParameters;
@@ -39,6 +40,7 @@ pub enum LinearView<'a> {
 }
 
 /// One transformer block.
+#[derive(Clone)]
 pub struct Layer {
     pub attn_norm: Vec<f32>,
     pub q: Linear,
@@ -155,6 +157,25 @@ impl Weights {
     #[must_use]
     pub fn screen_bytes(&self) -> usize {
         self.screen.map_or(0, |screen| screen.bytes)
+    }
+
+    /// The same weights in memory of `node`, locked as these are.
+    pub(super) fn replica(&self, node: NodeId) -> Result<Self, tuning::Error> {
+        let skips = self.skips.as_ref().map(|skips| skips.replica(node)).transpose()?;
+        let mut replica = Self {
+            params: self.params.clone(),
+            embedding: self.embedding.clone(),
+            layers: self.layers.clone(),
+            output_norm: self.output_norm.clone(),
+            head: self.head.clone(),
+            rope: self.rope.clone(),
+            context: self.context,
+            arena: self.arena.copied_to(node)?,
+            skips,
+            screen: self.screen,
+        };
+        replica.lock();
+        Ok(replica)
     }
 
     /// Keeps the weights in memory, as far as the limit on locked memory allows.

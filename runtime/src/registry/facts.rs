@@ -8,7 +8,7 @@ use net::api::ModelMetadata;
 use sha2::{Digest, Sha256};
 
 use crate::engine::GenerationId;
-use crate::model::{Error, Source};
+use crate::model::Error;
 
 /// SHA-256 of a file's bytes.
 pub(super) type Hash = [u8; 32];
@@ -66,23 +66,6 @@ pub fn hex(hash: &Hash) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// SHA-256 of everything in `source`.
-///
-/// # Errors
-/// When it can't be read.
-pub(super) fn hash_source(source: &Source) -> Result<Hash, Error> {
-    let mut sha256 = Sha256::new();
-    let mut piece = vec![0; HASH_PIECE_BYTES];
-    let mut at = 0;
-    while at < source.bytes() {
-        let count = usize::try_from(source.bytes() - at).map_or(HASH_PIECE_BYTES, |left| left.min(HASH_PIECE_BYTES));
-        source.read_at(at, &mut piece[..count])?;
-        sha256.update(&piece[..count]);
-        at += count as u64;
-    }
-    Ok(sha256.finalize().into())
-}
-
 /// Hash of what decides how a text is cut into tokens.
 ///
 /// # Errors
@@ -105,5 +88,3 @@ pub(super) fn hash_tokenizer(gguf: &Gguf<'_>) -> Result<Hash, Error> {
     }
     Ok(sha256.finalize().into())
 }
-
-const HASH_PIECE_BYTES: usize = 1 << 20;

@@ -11,7 +11,7 @@ use net::error::{ApiError, Code};
 use tuning::{NodeId, Placement};
 
 use super::budget::{Budget, Wants};
-use super::facts::{Facts, FileIdentity, Hash, hash_source, hash_tokenizer, hex};
+use super::facts::{Facts, FileIdentity, Hash, hash_tokenizer, hex};
 use crate::config::Config;
 use crate::engine::GenerationId;
 use crate::model::{self, LoadOptions, Model, Source};
@@ -100,30 +100,22 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
     let gguf = Gguf::parse(&header, source.bytes()).map_err(model::Error::from)?;
     let nodes = nodes(plan.placement);
     let budget = budget(source, &gguf, &plan)?;
-    let options = |node| LoadOptions {
+    let options = LoadOptions {
         threads: plan.threads,
-        node: Some(node),
+        node: nodes.first().copied(),
         context_max: plan.config.context_max,
         head_screen: plan.config.head_screen,
     };
-    let (sha256, replicas) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| hash_source(source));
-        let load = |node: &NodeId| {
-            let model = Model::load(source, plan.name.clone(), options(*node), progress)?;
-            Ok((*node, Arc::new(model)))
-        };
-        let replicas = nodes.iter().map(load).collect::<Result<Vec<_>, model::Error>>();
-        (hash.join().expect("hashing does not panic"), replicas)
-    });
-    let (sha256, replicas) = (sha256?, replicas?);
+    let model = Arc::new(Model::load_hashed(source, plan.name.clone(), options, progress)?);
+    let sha256 = model.pass.sha256.expect("hashing was asked for");
     if let Some(wanted) = plan.expected.filter(|wanted| *wanted != sha256) {
         return Err(LoadError::WrongHash { got: hex(&sha256), wanted: hex(&wanted) });
     }
     if identity(source)? != before {
         return Err(LoadError::Changed);
     }
-    let model = &replicas[0].1;
-    let self_test = self_test(model, plan.config.isa, plan.threads)?;
+    let self_test = self_test(&model, plan.config.isa, plan.threads)?;
+    let replicas = replicate(&model, &nodes)?;
     let facts = Facts {
         generation: plan.generation,
         name: plan.name,
@@ -150,6 +142,19 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
     let shards = plan.placement.shards.iter();
     let replicas = shards.map(|shard| replica_of(shard.memory_node).expect("every node got its replica")).collect();
     Ok(Loaded { facts, replicas, budget, self_test })
+}
+
+/// The model for each of `nodes`, the first of which has it: the others copy it all at once.
+fn replicate(model: &Arc<Model>, nodes: &[NodeId]) -> Result<Vec<(NodeId, Arc<Model>)>, model::Error> {
+    std::thread::scope(|scope| {
+        let copy = |node: &NodeId| {
+            let node = *node;
+            scope.spawn(move || Ok((node, Arc::new(model.replica(node)?))))
+        };
+        let copies: Vec<_> = nodes.iter().skip(1).map(copy).collect();
+        let first = nodes.iter().take(1).map(|node| Ok((*node, Arc::clone(model))));
+        first.chain(copies.into_iter().map(|copy| copy.join().expect("copying does not panic"))).collect()
+    })
 }
 
 /// What tells that a file is still the same.

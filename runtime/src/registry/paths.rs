@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use net::error::{ApiError, Code};
 
-use crate::model::Source;
+use crate::model::{Reading, Source};
 
 /// Directories that models may be loaded from, links resolved.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +63,8 @@ impl AllowedDirectories {
         if !metadata.is_file() {
             return Err(ApiError::validation(field, "names no regular file"));
         }
-        Ok((Source::File { bytes: metadata.len(), file, path: opened.clone() }, opened))
+        let (bytes, path) = (metadata.len(), opened.clone());
+        Ok((Source::File { bytes, file, path, reading: Reading::Auto }, opened))
     }
 }
 

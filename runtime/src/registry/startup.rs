@@ -194,6 +194,7 @@ impl Loader<'_> {
             &hex(&facts.sha256)[..12],
             facts.load_time.as_secs_f64(),
         );
+        info!("file: {}", model.pass);
         info!("memory: {}", loaded.budget);
         for backing in model.weights.backings() {
             info!("weights: {backing}");

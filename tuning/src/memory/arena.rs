@@ -61,6 +61,16 @@ impl Arena {
         Self::from_base_pages(len_bytes, node, libc::MAP_NORESERVE)
     }
 
+    /// The same bytes in memory of `node`.
+    ///
+    /// # Errors
+    /// As [`Arena::zeroed`].
+    pub fn copied_to(&self, node: NodeId) -> Result<Self, Error> {
+        let mut copy = Self::zeroed(self.len_bytes, Some(node))?;
+        copy.as_mut_slice().copy_from_slice(self.as_slice());
+        Ok(copy)
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.len_bytes
