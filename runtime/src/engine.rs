@@ -3,14 +3,20 @@
 //! The leader owns a small table of lanes, one for each generation that is served or being drained. A step belongs to
 //! one lane; lanes with work take turns, all on the same team.
 
+#[cfg(test)]
+pub(crate) mod faults;
 mod lane;
 mod pool;
 
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rtrb::{Consumer, Producer};
 
+use crate::log::warning;
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
 use crate::schedule::{NewSequence, StreamId};
@@ -51,6 +57,8 @@ pub enum Finish {
     Length,
     /// The model gave no usable scores.
     Failed,
+    /// The leader broke down and began anew.
+    Lost,
 }
 
 /// From the leader to the executor.
@@ -151,7 +159,49 @@ impl Engine {
     }
 
     /// Runs until the executor has said `stopping` and every sequence has ended, or the executor is gone.
+    ///
+    /// A panic ends the sequences that were there, and it begins anew; one that breaks down too often is given up.
     pub fn run(mut self) {
+        let mut falls: VecDeque<Instant> = VecDeque::with_capacity(FALLS_MAX);
+        while catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
+            let now = Instant::now();
+            falls.retain(|fall| now.duration_since(*fall) < FALLS_WITHIN);
+            falls.push_back(now);
+            if falls.len() > FALLS_MAX {
+                warning!("a shard broke down {FALLS_MAX} times within {} s: it is given up", FALLS_WITHIN.as_secs());
+                return;
+            }
+            if let Err(error) = self.begin_anew() {
+                warning!("a shard that broke down gets no workers: {error}");
+                return;
+            }
+            self.metrics.observe_restart(now.elapsed());
+            self.link.doorbell.ring();
+        }
+    }
+
+    /// Forgets every sequence. Their streams are the executor's to end: it knows all of them, whatever state the panic
+    /// has left here.
+    fn begin_anew(&mut self) -> std::io::Result<()> {
+        self.team.renew()?;
+        for lane in &mut self.lanes {
+            lane.clear(&self.team);
+        }
+        while let Ok(command) = self.link.commands.pop() {
+            match command {
+                Command::Open(lane) => self.lanes.push(*lane),
+                Command::Close(generation) => {
+                    if let Some(lane) = self.lane(generation) {
+                        lane.close();
+                    }
+                }
+                Command::Start { .. } | Command::Resume { .. } | Command::Cancel(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self) {
         while !self.link.events.is_abandoned() {
             self.receive();
             self.release();
@@ -250,10 +300,8 @@ fn push(link: &mut Link, event: Event) {
 
 /// Most generations that a shard holds at a time, served and draining; also the room of the ring that takes them back.
 pub const LANES_MAX: usize = 64;
-
-/// Makes a worker panic in the next step of any engine of this process.
-#[cfg(test)]
-pub(crate) static FAIL_NEXT_STEP: AtomicBool = AtomicBool::new(false);
-
+/// A shard that breaks down more often than so within [`FALLS_WITHIN`] is given up, and with it the process.
+const FALLS_MAX: usize = 5;
+const FALLS_WITHIN: Duration = Duration::from_secs(60);
 /// A leader out of work looks this often for more before it sleeps: about 10 us.
 const SPINS_BEFORE_SLEEP: u32 = 1_000;

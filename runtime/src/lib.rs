@@ -31,3 +31,4 @@ pub mod speculate;
 pub mod team;
 pub mod text;
 pub mod tuned;
+pub mod watch;

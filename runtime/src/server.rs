@@ -22,6 +22,7 @@ use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, S
 use crate::shard::{Arrivals, Control, CpuPlace, Door, Served, Shard, ShardLink};
 use crate::signals::Termination;
 use crate::team::Team;
+use crate::watch::Watch;
 
 /// Why a server doesn't come up, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -169,9 +170,13 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     control.set_ready();
     notify(&[sd_notify::NotifyState::Ready]);
     info!("serving {} on http://{}", names.join(", "), plan.address);
+    let mut watches: Vec<Watch> = metrics.iter().map(|metrics| Watch::new(Arc::clone(metrics))).collect();
     loop {
         if termination.wait(SHARDS_LOOKED_AT_EVERY) {
             break;
+        }
+        for (index, watch) in watches.iter_mut().enumerate() {
+            watch.look(Instant::now()).into_iter().for_each(|line| warning!("shard {index} {line}"));
         }
         if let Some(index) = shards.iter().position(Running::is_over) {
             end_streams(&control, &shards);
@@ -452,53 +457,123 @@ const EVENTS_PER_SLOT: usize = 64;
 const MESSAGES_MAX: usize = 2 * ORDERS_MAX;
 
 #[cfg(test)]
+#[expect(unsafe_code, reason = "a signal to one thread of the process")]
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
 
     use super::*;
     use crate::config::Settings;
-    use crate::engine::FAIL_NEXT_STEP;
+    use crate::engine::faults::{self, Fault};
     use crate::registry::State;
 
-    #[test]
-    fn a_leader_that_panics_ends_its_streams_with_an_error_and_then_the_server() {
-        let settings = Settings { port: Some(0), kv_cache_mb: Some(64), ..Settings::default() };
-        let config = settings.validate().unwrap();
-        let plan = Plan::make(&config).unwrap();
-        let address = plan.address;
-        let started = crate::registry::load_all(&config, &plan.placement, &State::default(), &|_, _| {}).unwrap();
-        let models = Models { started, state: None };
-        let server = std::thread::spawn(move || {
-            let termination = Termination::block().unwrap();
-            serve(&config, &plan, models, &termination)
-        });
-
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let mut client = loop {
-            match TcpStream::connect(address) {
-                Ok(client) => break client,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-            pause(Duration::from_millis(10));
-        };
-        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let body = r#"{"prompt":"Once","max_tokens":400,"stream":true,"ignore_eos":true}"#;
-        let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:";
-        write!(client, "{head} {}\r\n\r\n{body}", body.len()).unwrap();
-        let mut answer = Vec::new();
-        let mut buffer = [0; 4096];
-        while !String::from_utf8_lossy(&answer).contains("data: ") {
-            let count = client.read(&mut buffer).unwrap();
-            assert!(count > 0, "{}", String::from_utf8_lossy(&answer));
-            answer.extend_from_slice(&buffer[..count]);
-        }
-        FAIL_NEXT_STEP.store(true, Ordering::SeqCst);
-        client.read_to_end(&mut answer).unwrap();
-        let answer = String::from_utf8_lossy(&answer);
-        assert!(answer.contains("data: {\"error\":"), "{answer}");
-        assert!(!answer.contains("[DONE]"), "{answer}");
-        let outcome = server.join().unwrap();
-        assert!(matches!(outcome, Err(Error::ShardEnded(0))), "{outcome:?}");
+    /// A server on a thread of this process, whose end is asked for by a signal to that thread alone.
+    struct Server {
+        address: SocketAddr,
+        thread: libc::pid_t,
+        join: JoinHandle<Result<(), Error>>,
     }
+
+    impl Server {
+        fn start() -> Self {
+            let cores = Topology::read(std::path::Path::new("/sys")).unwrap().core_count();
+            let (shards, workers) = (Some(cores.min(2)), (cores < 4).then_some(1));
+            let settings = Settings { port: Some(0), kv_cache_mb: Some(64), shards, workers, ..Settings::default() };
+            let config = settings.validate().unwrap();
+            let plan = Plan::make(&config).unwrap();
+            let address = plan.address;
+            let started = crate::registry::load_all(&config, &plan.placement, &State::default(), &|_, _| {}).unwrap();
+            let (told, thread) = std::sync::mpsc::sync_channel(1);
+            let join = std::thread::spawn(move || {
+                let termination = Termination::block().unwrap();
+                // SAFETY: no pointers are involved.
+                told.send(unsafe { libc::gettid() }).unwrap();
+                serve(&config, &plan, Models { started, state: None }, &termination)
+            });
+            Self { address, thread: thread.recv().unwrap(), join }
+        }
+
+        fn connect(&self) -> TcpStream {
+            let deadline = Instant::now() + PATIENCE;
+            let client = loop {
+                match TcpStream::connect(self.address) {
+                    Ok(client) => break client,
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                pause(Duration::from_millis(10));
+            };
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client
+        }
+
+        /// All that is said to `request`.
+        fn answer(&self, request: &str) -> String {
+            let mut client = self.connect();
+            client.write_all(request.as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).unwrap();
+            String::from_utf8_lossy(&answer).into_owned()
+        }
+
+        fn stream(&self) -> String {
+            let body = r#"{"prompt":"Once","max_tokens":60,"stream":true,"ignore_eos":true,"temperature":0}"#;
+            let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+            let length = body.len();
+            self.answer(&format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"))
+        }
+
+        /// Several at a time.
+        fn streams(&self) -> Vec<String> {
+            std::thread::scope(|scope| {
+                let clients: Vec<_> = (0..STREAMS).map(|_| scope.spawn(|| self.stream())).collect();
+                clients.into_iter().map(|client| client.join().unwrap()).collect()
+            })
+        }
+
+        fn end(self) -> Result<(), Error> {
+            // SAFETY: no pointers are involved; the thread has the signal blocked and waits for it.
+            unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), self.thread, libc::SIGTERM) };
+            self.join.join().unwrap()
+        }
+    }
+
+    /// The text of a stream that ended well.
+    fn text(answer: &str) -> Option<String> {
+        let chunks = answer.lines().filter_map(|line| line.strip_prefix("data: "));
+        let parse = |chunk: &str| serde_json::from_str::<serde_json::Value>(chunk).ok();
+        let text = |chunk: serde_json::Value| chunk["choices"][0]["text"].as_str().map(str::to_owned);
+        let whole = answer.contains("data: [DONE]") && !answer.contains("data: {\"error\":");
+        whole.then(|| chunks.filter_map(parse).filter_map(text).collect())
+    }
+
+    #[test]
+    fn a_shard_that_breaks_down_ends_its_own_streams_and_is_back() {
+        let server = Server::start();
+        let alone = text(&server.stream()).expect("nothing is wrong yet");
+        for fault in [Fault::Leader, Fault::Worker] {
+            faults::inject(fault, 0);
+            let deadline = Instant::now() + PATIENCE;
+            let mut answers = Vec::new();
+            while faults::is_pending() {
+                assert!(Instant::now() < deadline, "{fault:?}: shard 0 gets no stream");
+                answers.extend(server.streams());
+            }
+            let (whole, broken): (Vec<&String>, Vec<&String>) =
+                answers.iter().partition(|answer| text(answer).is_some());
+            assert!(broken.iter().any(|answer| answer.contains("data: {\"error\":")), "{fault:?}: {broken:?}");
+            for answer in broken {
+                assert!(answer.contains("broke down") && !answer.contains("[DONE]"), "{answer}");
+            }
+            assert!(whole.iter().all(|answer| text(answer).as_ref() == Some(&alone)), "{fault:?}: others go on");
+            let again = server.streams();
+            assert!(again.iter().all(|answer| text(answer).as_ref() == Some(&alone)), "{fault:?}: it is back");
+        }
+        let metrics = server.answer("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert!(metrics.contains("bitnet_shard_restarts_total 2\n"), "{metrics}");
+        let outcome = server.end();
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const STREAMS: usize = 8;
 }

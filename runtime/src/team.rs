@@ -56,7 +56,10 @@ unsafe impl Send for Shared {}
 pub struct Team {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    setup: Arc<Setup>,
 }
+
+type Setup = dyn Fn(usize) + Send + Sync;
 
 /// One thread's view of a running job.
 #[derive(Clone, Copy)]
@@ -72,6 +75,20 @@ impl Team {
     /// # Errors
     /// The operating system's, when a thread can't be started.
     pub fn start(size: usize, setup: impl Fn(usize) + Send + Sync + 'static) -> std::io::Result<Self> {
+        let setup: Arc<Setup> = Arc::new(setup);
+        Self::start_with(size, &setup)
+    }
+
+    /// New threads in place of these, which a panic has made useless.
+    ///
+    /// # Errors
+    /// As [`Team::start`].
+    pub fn renew(&mut self) -> std::io::Result<()> {
+        *self = Self::start_with(self.size(), &self.setup)?;
+        Ok(())
+    }
+
+    fn start_with(size: usize, setup: &Arc<Setup>) -> std::io::Result<Self> {
         assert!(size >= 1, "a team has at least its leader");
         let shared = Arc::new(Shared {
             size: u32::try_from(size).expect("a team fits one machine"),
@@ -84,10 +101,9 @@ impl Team {
             stopping: AtomicBool::new(false),
             job: UnsafeCell::new(None),
         });
-        let setup = Arc::new(setup);
-        let mut team = Self { shared, threads: Vec::with_capacity(size - 1) };
+        let mut team = Self { shared, threads: Vec::with_capacity(size - 1), setup: Arc::clone(setup) };
         for index in 1..size {
-            let (shared, setup) = (Arc::clone(&team.shared), Arc::clone(&setup));
+            let (shared, setup) = (Arc::clone(&team.shared), Arc::clone(setup));
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 setup(index);
                 member_loop(&shared, index);
@@ -276,5 +292,25 @@ mod tests {
             });
         }));
         assert!(result.is_err());
+    }
+
+    #[test]
+    fn a_renewed_team_works_with_the_same_setup() {
+        let set_up = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&set_up);
+        let mut team = Team::start(3, move |index| {
+            seen.fetch_add(index, Ordering::SeqCst);
+        })
+        .unwrap();
+        let counters = Counters::new(0);
+        let fall = |member: Member<'_>| assert!(member.index != 2, "told to fail");
+        assert!(catch_unwind(AssertUnwindSafe(|| team.run(&counters, &fall))).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| team.run(&counters, &|_| {}))).is_err(), "it is of no use any more");
+        team.renew().unwrap();
+        let ran = AtomicUsize::new(0);
+        team.run(&counters, &|_| {
+            ran.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!((team.size(), ran.into_inner(), set_up.load(Ordering::SeqCst)), (3, 3, 6));
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+#[cfg(test)]
+use super::faults;
 use super::pool::Pool;
 use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
 use crate::forward::{Forward, Segment, Step};
@@ -110,6 +112,20 @@ impl Lane {
         self.kv.release(0);
     }
 
+    /// Begins anew after a panic in one of its steps: without sequences and without known blocks. Its buffers hold nothing
+    /// that a step does not write before it reads it.
+    pub(super) fn clear(&mut self, team: &Team) {
+        let vocab = self.model.weights.params.vocab;
+        self.scheduler.clear();
+        self.kv.tables_mut().clear();
+        self.samplers = PerWorker::new(team.size(), || Sampler::new(vocab));
+        self.sampled = PerWorker::new(self.forward.limits().logits_max, || None);
+        self.step.clear();
+        if let Some(pool) = &mut self.pool {
+            pool.clear_all();
+        }
+    }
+
     pub(super) fn submit(&mut self, sequence: NewSequence) -> Result<(), QueueFull> {
         self.scheduler.submit(sequence)
     }
@@ -177,9 +193,17 @@ impl Lane {
             self.observe(started.elapsed(), metrics);
             return self.embed(link);
         }
+        #[cfg(test)]
+        let begun = step.segments.iter().any(|segment| {
+            scheduler.sequence(segment.slot).is_some_and(|sequence| sequence.generated() >= faults::TOKENS_MIN)
+        });
+        #[cfg(test)]
+        let told_to_fail = std::sync::atomic::AtomicBool::new(begun && faults::strikes(faults::Fault::Worker));
+        #[cfg(test)]
+        assert!(!(begun && faults::strikes(faults::Fault::Leader)), "told to fail");
         forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
             #[cfg(test)]
-            assert!(!super::FAIL_NEXT_STEP.swap(false, Ordering::SeqCst), "told to fail");
+            assert!(!told_to_fail.swap(false, Ordering::Relaxed), "told to fail");
             let (slot, row) = logits_row(step, i);
             let sequence = scheduler.sequence(slot).expect("a row belongs to a sequence");
             // The rows of a decoding sequence are its last token and its draft; of a prompt only the last row is sampled.

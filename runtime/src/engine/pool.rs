@@ -40,6 +40,11 @@ impl Pool {
         self.sums[slot * self.hidden..][..self.hidden].fill(0.0);
     }
 
+    /// Forgets what there is in every slot.
+    pub(super) fn clear_all(&mut self) {
+        self.sums.fill(0.0);
+    }
+
     /// Takes the next state of the sequence in `slot`. States come in the order of their positions, so that sums do not
     /// depend on how a text was cut into steps.
     pub(super) fn add(&mut self, slot: usize, state: &[f32]) {

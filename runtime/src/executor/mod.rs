@@ -5,6 +5,7 @@
 
 mod signal;
 mod socket;
+mod stalls;
 
 use std::cell::Cell;
 use std::io;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub use signal::{Rings, Signal, Turns};
 pub use socket::{Listener, ReadHalf, WriteHalf, halves};
+pub use stalls::{Holder, count_stalls, held_by};
 
 use crate::probe::{Io, RING_ENTRIES};
 
@@ -72,8 +74,9 @@ pub(crate) fn glommio_executor(ring_entries: usize) -> io::Result<glommio::Local
         .map_err(io::Error::from)
 }
 
-/// Runs `task` beside the others of this thread.
+/// Runs `task` beside the others of this thread, and notes turns of it that hold them up.
 pub fn spawn(task: impl Future<Output = ()> + 'static) {
+    let task = stalls::watched(task);
     match backend() {
         Backend::MonoioUring | Backend::MonoioEpoll => drop(monoio::spawn(task)),
         Backend::Glommio => drop(glommio::spawn_local(task).detach()),

@@ -53,6 +53,12 @@ impl BlockTables {
         Self { index: Some(PrefixIndex::new(self.users.len())), ..self }
     }
 
+    /// Forgets everything: no slot holds a block, and none is known.
+    pub fn clear(&mut self) {
+        let fresh = Self::new(self.blocks_per_slot * BLOCK, self.held.len(), self.users.len());
+        *self = if self.index.is_some() { fresh.with_prefixes() } else { fresh };
+    }
+
     /// Takes the blocks for `positions` positions of `slot`, which holds none.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use std::time::Duration;
 pub use gpu::render_gpus;
 pub use render::{Process, render};
 
+use crate::executor::Holder;
 use crate::forward::HeadCounts;
 use crate::schedule::Counts;
 
@@ -105,6 +106,9 @@ pub struct StepMetrics {
     pub decode_s_bits: Cell,
     pub decode_rows_bits: Cell,
     pub prefill_row_s_bits: Cell,
+    /// Times that the leader broke down and began anew, and how long it was gone the last time.
+    pub restarts: Cell,
+    pub restart_us: Cell,
 }
 
 /// What the executor of a shard counts.
@@ -131,6 +135,13 @@ pub struct RequestMetrics {
     pub turns: Cell,
 }
 
+/// How often something held an executor for too long, and the longest time in microseconds.
+#[derive(Debug, Default)]
+pub struct Stalls {
+    pub count: Cell,
+    pub longest_us: Cell,
+}
+
 /// What one shard counts of one generation.
 #[derive(Debug, Default)]
 pub struct GenerationMetrics {
@@ -155,11 +166,14 @@ pub struct GenerationMetrics {
 pub struct ShardMetrics {
     pub step: StepMetrics,
     pub requests: RequestMetrics,
+    /// By [`Holder`].
+    pub stalls: [Stalls; Holder::ALL.len()],
 }
 
 impl Default for ShardMetrics {
     fn default() -> Self {
         Self {
+            stalls: Default::default(),
             step: StepMetrics {
                 duration: Histogram::new(STEP_SECONDS),
                 rows: Histogram::new(ROWS),
@@ -177,6 +191,8 @@ impl Default for ShardMetrics {
                 decode_s_bits: Cell::default(),
                 decode_rows_bits: Cell::default(),
                 prefill_row_s_bits: Cell::default(),
+                restarts: Cell::default(),
+                restart_us: Cell::default(),
             },
             requests: RequestMetrics {
                 started: Cell::default(),
@@ -201,6 +217,12 @@ impl Default for ShardMetrics {
 }
 
 impl ShardMetrics {
+    /// The leader broke down and began anew.
+    pub fn observe_restart(&self, gone: Duration) {
+        self.step.restart_us.set(u64::try_from(gone.as_micros()).unwrap_or(u64::MAX));
+        self.step.restarts.add(1);
+    }
+
     /// One step of `rows` rows, `sequences` of which gave a token.
     #[expect(clippy::cast_precision_loss, reason = "rows are few")]
     pub fn observe_step(&self, elapsed: Duration, rows: usize, sequences: usize) {

@@ -4,6 +4,7 @@ use prometheus::proto::{Bucket, Counter, Gauge, LabelPair, Metric, MetricFamily,
 use prometheus::{Result, TextEncoder};
 
 use super::{Cell, Histogram, ShardMetrics};
+use crate::executor::Holder;
 
 /// What is known of the process as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,7 @@ pub fn render(
     let mut page = Page { shards, families: Vec::new() };
     page.requests();
     page.steps();
+    page.holdups();
     page.process(process);
     page.swaps(swaps);
     TextEncoder::new().encode_to_string(&page.families)
@@ -131,6 +133,42 @@ impl Page<'_> {
         });
         let (used, all) = (self.sum(|s| &s.step.kv_blocks_used), self.sum(|s| &s.step.kv_blocks));
         self.push_gauge("bitnet_kv_cache_usage_ratio", "KV blocks in use.", if all > 0.0 { used / all } else { 0.0 });
+    }
+
+    fn holdups(&mut self) {
+        self.counter("bitnet_shard_restarts_total", "Times that a shard broke down and began anew.", |s| {
+            &s.step.restarts
+        });
+        let label = |holder: &Holder| {
+            let mut pair = LabelPair::default();
+            pair.set_name("holder".to_owned());
+            pair.set_value(holder.name().to_owned());
+            vec![pair]
+        };
+        let shards = self.shards;
+        let of = |holder: Holder| shards.iter().map(move |shard| &shard.stalls[holder as usize]);
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+        let counts = Holder::ALL.iter().map(|holder| {
+            let mut counter = Counter::default();
+            counter.set_value(of(*holder).map(|stalls| stalls.count.get()).sum::<u64>() as f64);
+            let mut metric = Metric::from_label(label(holder));
+            metric.set_counter(counter);
+            metric
+        });
+        let counts = counts.collect();
+        #[expect(clippy::cast_precision_loss, reason = "microseconds far below 2^53")]
+        let longest = Holder::ALL.iter().map(|holder| {
+            let mut gauge = Gauge::default();
+            gauge.set_value(of(*holder).map(|stalls| stalls.longest_us.get()).max().unwrap_or(0) as f64 / 1e6);
+            let mut metric = Metric::from_gauge(gauge);
+            metric.set_label(label(holder));
+            metric
+        });
+        let longest = longest.collect();
+        let help = "Times that something held an executor longer than 1 ms.";
+        self.push("bitnet_shard_stalls_total", help, MetricType::COUNTER, counts);
+        let help = "Longest time that something held an executor, since start.";
+        self.push("bitnet_shard_stall_longest_seconds", help, MetricType::GAUGE, longest);
     }
 
     fn swaps(&mut self, swaps: &[(&'static str, u64)]) {

@@ -59,6 +59,12 @@ impl Scheduler {
         }
     }
 
+    /// Forgets every sequence; what was counted stays.
+    pub fn clear(&mut self) {
+        let counts = std::mem::take(&mut self.counts);
+        *self = Self { counts, ..Self::new(self.slots.len(), self.waiting_max) };
+    }
+
     /// Takes a sequence into the queue. Free slots count as places in it, since those who wait move on at the next
     /// [`Scheduler::admit`] only, and many may come before that.
     ///

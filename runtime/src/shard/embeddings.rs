@@ -9,10 +9,10 @@ use net::error::{ApiError, Code};
 use net::http::{self, Request};
 
 use super::answer::count;
-use super::generation::{check_length, check_vocabulary, priority_of, queue_full};
+use super::generation::{check_length, check_vocabulary, lost, priority_of, queue_full};
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, unix_time};
-use crate::engine::{Command, Event};
+use crate::engine::{Command, Event, Finish};
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
@@ -236,6 +236,11 @@ impl<'a> Embedding<'a> {
                 return Err(queue_full());
             }
             Event::Cached { .. } => {}
+            Event::End { finish: Finish::Lost, .. } => {
+                self.shard.metrics.requests.outcomes.failed.add(1);
+                self.failed = true;
+                return Err(lost());
+            }
             Event::End { .. } | Event::Token { .. } | Event::Returned(_) => {
                 self.shard.metrics.requests.outcomes.failed.add(1);
                 self.served.metrics.failed.add(1);

@@ -15,7 +15,7 @@ use super::models::Picked;
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, probe, unix_time};
 use crate::engine::{Command, Event, Finish};
-use crate::executor;
+use crate::executor::{self, Holder, held_by};
 use crate::gpu;
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
@@ -38,7 +38,8 @@ pub(super) async fn run(
 ) -> Result<bool, ApiError> {
     let arrival = Instant::now();
     api::check_json_content_type(request)?;
-    let generate = GenerateRequest::parse(endpoint, &mut shard.json.borrow_mut(), &mut request.body)?;
+    let parse = || GenerateRequest::parse(endpoint, &mut shard.json.borrow_mut(), &mut request.body);
+    let generate = held_by(Holder::Json, parse)?;
     if shard.control.is_draining() {
         shard.metrics.requests.outcomes.refused_draining.add(1);
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
@@ -124,7 +125,7 @@ fn prompts(model: &Model, prompt: &Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
             .map(|text| {
                 check_length(model, text, "prompt")?;
                 let mut tokens = Vec::new();
-                model.tokenizer.encode(text, true, true, &mut tokens);
+                held_by(Holder::Tokenizer, || model.tokenizer.encode(text, true, true, &mut tokens));
                 Ok(tokens)
             })
             .collect(),
@@ -145,12 +146,10 @@ pub(super) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32
             ..text::Message::new(message.role.as_str(), &message.content)
         })
         .collect();
-    let rendered = model
-        .template
-        .render(&messages, true)
+    let rendered = held_by(Holder::Template, || model.template.render(&messages, true))
         .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
     check_length(model, &rendered, "messages")?;
-    Ok(model.template_tokens(&rendered))
+    Ok(held_by(Holder::Tokenizer, || model.template_tokens(&rendered)))
 }
 
 /// Refuses a text that can't fit the context however it is cut into tokens, before it holds up the shard: cutting 4 MB
@@ -392,10 +391,13 @@ impl<'a> Generation<'a> {
                 }
                 reply.token(self.shard, &self.work, choice, sampled.token, &self.clock, writer);
             }
-            Event::End { finish: Finish::Failed, .. } => {
+            Event::End { finish: finish @ (Finish::Failed | Finish::Lost), .. } => {
                 self.shard.metrics.requests.outcomes.failed.add(1);
-                self.served.metrics.failed.add(1);
                 self.failed = true;
+                if finish == Finish::Lost {
+                    return Err(lost());
+                }
+                self.served.metrics.failed.add(1);
                 return Err(ApiError::new(500, Code::InferenceFailed, "the model gave no usable scores"));
             }
             Event::End { finish, .. } => {
@@ -553,6 +555,14 @@ pub(super) fn queue_full() -> ApiError {
     ApiError::overloaded("the queue is full", RETRY_QUEUE)
 }
 
+/// 500: the leader broke down while it computed the answer.
+pub(super) fn lost() -> ApiError {
+    let message = "the shard that computed the answer broke down; it is back: try again";
+    ApiError::new(500, Code::InferenceFailed, message).with_retry_after(RETRY_LOST)
+}
+
 const RETRY_QUEUE: Duration = Duration::from_secs(1);
+/// A shard that broke down is back in less.
+const RETRY_LOST: Duration = Duration::from_secs(1);
 /// Comments keep a connection alive while a request waits.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);

@@ -27,8 +27,8 @@ use net::api::SwapStatus;
 use rtrb::{Consumer, Producer};
 
 use crate::config::Config;
-use crate::engine::{Command, Event};
-use crate::executor::{self, Listener, Rings, Signal, Turns};
+use crate::engine::{Command, Event, Finish};
+use crate::executor::{self, Holder, Listener, Rings, Signal, Turns, held_by};
 use crate::gpu::{Costs, Inventory, Load, ShardPort};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
@@ -261,6 +261,7 @@ impl Shard {
     /// When the driver fails.
     pub async fn serve(self, mut arrivals: Arrivals, listener: TcpListener) -> io::Result<()> {
         let shard = Rc::new(self);
+        executor::count_stalls(Arc::clone(&shard.metrics));
         let listener = Rc::new(Listener::new(listener)?);
         shard.control.listening.fetch_add(1, Ordering::SeqCst);
         executor::spawn(accept(Rc::clone(&shard), Rc::clone(&listener)));
@@ -269,9 +270,15 @@ impl Shard {
         let rings = Rings::new(&doorbell)?;
         let turns = if shard.may_spin { Turns::new()? } else { None };
         let (mut draining, mut cut) = (false, false);
+        let restarts = || shard.metrics.step.restarts.get();
+        let mut restarts_seen = restarts();
         loop {
-            shard.deliver(&mut arrivals.events);
-            shard.obey(&mut arrivals.orders);
+            held_by(Holder::Delivery, || shard.deliver(&mut arrivals.events));
+            if restarts() != restarts_seen {
+                restarts_seen = restarts();
+                shard.end_lost_streams();
+            }
+            held_by(Holder::Order, || shard.obey(&mut arrivals.orders));
             for socket in arrivals.connections.try_iter() {
                 shard.doors[shard.index].took();
                 shard.metrics.requests.handed_over.add(1);
@@ -295,7 +302,7 @@ impl Shard {
             let control = &shard.control;
             let (events, orders) = (&arrivals.events, &arrivals.orders);
             let mail = || !events.is_empty() || !orders.is_empty() || door.is_knocked_at();
-            let news = || mail() || !shard.gpus.are_quiet();
+            let news = || mail() || !shard.gpus.are_quiet() || restarts() != restarts_seen;
             let busy = || news() || control.is_draining() != draining || control.is_cutting() != cut;
             if let Some(turns) = &turns {
                 let until = Instant::now() + shard.spin_time();
@@ -335,6 +342,22 @@ impl Shard {
         };
         self.gpus.receive(|event| self.deliver_one(event, now), resume);
         self.close_generations();
+    }
+
+    /// Ends the streams of a leader that broke down. It has forgotten all that was sent to it before; what it got meanwhile
+    /// is cancelled.
+    fn end_lost_streams(&self) {
+        let streams = self.streams.borrow();
+        let on_cpu = streams.iter().filter(|(_, (inbox, _))| inbox.device.get().is_none());
+        let lost: Vec<StreamId> = on_cpu.map(|(stream, _)| *stream).collect();
+        drop(streams);
+        let now = Instant::now();
+        for stream in lost {
+            let sent = self.commands.borrow_mut().push(Command::Cancel(stream));
+            assert!(sent.is_ok(), "every stream that was started has room for its cancellation");
+            self.deliver_one(Event::End { stream, finish: Finish::Lost }, now);
+        }
+        self.bell.ring();
     }
 
     fn deliver_one(&self, event: Event, now: Instant) {

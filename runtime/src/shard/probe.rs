@@ -53,6 +53,7 @@ pub(super) async fn run(
             Some((_, Event::End { finish: Finish::Failed, .. }, _)) => {
                 return failed(Some("the scores are no numbers"));
             }
+            Some((_, Event::End { finish: Finish::Lost, .. }, _)) => return failed(Some("its shard broke down")),
             Some((_, Event::End { .. }, _)) => return Outcome::Probed { answer: tokens, failed: None },
             Some((_, Event::Refused(_), _)) => return failed(Some(QUEUE_FULL)),
             Some((_, Event::Admitted(_) | Event::Cached { .. } | Event::Returned(_), _)) => {}

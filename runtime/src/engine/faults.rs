@@ -1,0 +1,35 @@
+//! Faults that tests of this crate bring about; they are no part of any other build.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Where to panic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    /// In the step loop.
+    Leader = 1,
+    /// In the forward pass, on whichever worker is first.
+    Worker = 2,
+}
+
+/// Enough for the answer to have begun.
+pub(super) const TOKENS_MIN: usize = 3;
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Makes `fault` strike this shard's next step with a sequence that has [`TOKENS_MIN`] tokens.
+pub(crate) fn inject(fault: Fault, shard: u16) {
+    NEXT.store(fault as u64 | u64::from(shard) << 8, Ordering::SeqCst);
+}
+
+/// Whether an injected fault has not struck yet.
+pub(crate) fn is_pending() -> bool {
+    NEXT.load(Ordering::SeqCst) != 0
+}
+
+/// Whether `fault` strikes the leader that runs on this thread now; it does so once.
+pub(super) fn strikes(fault: Fault) -> bool {
+    let thread = std::thread::current();
+    let shard = thread.name().and_then(|name| name.strip_prefix("leader-")?.parse::<u16>().ok());
+    let wanted = shard.map(|shard| fault as u64 | u64::from(shard) << 8);
+    wanted.is_some_and(|wanted| NEXT.compare_exchange(wanted, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok())
+}

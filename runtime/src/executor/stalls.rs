@@ -1,0 +1,131 @@
+//! Who held an executor so long that others felt it: every turn of every task is timed, and so is what is known to take
+//! long in some of them.
+
+use std::cell::{Cell, OnceCell};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::metrics::ShardMetrics;
+
+/// What can hold an executor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A task, in what none of the others names: parsing, answers, bookkeeping of a connection.
+    Task,
+    /// Tokens and refusals of a turn on their way to the requests.
+    Delivery,
+    /// An order of the control thread.
+    Order,
+    Json,
+    Template,
+    Tokenizer,
+}
+
+impl Holder {
+    pub const ALL: [Self; 6] = [Self::Task, Self::Delivery, Self::Order, Self::Json, Self::Template, Self::Tokenizer];
+
+    /// As metrics and the log call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::Delivery => "delivery",
+            Self::Order => "order",
+            Self::Json => "json",
+            Self::Template => "template",
+            Self::Tokenizer => "tokenizer",
+        }
+    }
+}
+
+thread_local! {
+    /// Of the shard that this thread executes.
+    static METRICS: OnceCell<Arc<ShardMetrics>> = const { OnceCell::new() };
+    /// Time of the current turn that was reported already.
+    static REPORTED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// Counts what holds this thread, for `metrics`.
+pub fn count_stalls(metrics: Arc<ShardMetrics>) {
+    // A thread executes one shard.
+    let _ = METRICS.with(|cell| cell.set(metrics));
+}
+
+/// Runs `work`, and reports it by name if it takes too long.
+pub fn held_by<T>(holder: Holder, work: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let result = work();
+    let elapsed = started.elapsed();
+    if elapsed > STALL {
+        report(holder, elapsed);
+        REPORTED.set(REPORTED.get() + elapsed);
+    }
+    result
+}
+
+/// `task`, with each of its turns timed.
+pub(super) async fn watched<T>(task: impl Future<Output = T>) -> T {
+    let mut task = pin!(task);
+    poll_fn(|context| {
+        REPORTED.set(Duration::ZERO);
+        let started = Instant::now();
+        let poll = task.as_mut().poll(context);
+        let elapsed = started.elapsed().saturating_sub(REPORTED.get());
+        if elapsed > STALL {
+            report(Holder::Task, elapsed);
+        }
+        poll
+    })
+    .await
+}
+
+fn report(holder: Holder, elapsed: Duration) {
+    METRICS.with(|cell| {
+        let Some(metrics) = cell.get() else { return };
+        let stalls = &metrics.stalls[holder as usize];
+        let us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        stalls.longest_us.set(stalls.longest_us.get().max(us));
+        stalls.count.add(1);
+    });
+}
+
+/// What a shard should never be held for.
+const STALL: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    fn hold(time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+    }
+
+    #[test]
+    fn who_holds_the_thread_is_counted_once() {
+        let metrics = Arc::new(ShardMetrics::default());
+        let counts = |metrics: &ShardMetrics| metrics.stalls.each_ref().map(|stalls| stalls.count.get());
+        // Nobody to count for yet.
+        held_by(Holder::Json, || hold(2 * STALL));
+        count_stalls(Arc::clone(&metrics));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut task = pin!(watched(async {
+            held_by(Holder::Tokenizer, || hold(3 * STALL));
+            7
+        }));
+        assert!(task.as_mut().poll(&mut context).is_ready());
+        let [task_count, .., tokenizer] = counts(&metrics);
+        assert_eq!(tokenizer, 1);
+        assert!(metrics.stalls[Holder::Tokenizer as usize].longest_us.get() >= 3_000);
+        let mut task = pin!(watched(async { hold(2 * STALL) }));
+        assert!(task.as_mut().poll(&mut context).is_ready());
+        assert_eq!(counts(&metrics)[0], task_count + 1, "what was reported before counts for nobody else");
+        assert_eq!(counts(&metrics)[Holder::Json as usize], 0);
+    }
+}
