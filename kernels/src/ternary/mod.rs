@@ -23,7 +23,7 @@ mod quantize;
 pub use fragments::{FRAGMENT_BYTES, FRAGMENT_COLS, HALF_TILE_ROWS, HalfTile, pack_fragments};
 pub use gemv::{
     COLUMN_COLS_MAX, ColumnMatrix, LiveColumns, RowActivations, RowMatrix, column_bytes, linear_columns, linear_rows,
-    pack_columns, pack_rows, permute_row, permuted_cols, row_bytes, skips,
+    live_columns_percent_max, pack_columns, pack_rows, permute_row, permuted_cols, row_bytes, skips,
 };
 pub use layout::{
     COLS_MAX, ShapeError, TILE_BYTES, TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, packed_bytes, padded_cols,

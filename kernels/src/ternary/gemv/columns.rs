@@ -199,6 +199,16 @@ pub fn linear_columns(
         Isa::Avx512Vnni(proof) => {
             super::avx512_vnni::columns(proof, w, first, live, (scale, sum), Scaled(w.scale), out);
         }
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni(proof) => {
+            super::narrow::avx_vnni::columns(proof, w, first, live, (scale, sum), Scaled(w.scale), out);
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bw(proof) => {
+            super::narrow::avx2::columns(proof.avx2(), w, first, live, (scale, sum), Scaled(w.scale), out);
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => super::narrow::avx2::columns(proof, w, first, live, (scale, sum), Scaled(w.scale), out),
         _ => portable(w, first, live, (scale, sum), out),
     }
 }

@@ -123,6 +123,12 @@ pub fn linear_rows(isa: Isa, w: RowMatrix<'_>, first: usize, live: &[u32], x: Ro
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(proof) => super::avx512_vnni::rows(proof, w, first, live, x, Scaled(w.scale), out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni(proof) => super::narrow::avx_vnni::rows(proof, w, first, live, x, Scaled(w.scale), out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bw(proof) => super::narrow::avx2::rows(proof.avx2(), w, first, live, x, Scaled(w.scale), out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => super::narrow::avx2::rows(proof, w, first, live, x, Scaled(w.scale), out),
         _ => {
             for &i in live {
                 let acc = dot(w.row(first + i as usize), x.q);
