@@ -1,5 +1,7 @@
-//! API keys: what a client presents is hashed and compared with the hashes that the operator configured, all of them
-//! every time.
+//! API keys and tokens. A key that a client presents is hashed and compared with the hashes that the operator configured,
+//! all of them every time; a token must be signed with the operator's secret.
+
+mod jwt;
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +10,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{ApiError, Code};
 use crate::http::Request;
+
+pub use jwt::{NoSecret, Secret};
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +24,45 @@ pub enum Scope {
     ModelManage,
 }
 
+/// Some of the scopes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScopeSet(u8);
+
+impl ScopeSet {
+    /// Whether `scope` is among them.
+    pub fn has(self, scope: Scope) -> bool {
+        self.0 & scope.bit() != 0
+    }
+}
+
+impl FromIterator<Scope> for ScopeSet {
+    fn from_iter<T: IntoIterator<Item = Scope>>(scopes: T) -> Self {
+        Self(scopes.into_iter().fold(0, |bits, scope| bits | scope.bit()))
+    }
+}
+
+/// Everything that opens endpoints.
+#[derive(Debug, Clone, Default)]
+pub struct Keys {
+    pub api_keys: Vec<Key>,
+    /// Tokens signed with it are taken.
+    pub jwt: Option<Secret>,
+}
+
+impl Keys {
+    /// Whether nothing is configured.
+    pub fn is_empty(&self) -> bool {
+        self.api_keys.is_empty() && self.jwt.is_none()
+    }
+}
+
 impl Scope {
+    pub(crate) const ALL: [Self; 3] = [Self::ModelRead, Self::ModelWrite, Self::ModelManage];
+
+    pub(crate) fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.as_str() == name)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ModelRead => "model:read",
@@ -39,7 +81,7 @@ impl Scope {
 pub struct Key {
     pub name: String,
     hash: [u8; 32],
-    scopes: u8,
+    scopes: ScopeSet,
 }
 
 /// Why a text is no key.
@@ -56,12 +98,8 @@ impl FromStr for Key {
         let (name, rest) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or(NoKey)?;
         let (hash, scopes) = rest.split_once(':').ok_or(NoKey)?;
         let hash = parse_sha256(hash).ok_or(NoKey)?;
-        let mut bits = 0;
-        for scope in scopes.split(',') {
-            let known = [Scope::ModelRead, Scope::ModelWrite, Scope::ModelManage];
-            bits |= known.into_iter().find(|known| known.as_str() == scope.trim()).ok_or(NoKey)?.bit();
-        }
-        Ok(Self { name: name.to_owned(), hash, scopes: bits })
+        let scopes = scopes.split(',').map(|scope| Scope::by_name(scope.trim()).ok_or(NoKey));
+        Ok(Self { name: name.to_owned(), hash, scopes: scopes.collect::<Result<_, _>>()? })
     }
 }
 
@@ -85,32 +123,36 @@ pub fn parse_sha256(text: &str) -> Option<[u8; 32]> {
     Some(hash)
 }
 
-/// Whether `request` carries one of `keys`, and one with `scope` where that is asked for.
+/// Whether `request` carries one of `keys` or a token, and one with `scope` where that is asked for. `unix_s` is now.
 ///
 /// # Errors
-/// 401 without a key or with an unknown one, 403 where the key lacks the scope.
-pub fn check(keys: &[Key], request: &Request, scope: Option<Scope>) -> Result<(), ApiError> {
+/// 401 without a key or with an unknown one, or with a token that opens nothing; 403 where the scope is lacking.
+pub fn check(keys: &Keys, request: &Request, scope: Option<Scope>, unix_s: u64) -> Result<(), ApiError> {
     let mut presented = request.headers().filter_map(|(name, value)| credential(name, value));
     let Some(secret) = presented.next() else {
-        return Err(unauthenticated("an API key is needed: Authorization: Bearer KEY"));
+        return Err(unauthenticated("an API key or a token is needed: Authorization: Bearer KEY"));
     };
     if presented.next().is_some() {
         return Err(unauthenticated("more than one API key was sent"));
     }
     let hash: [u8; 32] = Sha256::digest(secret).into();
     let mut scopes = None;
-    for key in keys {
+    for key in &keys.api_keys {
         let difference = key.hash.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b));
         if difference == 0 {
             scopes = Some(key.scopes);
         }
     }
-    let scopes = scopes.ok_or_else(|| unauthenticated("the API key is not known"))?;
+    let scopes = match (scopes, &keys.jwt) {
+        (Some(scopes), _) => scopes,
+        (None, Some(jwt)) => jwt.scopes(secret, unix_s).map_err(|refused| unauthenticated(refused.to_string()))?,
+        (None, None) => return Err(unauthenticated("the API key is not known")),
+    };
     match scope {
-        Some(scope) if scopes & scope.bit() == 0 => Err(ApiError::new(
+        Some(scope) if !scopes.has(scope) => Err(ApiError::new(
             403,
             Code::AuthorizationFailed,
-            format!("the API key lacks the scope {}", scope.as_str()),
+            format!("the API key or token lacks the scope {}", scope.as_str()),
         )),
         _ => Ok(()),
     }
@@ -118,11 +160,11 @@ pub fn check(keys: &[Key], request: &Request, scope: Option<Scope>) -> Result<()
 
 /// 403 for endpoints that need a key where none is configured.
 pub fn off() -> ApiError {
-    let message = "this endpoint is off: no API key with its scope is configured";
+    let message = "this endpoint is off: no API key or token secret is configured";
     ApiError::new(403, Code::AuthorizationFailed, message)
 }
 
-fn unauthenticated(message: &'static str) -> ApiError {
+fn unauthenticated(message: impl Into<std::borrow::Cow<'static, str>>) -> ApiError {
     ApiError::new(401, Code::AuthenticationRequired, message)
 }
 
@@ -152,8 +194,26 @@ mod tests {
     }
 
     fn refusal(headers: &str, scope: Option<Scope>) -> (u16, &'static str) {
-        let keys = [format!("ops={SECRET}:model:read,model:write").parse().unwrap()];
-        check(&keys, &request(headers), scope).map_or_else(|e| (e.status, e.code.as_str()), |()| (200, ""))
+        let api_keys = vec![format!("ops={SECRET}:model:read,model:write").parse().unwrap()];
+        let keys = Keys { api_keys, jwt: Some(Secret::new(jwt::tests::SECRET).unwrap()) };
+        check(&keys, &request(headers), scope, 1000).map_or_else(|e| (e.status, e.code.as_str()), |()| (200, ""))
+    }
+
+    #[test]
+    fn a_token_opens_what_its_scopes_say() {
+        let token = |claims: &str| jwt::tests::signed(jwt::tests::HS256, claims, jwt::tests::SECRET);
+        let bearer = |claims: &str| format!("Authorization: Bearer {}\r\n", token(claims));
+        let reads = bearer(r#"{"exp":2000,"scope":"model:read"}"#);
+        assert_eq!(refusal(&reads, Some(Scope::ModelRead)).0, 200);
+        assert_eq!(refusal(&reads, None).0, 200);
+        assert_eq!(refusal(&reads, Some(Scope::ModelWrite)), (403, "AUTHORIZATION_FAILED"));
+        let expired = bearer(r#"{"exp":900,"scope":"model:read"}"#);
+        assert_eq!(refusal(&expired, None), (401, "AUTHENTICATION_REQUIRED"));
+        // A key keeps its own scopes beside.
+        assert_eq!(refusal("Authorization: Bearer secret\r\n", Some(Scope::ModelWrite)).0, 200);
+        let keys = Keys { api_keys: vec![format!("a={SECRET}:model:read").parse().unwrap()], jwt: None };
+        let error = check(&keys, &request(&reads), None, 1000).unwrap_err();
+        assert_eq!((error.status, &*error.message), (401, "the API key is not known"));
     }
 
     #[test]

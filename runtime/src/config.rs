@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
 use net::api::DevicePreference;
-use net::auth::Key;
+use net::auth::{Keys, Secret};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::registry::AllowedDirectories;
@@ -28,6 +28,13 @@ pub struct Settings {
     /// Port to listen on; 0 takes a free one [default: 8080]
     #[arg(long, env = "BITNET_SERVER_PORT")]
     pub port: Option<u16>,
+    /// Unix socket to listen on; the port is off then, unless listen, host or port say otherwise [default: none]
+    #[arg(long, env = "BITNET_LISTEN_UNIX")]
+    pub listen_unix: Option<PathBuf>,
+    /// Permissions of the Unix socket, in octal digits: who may connect may change models, where no key is configured
+    /// [default: 600]
+    #[arg(long, env = "BITNET_LISTEN_UNIX_MODE")]
+    pub listen_unix_mode: Option<String>,
     /// Model file, as PATH or NAME=PATH; more than one are served by name [default: the model inside the binary]
     #[arg(long, short, env = "BITNET_DEFAULT_MODEL_PATH")]
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Option::is_none")]
@@ -43,7 +50,11 @@ pub struct Settings {
     /// models are off]
     #[arg(long = "api-key", env = "BITNET_API_KEYS", value_delimiter = ';')]
     pub api_keys: Option<Vec<String>>,
-    /// Want an API key for every request but health and metrics [default: false]
+    /// Secret of at least 32 bytes: bearer tokens signed with it (HS256) open endpoints by their scopes [default: none]
+    #[arg(long, env = "BITNET_JWT_SECRET", hide_env_values = true)]
+    #[serde(skip_serializing)]
+    pub jwt_secret: Option<String>,
+    /// Want an API key or a token for every request but health and metrics [default: false]
     #[arg(long, env = "BITNET_REQUIRE_AUTHENTICATION", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     pub require_authentication: Option<bool>,
     /// Seconds that a swapped model is watched before the one it replaced is let go [default: 5]
@@ -131,12 +142,14 @@ pub struct Settings {
 /// Valid settings with every default filled in.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub listen: SocketAddr,
+    pub listen: Option<SocketAddr>,
+    /// Where the Unix socket is, and its permissions.
+    pub listen_unix: Option<(PathBuf, u32)>,
     /// Names (where they are given) and files; none for the model inside the binary.
     pub models: Vec<(Option<String>, PathBuf)>,
     pub allowed_directories: AllowedDirectories,
     pub state_dir: Option<PathBuf>,
-    pub api_keys: Vec<Key>,
+    pub keys: Keys,
     pub require_authentication: bool,
     pub swap_watch: Duration,
     pub shards: Option<usize>,
@@ -226,10 +239,13 @@ impl Settings {
             listen: self.listen.or(file.listen),
             host: self.host.or(file.host),
             port: self.port.or(file.port),
+            listen_unix: self.listen_unix.or(file.listen_unix),
+            listen_unix_mode: self.listen_unix_mode.or(file.listen_unix_mode),
             model: self.model.or(file.model),
             allowed_model_directories: self.allowed_model_directories.or(file.allowed_model_directories),
             state_dir: self.state_dir.or(file.state_dir),
             api_keys: self.api_keys.or(file.api_keys),
+            jwt_secret: self.jwt_secret.or(file.jwt_secret),
             require_authentication: self.require_authentication.or(file.require_authentication),
             swap_watch_seconds: self.swap_watch_seconds.or(file.swap_watch_seconds),
             shards: self.shards.or(file.shards),
@@ -265,17 +281,20 @@ impl Settings {
     /// # Errors
     /// The first value that isn't allowed.
     pub fn validate(self) -> Result<Config, Error> {
+        let keys = parse_keys(&self.api_keys.unwrap_or_default(), self.jwt_secret.as_deref())?;
+        let unix_mode = parse_mode(self.listen_unix_mode.as_deref())?;
+        let tcp = self.listen_unix.is_none() || self.listen.is_some() || self.host.is_some() || self.port.is_some();
         let host = self.host.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-        let api_keys = parse_api_keys(&self.api_keys.unwrap_or_default())?;
         let slots_max = within("max_concurrent_requests", self.max_concurrent_requests.unwrap_or(100), 1, 4096)?;
         let rows_max = within("max_batch_size", self.max_batch_size.unwrap_or(512), 1, 4096)?;
         Ok(Config {
-            listen: self.listen.unwrap_or(SocketAddr::new(host, self.port.unwrap_or(8080))),
+            listen: tcp.then(|| self.listen.unwrap_or(SocketAddr::new(host, self.port.unwrap_or(8080)))),
+            listen_unix: self.listen_unix.map(|path| (path, unix_mode)),
             models: parse_models(&self.model.unwrap_or_default())?,
             allowed_directories: parse_directories(&self.allowed_model_directories.unwrap_or_default())?,
             state_dir: self.state_dir,
-            require_authentication: require_authentication(self.require_authentication, &api_keys)?,
-            api_keys,
+            require_authentication: require_authentication(self.require_authentication, &keys)?,
+            keys,
             swap_watch: Duration::from_secs(within(
                 "swap_watch_seconds",
                 self.swap_watch_seconds.unwrap_or(5),
@@ -395,17 +414,28 @@ fn parse_directories(paths: &[PathBuf]) -> Result<AllowedDirectories, Error> {
     })
 }
 
-fn parse_api_keys(texts: &[String]) -> Result<Vec<Key>, Error> {
+fn parse_keys(api_keys: &[String], jwt_secret: Option<&str>) -> Result<Keys, Error> {
     // A text that is no key may be a key in clear, so it is not repeated.
     let parse = |text: &String| text.parse().map_err(|error| invalid("api_keys", "...", &format!("keys: {error}")));
-    texts.iter().map(parse).collect()
+    let jwt = jwt_secret
+        .map(|secret| Secret::new(secret).map_err(|error| invalid("jwt_secret", "...", &format!("secrets: {error}"))));
+    Ok(Keys { api_keys: api_keys.iter().map(parse).collect::<Result<_, _>>()?, jwt: jwt.transpose()? })
 }
 
-fn require_authentication(wanted: Option<bool>, keys: &[Key]) -> Result<bool, Error> {
+fn require_authentication(wanted: Option<bool>, keys: &Keys) -> Result<bool, Error> {
     match wanted.unwrap_or(false) {
-        true if keys.is_empty() => Err(invalid("require_authentication", "true", "false without `api_keys`")),
+        true if keys.is_empty() => {
+            Err(invalid("require_authentication", "true", "false without `api_keys` and `jwt_secret`"))
+        }
         wanted => Ok(wanted),
     }
+}
+
+fn parse_mode(text: Option<&str>) -> Result<u32, Error> {
+    let text = text.unwrap_or("600");
+    let octal = !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+    mode.ok_or_else(|| invalid("listen_unix_mode", text, "0 to 777, in octal digits"))
 }
 
 fn parse_model(text: &str) -> Result<(Option<String>, PathBuf), Error> {
@@ -486,8 +516,7 @@ const GPUS_MAX: usize = 64;
 /// Read elsewhere than in [`Settings`].
 const OTHER_VARIABLES: [&str; 1] = ["BITNET_CONFIG_FILE"];
 /// Part of the contract, not built yet: ignoring them could open what was meant to be closed.
-const LATER_VARIABLES: [&str; 4] =
-    ["BITNET_JWT_SECRET", "BITNET_ALLOWED_ORIGINS", "BITNET_BACKPRESSURE_THRESHOLD", "BITNET_OTLP_ENDPOINT"];
+const LATER_VARIABLES: [&str; 3] = ["BITNET_ALLOWED_ORIGINS", "BITNET_BACKPRESSURE_THRESHOLD", "BITNET_OTLP_ENDPOINT"];
 
 /// Models of one server.
 const MODELS_MAX: usize = 16;
@@ -505,7 +534,10 @@ mod tests {
         std::fs::write(&path, "prot = 1\n").unwrap();
         let error = Settings::default().or_file(&path).unwrap_err().to_string();
         std::fs::remove_file(&path).unwrap();
-        assert_eq!((config.listen.port(), config.fixed_seed, config.slots_max), (4321, Some(7), 100));
+        assert_eq!(
+            (config.listen.map(|listen| listen.port()), config.fixed_seed, config.slots_max),
+            (Some(4321), Some(7), 100)
+        );
         assert!(error.contains("prot"), "{error}");
     }
 
@@ -518,5 +550,32 @@ mod tests {
         let gpu = |choice: &str| Settings { gpu: Some(choice.into()), ..Settings::default() }.validate();
         assert_eq!(gpu("2").unwrap().gpu, GpuChoice::Count(2));
         assert!(gpu("0").is_err() && gpu("some").is_err());
+    }
+
+    #[test]
+    fn a_unix_socket_closes_the_port_unless_that_is_asked_for() {
+        let unix = Settings { listen_unix: Some("/run/s".into()), ..Settings::default() };
+        let config = unix.clone().validate().unwrap();
+        assert_eq!((config.listen, config.listen_unix), (None, Some(("/run/s".into(), 0o600))));
+        let both = Settings { port: Some(1), listen_unix_mode: Some("660".into()), ..unix.clone() }.validate().unwrap();
+        assert_eq!((both.listen.map(|at| at.port()), both.listen_unix.map(|unix| unix.1)), (Some(1), Some(0o660)));
+        for mode in ["", "8", "1777", "+600", "0o600", "-1"] {
+            let error = Settings { listen_unix_mode: Some(mode.into()), ..unix.clone() }.validate().unwrap_err();
+            assert!(error.to_string().contains("octal"), "{mode}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_repeated() {
+        let settings = |secret: &str| Settings { jwt_secret: Some(secret.into()), ..Settings::default() };
+        let short = settings("hunter2").validate().unwrap_err().to_string();
+        assert!(short.contains("32 bytes") && !short.contains("hunter2"), "{short}");
+        let long = settings("hunter2, but much longer than that is");
+        assert!(!toml::to_string(&long).unwrap().contains("hunter2"));
+        assert!(!format!("{:?}", long.validate().unwrap()).contains("hunter2"));
+        let wanted = Settings { require_authentication: Some(true), ..Settings::default() };
+        assert!(wanted.clone().validate().is_err());
+        let secret = Some("hunter2, but much longer than that is".into());
+        assert!(Settings { jwt_secret: secret, ..wanted }.validate().is_ok());
     }
 }

@@ -11,6 +11,7 @@ pub mod futex;
 pub mod gpu;
 pub mod kv;
 pub mod listen;
+pub mod local;
 pub mod log;
 pub mod mailbox;
 pub mod metrics;

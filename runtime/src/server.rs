@@ -14,6 +14,7 @@ use crate::config::{Config, GpuChoice, IoChoice};
 use crate::engine::{Engine, GenerationId, LANES_MAX, Lane, Link};
 use crate::gpu::{Feeders, Inventory, RunningFeeders, ShardPort};
 use crate::listen;
+use crate::local::LocalSocket;
 use crate::log::{info, warning};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
@@ -29,8 +30,8 @@ use crate::watch::Watch;
 pub enum Error {
     #[error(transparent)]
     Machine(#[from] tuning::Error),
-    #[error("can't listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("can't listen on {place}: {source}")]
+    Listen { place: String, source: std::io::Error },
     #[error("io_uring was asked for and can't be used: {0}")]
     NoIoUring(String),
     #[error("{what}: {source}")]
@@ -47,7 +48,8 @@ pub enum Error {
 pub struct Plan {
     pub placement: Placement,
     pub io: Io,
-    pub address: SocketAddr,
+    pub address: Option<SocketAddr>,
+    pub local: Option<LocalSocket>,
 }
 
 impl Plan {
@@ -68,10 +70,16 @@ impl Plan {
             },
         };
         // Every listener shares its port, so that a second server would go unnoticed: this one does not share.
-        let fail = |source| Error::Listen { address: config.listen, source };
-        let alone = bind(config.listen).map_err(fail)?;
-        let address = alone.local_addr().map_err(fail)?;
-        Ok(Self { placement, io, address })
+        let address = config.listen.map(|address| {
+            let fail = |source| Error::Listen { place: address.to_string(), source };
+            bind(address).and_then(|alone| alone.local_addr()).map_err(fail)
+        });
+        let address = address.transpose()?;
+        let local = config.listen_unix.as_ref().map(|(path, mode)| {
+            let fail = |source| Error::Listen { place: path.display().to_string(), source };
+            LocalSocket::bind(path, *mode).map_err(fail)
+        });
+        Ok(Self { placement, io, address, local: local.transpose()? })
     }
 
     /// All kernel workers.
@@ -169,7 +177,12 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     }
     control.set_ready();
     notify(&[sd_notify::NotifyState::Ready]);
-    info!("serving {} on http://{}", names.join(", "), plan.address);
+    if let Some(local) = &plan.local {
+        info!("serving {} on {}", names.join(", "), local.path().display());
+    }
+    if let Some(address) = plan.address {
+        info!("serving {} on http://{address}", names.join(", "));
+    }
     let mut watches: Vec<Watch> = metrics.iter().map(|metrics| Watch::new(Arc::clone(metrics))).collect();
     loop {
         if termination.wait(SHARDS_LOOKED_AT_EVERY) {
@@ -249,7 +262,7 @@ impl Running {
 
 /// Where a shard's clients come in, and what tells it of news.
 struct Entrance {
-    listener: TcpListener,
+    listeners: Vec<OwnedFd>,
     connections: Receiver<OwnedFd>,
     doorbell: Arc<Doorbell>,
 }
@@ -258,17 +271,26 @@ fn make_entrances(config: &Config, plan: &Plan) -> Result<(Arc<[Door]>, Vec<Entr
     let shards = &plan.placement.shards;
     let owned = |shard: &tuning::ShardPlacement| [&shard.executor[..], &shard.workers].concat();
     let cpus: Option<Vec<_>> = config.steer_by_cpu.then(|| shards.iter().map(owned).collect());
-    let listeners = listen::listeners(plan.address, shards.len(), cpus.as_deref());
-    let listeners = listeners.map_err(|source| Error::Listen { address: plan.address, source })?;
+    let mut listeners: Vec<Vec<OwnedFd>> = shards.iter().map(|_| Vec::with_capacity(2)).collect();
+    if let Some(address) = plan.address {
+        let fail = |source| Error::Listen { place: address.to_string(), source };
+        let tcp = listen::listeners(address, shards.len(), cpus.as_deref()).map_err(fail)?;
+        listeners.iter_mut().zip(tcp).for_each(|(all, listener)| all.push(listener.into()));
+    }
+    // The first shard takes the clients of the Unix socket in, and hands them over as any.
+    if let (Some(local), Some(first)) = (&plan.local, listeners.first_mut()) {
+        let fail = |source| Error::Listen { place: local.path().display().to_string(), source };
+        first.push(local.listener().map_err(fail)?);
+    }
     let (mut doors, mut entrances) = (Vec::with_capacity(shards.len()), Vec::with_capacity(shards.len()));
-    for listener in listeners {
+    for listeners in listeners {
         // glommio waits for sockets only.
         let doorbell = if plan.io == Io::Glommio { Doorbell::socket() } else { Doorbell::new() };
         let doorbell = doorbell.map_err(|source| Error::Start { what: "an event descriptor", source })?;
         let doorbell = Arc::new(doorbell);
         let (door, connections) = Door::new(Arc::clone(&doorbell));
         doors.push(door);
-        entrances.push(Entrance { listener, connections, doorbell });
+        entrances.push(Entrance { listeners, connections, doorbell });
     }
     Ok((doors.into(), entrances))
 }
@@ -292,7 +314,7 @@ fn start_shard(
     let (orders_in, orders) = rtrb::RingBuffer::new(ORDERS_MAX);
     let (closed, closed_out) = rtrb::RingBuffer::new(LANES_MAX);
     let (events, events_out) = rtrb::RingBuffer::new(EVENTS_PER_SLOT * slots_max + waiting_max);
-    let Entrance { listener, connections, doorbell } = entrance;
+    let Entrance { listeners, connections, doorbell } = entrance;
     let (bell, stopping) = (Arc::new(LeaderBell::default()), Arc::new(AtomicBool::new(false)));
     let ready = Arc::new(AtomicBool::new(false));
     let metrics = Arc::clone(&control.metrics[index]);
@@ -340,7 +362,7 @@ fn start_shard(
         let _farewell = Farewell { bell, stopping: executor_stopping };
         pin(&place.executor);
         let shard = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
-        crate::executor::run(&io, shard.serve(arrivals, listener))?
+        crate::executor::run(&io, shard.serve(arrivals, listeners))?
     });
     let executor = executor.map_err(fail("an executor thread"))?;
     let ends = ShardEnds { orders: orders_in, doorbell: Arc::clone(&doorbell), closed: closed_out };
@@ -481,7 +503,7 @@ mod tests {
             let settings = Settings { port: Some(0), kv_cache_mb: Some(64), shards, workers, ..Settings::default() };
             let config = settings.validate().unwrap();
             let plan = Plan::make(&config).unwrap();
-            let address = plan.address;
+            let address = plan.address.unwrap();
             let started = crate::registry::load_all(&config, &plan.placement, &State::default(), &|_, _| {}).unwrap();
             let (told, thread) = std::sync::mpsc::sync_channel(1);
             let join = std::thread::spawn(move || {

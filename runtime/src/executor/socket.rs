@@ -2,20 +2,20 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
-use socket2::SockRef;
+use socket2::Socket;
 
 use super::{Backend, backend};
 
 /// Waits for a listening socket's clients.
 pub struct Listener {
-    socket: TcpListener,
+    socket: Socket,
     waiting: Waiting,
 }
 
@@ -26,16 +26,19 @@ enum Waiting {
 }
 
 impl Listener {
-    /// Registers a listening socket with the executor that runs on this thread.
+    /// Registers a listening socket, of whatever family, with the executor that runs on this thread.
     ///
     /// # Errors
     /// The system's.
     #[expect(unsafe_code, reason = "glommio takes listeners as bare descriptors")]
-    pub fn new(socket: TcpListener) -> io::Result<Self> {
+    pub fn new(socket: impl Into<OwnedFd>) -> io::Result<Self> {
+        let socket = Socket::from(socket.into());
         socket.set_nonblocking(true)?;
         let copy = socket.try_clone()?;
         let waiting = match backend() {
-            Backend::MonoioUring | Backend::MonoioEpoll => Waiting::Monoio(monoio::net::TcpListener::from_std(copy)?),
+            Backend::MonoioUring | Backend::MonoioEpoll => {
+                Waiting::Monoio(monoio::net::TcpListener::from_std(copy.into())?)
+            }
             Backend::Glommio => {
                 let fd = copy.into_raw_fd();
                 // SAFETY: the descriptor is a listener's and owned by nobody else.
@@ -65,7 +68,7 @@ impl Listener {
     /// Takes no more clients: a waiting [`Self::accept`] fails.
     pub fn shut_down(&self) {
         // One that can't be shut down is shut down.
-        let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Both);
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 }
 

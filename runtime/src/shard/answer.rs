@@ -25,7 +25,7 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
         Err(error) => return refuse(shard, writer, request, &id, &error, api::dialect_of(&path)),
     };
     let dialect = route.dialect();
-    if let Err(error) = admin::authorize(shard, &route, request) {
+    if let Err(error) = admin::authorize(shard, peer, &route, request) {
         return refuse(shard, writer, request, &id, &error, dialect);
     }
     let result = match route {

@@ -16,8 +16,8 @@ use super::{Shard, answer, unix_time};
 use crate::executor::{self, ReadHalf, WriteHalf};
 
 /// Serves a client until either closes.
-pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHalf, WriteHalf, RawFd)) {
-    let peer = Rc::new(Peer::new(fd));
+pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHalf, WriteHalf, RawFd), is_local: bool) {
+    let peer = Rc::new(Peer::new(fd, is_local));
     let id = shard.next_id();
     shard.peers.borrow_mut().insert(id, Rc::clone(&peer));
     executor::spawn(read(read_half, Rc::clone(&peer)));

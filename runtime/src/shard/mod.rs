@@ -15,7 +15,6 @@ mod probe;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -255,16 +254,19 @@ impl Shard {
         }
     }
 
-    /// Serves the clients of `listener` until it is drained.
+    /// Serves the clients of `listeners` until it is drained.
     ///
     /// # Errors
     /// When the driver fails.
-    pub async fn serve(self, mut arrivals: Arrivals, listener: TcpListener) -> io::Result<()> {
+    pub async fn serve(self, mut arrivals: Arrivals, listeners: Vec<OwnedFd>) -> io::Result<()> {
         let shard = Rc::new(self);
         executor::count_stalls(Arc::clone(&shard.metrics));
-        let listener = Rc::new(Listener::new(listener)?);
+        let listeners: Vec<_> =
+            listeners.into_iter().map(|fd| Listener::new(fd).map(Rc::new)).collect::<io::Result<_>>()?;
         shard.control.listening.fetch_add(1, Ordering::SeqCst);
-        executor::spawn(accept(Rc::clone(&shard), Rc::clone(&listener)));
+        for listener in &listeners {
+            executor::spawn(accept(Rc::clone(&shard), Rc::clone(listener)));
+        }
         executor::spawn(keep_time(Rc::clone(&shard)));
         let doorbell = Arc::clone(&shard.doorbell);
         let rings = Rings::new(&doorbell)?;
@@ -286,7 +288,7 @@ impl Shard {
             }
             if shard.control.is_draining() && !draining {
                 draining = true;
-                listener.shut_down();
+                listeners.iter().for_each(|listener| listener.shut_down());
                 shard.close_idle();
             }
             if shard.control.is_cutting() && !cut {
@@ -477,12 +479,13 @@ async fn accept(shard: Rc<Shard>, listener: Rc<Listener>) {
 
 /// Serves a fresh connection that is counted as this shard's.
 fn welcome(shard: &Rc<Shard>, socket: OwnedFd) {
+    let is_local = socket2::SockRef::from(&socket).local_addr().is_ok_and(|address| address.is_unix());
     if shard.peers.borrow().len() < shard.config.connections_max
         && let Ok(halves) = executor::halves(socket)
     {
         let shard = Rc::clone(shard);
         executor::spawn(async move {
-            connection::run(&shard, halves).await;
+            connection::run(&shard, halves, is_local).await;
             shard.doors[shard.index].left();
         });
     } else {

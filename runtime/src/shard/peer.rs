@@ -12,6 +12,8 @@ use crate::executor::{ReadHalf, Signal, WriteHalf};
 /// One client connection.
 pub(super) struct Peer {
     pub(super) fd: RawFd,
+    /// It came by the Unix socket, whose permissions say who may.
+    pub(super) is_local: bool,
     /// Received and not yet looked at; bounded by [`INBOX_BYTES_MAX`] and one read.
     pub(super) inbox: RefCell<Vec<u8>>,
     /// The client has sent its last byte, or is gone.
@@ -34,9 +36,10 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(fd: RawFd) -> Self {
+    pub(super) fn new(fd: RawFd, is_local: bool) -> Self {
         Self {
             fd,
+            is_local,
             inbox: RefCell::default(),
             gone: Cell::new(false),
             busy: Cell::new(false),

@@ -9,6 +9,7 @@ mod embeddings;
 mod kills;
 mod lifecycle;
 mod load;
+mod local;
 mod models;
 mod placement;
 mod prefixes;
