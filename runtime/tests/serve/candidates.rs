@@ -8,6 +8,7 @@ use gguf::{Gguf, TensorType};
 use serde_json::json;
 
 use crate::models::{Folder, sha256};
+use crate::server::Server;
 
 /// A file of a model, to be spoilt.
 struct Bytes(Vec<u8>);
@@ -115,6 +116,89 @@ fn spoilt(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("tokenizer", copy().replace("gpt2", "gpt9")),
         ("no tokens", copy().replace("tokenizer.ggml.tokens", "tokenizer.ggml.tokans")),
     ]
+}
+
+/// A model of a few hundred megabytes of zeros, which takes no room on the disk.
+fn roomy(folder: &Folder) -> String {
+    let (hidden, ffn, layers) = (4096_u64, 16_384, 8);
+    let mut writer = Writer::new(3);
+    writer.kv("general.architecture", "llama");
+    for (key, value) in [
+        ("vocab_size", 1024_u32),
+        ("context_length", 64),
+        ("embedding_length", 4096),
+        ("block_count", 8),
+        ("feed_forward_length", 16_384),
+        ("attention.head_count", 32),
+        ("attention.head_count_kv", 1),
+    ] {
+        writer.kv(&format!("llama.{key}"), value);
+    }
+    writer.kv("tokenizer.ggml.model", "gpt2").kv("tokenizer.ggml.pre", "llama-bpe");
+    writer.strings("tokenizer.ggml.tokens", (0..1024).map(|token| format!("t{token}")));
+    writer.strings("tokenizer.ggml.merges", ["t h"]);
+    writer.tensor("token_embd.weight", &[hidden, 1024], TensorType::F16).unwrap();
+    writer.tensor("output_norm.weight", &[hidden], TensorType::F32).unwrap();
+    for layer in 0..layers {
+        for norm in ["attn_norm", "ffn_norm"] {
+            writer.tensor(&format!("blk.{layer}.{norm}.weight"), &[hidden], TensorType::F32).unwrap();
+        }
+        for (name, cols, rows) in [
+            ("attn_q", hidden, hidden),
+            ("attn_k", hidden, 128),
+            ("attn_v", hidden, 128),
+            ("attn_output", hidden, hidden),
+            ("ffn_gate", hidden, ffn),
+            ("ffn_up", hidden, ffn),
+            ("ffn_down", ffn, hidden),
+        ] {
+            writer.tensor(&format!("blk.{layer}.{name}.weight"), &[cols, rows], TensorType::I2S).unwrap();
+        }
+    }
+    let path = folder.path("roomy.gguf");
+    let bytes = writer.write_header(File::create(&path).unwrap()).unwrap().file_bytes();
+    File::options().write(true).open(&path).unwrap().set_len(bytes).unwrap();
+    folder.text("roomy.gguf")
+}
+
+/// Lets the server have so many bytes of address space from now on.
+#[expect(unsafe_code, reason = "a limit of another process")]
+fn limit_memory(server: &Server, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+    let pid = libc::pid_t::try_from(server.pid()).unwrap();
+    // SAFETY: the limit is readable, and nothing is written back.
+    let result = unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(result, 0);
+}
+
+/// Bytes of address space in use.
+fn address_space(server: &Server) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{}/statm", server.pid())).unwrap();
+    statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
+}
+
+#[test]
+fn memory_that_the_system_refuses_refuses_the_candidate() {
+    let folder = Folder::new();
+    folder.synth("served.gguf", 1);
+    let good = folder.synth("good.gguf", 2);
+    let roomy = roomy(&folder);
+    let server = folder.serve("served.gguf", &["--swap-watch-seconds", "0"]);
+    let before = (server.active("m"), server.greedy(16));
+    // Some room for threads and small things, none for weights of half a gigabyte.
+    limit_memory(&server, address_space(&server) + (256 << 20));
+    for (path, body) in [
+        ("/v1/models/swap", json!({"new_model_path": roomy, "target_model_id": "m"})),
+        ("/v1/models/load", json!({"model_path": roomy, "model_id": "n"})),
+    ] {
+        let answer = server.admin("POST", path, &body);
+        let code = answer.json()["error"]["code"].clone();
+        assert_eq!((answer.status, code.as_str()), (503, Some("MEMORY_EXHAUSTED")), "{}", answer.text());
+        assert!(answer.header("retry-after").is_some());
+        assert_eq!((server.active("m"), server.greedy(16)), before);
+    }
+    limit_memory(&server, libc::RLIM_INFINITY);
+    assert_eq!(server.swap(&good, &json!({}))["status"], "completed");
 }
 
 #[test]
