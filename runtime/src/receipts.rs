@@ -11,6 +11,7 @@ pub struct Receipt {
     pub id: u128,
     pub generation: u32,
     pub outcome: Outcome,
+    pub device: Device,
     pub sequences: u32,
     pub seed: u64,
     pub prompt_tokens: u64,
@@ -20,6 +21,44 @@ pub struct Receipt {
     /// From arrival to the first token.
     pub first_token_us: Option<u64>,
     pub total_us: u64,
+}
+
+/// What computed a request to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// The CPU, after a GPU gave it back.
+    CpuInPlaceOfGpu,
+    /// The GPU of that number.
+    Gpu(u8),
+}
+
+impl Device {
+    /// As answers spell it.
+    #[must_use]
+    pub fn name(self) -> String {
+        match self {
+            Self::Cpu | Self::CpuInPlaceOfGpu => "cpu".to_owned(),
+            Self::Gpu(ordinal) => format!("cuda:{ordinal}"),
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Cpu => 0,
+            Self::CpuInPlaceOfGpu => 1,
+            Self::Gpu(ordinal) => ordinal.saturating_add(2),
+        }
+    }
+
+    fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Cpu,
+            1 => Self::CpuInPlaceOfGpu,
+            gpu => Self::Gpu(gpu - 2),
+        }
+    }
 }
 
 /// How a request ended.
@@ -116,7 +155,10 @@ fn to_words(receipt: &Receipt) -> [u64; WORDS] {
     [
         (receipt.id >> 64) as u64,
         receipt.id as u64,
-        u64::from(receipt.generation) << 32 | u64::from(receipt.sequences) << 8 | receipt.outcome as u64,
+        u64::from(receipt.generation) << 32
+            | u64::from(receipt.sequences.min(SEQUENCES_MAX)) << 16
+            | u64::from(receipt.device.code()) << 8
+            | receipt.outcome as u64,
         receipt.seed,
         receipt.prompt_tokens,
         receipt.completion_tokens,
@@ -136,7 +178,8 @@ fn from_words(words: [u64; WORDS]) -> Receipt {
         id: u128::from(high) << 64 | u128::from(low),
         generation: (packed >> 32) as u32,
         outcome: outcomes[(packed & 3) as usize],
-        sequences: (packed as u32) >> 8,
+        device: Device::from_code((packed >> 8) as u8),
+        sequences: (packed as u32) >> 16,
         seed,
         prompt_tokens,
         completion_tokens,
@@ -148,6 +191,8 @@ fn from_words(words: [u64; WORDS]) -> Receipt {
 }
 
 const WORDS: usize = 10;
+/// Those of one request are far fewer.
+const SEQUENCES_MAX: u32 = 0xffff;
 /// Requests that a shard remembers.
 pub const RECEIPTS_MAX: usize = 1024;
 
@@ -160,7 +205,8 @@ mod tests {
             id,
             generation: 7,
             outcome: Outcome::Length,
-            sequences: 128,
+            device: [Device::Cpu, Device::CpuInPlaceOfGpu, Device::Gpu(0), Device::Gpu(63)][(id % 4) as usize],
+            sequences: 2048,
             seed: u64::MAX,
             prompt_tokens: 3,
             completion_tokens: (id & 0xff) as u64,

@@ -272,6 +272,7 @@ impl<'a> Embedding<'a> {
                 (_, true) => receipts::Outcome::Stop,
                 _ => receipts::Outcome::Cancelled,
             },
+            device: receipts::Device::Cpu,
             sequences: u32::try_from(self.vectors.len()).unwrap_or(u32::MAX),
             seed: 0,
             prompt_tokens: self.prompt_tokens,

@@ -198,6 +198,8 @@ struct Generation<'a> {
     seed: u64,
     received_unix_ms: u64,
     failed: bool,
+    /// The GPU that its sequences were given to first.
+    began_on: Option<usize>,
     work: Work,
     inbox: Rc<Inbox>,
     streams: Vec<StreamId>,
@@ -258,6 +260,7 @@ impl<'a> Generation<'a> {
             seed,
             received_unix_ms: u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX),
             failed: false,
+            began_on: None,
             work,
             inbox,
             streams: Vec::with_capacity(wanted),
@@ -299,6 +302,7 @@ impl<'a> Generation<'a> {
         self.streams.push(stream);
         self.choices.push(choice);
         self.inbox.device.set(device);
+        self.began_on = self.began_on.or(device);
         if let Some(device) = device {
             self.shard.gpus.start(device, self.served.id, sequence);
             return Ok(());
@@ -442,6 +446,11 @@ impl<'a> Generation<'a> {
                 () if !ended => receipts::Outcome::Cancelled,
                 () if finish(api::FinishReason::Length) => receipts::Outcome::Length,
                 () => receipts::Outcome::Stop,
+            },
+            device: match (self.inbox.device.get(), self.began_on) {
+                (Some(device), _) => receipts::Device::Gpu(self.shard.gpus.ordinal(device)),
+                (None, Some(_)) => receipts::Device::CpuInPlaceOfGpu,
+                (None, None) => receipts::Device::Cpu,
             },
             sequences: u32::try_from(self.choices.len()).unwrap_or(u32::MAX),
             seed: self.seed,

@@ -62,6 +62,11 @@ impl Gpus {
         Some(closing.swap_remove(index))
     }
 
+    /// Its number in the driver's list.
+    pub(super) fn ordinal(&self, device: usize) -> u8 {
+        u8::try_from(self.ports[device].status.ordinal).unwrap_or(u8::MAX)
+    }
+
     /// The name of a device in answers.
     pub(super) fn label(&self, device: Option<usize>) -> &str {
         device.map_or("cpu", |device| self.ports[device].status.label())
