@@ -47,7 +47,8 @@ fn load(source: &Source) -> Model {
     Model::load(source, "tested".into(), options, &|_, _| {}).unwrap()
 }
 
-const OPTIONS: Options<'_> = Options { min_accuracy: 0.99, samples: 2, text: None, threads: 2, deadline: None };
+const OPTIONS: Options<'_> =
+    Options { min_accuracy: 0.99, samples: 2, positions_max: None, text: None, threads: 2, deadline: None };
 
 fn compare(source: &Source, model: &Model, reference: &Reference<'_>) -> Report {
     cross_validate(source, model, reference, &OPTIONS, &|_, _| {}).unwrap()

@@ -50,6 +50,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let options = Options {
         min_accuracy: args.min_accuracy,
         samples: args.samples,
+        positions_max: None,
         text: text.as_deref(),
         threads,
         deadline: args.timeout.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds))),

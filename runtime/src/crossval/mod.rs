@@ -7,7 +7,7 @@ mod npz;
 mod reference;
 mod tensors;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kernels::Isa;
 use serde::Serialize;
@@ -38,6 +38,8 @@ pub struct Options<'a> {
     pub min_accuracy: f64,
     /// Texts, at most: paragraphs of `text`, or built-in ones.
     pub samples: usize,
+    /// Positions of all texts together, at most.
+    pub positions_max: Option<usize>,
     /// Paragraphs with an empty line between them.
     pub text: Option<&'a str>,
     pub threads: usize,
@@ -76,6 +78,8 @@ pub enum Error {
     Thread(#[source] std::io::Error),
     #[error("the time for it is over")]
     Timeout,
+    #[error("it would take {} s, more than the time for it", .0.as_secs())]
+    TooSlow(Duration),
     #[error("the text has no paragraph of two tokens or more")]
     NoText,
     #[error("the vocabularies differ: {ours} and {theirs} tokens")]
@@ -208,14 +212,16 @@ fn replayed(model: &Model, options: &Options<'_>, clock: Clock, sequences: &[Vec
 fn sequences(model: &Model, options: &Options<'_>) -> Result<Vec<Vec<u32>>, Error> {
     let most = SEQUENCE_TOKENS_MAX.min(model.weights.context);
     let mut sequences = Vec::new();
+    let mut left = options.positions_max.unwrap_or(usize::MAX).max(2);
     for paragraph in paragraphs(options) {
         let mut tokens = Vec::new();
         model.tokenizer.encode(paragraph, true, false, &mut tokens);
-        tokens.truncate(most);
+        tokens.truncate(most.min(left));
         if tokens.len() >= 2 {
+            left -= tokens.len();
             sequences.push(tokens);
         }
-        if sequences.len() == options.samples.clamp(1, SAMPLES_MAX) {
+        if left < 2 || sequences.len() == options.samples.clamp(1, SAMPLES_MAX) {
             break;
         }
     }
@@ -256,6 +262,16 @@ impl Clock {
     fn check(self) -> Result<(), Error> {
         match self.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(Error::Timeout),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for work of which `done` of `all` equal parts have taken the time since `started`: it is given up as soon
+    /// as its end is known to come too late.
+    fn check_pace(self, started: Instant, done: u32, all: u32) -> Result<(), Error> {
+        let whole = started.elapsed() / done.max(1) * all;
+        match self.deadline {
+            Some(deadline) if started + whole > deadline => Err(Error::TooSlow(whole)),
             _ => Ok(()),
         }
     }

@@ -19,7 +19,8 @@ pub(super) fn cross_validation(
     let (started, config) = (Instant::now(), &request.validation);
     let options = crossval::Options {
         min_accuracy: f64::from(config.min_accuracy),
-        samples: config.samples as usize,
+        samples: crossval::SAMPLES_MAX,
+        positions_max: Some(config.samples as usize),
         text: None,
         threads: 1,
         deadline: load_started.checked_add(config.timeout),
@@ -27,7 +28,8 @@ pub(super) fn cross_validation(
     let refused = |status, message| ApiError::new(status, Code::CrossValidationFailed, message);
     let report = crossval::cross_validate(source, &loaded.replicas[0], &Reference::Own, &options, &|_, _| {});
     let report = report.map_err(|error| {
-        let status = if matches!(error, crossval::Error::Timeout) { 408 } else { 400 };
+        let slow = matches!(error, crossval::Error::Timeout | crossval::Error::TooSlow(_));
+        let status = if slow { 408 } else { 400 };
         refused(status, format!("the model can't be cross-validated: {error}"))
     })?;
     report.verdict().map_err(|rejection| refused(400, format!("the model fails cross-validation: {rejection}")))?;

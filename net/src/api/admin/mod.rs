@@ -34,7 +34,7 @@ pub struct ValidationConfig {
     pub cross_validation: bool,
     /// 0.9..=1
     pub min_accuracy: f32,
-    /// Texts that are compared, at most.
+    /// Positions (tokens of texts) at which the model is compared with its reference, at most.
     pub samples: u32,
     pub timeout: Duration,
 }
