@@ -12,7 +12,7 @@ use gguf::ternary::{self, TileTable, Tiled};
 use gguf::writer::{Body, WriteError, Writer};
 
 pub use shape::Preset;
-use shape::{Fill, Tensor};
+use shape::{Fill, Shape, Tensor};
 
 /// Why no model was written.
 #[derive(Debug, thiserror::Error)]
@@ -58,13 +58,28 @@ pub fn write(
     seed: u64,
     progress: impl FnMut(u64, u64),
 ) -> Result<Summary, Error> {
+    write_shape(path, (preset, preset.shape()), kind, embeddings, seed, progress)
+}
+
+/// The same with two layers and few heads: what is odd about a model's dimensions, in a file for tests.
+pub fn write_reduced(path: &Path, preset: Preset, seed: u64) -> Result<Summary, Error> {
+    write_shape(path, (preset, preset.shape().reduced()), TensorType::I2S, TensorType::F16, seed, |_, _| {})
+}
+
+fn write_shape(
+    path: &Path,
+    (preset, shape): (Preset, Shape),
+    kind: TensorType,
+    embeddings: TensorType,
+    seed: u64,
+    progress: impl FnMut(u64, u64),
+) -> Result<Summary, Error> {
     if !matches!(kind, TensorType::I2S | TensorType::Tl1 | TensorType::Tl2) {
         return Err(Error::Kind(kind.name()));
     }
     if !matches!(embeddings, TensorType::F32 | TensorType::F16 | TensorType::Q8_0 | TensorType::Q6_K) {
         return Err(Error::Embeddings(embeddings.name()));
     }
-    let shape = preset.shape();
     let tensors = shape.tensors();
     let mut writer = Writer::new(3);
     shape.describe(preset, kind, &mut writer);
@@ -358,6 +373,12 @@ mod tests {
         let elements = |preset: Preset| preset.shape().tensors().iter().map(|t| t.cols * t.rows).sum::<u64>();
         assert_eq!(elements(Preset::B2_4T) / 1_000_000, 2412);
         assert_eq!(elements(Preset::B8) / 1_000_000, 8030);
+        assert_eq!(
+            [Preset::Falcon1, Preset::Falcon3, Preset::Falcon7, Preset::Falcon10]
+                .map(|preset| elements(preset) / 1_000_000),
+            [1669, 3227, 7455, 10305]
+        );
+        assert_eq!([Preset::Qwen3, Preset::Gemma3].map(|preset| elements(preset) / 1_000_000), [596, 268]);
     }
 
     #[test]

@@ -18,6 +18,11 @@ pub enum Preset {
     B3,
     /// Llama3-8B-1.58.
     B8,
+    /// Falcon3-1.58 of 1B, 3B, 7B and 10B.
+    Falcon1,
+    Falcon3,
+    Falcon7,
+    Falcon10,
     /// bitnet-embedding-0.6b and -270m.
     Qwen3,
     Gemma3,
@@ -27,13 +32,17 @@ pub enum Preset {
 }
 
 impl Preset {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Tiny,
         Self::Wide,
         Self::Large,
         Self::B2_4T,
         Self::B3,
         Self::B8,
+        Self::Falcon1,
+        Self::Falcon3,
+        Self::Falcon7,
+        Self::Falcon10,
         Self::Qwen3,
         Self::Gemma3,
         Self::TinyQwen3,
@@ -49,6 +58,10 @@ impl Preset {
             Self::B2_4T => "2b4t",
             Self::B3 => "3b",
             Self::B8 => "8b",
+            Self::Falcon1 => "falcon3-1b",
+            Self::Falcon3 => "falcon3-3b",
+            Self::Falcon7 => "falcon3-7b",
+            Self::Falcon10 => "falcon3-10b",
             Self::Qwen3 => "qwen3-0.6b",
             Self::Gemma3 => "gemma3-270m",
             Self::TinyQwen3 => "tiny-qwen3",
@@ -61,60 +74,6 @@ impl Preset {
     }
 
     pub(super) fn shape(self) -> Shape {
-        let b2_4t = Shape {
-            arch: "bitnet-b1.58",
-            hidden: 2560,
-            ffn: 6912,
-            layers: 30,
-            heads: 20,
-            kv_heads: 5,
-            head_dim: 128,
-            vocab: 128_256,
-            context: 4096,
-            rope_theta: 5e5,
-            norm_eps: 1e-5,
-            tied: true,
-        };
-        let large = Shape {
-            arch: "bitnet",
-            hidden: 1536,
-            ffn: 4096,
-            layers: 24,
-            heads: 16,
-            kv_heads: 16,
-            head_dim: 96,
-            vocab: 32_002,
-            context: 2048,
-            rope_theta: 1e4,
-            norm_eps: 1e-6,
-            tied: true,
-        };
-        let qwen3 = Shape {
-            arch: "qwen3",
-            hidden: 1024,
-            ffn: 3072,
-            layers: 28,
-            heads: 16,
-            kv_heads: 8,
-            head_dim: 128,
-            vocab: 151_936,
-            context: 32_768,
-            rope_theta: 1e6,
-            norm_eps: 1e-6,
-            tied: true,
-        };
-        let gemma3 = Shape {
-            arch: "gemma3",
-            hidden: 640,
-            ffn: 2048,
-            layers: 18,
-            heads: 4,
-            kv_heads: 1,
-            head_dim: 256,
-            vocab: 262_144,
-            rope_theta: 1e4,
-            ..qwen3
-        };
         let tiny = |shape: Shape, heads, head_dim| Shape {
             hidden: 256,
             ffn: 768,
@@ -127,18 +86,22 @@ impl Preset {
             ..shape
         };
         match self {
-            Self::Tiny => tiny(b2_4t, 4, 64),
-            Self::Qwen3 => qwen3,
-            Self::Gemma3 => gemma3,
+            Self::Tiny => tiny(B2_4T, 4, 64),
+            Self::Falcon1 => Shape { hidden: 2048, ffn: 8192, layers: 18, heads: 8, context: 8192, ..FALCON3_10B },
+            Self::Falcon3 => Shape { ffn: 9216, layers: 22, ..FALCON3_10B },
+            Self::Falcon7 => Shape { layers: 28, ..FALCON3_10B },
+            Self::Falcon10 => FALCON3_10B,
+            Self::Qwen3 => QWEN3,
+            Self::Gemma3 => GEMMA3,
             // Heads together are wider than the hidden state.
-            Self::TinyQwen3 => tiny(qwen3, 4, 96),
-            Self::TinyGemma3 => tiny(gemma3, 2, 256),
+            Self::TinyQwen3 => tiny(QWEN3, 4, 96),
+            Self::TinyGemma3 => tiny(GEMMA3, 2, 256),
             Self::Wide => {
-                Shape { hidden: 1536, ffn: 2048, layers: 2, heads: 12, kv_heads: 4, vocab: 1024, context: 512, ..b2_4t }
+                Shape { hidden: 1536, ffn: 2048, layers: 2, heads: 12, kv_heads: 4, vocab: 1024, context: 512, ..B2_4T }
             }
-            Self::Large => large,
-            Self::B2_4T => b2_4t,
-            Self::B3 => Shape { hidden: 3200, ffn: 8640, layers: 26, heads: 32, kv_heads: 32, head_dim: 100, ..large },
+            Self::Large => LARGE,
+            Self::B2_4T => B2_4T,
+            Self::B3 => Shape { hidden: 3200, ffn: 8640, layers: 26, heads: 32, kv_heads: 32, head_dim: 100, ..LARGE },
             Self::B8 => Shape {
                 arch: "llama",
                 hidden: 4096,
@@ -148,8 +111,30 @@ impl Preset {
                 kv_heads: 8,
                 context: 8192,
                 tied: false,
-                ..b2_4t
+                ..B2_4T
             },
+        }
+    }
+}
+
+impl Shape {
+    /// The same kind of model with what is odd about its dimensions, small enough for a test: two layers, the same size
+    /// and sharing of heads, inner rows that are as far from whole blocks of I2_S.
+    pub(super) fn reduced(self) -> Self {
+        let group = self.heads / self.kv_heads;
+        let (heads, kv_heads) = if group == 1 { (4, 4) } else { (group, 1) };
+        let hidden = self.hidden / self.heads * heads;
+        let block_rest = self.ffn % 128;
+        let vocab = 1024 + self.vocab % 128;
+        Self {
+            hidden,
+            heads,
+            kv_heads,
+            ffn: 2 * hidden.next_multiple_of(128) + block_rest,
+            layers: 2,
+            vocab,
+            context: 256,
+            ..self
         }
     }
 }
@@ -169,6 +154,75 @@ pub(super) struct Shape {
     norm_eps: f32,
     tied: bool,
 }
+
+const B2_4T: Shape = Shape {
+    arch: "bitnet-b1.58",
+    hidden: 2560,
+    ffn: 6912,
+    layers: 30,
+    heads: 20,
+    kv_heads: 5,
+    head_dim: 128,
+    vocab: 128_256,
+    context: 4096,
+    rope_theta: 5e5,
+    norm_eps: 1e-5,
+    tied: true,
+};
+const LARGE: Shape = Shape {
+    arch: "bitnet",
+    hidden: 1536,
+    ffn: 4096,
+    layers: 24,
+    heads: 16,
+    kv_heads: 16,
+    head_dim: 96,
+    vocab: 32_002,
+    context: 2048,
+    rope_theta: 1e4,
+    norm_eps: 1e-6,
+    tied: true,
+};
+const FALCON3_10B: Shape = Shape {
+    arch: "llama",
+    hidden: 3072,
+    ffn: 23_040,
+    layers: 40,
+    heads: 12,
+    kv_heads: 4,
+    head_dim: 256,
+    vocab: 131_072,
+    context: 32_768,
+    rope_theta: 1_000_042.0,
+    norm_eps: 1e-6,
+    tied: false,
+};
+const QWEN3: Shape = Shape {
+    arch: "qwen3",
+    hidden: 1024,
+    ffn: 3072,
+    layers: 28,
+    heads: 16,
+    kv_heads: 8,
+    head_dim: 128,
+    vocab: 151_936,
+    context: 32_768,
+    rope_theta: 1e6,
+    norm_eps: 1e-6,
+    tied: true,
+};
+const GEMMA3: Shape = Shape {
+    arch: "gemma3",
+    hidden: 640,
+    ffn: 2048,
+    layers: 18,
+    heads: 4,
+    kv_heads: 1,
+    head_dim: 256,
+    vocab: 262_144,
+    rope_theta: 1e4,
+    ..QWEN3
+};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fill {
@@ -212,7 +266,7 @@ impl Shape {
             norm("attn_norm", hidden);
             norm("ffn_norm", hidden);
             if self.arch.starts_with("bitnet") {
-                norm("attn_sub_norm", hidden);
+                norm("attn_sub_norm", width);
                 norm("ffn_sub_norm", ffn);
             }
             if self.is_embedding() {
