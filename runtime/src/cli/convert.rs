@@ -127,6 +127,14 @@ pub fn convert(
     renamed
 }
 
+/// Reads the tables of the checkpoint in `folder`, and an element of each tensor: how many there are.
+///
+/// # Errors
+/// When its files are not as they should be.
+pub fn check(folder: &Path) -> Result<usize, Error> {
+    Ok(Checkpoint::open(folder)?.check()?)
+}
+
 fn tiles(kind: TensorType, planned: &[Planned]) -> Result<TileTable, Error> {
     let mut tiles = TileTable::default();
     let linear = |tensor: &&Planned| kind.is_tiled() && matches!(tensor.fill, Fill::Linear { .. });
