@@ -456,12 +456,18 @@ fn parse_speculation(text: Option<&str>) -> Result<Speculation, Error> {
     text.parse().map_err(|error: NoSuchSpeculation| invalid("speculation", text, &error.to_string()))
 }
 
-/// Where the measurements of this host are kept.
+/// Where that is kept which can be found out again.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
-pub fn default_tuning_cache() -> PathBuf {
+pub fn cache_folder() -> PathBuf {
     let folder = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty());
-    folder.map_or_else(|| PathBuf::from("/var/cache"), PathBuf::from).join("bitnetd/kernels.json")
+    folder.map_or_else(|| PathBuf::from("/var/cache"), PathBuf::from).join("bitnetd")
+}
+
+/// Where the measurements of this host are kept.
+#[must_use]
+pub fn default_tuning_cache() -> PathBuf {
+    cache_folder().join("kernels.json")
 }
 
 fn parse_device(name: Option<&str>) -> Result<DevicePreference, Error> {

@@ -1,5 +1,6 @@
 //! `bitnetd inspect`: what a model file is, and whether it can be served.
 
+mod cache;
 mod check;
 mod facts;
 mod scan;
@@ -35,6 +36,19 @@ pub const EXIT_MALFORMED: u8 = 2;
 pub const EXIT_UNSUPPORTED: u8 = 3;
 /// There are findings and the options say strict.
 pub const EXIT_STRICT: u8 = 4;
+
+/// As [`report`], which is asked only where `folder` keeps no report of the file as it is now.
+pub fn report_once(folder: &Path, path: &Path, options: InspectOptions) -> (String, u8) {
+    let place = cache::Place::of(folder, path, options);
+    if let Some(kept) = place.as_ref().and_then(cache::Place::find) {
+        return kept;
+    }
+    let (text, code) = report(path, options);
+    if let Some(place) = place.filter(|_| code != EXIT_IO) {
+        place.keep(&text, code);
+    }
+    (text, code)
+}
 
 /// The text for standard output and the exit code.
 ///

@@ -63,6 +63,9 @@ enum Command {
         /// List every tensor
         #[arg(long)]
         tensors: bool,
+        /// Read and hash the file again, also where its last report is kept and it has not changed since
+        #[arg(long)]
+        fresh: bool,
         /// No colours, also on a terminal
         #[arg(long, env = "NO_COLOR", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
         no_color: bool,
@@ -105,7 +108,8 @@ struct ConvertArgs {
 #[derive(clap::Args)]
 struct SynthArgs {
     out: PathBuf,
-    /// tiny, wide (two wide layers), large (0.7B), 2b4t, 3b or 8b
+    /// tiny, wide (two wide layers), large (0.7B), 2b4t, 3b, 8b, falcon3-1b, -3b, -7b or -10b; of embedding models
+    /// qwen3-0.6b, gemma3-270m, tiny-qwen3 or tiny-gemma3
     #[arg(long)]
     preset: String,
     /// Tensor type of the ternary weights: i2_s, tl1 or tl2
@@ -136,9 +140,13 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         None => run_serve(cli.serve),
         Some(Command::Serve(args)) => run_serve(*args),
         Some(Command::Generate(args)) => generate::run(&args),
-        Some(Command::Inspect { file, json, strict, tensors, no_color }) => {
+        Some(Command::Inspect { file, json, strict, tensors, fresh, no_color }) => {
             let colour = !no_color && !json && std::io::stdout().is_terminal();
-            let (text, code) = inspect::report(&file, inspect::InspectOptions { json, strict, tensors, colour });
+            let options = inspect::InspectOptions { json, strict, tensors, colour };
+            let (text, code) = match fresh {
+                true => inspect::report(&file, options),
+                false => inspect::report_once(&config::cache_folder(), &file, options),
+            };
             // A file that can't even be listed leaves one line that says why.
             if code != inspect::EXIT_OK && !json && text.lines().count() == 1 {
                 eprint!("{text}");
