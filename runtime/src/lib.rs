@@ -16,7 +16,6 @@ pub mod log;
 pub mod mailbox;
 pub mod metrics;
 pub mod model;
-pub mod pace;
 pub mod probe;
 pub mod receipts;
 pub mod registry;

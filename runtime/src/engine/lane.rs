@@ -13,9 +13,8 @@ use crate::forward::{Forward, Segment, Step};
 use crate::kv::KvCache;
 use crate::metrics::{GenerationMetrics, ShardMetrics};
 use crate::model::Model;
-use crate::pace::Pace;
 use crate::sampler::Sampler;
-use crate::schedule::{Counts, NewSequence, QueueFull, Scheduler, Sequence, StreamId};
+use crate::schedule::{Counts, NewSequence, Pace, QueueFull, Scheduler, Sequence, StepRows, StreamId};
 use crate::shared::PerWorker;
 use crate::speculate::{DRAFT_TOKENS_MAX, Speculation, Speculator};
 use crate::team::Team;
@@ -107,7 +106,9 @@ impl Lane {
             });
             elapsed = started.elapsed();
         }
-        self.pace.observe(1, 0, elapsed);
+        let mut rows = StepRows::default();
+        rows.add_decode(0, 1);
+        self.pace.observe(&rows, elapsed);
         metrics.set_costs(self.pace.decode_costs(), self.pace.prefill_row_s());
         self.kv.release(0);
     }
@@ -163,7 +164,7 @@ impl Lane {
 
     /// What a step of its decoding sequences takes, as far as is known: other lanes' steps are felt that much more.
     pub(super) fn decode_estimate_s(&self) -> f64 {
-        self.pace.decode_estimate_s(self.scheduler.decoding())
+        self.pace.estimate_s(&self.scheduler.decode_rows())
     }
 
     /// Admits whom it can and forms the next step; `false` where there is nothing to compute. Sequences of other lanes
@@ -172,14 +173,14 @@ impl Lane {
         let Self { scheduler, kv, forward, pace, speculator, step, .. } = self;
         scheduler.admit(kv.tables_mut(), |stream| push(link, Event::Admitted(stream)));
         let rows_max = forward.limits().rows_max;
-        let prefill_rows = pace.prefill_rows(scheduler.decoding(), beside_s, rows_max);
+        let budget = pace.prompt_budget(&scheduler.decode_rows(), beside_s, rows_max);
         if let Some(pool) = &self.pool {
-            let formed = scheduler.form(step, kv.tables_mut(), rows_max, prefill_rows);
+            let formed = scheduler.form(step, kv.tables_mut(), rows_max, budget);
             pool.want(step, scheduler);
             return formed;
         }
         speculator.plan(scheduler, rows_max);
-        scheduler.form(step, kv.tables_mut(), rows_max, prefill_rows)
+        scheduler.form(step, kv.tables_mut(), rows_max, budget)
     }
 
     /// Computes the formed step on `team` and sends its tokens.
@@ -216,17 +217,11 @@ impl Lane {
     }
 
     fn observe(&mut self, elapsed: Duration, metrics: &ShardMetrics) {
-        let (mut decoding, mut drafted) = (0, 0);
-        for segment in &self.step.segments {
-            if self.scheduler.sequence(segment.slot).is_some_and(|sequence| sequence.pending() == 1) {
-                decoding += 1;
-                drafted += segment.rows - 1;
-            }
-        }
-        let rows = self.step.tokens.len();
-        let prefill_rows = rows - decoding - drafted;
-        self.pace.observe(decoding, prefill_rows, elapsed);
-        if prefill_rows == 0 {
+        let decodes = |segment: &&Segment| self.scheduler.sequence(segment.slot).is_some_and(|s| s.pending() == 1);
+        let drafted: usize = self.step.segments.iter().filter(decodes).map(|segment| segment.rows - 1).sum();
+        let (rows, counted) = (self.step.tokens.len(), self.scheduler.rows_of(&self.step));
+        self.pace.observe(&counted, elapsed);
+        if counted.prompt_rows == 0 {
             self.speculator.observe(rows, drafted, elapsed);
         }
         metrics.observe_step(elapsed, rows, self.step.logits.len() - drafted);

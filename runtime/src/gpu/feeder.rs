@@ -13,9 +13,8 @@ use crate::engine::{Event, Sampled, cached_event, choose, next_event};
 use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::Model;
-use crate::pace::Pace;
 use crate::sampler::Sampler;
-use crate::schedule::{NewSequence, Scheduler, StreamId};
+use crate::schedule::{NewSequence, Pace, Scheduler, StreamId};
 
 /// From a shard to a feeder.
 #[derive(Debug)]
@@ -299,8 +298,8 @@ impl<D: Device, J: Journal> Feeder<D, J> {
     fn begin_step(&mut self, now: Instant, ports: &mut impl Ports) -> Rest {
         let Self { scheduler, tables, step, wants, pace, limits, .. } = self;
         scheduler.admit(tables, |stream| ports.send(Event::Admitted(stream)));
-        let prefill_rows = pace.prefill_rows(scheduler.decoding(), 0.0, limits.rows_max);
-        if !scheduler.form(step, tables, limits.rows_max, prefill_rows) {
+        let budget = pace.prompt_budget(&scheduler.decode_rows(), 0.0, limits.rows_max);
+        if !scheduler.form(step, tables, limits.rows_max, budget) {
             self.stage = Stage::Idle { probe_at: now + PROBE_EVERY };
             self.publish();
             return Rest::Until(now + PROBE_EVERY);
@@ -320,10 +319,8 @@ impl<D: Device, J: Journal> Feeder<D, J> {
     }
 
     /// How long the formed step should take.
-    #[expect(clippy::cast_precision_loss, reason = "rows are few")]
     fn expected(&self) -> Duration {
-        let (decode, prefill) = rows(&self.step);
-        let seconds = self.pace.decode_estimate_s(decode) + prefill as f64 * self.pace.prefill_row_s();
+        let seconds = self.pace.estimate_s(&self.scheduler.rows_of(&self.step));
         Duration::try_from_secs_f64(seconds).unwrap_or_default()
     }
 
@@ -363,9 +360,9 @@ impl<D: Device, J: Journal> Feeder<D, J> {
     }
 
     fn observe_costs(&mut self, elapsed: Duration) {
-        let (decode, prefill) = rows(&self.step);
-        self.pace.observe(decode, prefill, elapsed);
-        self.status.prompt_rows.add(prefill as u64);
+        let rows = self.scheduler.rows_of(&self.step);
+        self.pace.observe(&rows, elapsed);
+        self.status.prompt_rows.add(rows.prompt_rows as u64);
         let (decode_s, decode_rows) = self.pace.decode_costs();
         self.status.set_costs(Costs { decode_s, decode_rows, prefill_row_s: self.pace.prefill_row_s() });
     }
@@ -401,12 +398,6 @@ impl<D: Device, J: Journal> Feeder<D, J> {
 /// How long to sleep through a step: it may well be shorter than expected.
 fn sleep_time(expected: Duration) -> Duration {
     (expected * 3 / 4).saturating_sub(LOOK_BEFORE)
-}
-
-/// Rows of a step that decode, and rows of prompts.
-fn rows(step: &Step) -> (usize, usize) {
-    let decode = step.segments.iter().filter(|segment| segment.rows == 1).count();
-    (decode, step.tokens.len() - decode)
 }
 
 /// A device that comes up is looked at so often; each look moves weights.

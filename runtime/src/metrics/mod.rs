@@ -70,6 +70,8 @@ pub struct Outcomes {
     pub cancelled: Cell,
     pub failed: Cell,
     pub refused_queue: Cell,
+    pub refused_memory: Cell,
+    pub refused_deadline: Cell,
     pub refused_draining: Cell,
     pub refused_connections: Cell,
 }
@@ -102,7 +104,7 @@ pub struct StepMetrics {
     pub prefix_hits: Cell,
     pub kv_blocks_used: Cell,
     pub kv_blocks: Cell,
-    /// Moving averages of what steps cost, as bits of f64: see [`crate::pace::Pace`].
+    /// Moving averages of what steps cost, as bits of f64: see [`crate::schedule::Pace`].
     pub decode_s_bits: Cell,
     pub decode_rows_bits: Cell,
     pub prefill_row_s_bits: Cell,

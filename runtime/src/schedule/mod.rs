@@ -1,10 +1,14 @@
 //! Which rows the next step computes: pure logic, no clock, no threads.
 //!
-//! Sequences wait in bounded order of priority and arrival, take a slot, begin where the cache knows their prompt, then
-//! go through the rest of it in chunks and through their answer a row a step. Decode rows come first in every step;
-//! chunks fill what the row budget leaves. KV blocks are taken as positions come; where they run short, who ranks last
+//! Sequences wait, take a slot, begin where the cache knows their prompt, then go through the rest of it in chunks and
+//! through their answer a row a step. Decode rows come first in every step; chunks fill what the time of a step leaves.
+//! Among those that wait for a slot or for prompt rows, clients that have had little go first, then priority, arrival and
+//! the length of the prompt decide; the time that anybody can be overtaken is bounded. KV blocks are taken as positions come; where they run short, who ranks last
 //! goes back to the queue with its tokens, to be computed again later: the first always goes on.
 
+mod clients;
+mod cost;
+mod pace;
 mod sequence;
 #[cfg(test)]
 mod simulation;
@@ -18,6 +22,10 @@ use kernels::attention::BLOCK;
 use crate::forward::Step;
 use crate::kv::BlockTables;
 
+pub use clients::ClientId;
+use clients::{Clients, QUANTUM_ROWS};
+pub use cost::{CostModel, PromptBudget, StepRows};
+pub use pace::Pace;
 pub use sequence::{NewSequence, Priority, Sequence, StreamId};
 use sequence::{Rank, Waiting};
 
@@ -38,11 +46,16 @@ pub struct Counts {
 /// Slots, queue and the order among them.
 pub struct Scheduler {
     slots: Vec<Option<Sequence>>,
-    /// By rank.
+    /// By turn.
     waiting: VecDeque<Waiting>,
     waiting_max: usize,
-    /// Taken slots by rank: who gets rows and blocks first, and from the end who is pushed out.
+    /// Taken slots by rank: who decodes and gets blocks first, and from the end who is pushed out.
     order: Vec<usize>,
+    /// Slots whose prompts want rows, as they take turns in the step being formed.
+    prompts: Vec<usize>,
+    clients: Clients,
+    /// What a prompt row takes, as far as is known.
+    row_s: f64,
     counts: Counts,
 }
 
@@ -55,6 +68,9 @@ impl Scheduler {
             waiting: VecDeque::with_capacity(waiting_max + slots),
             waiting_max,
             order: Vec::with_capacity(slots),
+            prompts: Vec::with_capacity(slots),
+            clients: Clients::with_capacity(waiting_max + slots),
+            row_s: 0.0,
             counts: Counts::default(),
         }
     }
@@ -80,13 +96,21 @@ impl Scheduler {
 
     /// Takes in a sequence that was accepted before. Never refused: what other devices hold is bounded.
     pub fn resume(&mut self, sequence: NewSequence) {
-        self.enqueue(Waiting { new: sequence, cached_before: None });
+        let client = self.clients.join(sequence.client);
+        let due = sequence.rank().due(sequence.tokens.len(), self.row_s);
+        self.enqueue(Waiting { new: sequence, client, due, cached_before: None });
     }
 
     fn enqueue(&mut self, waiting: Waiting) {
-        let rank = waiting.new.rank();
-        let at = self.waiting.partition_point(|other| other.new.rank() < rank);
+        let at = self.waiting.partition_point(|other| other.due < waiting.due);
         self.waiting.insert(at, waiting);
+    }
+
+    /// Who waits and is next: the first whose client is not ahead of another that waits.
+    fn next(&self) -> Option<usize> {
+        let served = |waiting: &Waiting| self.clients.served(waiting.client);
+        let least = self.waiting.iter().map(served).min()?;
+        self.waiting.iter().position(|waiting| served(waiting) <= least + QUANTUM_ROWS)
     }
 
     /// Takes everything out, as sequences that can be resumed elsewhere: those in slots first, by rank.
@@ -95,15 +119,23 @@ impl Scheduler {
         for slot in std::mem::take(&mut self.order) {
             let sequence = self.slots[slot].take().expect("ordered slots are taken");
             kv.release(slot);
+            self.clients.leave(sequence.client_index);
             taken.push(sequence.into_new());
         }
-        taken.extend(self.waiting.drain(..).map(|waiting| waiting.new));
+        for waiting in self.waiting.drain(..) {
+            self.clients.leave(waiting.client);
+            taken.push(waiting.new);
+        }
         taken
     }
 
     /// Forgets a stream wherever it is; its blocks are free at once. Unknown streams have ended already.
     pub fn cancel(&mut self, stream: StreamId, kv: &mut BlockTables) {
-        self.waiting.retain(|waiting| waiting.new.stream != stream);
+        if let Some(at) = self.waiting.iter().position(|waiting| waiting.new.stream == stream) {
+            let waiting = self.waiting.remove(at).expect("found above");
+            self.clients.leave(waiting.client);
+            return;
+        }
         let slot = self.slots.iter().position(|slot| slot.as_ref().is_some_and(|s| s.stream == stream));
         if let Some(slot) = slot {
             self.finish(slot, kv);
@@ -112,7 +144,9 @@ impl Scheduler {
 
     /// Frees a slot and its blocks.
     pub fn finish(&mut self, slot: usize, kv: &mut BlockTables) {
-        self.leave(slot, kv);
+        if let Some(sequence) = self.leave(slot, kv) {
+            self.clients.leave(sequence.client_index);
+        }
     }
 
     /// Takes the sequence out of `slot`. What it has computed stays known as long as nobody needs the place.
@@ -132,10 +166,11 @@ impl Scheduler {
         self.enqueue(sequence.into_waiting());
     }
 
-    /// Moves waiting sequences into free slots, by rank, as far as slots and KV blocks go. Calls `admitted` for each
+    /// Moves waiting sequences into free slots, by turn, as far as slots and KV blocks go. Calls `admitted` for each
     /// that comes in for the first time.
     pub fn admit(&mut self, kv: &mut BlockTables, mut admitted: impl FnMut(StreamId)) {
-        while let Some(Waiting { new, .. }) = self.waiting.front() {
+        while let Some(next) = self.next() {
+            let new = &self.waiting[next].new;
             let Some(slot) = self.slots.iter().position(Option::is_none) else { return };
             // The last token is computed in any case: what comes after it is asked of it.
             let cached = kv.adopt(slot, &new.tokens[..new.tokens.len() - 1]);
@@ -143,14 +178,14 @@ impl Scheduler {
                 kv.release(slot);
                 return;
             }
-            let waiting = self.waiting.pop_front().expect("looked at above");
+            let waiting = self.waiting.remove(next).expect("looked at above");
             if waiting.cached_before.is_none() {
                 admitted(waiting.new.stream);
                 self.counts.prefix_queries += waiting.new.tokens.len() as u64;
                 self.counts.prefix_hits += cached as u64;
             }
             let rank = waiting.new.rank();
-            self.slots[slot] = Some(Sequence::start(waiting, cached));
+            self.slots[slot] = Some(Sequence::start(waiting, cached, self.row_s));
             let at = self.order.partition_point(|other| self.rank(*other) < rank);
             self.order.insert(at, slot);
         }
@@ -162,15 +197,16 @@ impl Scheduler {
         self.order.iter().map(owed).sum()
     }
 
-    /// Fills `step` with decode rows and their drafts, then with prompt chunks of at most `prefill_rows` in all, within
-    /// `rows_max`, and takes their blocks. `false` where there is nothing to compute.
-    pub fn form(&mut self, step: &mut Step, kv: &mut BlockTables, rows_max: usize, prefill_rows: usize) -> bool {
+    /// Fills `step` with decode rows and their drafts, then with prompt chunks within `budget`, at most `rows_max` rows in
+    /// all, and takes their blocks. `false` where there is nothing to compute.
+    pub fn form(&mut self, step: &mut Step, kv: &mut BlockTables, rows_max: usize, mut budget: PromptBudget) -> bool {
         step.clear();
+        self.row_s = budget.row_s;
         self.publish(kv);
         self.push_decodes(step, kv, rows_max);
-        let budget = prefill_rows.min(rows_max - step.tokens.len());
+        budget.rows_max = budget.rows_max.min(rows_max - step.tokens.len());
         self.push_prompts(step, kv, budget);
-        while step.tokens.is_empty() && budget > 0 && self.order.len() > 1 {
+        while step.tokens.is_empty() && !budget.is_spent() && self.order.len() > 1 {
             self.preempt_last(kv);
             self.push_prompts(step, kv, budget);
         }
@@ -202,6 +238,8 @@ impl Scheduler {
                     step.push_draft(*token);
                     sequence.want(step, ahead);
                 }
+                let client = sequence.client_index;
+                self.clients.charge(client, 1);
             }
             at += 1;
         }
@@ -228,11 +266,23 @@ impl Scheduler {
         }
     }
 
-    fn push_prompts(&mut self, step: &mut Step, kv: &mut BlockTables, mut budget: usize) {
-        for at in 0..self.order.len() {
-            let slot = self.order[at];
-            if budget == 0 || self.taken(slot).pending() == 1 {
-                continue;
+    /// Puts the prompts into the order of their turns: those of clients that are not ahead, then by what is due.
+    fn line_up_prompts(&mut self) {
+        let Self { slots, order, prompts, clients, .. } = self;
+        let sequence = |slot: &usize| slots[*slot].as_ref().expect("ordered slots are taken");
+        let served = |slot: &usize| clients.served(sequence(slot).client_index);
+        prompts.clear();
+        prompts.extend(order.iter().copied().filter(|slot| sequence(slot).pending() > 1));
+        let least = prompts.iter().map(served).min().unwrap_or(0);
+        prompts.sort_unstable_by_key(|slot| (served(slot) > least + QUANTUM_ROWS, sequence(slot).due));
+    }
+
+    fn push_prompts(&mut self, step: &mut Step, kv: &mut BlockTables, mut budget: PromptBudget) {
+        self.line_up_prompts();
+        for at in 0..self.prompts.len() {
+            let slot = self.prompts[at];
+            if budget.is_spent() {
+                return;
             }
             self.adopt(slot, kv);
             if kv.shares() && self.is_being_computed(slot, step, kv) {
@@ -240,18 +290,20 @@ impl Scheduler {
             }
             let sequence = self.taken(slot);
             let room = (kv.table(slot).len() + kv.blocks_free()) * BLOCK - sequence.computed;
-            let chunk = sequence.pending().min(budget).min(room);
+            let chunk = budget.rows(sequence.computed, sequence.pending()).min(room);
             if chunk == 0 {
                 continue;
             }
-            let end = sequence.computed + chunk;
+            let (start, end) = (sequence.computed, sequence.computed + chunk);
             kv.extend(slot, end).expect("there is room");
             let is_last = end == sequence.tokens.len();
-            step.push(slot, sequence.computed, &sequence.tokens[sequence.computed..end], is_last);
+            step.push(slot, start, &sequence.tokens[start..end], is_last);
             if is_last {
                 sequence.want(step, 0);
             }
-            budget -= chunk;
+            let client = sequence.client_index;
+            self.clients.charge(client, chunk);
+            budget.spend(start, chunk);
         }
     }
 
@@ -323,6 +375,30 @@ impl Scheduler {
     /// The sequences that decode, by slot.
     pub fn decoding_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
         self.slots.iter_mut().flatten().filter(|sequence| sequence.pending() == 1)
+    }
+
+    /// What the sequences that decode will add to the next step, but for their drafts.
+    #[must_use]
+    pub fn decode_rows(&self) -> StepRows {
+        let mut rows = StepRows::default();
+        let decoding = self.slots.iter().flatten().filter(|sequence| sequence.pending() == 1);
+        decoding.for_each(|sequence| rows.add_decode(sequence.computed, 1));
+        rows
+    }
+
+    /// What a formed step has, before its sequences move on. A single row of one that was cancelled meanwhile counts as
+    /// one that decodes.
+    #[must_use]
+    pub fn rows_of(&self, step: &Step) -> StepRows {
+        let mut rows = StepRows::default();
+        for segment in &step.segments {
+            let sequence = self.sequence(segment.slot);
+            match sequence.map_or(segment.rows, Sequence::pending) {
+                1 => rows.add_decode(segment.first_position, segment.rows),
+                _ => rows.add_prompt(segment.first_position, segment.rows),
+            }
+        }
+        rows
     }
 
     /// Whether any running sequence decodes, that is, would feel a long step.

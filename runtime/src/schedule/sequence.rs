@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use kernels::attention::BLOCK;
 
+use super::clients::{ClientId, ClientIndex};
 use crate::forward::Step;
 use crate::kv::blocks_for;
 use crate::sampler::{History, SamplingParams};
@@ -45,21 +46,40 @@ pub struct NewSequence {
     /// Most tokens of the answer, those given included.
     pub tokens_max: usize,
     pub arrival: Instant,
+    pub client: ClientId,
     pub priority: Priority,
     pub sampling: SamplingParams,
     /// Whether a token that ends the generation ends the sequence.
     pub stop_at_end: bool,
 }
 
-/// Whose turn is first, the least of all: by arrival, later by the patience of its priority. It never changes, so
-/// nobody is overtaken for ever.
+/// Who keeps its blocks where they run short, the least of all first: by arrival, later by the patience of its priority.
+/// It never changes, so that whoever stays gets to be the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank(Instant, StreamId);
+
+/// Whose turn it is, among those that wait for a slot and among prompts that want rows: the earliest goes first. Later
+/// than the rank by what its prompt takes, so that short prompts go before long ones that came at about the same time,
+/// and by no more, so that nobody is overtaken for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Due(Instant, StreamId);
+
+impl Rank {
+    /// The turn of one whose prompt takes `rows` rows of `row_s` seconds.
+    #[expect(clippy::cast_precision_loss, reason = "rows are few")]
+    pub(super) fn due(self, rows: usize, row_s: f64) -> Due {
+        let prompt_s = (rows as f64 * row_s * LENGTH_WEIGHT).min(LENGTH_SECONDS_MAX);
+        Due(self.0 + Duration::from_secs_f64(prompt_s), self.1)
+    }
+}
 
 /// A sequence in the queue.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) new: NewSequence,
+    pub(super) client: ClientIndex,
+    /// Its turn among those that wait.
+    pub(super) due: Due,
     /// Where it was in a slot before: how many of its positions were found in the cache then.
     pub(super) cached_before: Option<usize>,
 }
@@ -77,6 +97,9 @@ pub struct Sequence {
     pub(super) is_first_time: bool,
     pub tokens_max: usize,
     pub arrival: Instant,
+    pub client: ClientId,
+    pub(super) client_index: ClientIndex,
+    pub(super) due: Due,
     pub priority: Priority,
     pub sampling: SamplingParams,
     pub stop_at_end: bool,
@@ -96,8 +119,8 @@ impl NewSequence {
         sampling: SamplingParams,
         arrival: Instant,
     ) -> Self {
-        let priority = Priority::Normal;
-        Self { stream, tokens, generated: 0, tokens_max, arrival, priority, sampling, stop_at_end: true }
+        let (client, priority) = (ClientId::default(), Priority::Normal);
+        Self { stream, tokens, generated: 0, tokens_max, arrival, client, priority, sampling, stop_at_end: true }
     }
 
     /// Positions that the sequence can come to hold.
@@ -117,8 +140,10 @@ impl NewSequence {
 }
 
 impl Sequence {
-    pub(super) fn start(waiting: Waiting, cached: usize) -> Self {
-        let Waiting { new, cached_before } = waiting;
+    /// One that begins with `cached` positions; the rows of its prompt take `row_s` seconds each.
+    pub(super) fn start(waiting: Waiting, cached: usize, row_s: f64) -> Self {
+        let Waiting { new, client, cached_before, .. } = waiting;
+        let due = new.rank().due(new.tokens.len() - cached, row_s);
         let mut tokens = new.tokens;
         let prompt_len = tokens.len() - new.generated;
         tokens.reserve_exact(new.tokens_max - new.generated);
@@ -136,6 +161,9 @@ impl Sequence {
             is_first_time: cached_before.is_none(),
             tokens_max: new.tokens_max,
             arrival: new.arrival,
+            client: new.client,
+            client_index: client,
+            due,
             priority: new.priority,
             sampling: new.sampling,
             stop_at_end: new.stop_at_end,
@@ -145,7 +173,9 @@ impl Sequence {
     }
 
     pub(super) fn into_waiting(self) -> Waiting {
-        Waiting { cached_before: Some(self.cached), new: self.into_new() }
+        // It goes before those of its priority that have not been in a slot.
+        let (due, client) = (self.rank().due(0, 0.0), self.client_index);
+        Waiting { cached_before: Some(self.cached), client, due, new: self.into_new() }
     }
 
     pub(super) fn into_new(self) -> NewSequence {
@@ -155,6 +185,7 @@ impl Sequence {
             tokens: self.tokens,
             tokens_max: self.tokens_max,
             arrival: self.arrival,
+            client: self.client,
             priority: self.priority,
             sampling: self.sampling,
             stop_at_end: self.stop_at_end,
@@ -200,6 +231,11 @@ impl Sequence {
         }
     }
 }
+
+/// How many times what its prompt takes a sequence lets others go first.
+const LENGTH_WEIGHT: f64 = 4.0;
+/// And for no longer than this.
+const LENGTH_SECONDS_MAX: f64 = 60.0;
 
 /// With a block to spare, so that who is let in is not pushed out by its own first tokens.
 fn blocks_wanted(tokens: usize, positions_max: usize) -> usize {

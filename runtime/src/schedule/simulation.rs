@@ -65,9 +65,25 @@ struct World {
     next_id: u64,
     ended: usize,
     counts: Counts,
+    /// Where the clock counts: what it learns of the machine.
+    pace: Option<Pace>,
+    clients: u64,
+    /// Rows that were computed for each client while all had something to do.
+    served: Vec<usize>,
+    /// Longest steps that running streams felt, and what they were allowed, once costs are known.
+    worst: (f64, f64),
+}
+
+/// What a step really takes: a fixed part, rows, and the positions that they look at.
+fn machine_s(rows: &StepRows) -> f64 {
+    let StepRows { decode_rows, decode_positions, prompt_rows, prompt_positions } = *rows;
+    let looked = decode_positions as f64 * 1e-6 + prompt_positions as f64 * 5e-7;
+    3e-3 + decode_rows as f64 * 4e-4 + prompt_rows as f64 * 2e-4 + looked
 }
 
 const CONTEXT: usize = 512;
+const ROWS_MAX: usize = 128;
+const ITL_TARGET: Duration = Duration::from_millis(15);
 const SLOTS: usize = 6;
 
 impl World {
@@ -84,6 +100,10 @@ impl World {
             next_id: 0,
             ended: 0,
             counts: Counts::default(),
+            pace: None,
+            clients: 1,
+            served: Vec::new(),
+            worst: (0.0, 0.0),
         }
     }
 
@@ -98,7 +118,8 @@ impl World {
         let tokens_max = 1 + draw.below(CONTEXT - prompt.len() - 1).min(200);
         let priority = [Priority::Low, Priority::Normal, Priority::High][draw.below(3)];
         let new = NewSequence::new(StreamId(id), prompt.clone(), tokens_max, SamplingParams::default(), self.now);
-        if self.scheduler.submit(NewSequence { priority, ..new }).is_ok() {
+        let client = ClientId(id % self.clients);
+        if self.scheduler.submit(NewSequence { priority, client, ..new }).is_ok() {
             self.running.insert(id, Client { prompt, tokens_max });
         }
     }
@@ -116,15 +137,18 @@ impl World {
     /// One step; whether there was one.
     fn step(&mut self) -> bool {
         self.scheduler.admit(&mut self.kv, |_| {});
-        let prefill_rows = 1 + self.draw.below(96);
+        let decodes = self.scheduler.decode_rows();
+        let budget = match &self.pace {
+            Some(pace) => pace.prompt_budget(&decodes, 0.0, ROWS_MAX),
+            None => PromptBudget::of_rows(1 + self.draw.below(96)),
+        };
         let first = self.scheduler.order.first().copied();
-        if !self.scheduler.form(&mut self.step, &mut self.kv, 128, prefill_rows) {
+        if !self.scheduler.form(&mut self.step, &mut self.kv, ROWS_MAX, budget) {
             assert!(self.running.is_empty(), "whoever is there is computed");
             return false;
         }
-        let rows = self.step.tokens.len();
-        assert!(rows <= 128);
-        self.now += Duration::from_millis(5 + rows as u64 / 4);
+        assert!(self.step.tokens.len() <= ROWS_MAX);
+        self.pass_time(decodes);
         let (mut first_goes_on, mut segments) = (false, self.step.segments.clone());
         // A worker may take any segment first.
         segments.rotate_left(self.draw.below(self.step.segments.len()));
@@ -153,6 +177,24 @@ impl World {
         self.counts.prefix_hits += counts.prefix_hits;
         self.counts.preempted += counts.preempted;
         true
+    }
+
+    /// Lets the step take its time, which the pace learns.
+    fn pass_time(&mut self, decodes: StepRows) {
+        let rows = self.scheduler.rows_of(&self.step);
+        let seconds = machine_s(&rows) * (0.97 + self.draw.below(60) as f64 / 1000.0);
+        self.now += Duration::from_secs_f64(seconds);
+        let Some(pace) = &mut self.pace else { return };
+        let allowed = ITL_TARGET.as_secs_f64().max(2.0 * machine_s(&decodes));
+        if self.ended > 5 && decodes.decode_rows > 0 && seconds / allowed > self.worst.0 / self.worst.1.max(1e-9) {
+            self.worst = (seconds, allowed);
+        }
+        pace.observe(&rows, Duration::from_secs_f64(seconds));
+        for segment in &self.step.segments {
+            let client = self.scheduler.sequence(segment.slot).unwrap().client.0 as usize;
+            self.served.resize(self.served.len().max(client + 1), 0);
+            self.served[client] += segment.rows;
+        }
     }
 
     fn finish(&mut self, slot: usize) {
@@ -223,4 +265,43 @@ fn a_cache_for_one_serves_many_one_after_the_other() {
         assert!(steps < 20_000, "nobody ends any more");
     }
     assert_eq!((world.ended, world.kv.blocks_free()), (20, blocks_for(CONTEXT)));
+}
+
+#[test]
+fn steps_that_running_streams_feel_stay_within_the_target() {
+    for seed in 0..8 {
+        let mut world = World::new(seed, 200, seed % 2 == 0);
+        world.pace = Some(Pace::new(ITL_TARGET));
+        for _ in 0..3000 {
+            if world.draw.below(20) == 0 {
+                world.arrive();
+            }
+            world.step();
+        }
+        let (seconds, allowed) = world.worst;
+        assert!(world.ended > 20 && seconds > 0.5 * allowed, "seed {seed}: prompts fill the steps: {:?}", world.worst);
+        assert!(seconds < 1.1 * allowed, "seed {seed}: a step of {seconds} s where {allowed} were allowed");
+    }
+}
+
+#[test]
+fn clients_that_always_want_more_get_about_the_same() {
+    for seed in 0..6 {
+        let mut world = World::new(100 + seed, 200, false);
+        (world.pace, world.clients) = (Some(Pace::new(ITL_TARGET)), 3);
+        for _ in 0..4000 {
+            // Each has something waiting at any time, the first one most of what there is.
+            for (client, wanted) in [(0, 10), (1, 2), (2, 2)] {
+                let of_client = |waiting: &&Waiting| waiting.new.client == ClientId(client);
+                while world.scheduler.waiting.iter().filter(of_client).count() < wanted {
+                    world.next_id = world.next_id.next_multiple_of(3) + client;
+                    world.arrive();
+                }
+            }
+            world.step();
+        }
+        let (least, most) = (world.served.iter().min().unwrap(), world.served.iter().max().unwrap());
+        let bound = QUANTUM_ROWS as usize + SLOTS * CONTEXT;
+        assert!(*most - *least <= bound && *least > 2 * bound, "seed {seed}: {:?}", world.served);
+    }
 }

@@ -79,16 +79,16 @@ fn decode_rows_come_before_chunks_and_the_budget_bounds_the_chunks() {
     let mut step = Step::default();
     submit(&mut scheduler, 1, 3, 8);
     admitted(&mut scheduler, &mut kv);
-    assert!(scheduler.form(&mut step, &mut kv, 64, 64));
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
     compute(&mut scheduler, &step);
     submit(&mut scheduler, 2, 50, 8);
     submit(&mut scheduler, 3, 10, 8);
     admitted(&mut scheduler, &mut kv);
-    assert!(scheduler.form(&mut step, &mut kv, 64, 20));
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(20)));
     let rows: Vec<usize> = step.segments.iter().map(|segment| segment.rows).collect();
     assert_eq!((rows, step.logits.as_slice()), (vec![1, 20], &[0][..]));
     compute(&mut scheduler, &step);
-    assert!(scheduler.form(&mut step, &mut kv, 64, 40));
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(40)));
     let rows: Vec<usize> = step.segments.iter().map(|segment| segment.rows).collect();
     assert_eq!(rows, [1, 30, 10]);
     assert_eq!(step.logits, [0, 30, 40]);
@@ -102,7 +102,7 @@ fn blocks_are_taken_as_positions_come_and_nobody_is_let_in_to_be_pushed_out() {
     submit(&mut scheduler, 2, 40, 60);
     // The first will soon have three blocks, the second would want as many.
     assert_eq!((admitted(&mut scheduler, &mut kv), kv.blocks_free()), (vec![1], 4));
-    assert!(scheduler.form(&mut step, &mut kv, 64, 40));
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(40)));
     assert_eq!(kv.blocks_free(), 2);
     scheduler.cancel(StreamId(1), &mut kv);
     assert_eq!((admitted(&mut scheduler, &mut kv), kv.blocks_free()), (vec![2], 4));
@@ -118,7 +118,7 @@ fn the_one_that_ranks_last_is_pushed_out_and_goes_on_first_with_what_it_has() {
     submit(&mut scheduler, 3, 31, 90);
     let (mut steps, mut preempted) = (0, 0);
     while preempted == 0 {
-        assert!(scheduler.form(&mut step, &mut kv, 64, 64));
+        assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
         compute(&mut scheduler, &step);
         preempted += scheduler.take_counts().preempted;
         steps += 1;
@@ -149,6 +149,53 @@ fn a_low_priority_waits_long_but_not_for_ever() {
 }
 
 #[test]
+fn a_short_prompt_goes_before_a_long_one_that_came_shortly_before_and_no_other() {
+    let (mut scheduler, mut kv) = (Scheduler::new(4, 8), cache(4, 16));
+    let budget = PromptBudget { seconds: 0.1, row_s: 0.01, position_s: 0.0, rows_min: 1, rows_max: 99 };
+    scheduler.form(&mut Step::default(), &mut kv, 64, budget);
+    // The long one takes a second, so others may go first for four.
+    for (id, length, arrival_ms) in [(1, 100, 0), (2, 10, 3500), (3, 10, 3700)] {
+        let arrival = start() + Duration::from_millis(arrival_ms);
+        scheduler.submit(NewSequence { arrival, ..sequence(id, length, 8, Priority::Normal) }).unwrap();
+    }
+    assert_eq!(admitted(&mut scheduler, &mut kv), [2, 1, 3]);
+    let mut step = Step::default();
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget { seconds: 0.155, ..budget }));
+    let rows: Vec<(u64, usize)> =
+        step.segments.iter().map(|s| (scheduler.sequence(s.slot).unwrap().stream.0, s.rows)).collect();
+    assert_eq!(rows, [(2, 10), (1, 5)], "so they do for rows");
+}
+
+#[test]
+fn a_client_that_has_had_much_waits_for_those_who_have_had_little() {
+    let (mut scheduler, mut kv) = (Scheduler::new(1, 99), cache(1, 4));
+    let mut step = Step::default();
+    let submit = |scheduler: &mut Scheduler, id: u64, client: u64, priority| {
+        let new = sequence(id, 100, 2, priority);
+        scheduler.submit(NewSequence { client: ClientId(client), ..new }).unwrap();
+    };
+    (0..40).for_each(|id| submit(&mut scheduler, id, 1, Priority::High));
+    let mut order = Vec::new();
+    while scheduler.running() + scheduler.waiting() > 0 {
+        order.extend(admitted(&mut scheduler, &mut kv));
+        if order.len() == 15 && scheduler.waiting() == 25 {
+            (100..105).for_each(|id| submit(&mut scheduler, id, 2, Priority::Low));
+        }
+        while scheduler.running() > 0 {
+            assert!(scheduler.form(&mut step, &mut kv, 256, PromptBudget::of_rows(256)));
+            compute(&mut scheduler, &step);
+            if scheduler.sequence(0).unwrap().generated() == 2 {
+                scheduler.finish(0, &mut kv);
+            }
+        }
+    }
+    let of_late: Vec<usize> = (0..order.len()).filter(|at| order[*at] >= 100).collect();
+    // Each has 101 rows; the first client may be ahead by 1024 and the one that it has begun.
+    assert_eq!((order.len(), of_late[0]), (45, 25), "{order:?}");
+    assert!(of_late[4] <= 33, "{of_late:?}");
+}
+
+#[test]
 fn sequences_that_begin_alike_compute_it_once() {
     let (mut scheduler, mut kv) = (Scheduler::new(3, 8), BlockTables::new(256, 3, 24).with_prefixes());
     let mut step = Step::default();
@@ -157,14 +204,14 @@ fn sequences_that_begin_alike_compute_it_once() {
         scheduler.submit(with_tokens(id, tokens, 8, Priority::Normal)).unwrap();
     }
     assert_eq!(admitted(&mut scheduler, &mut kv), [1, 2, 3]);
-    assert!(scheduler.form(&mut step, &mut kv, 64, 64));
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
     let rows = |step: &Step| step.segments.iter().map(|segment| (segment.slot, segment.rows)).collect::<Vec<_>>();
     assert_eq!(rows(&step), [(0, 64)], "the others wait for the same blocks");
     compute(&mut scheduler, &step);
-    assert!(scheduler.form(&mut step, &mut kv, 256, 256));
+    assert!(scheduler.form(&mut step, &mut kv, 256, PromptBudget::of_rows(256)));
     assert_eq!(rows(&step), [(0, 37)], "so they do for its third block");
     compute(&mut scheduler, &step);
-    assert!(scheduler.form(&mut step, &mut kv, 256, 256));
+    assert!(scheduler.form(&mut step, &mut kv, 256, PromptBudget::of_rows(256)));
     assert_eq!(rows(&step), [(0, 1), (1, 5), (2, 5)]);
     assert_eq!([0, 1, 2].map(|slot| scheduler.sequence(slot).unwrap().cached()), [0, 96, 96]);
     assert_eq!(scheduler.take_counts(), Counts { prefix_queries: 303, prefix_hits: 192, preempted: 0 });
@@ -173,7 +220,7 @@ fn sequences_that_begin_alike_compute_it_once() {
     assert_eq!(kv.blocks_free(), 24);
     scheduler.submit(with_tokens(4, (0..97).collect(), 8, Priority::Normal)).unwrap();
     admitted(&mut scheduler, &mut kv);
-    assert!(scheduler.form(&mut step, &mut kv, 64, 64));
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
     assert_eq!((rows(&step), step.logits.as_slice()), (vec![(0, 1)], &[0][..]), "at least the last token is computed");
 }
 
@@ -187,7 +234,7 @@ fn cancelling_frees_whatever_the_stream_held_wherever_it_is() {
         scheduler.cancel(StreamId(id), &mut kv);
     }
     assert_eq!((scheduler.running(), scheduler.waiting(), kv.blocks_free()), (0, 0, 4));
-    assert!(!scheduler.form(&mut Step::default(), &mut kv, 8, 8));
+    assert!(!scheduler.form(&mut Step::default(), &mut kv, 8, PromptBudget::of_rows(8)));
 }
 
 #[test]
@@ -198,7 +245,7 @@ fn a_sequence_taken_out_goes_on_elsewhere_with_the_same_tokens_and_limits() {
     admitted(&mut scheduler, &mut kv);
     let mut step = Step::default();
     for _ in 0..2 {
-        assert!(scheduler.form(&mut step, &mut kv, 8, 8));
+        assert!(scheduler.form(&mut step, &mut kv, 8, PromptBudget::of_rows(8)));
         compute(&mut scheduler, &step);
     }
     let taken = scheduler.take_all(&mut kv);
@@ -211,7 +258,7 @@ fn a_sequence_taken_out_goes_on_elsewhere_with_the_same_tokens_and_limits() {
     assert_eq!(admitted(&mut other, &mut kv), [1]);
     let sequence = other.sequence(0).unwrap();
     assert_eq!((sequence.prompt_len, sequence.generated(), sequence.tokens_max), (3, 2, 5));
-    assert!(other.form(&mut step, &mut kv, 8, 8));
+    assert!(other.form(&mut step, &mut kv, 8, PromptBudget::of_rows(8)));
     assert_eq!((step.tokens.as_slice(), step.logits.as_slice()), (&[0, 1, 2, 7, 7][..], &[4][..]));
     assert_eq!(other.waiting(), 2, "nothing resumed is refused, and those who waited go on waiting");
 }

@@ -1,0 +1,188 @@
+//! How much of a step prompts may take: pure arithmetic on the measured cost of earlier steps.
+//!
+//! Running streams wait for every row of a step. Prompts get what is left of the inter-token target after the decode
+//! rows, and never less than the decode rows themselves take: a step with a chunk then lasts at most the target or
+//! twice a step without, whichever is longer, and prompts go on also where decoding alone misses the target.
+
+use std::time::Duration;
+
+use super::cost::{CostModel, PromptBudget, StepRows};
+
+/// What steps cost on one device, and how long they should be.
+#[derive(Debug)]
+pub struct Pace {
+    itl_target_s: f64,
+    model: CostModel,
+    /// Most prompt rows that a step has had.
+    prompt_rows_seen: usize,
+    /// Moving averages over steps without prompt rows: duration and rows.
+    decode_s: f64,
+    decode_rows: f64,
+}
+
+impl Pace {
+    /// One that knows no cost yet.
+    #[must_use]
+    pub fn new(itl_target: Duration) -> Self {
+        Self {
+            itl_target_s: itl_target.as_secs_f64(),
+            model: CostModel::default(),
+            prompt_rows_seen: 0,
+            decode_s: 0.0,
+            decode_rows: 0.0,
+        }
+    }
+
+    /// Learns from a step.
+    #[expect(clippy::cast_precision_loss, reason = "rows are few")]
+    pub fn observe(&mut self, rows: &StepRows, elapsed: Duration) {
+        self.model.observe(rows, elapsed);
+        self.prompt_rows_seen = self.prompt_rows_seen.max(rows.prompt_rows);
+        if rows.prompt_rows == 0 {
+            average(&mut self.decode_s, elapsed.as_secs_f64());
+            average(&mut self.decode_rows, rows.decode_rows as f64);
+        }
+    }
+
+    /// What prompts may take of a step of at most `rows_max` rows beside `decodes`, where sequences that decode wait
+    /// `beside_s` for other steps between two of theirs already.
+    #[must_use]
+    pub fn prompt_budget(&self, decodes: &StepRows, beside_s: f64, rows_max: usize) -> PromptBudget {
+        let step_s = self.model.estimate_s(decodes);
+        let seconds = if decodes.decode_rows == 0 && beside_s == 0.0 {
+            self.itl_target_s * IDLE_TARGETS - step_s
+        } else {
+            let waited_s = if decodes.decode_rows == 0 { beside_s } else { step_s + beside_s };
+            (self.itl_target_s - step_s - beside_s).max(waited_s)
+        };
+        // How a few rows went says little about many.
+        let rows_max = rows_max.min((self.prompt_rows_seen * ROWS_GROWTH).max(FIRST_ROWS));
+        let rows_min = CHUNK_ROWS_MIN.min(rows_max);
+        match self.prompt_costs() {
+            Some((row_s, position_s)) => PromptBudget { seconds, row_s, position_s, rows_min, rows_max },
+            None => PromptBudget::of_rows(rows_max.min(FIRST_ROWS)),
+        }
+    }
+
+    /// What a prompt row adds, and what each position that it looks at; `None` where too few were seen to say so.
+    fn prompt_costs(&self) -> Option<(f64, f64)> {
+        self.model.prompt_costs().filter(|_| self.prompt_rows_seen >= LEARN_ROWS_MIN)
+    }
+
+    /// Seconds that a step of such rows should take; 0 where there are none, and before any step was seen.
+    #[must_use]
+    pub fn estimate_s(&self, rows: &StepRows) -> f64 {
+        if rows.decode_rows + rows.prompt_rows == 0 { 0.0 } else { self.model.estimate_s(rows) }
+    }
+
+    /// Moving averages over steps without prompt rows: seconds and rows.
+    #[must_use]
+    pub fn decode_costs(&self) -> (f64, f64) {
+        (self.decode_s, self.decode_rows)
+    }
+
+    /// What a prompt row of some context adds to a step, in seconds; 0 where it is not known.
+    #[must_use]
+    pub fn prefill_row_s(&self) -> f64 {
+        self.prompt_costs().map_or(0.0, |(row_s, position_s)| row_s + position_s * SOME_CONTEXT)
+    }
+}
+
+fn average(value: &mut f64, sample: f64) {
+    *value = if *value == 0.0 { sample } else { *value * 0.8 + sample * 0.2 };
+}
+
+/// Before a step with so many prompt rows was seen, their cost is not known.
+const LEARN_ROWS_MIN: usize = 8;
+/// Steps take at most so many times the prompt rows that one has had before.
+const ROWS_GROWTH: usize = 4;
+/// While nobody waits for a next token a step may take so many targets: new arrivals and cancellations wait for it.
+const IDLE_TARGETS: f64 = 4.0;
+/// Chunk of the first prompt, before any cost is known.
+const FIRST_ROWS: usize = 64;
+/// Smallest chunk: below it a prompt would never end.
+const CHUNK_ROWS_MIN: usize = 16;
+/// Positions that a prompt row looks at, about, where one number must do.
+const SOME_CONTEXT: f64 = 256.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: f64) -> Duration {
+        Duration::from_secs_f64(ms / 1e3)
+    }
+
+    fn decodes(count: usize) -> StepRows {
+        let mut rows = StepRows::default();
+        (0..count).for_each(|_| rows.add_decode(0, 1));
+        rows
+    }
+
+    fn prompt(count: usize) -> StepRows {
+        let mut rows = StepRows::default();
+        rows.add_prompt(0, count);
+        rows
+    }
+
+    /// 2 ms, 1 ms a decode row, 0.5 ms a prompt row, and nothing for positions.
+    fn learned(itl_target: Duration) -> Pace {
+        let mut pace = Pace::new(itl_target);
+        for i in 0..300 {
+            let (decode_rows, prompt_rows) = (i % 7, if i % 2 == 0 { 1 + i * 13 % 90 } else { 0 });
+            let mut rows = decodes(decode_rows);
+            rows.add_prompt(0, prompt_rows);
+            pace.observe(&rows, ms(2.0 + decode_rows as f64 + 0.5 * prompt_rows as f64));
+        }
+        pace
+    }
+
+    fn rows_of(budget: PromptBudget) -> usize {
+        budget.rows(0, 10_000)
+    }
+
+    fn near(got: usize, expected: usize) {
+        assert!(got.abs_diff(expected) * 10 <= expected, "{got}, not about {expected}");
+    }
+
+    #[test]
+    fn the_first_chunks_are_small_and_an_idle_shard_takes_long_steps() {
+        let mut pace = Pace::new(ms(50.0));
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 0.0, 512)), 64);
+        pace.observe(&prompt(4), ms(1.0));
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 0.0, 512)), 64, "four rows say nothing");
+        pace.observe(&prompt(32), ms(1.0));
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 0.0, 512)), 128, "cheap rows grow step by step");
+        near(rows_of(learned(ms(25.0)).prompt_budget(&decodes(0), 0.0, 512)), 196);
+    }
+
+    #[test]
+    fn a_chunk_fills_what_decoding_leaves_of_the_target() {
+        let pace = learned(ms(50.0));
+        near(rows_of(pace.prompt_budget(&decodes(4), 0.0, 512)), 88);
+        near(rows_of(pace.prompt_budget(&decodes(10), 0.0, 512)), 76);
+        near(rows_of(pace.prompt_budget(&decodes(10), 20.0e-3, 512)), 64);
+    }
+
+    #[test]
+    fn prompts_get_as_much_time_as_decoding_where_that_misses_the_target() {
+        let pace = learned(ms(50.0));
+        near(rows_of(pace.prompt_budget(&decodes(40), 0.0, 512)), 84);
+        near(rows_of(pace.prompt_budget(&decodes(98), 0.0, 512)), 200);
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(98), 0.0, 120)), 120);
+    }
+
+    #[test]
+    fn a_prompt_is_short_also_where_only_others_would_feel_it() {
+        let pace = learned(ms(50.0));
+        near(rows_of(pace.prompt_budget(&decodes(0), 10.0e-3, 512)), 76);
+        near(rows_of(pace.prompt_budget(&decodes(0), 100.0e-3, 512)), 200);
+    }
+
+    #[test]
+    fn a_chunk_never_vanishes() {
+        let pace = learned(ms(1.0));
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(1), 0.0, 512)), 16);
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(1), 0.0, 7)), 7);
+    }
+}
