@@ -135,16 +135,8 @@ pub fn check(keys: &Keys, request: &Request, scope: Option<Scope>, unix_s: u64) 
     if presented.next().is_some() {
         return Err(unauthenticated("more than one API key was sent"));
     }
-    let hash: [u8; 32] = Sha256::digest(secret).into();
-    let mut scopes = None;
-    for key in &keys.api_keys {
-        let difference = key.hash.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b));
-        if difference == 0 {
-            scopes = Some(key.scopes);
-        }
-    }
-    let scopes = match (scopes, &keys.jwt) {
-        (Some(scopes), _) => scopes,
+    let scopes = match (position(&keys.api_keys, secret), &keys.jwt) {
+        (Some(index), _) => keys.api_keys[index].scopes,
         (None, Some(jwt)) => jwt.scopes(secret, unix_s).map_err(|refused| unauthenticated(refused.to_string()))?,
         (None, None) => return Err(unauthenticated("the API key is not known")),
     };
@@ -156,6 +148,24 @@ pub fn check(keys: &Keys, request: &Request, scope: Option<Scope>, unix_s: u64) 
         )),
         _ => Ok(()),
     }
+}
+
+/// Which of `keys` the request carries, if it is one: its place among them.
+pub fn find(keys: &[Key], request: &Request) -> Option<usize> {
+    let secret = request.headers().find_map(|(name, value)| credential(name, value))?;
+    position(keys, secret)
+}
+
+fn position(keys: &[Key], secret: &[u8]) -> Option<usize> {
+    let hash: [u8; 32] = Sha256::digest(secret).into();
+    let mut found = None;
+    for (index, key) in keys.iter().enumerate() {
+        let difference = key.hash.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b));
+        if difference == 0 {
+            found = Some(index);
+        }
+    }
+    found
 }
 
 /// 403 for endpoints that need a key where none is configured.

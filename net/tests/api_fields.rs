@@ -70,6 +70,8 @@ fn every_range_ends_where_it_says() {
         (&OWN, "seed", &["0", "4294967295"], &["-1", "4294967296"]),
         (&[Endpoint::Completion], "logprobs", &["0", "20"], &["-1", "21"]),
         (&OPENAI, "timeout_ms", &["1", "9223372036854775807"], &["0", "-1"]),
+        (&OPENAI, "queue_timeout_ms", &["1", "9223372036854775807"], &["0", "-1"]),
+        (&OPENAI, "first_token_timeout_ms", &["1", "9223372036854775807"], &["0", "-1"]),
         (&[Endpoint::Completion], "best_of", &["1"], &["0", "2"]),
     ];
     for (endpoints, field, accepted, refused) in ranges {

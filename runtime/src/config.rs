@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::registry::AllowedDirectories;
 
 use crate::model::HeadScreen;
+use crate::shard::AdmissionLimits;
 use crate::speculate::{NoSuchSpeculation, Speculation};
 use crate::tuned::Tuned;
 
@@ -94,6 +95,18 @@ pub struct Settings {
     /// Sequences that may wait for a place, over all shards [default: 400]
     #[arg(long, env = "BITNET_MAX_QUEUED_REQUESTS")]
     pub max_queued_requests: Option<usize>,
+    /// Prompt tokens that may wait to be computed, over all shards [default: 262144]
+    #[arg(long, env = "BITNET_MAX_QUEUED_TOKENS")]
+    pub max_queued_tokens: Option<usize>,
+    /// Share of all sequences that slots and queue take above which requests that would wait are refused [default: 0.9]
+    #[arg(long, env = "BITNET_ADMISSION_BUSY_MAX")]
+    pub admission_busy_max: Option<f64>,
+    /// Share of the KV cache in use above which new requests are refused; 1 lets them wait [default: 0.85]
+    #[arg(long, env = "BITNET_ADMISSION_MEMORY_MAX")]
+    pub admission_memory_max: Option<f64>,
+    /// Share of all sequences above which requests of low priority that would wait are refused [default: 0.7]
+    #[arg(long, env = "BITNET_ADMISSION_QUEUE_ABOVE")]
+    pub admission_queue_above: Option<f64>,
     /// Rows of one forward pass: decoding sequences and prompt chunks together [default: 512]
     #[arg(long, env = "BITNET_MAX_BATCH_SIZE")]
     pub max_batch_size: Option<usize>,
@@ -166,6 +179,7 @@ pub struct Config {
     pub steer_by_cpu: bool,
     pub slots_max: usize,
     pub waiting_max: usize,
+    pub admission: AdmissionLimits,
     pub rows_max: usize,
     pub connections_max: usize,
     pub context_max: usize,
@@ -259,6 +273,10 @@ impl Settings {
             steer_by_cpu: self.steer_by_cpu.or(file.steer_by_cpu),
             max_concurrent_requests: self.max_concurrent_requests.or(file.max_concurrent_requests),
             max_queued_requests: self.max_queued_requests.or(file.max_queued_requests),
+            max_queued_tokens: self.max_queued_tokens.or(file.max_queued_tokens),
+            admission_busy_max: self.admission_busy_max.or(file.admission_busy_max),
+            admission_memory_max: self.admission_memory_max.or(file.admission_memory_max),
+            admission_queue_above: self.admission_queue_above.or(file.admission_queue_above),
             max_batch_size: self.max_batch_size.or(file.max_batch_size),
             max_connections: self.max_connections.or(file.max_connections),
             max_context: self.max_context.or(file.max_context),
@@ -316,6 +334,12 @@ impl Settings {
             steer_by_cpu: self.steer_by_cpu.unwrap_or(false),
             slots_max,
             waiting_max: within("max_queued_requests", self.max_queued_requests.unwrap_or(400), 0, 100_000)?,
+            admission: AdmissionLimits {
+                busy_max: within("admission_busy_max", self.admission_busy_max.unwrap_or(0.9), 0.0, 1.0)?,
+                memory_max: within("admission_memory_max", self.admission_memory_max.unwrap_or(0.85), 0.0, 1.0)?,
+                queue_above: within("admission_queue_above", self.admission_queue_above.unwrap_or(0.7), 0.0, 1.0)?,
+                queued_tokens_max: within("max_queued_tokens", self.max_queued_tokens.unwrap_or(1 << 18), 1, 1 << 40)?,
+            },
             rows_max: rows_max.max(slots_max),
             connections_max: within("max_connections", self.max_connections.unwrap_or(4096), 1, 1 << 20)?,
             context_max: within("max_context", self.max_context.unwrap_or(8192), 32, 1 << 20)?,
@@ -383,7 +407,8 @@ fn invalid(key: &'static str, value: &str, allowed: &str) -> Error {
 }
 
 fn within<T: Copy + PartialOrd + std::fmt::Display>(key: &'static str, value: T, min: T, max: T) -> Result<T, Error> {
-    if value < min || value > max {
+    // What is no number is within nothing.
+    if !(min..=max).contains(&value) {
         return Err(invalid(key, &value.to_string(), &format!("{min} to {max}")));
     }
     Ok(value)
@@ -553,6 +578,9 @@ mod tests {
         assert_eq!(error.to_string(), "`workers` is `0`, allowed are 1 to 1024");
         let error = Settings { device: Some("tpu".into()), ..Settings::default() }.validate().unwrap_err();
         assert!(error.to_string().contains("auto, cpu and gpu"));
+        for bad in [f64::NAN, -0.1, 1.1] {
+            assert!(Settings { admission_busy_max: Some(bad), ..Settings::default() }.validate().is_err(), "{bad}");
+        }
         let gpu = |choice: &str| Settings { gpu: Some(choice.into()), ..Settings::default() }.validate();
         assert_eq!(gpu("2").unwrap().gpu, GpuChoice::Count(2));
         assert!(gpu("0").is_err() && gpu("some").is_err());

@@ -39,6 +39,11 @@ pub(super) fn prompt(value: Value<'_, '_>, path: Path<'_>, count_max: usize) -> 
     }
 }
 
+/// A time of at least a millisecond.
+pub(super) fn milliseconds(value: Value<'_, '_>, path: Path<'_>) -> Result<u64, ApiError> {
+    Ok(value.integer(path, 1, i64::MAX)?.cast_unsigned())
+}
+
 /// A factor that logits are divided by: 0 would make them infinite.
 pub(super) fn penalty_factor(value: Value<'_, '_>, path: Path<'_>) -> Result<f32, ApiError> {
     let factor = value.number(path, 0.0, 2.0)?;

@@ -1,6 +1,6 @@
 //! One typed request for the four endpoints that generate text, with each endpoint's defaults and ranges.
 
-use super::fields::{logit_bias, penalty_factor, priority, prompt, stop};
+use super::fields::{logit_bias, milliseconds, penalty_factor, priority, prompt, stop};
 use super::messages::{self, Message};
 use crate::error::ApiError;
 use crate::json::{Kind, Object, Path, Reader, Value, items};
@@ -32,6 +32,17 @@ pub enum Prompt {
     Text(Vec<String>),
     /// One prompt or more, each of at least one id, not yet compared with the vocabulary.
     Tokens(Vec<Vec<u32>>),
+}
+
+impl Prompt {
+    /// How many prompts there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Messages(_) => 1,
+            Self::Text(texts) => texts.len(),
+            Self::Tokens(prompts) => prompts.len(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -98,6 +109,9 @@ pub struct GenerateRequest {
     pub priority: Priority,
     /// For the whole request; at least 1.
     pub timeout_ms: Option<u64>,
+    /// Until it is computed, and until its first token; at least 1.
+    pub queue_timeout_ms: Option<u64>,
+    pub first_token_timeout_ms: Option<u64>,
     pub user: Option<String>,
     pub quantization_preference: QuantizationPreference,
     pub device_preference: DevicePreference,
@@ -171,6 +185,8 @@ impl GenerateRequest {
             ignore_eos: false,
             priority: Priority::Normal,
             timeout_ms: None,
+            queue_timeout_ms: None,
+            first_token_timeout_ms: None,
             user: None,
             quantization_preference: QuantizationPreference::Auto,
             device_preference: DevicePreference::Auto,
@@ -244,7 +260,9 @@ impl Draft {
                 }
             }
             "priority" => request.priority = priority(value, path)?,
-            "timeout_ms" => request.timeout_ms = Some(value.integer(path, 1, i64::MAX)?.cast_unsigned()),
+            "timeout_ms" => request.timeout_ms = Some(milliseconds(value, path)?),
+            "queue_timeout_ms" => request.queue_timeout_ms = Some(milliseconds(value, path)?),
+            "first_token_timeout_ms" => request.first_token_timeout_ms = Some(milliseconds(value, path)?),
             "user" => request.user = Some(value.str(path)?.to_owned()),
             "response_format" => {
                 for (key, value) in value.object(path)?.fields() {
@@ -361,11 +379,7 @@ impl Draft {
         if self.best_of.is_some_and(|best_of| best_of != request.n) {
             return Err(ApiError::validation("best_of", "other than `n` is not supported by this server"));
         }
-        let prompts = match &request.prompt {
-            Prompt::Messages(_) => 1,
-            Prompt::Text(texts) => texts.len(),
-            Prompt::Tokens(prompts) => prompts.len(),
-        };
+        let prompts = request.prompt.count();
         if prompts * request.n as usize > SEQUENCES_PER_REQUEST_MAX {
             let message = format_args!("times prompts ({prompts}) is more than {SEQUENCES_PER_REQUEST_MAX}");
             return Err(ApiError::validation("n", message));

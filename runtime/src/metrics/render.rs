@@ -71,6 +71,8 @@ impl Page<'_> {
             "reason",
             &[
                 ("queue_full", |s| &s.requests.outcomes.refused_queue),
+                ("memory", |s| &s.requests.outcomes.refused_memory),
+                ("deadline", |s| &s.requests.outcomes.refused_deadline),
                 ("draining", |s| &s.requests.outcomes.refused_draining),
                 ("connections", |s| &s.requests.outcomes.refused_connections),
             ],

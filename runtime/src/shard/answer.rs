@@ -171,7 +171,7 @@ fn devices(shard: &Shard, body: &mut Vec<u8>) {
 }
 
 fn ready(shard: &Shard, body: &mut Vec<u8>) -> u16 {
-    let full = shard.streams.borrow().len() >= shard.sequences_max;
+    let full = shard.admission.is_full(&shard.standing());
     let no_model = shard.models.all().is_empty();
     let ready = shard.control.is_ready() && !full && !no_model;
     let message = match (shard.control.is_draining(), full, no_model, ready) {
@@ -211,7 +211,7 @@ fn health(shard: &Shard, body: &mut Vec<u8>) -> u16 {
         metrics.step.kv_blocks.get(),
         shard.index
     );
-    let full = shard.streams.borrow().len() >= shard.sequences_max;
+    let full = shard.admission.is_full(&shard.standing());
     let queue = Component { name: "queue", status: if full { "degraded" } else { "healthy" }, message: &queue };
     let status = match (server.status, model.status, queue.status) {
         ("unhealthy", ..) | (_, "unhealthy", _) => "unhealthy",

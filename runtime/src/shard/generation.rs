@@ -1,5 +1,6 @@
 //! A request for tokens: checked against the model, submitted as sequences, answered as one body or as a stream.
 
+mod deadlines;
 mod reply;
 
 use std::cell::Cell;
@@ -10,7 +11,9 @@ use net::api::{self, Endpoint, GenerateRequest, Message, Prompt};
 use net::error::{ApiError, Code};
 use net::http::Request;
 
+use super::admission::Refusal;
 use super::choice::Choice;
+use super::client::client_of;
 use super::models::Picked;
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, probe, unix_time};
@@ -20,8 +23,9 @@ use crate::gpu;
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
-use crate::schedule::{NewSequence, Priority, StreamId};
+use crate::schedule::{ClientId, NewSequence, Priority, StreamId};
 use crate::text;
+use deadlines::{Clock, Deadlines};
 use reply::Reply;
 
 /// Answers one request for tokens. `Ok(false)` where the connection can't go on.
@@ -45,12 +49,48 @@ pub(super) async fn run(
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
     }
     check_quantization(&generate)?;
+    check_room(shard, &generate)?;
     let picked = shard.models.pick(generate.model.as_deref())?;
     let work = Work::plan(&picked.served.model, endpoint, &generate)?;
-    let mut generation = Generation::submit(shard, peer, picked, id, &generate, work, arrival)?;
+    let deadlines = Deadlines::new(&generate, arrival, shard.config.request_timeout);
+    check_time(shard, &work, &deadlines, arrival)?;
+    let client = client_of(shard, peer, request);
+    let mut generation = Generation::submit(shard, (peer, client), picked, id, &generate, work, arrival)?;
     let reply = Reply::new(&generation.served.model, endpoint, request, id, &generate, &generation.work);
-    let timeout = generate.timeout_ms.map_or(shard.config.request_timeout, Duration::from_millis);
-    generation.answer(reply, writer, arrival + timeout).await
+    generation.answer(reply, writer, deadlines).await
+}
+
+/// Refuses what there is no room for, before its text is cut into tokens.
+fn check_room(shard: &Shard, generate: &GenerateRequest) -> Result<(), ApiError> {
+    let wanted = generate.prompt.count() * generate.n as usize;
+    if wanted > shard.sequences_max {
+        let message = format_args!("times prompts is {wanted}, this server takes {}", shard.sequences_max);
+        return Err(ApiError::validation("n", message));
+    }
+    let room = shard.admission.check_room(&shard.standing(), wanted, priority_of(generate.priority));
+    room.map_err(|refusal| refuse(shard, refusal))
+}
+
+/// Refuses what would come too late.
+fn check_time(shard: &Shard, work: &Work, deadlines: &Deadlines, arrival: Instant) -> Result<(), ApiError> {
+    let tokens = work.prompt_tokens();
+    let estimate = shard.admission.estimate(&shard.standing(), tokens);
+    let in_time = match deadlines.will_miss(arrival, &estimate) {
+        true => Err(Refusal::Late(estimate.first_token)),
+        false => shard.admission.check_tokens(tokens),
+    };
+    in_time.map_err(|refusal| refuse(shard, refusal))
+}
+
+fn refuse(shard: &Shard, refusal: Refusal) -> ApiError {
+    let outcomes = &shard.metrics.requests.outcomes;
+    let count = match refusal {
+        Refusal::QueueFull | Refusal::LowPriority => &outcomes.refused_queue,
+        Refusal::Memory => &outcomes.refused_memory,
+        Refusal::Late(_) => &outcomes.refused_deadline,
+    };
+    count.add(1);
+    refusal.into()
 }
 
 /// A preference for what this server doesn't have is refused, not ignored.
@@ -76,6 +116,10 @@ pub(super) struct Work {
 }
 
 impl Work {
+    fn prompt_tokens(&self) -> usize {
+        self.prompts.iter().map(Vec::len).sum()
+    }
+
     fn plan(model: &Model, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
         if model.weights.params.pooling.is_some() {
             let message = format!("model `{}` gives embeddings and generates no text: use /v1/embeddings", model.name);
@@ -190,6 +234,7 @@ fn decode(model: &Model, tokens: &[u32]) -> String {
 struct Generation<'a> {
     shard: &'a Rc<Shard>,
     peer: &'a Rc<Peer>,
+    client: ClientId,
     /// What the request began with stays with it, whatever is served meanwhile.
     served: Rc<Served>,
     /// Tokens of a canary's greedy answer, and whose answer they are compared with.
@@ -200,6 +245,8 @@ struct Generation<'a> {
     failed: bool,
     /// The GPU that its sequences were given to first.
     began_on: Option<usize>,
+    /// Prompt tokens, until the first token of the answer.
+    pending_tokens: usize,
     work: Work,
     inbox: Rc<Inbox>,
     streams: Vec<StreamId>,
@@ -207,18 +254,10 @@ struct Generation<'a> {
     clock: Clock,
 }
 
-/// When things happened to a request.
-pub(super) struct Clock {
-    pub(super) arrival: Instant,
-    pub(super) admitted: Option<Instant>,
-    pub(super) first_token: Option<Instant>,
-    pub(super) last_token: Cell<Option<Instant>>,
-}
-
 impl<'a> Generation<'a> {
     fn submit(
         shard: &'a Rc<Shard>,
-        peer: &'a Rc<Peer>,
+        (peer, client): (&'a Rc<Peer>, ClientId),
         picked: Picked,
         id: &str,
         generate: &GenerateRequest,
@@ -226,14 +265,6 @@ impl<'a> Generation<'a> {
         arrival: Instant,
     ) -> Result<Self, ApiError> {
         let wanted = work.prompts.len() * work.n as usize;
-        if wanted > shard.sequences_max {
-            let message = format_args!("times prompts is {wanted}, this server takes {}", shard.sequences_max);
-            return Err(ApiError::validation("n", message));
-        }
-        if shard.streams.borrow().len() + wanted > shard.sequences_max {
-            shard.metrics.requests.outcomes.refused_queue.add(1);
-            return Err(queue_full());
-        }
         let inbox = Rc::new(Inbox {
             events: Default::default(),
             wake: Rc::clone(&peer.wake),
@@ -249,11 +280,14 @@ impl<'a> Generation<'a> {
         let reference = reference.filter(|other| greedy && other.facts.tokenizer == served.facts.tokenizer);
         let seed = generate.seed.or(shard.config.fixed_seed).unwrap_or_else(|| shard.next_random());
         requests.active.add(1);
-        requests.prompt_tokens.add(work.prompts.iter().map(|prompt| prompt.len() as u64).sum());
-        let clock = Clock { arrival, admitted: None, first_token: None, last_token: Cell::new(None) };
+        let pending_tokens = work.prompt_tokens();
+        requests.prompt_tokens.add(pending_tokens as u64);
+        shard.admission.add_pending(pending_tokens);
+        let clock = Clock::new(arrival);
         let mut generation = Self {
             shard,
             peer,
+            client,
             served,
             compared: reference.map(|other| (other, Vec::with_capacity(work.tokens_max[0]))),
             id: receipts::parse_id(id).unwrap_or_default(),
@@ -261,6 +295,7 @@ impl<'a> Generation<'a> {
             received_unix_ms: u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX),
             failed: false,
             began_on: None,
+            pending_tokens,
             work,
             inbox,
             streams: Vec::with_capacity(wanted),
@@ -289,6 +324,7 @@ impl<'a> Generation<'a> {
         let sampling = sampling(generate, seed.wrapping_add(index as u64));
         let (tokens, tokens_max) = (prompts[prompt].clone(), tokens_max[prompt]);
         let sequence = NewSequence {
+            client: self.client,
             priority: priority_of(generate.priority),
             stop_at_end: !generate.ignore_eos,
             ..NewSequence::new(stream, tokens, tokens_max, sampling, self.clock.arrival)
@@ -316,7 +352,12 @@ impl<'a> Generation<'a> {
     }
 
     /// Answers as the tokens come. `Ok(false)` where the client is gone.
-    async fn answer(&mut self, mut reply: Reply<'_>, writer: &mut Writer, deadline: Instant) -> Result<bool, ApiError> {
+    async fn answer(
+        &mut self,
+        mut reply: Reply<'_>,
+        writer: &mut Writer,
+        deadlines: Deadlines,
+    ) -> Result<bool, ApiError> {
         let mut next_comment = Instant::now() + COMMENT_EVERY;
         loop {
             while !writer.is_full()
@@ -345,8 +386,7 @@ impl<'a> Generation<'a> {
                 let error = ApiError::unavailable("the server is shutting down", RETRY_DRAINING);
                 return self.fail(&mut reply, writer, error).await;
             }
-            if now >= deadline {
-                let error = ApiError::new(408, Code::InferenceFailed, "the request took longer than its timeout");
+            if let Some(error) = deadlines.overdue(&self.clock, now) {
                 return self.fail(&mut reply, writer, error).await;
             }
             if now >= next_comment {
@@ -354,7 +394,7 @@ impl<'a> Generation<'a> {
                 next_comment = now + COMMENT_EVERY;
                 continue;
             }
-            self.peer.wake_at.set(Some(deadline.min(next_comment)));
+            self.peer.wake_at.set(Some(deadlines.next(&self.clock).min(next_comment)));
             self.peer.wake.wait().await;
             self.peer.wake_at.set(None);
         }
@@ -386,6 +426,7 @@ impl<'a> Generation<'a> {
             _ if choice.finish.is_some() => {}
             Event::Token { stream, sampled, finish } => {
                 self.clock.token(self.shard, &self.served, at);
+                self.shard.admission.remove_pending(std::mem::take(&mut self.pending_tokens));
                 if let Some((_, tokens)) = &mut self.compared {
                     tokens.push(sampled.token);
                 }
@@ -478,6 +519,7 @@ impl<'a> Generation<'a> {
         let Clock { arrival, admitted, first_token, last_token } = &self.clock;
         let (Some(first), Some(last)) = (*first_token, last_token.get()) else { return };
         let admitted = admitted.unwrap_or(*arrival);
+        self.shard.admission.observe_slot(last.saturating_duration_since(admitted));
         requests.queue.observe_duration(admitted.saturating_duration_since(*arrival));
         requests.prefill.observe_duration(first.saturating_duration_since(admitted));
         requests.decode.observe_duration(last.saturating_duration_since(first));
@@ -492,6 +534,7 @@ impl Drop for Generation<'_> {
         for stream in &self.streams {
             self.shard.cancel(*stream);
         }
+        self.shard.admission.remove_pending(self.pending_tokens);
         self.shard.control.receipts[self.shard.index].write(&self.receipt());
         let active = &self.shard.metrics.requests.active;
         active.set(active.get() - 1);
@@ -513,11 +556,6 @@ impl Clock {
                 served.metrics.gaps_us.add(u64::try_from(gap.as_micros()).unwrap_or(u64::MAX));
             }
         }
-    }
-
-    /// Seconds from arrival to the last token so far.
-    pub(super) fn elapsed(&self) -> Duration {
-        self.last_token.get().map_or(Duration::ZERO, |last| last.saturating_duration_since(self.arrival))
     }
 }
 
@@ -561,7 +599,7 @@ fn sampling(generate: &GenerateRequest, seed: u64) -> SamplingParams {
 }
 
 pub(super) fn queue_full() -> ApiError {
-    ApiError::overloaded("the queue is full", RETRY_QUEUE)
+    Refusal::QueueFull.into()
 }
 
 /// 500: the leader broke down while it computed the answer.
@@ -570,7 +608,6 @@ pub(super) fn lost() -> ApiError {
     ApiError::new(500, Code::InferenceFailed, message).with_retry_after(RETRY_LOST)
 }
 
-const RETRY_QUEUE: Duration = Duration::from_secs(1);
 /// A shard that broke down is back in less.
 const RETRY_LOST: Duration = Duration::from_secs(1);
 /// Comments keep a connection alive while a request waits.

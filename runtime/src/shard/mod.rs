@@ -1,8 +1,10 @@
 //! The executor side of a shard: its listener, its connections, and the mailbox to its leader.
 
 mod admin;
+mod admission;
 mod answer;
 mod choice;
+mod client;
 mod connection;
 mod doors;
 mod embeddings;
@@ -34,10 +36,12 @@ use crate::metrics::ShardMetrics;
 use crate::receipts::Receipts;
 use crate::registry::{Message, ORDERS_MAX, Order};
 use crate::schedule::StreamId;
+use admission::{Admission, Standing};
 use gpus::Gpus;
 use models::Models;
 use peer::Peer;
 
+pub use admission::AdmissionLimits;
 pub use doors::Door;
 pub use models::Served;
 
@@ -199,6 +203,7 @@ pub struct Shard {
     comparing: Cell<bool>,
     streams: RefCell<HashMap<StreamId, (Rc<Inbox>, usize)>>,
     sequences_max: usize,
+    admission: Admission,
     peers: RefCell<HashMap<u64, Rc<Peer>>>,
     json: RefCell<net::json::Reader>,
     counter: Cell<u64>,
@@ -228,6 +233,7 @@ impl Shard {
     ) -> Self {
         let metrics = Arc::clone(&control.metrics[index]);
         let gpus = Gpus::new(link.gpus);
+        let admission = Admission::new(config.admission, control.metrics.len());
         Self {
             index,
             config,
@@ -244,6 +250,7 @@ impl Shard {
             comparing: Cell::new(false),
             streams: RefCell::default(),
             sequences_max: slots_max + waiting_max + gpus.capacity(),
+            admission,
             slots_max,
             gpus,
             peers: RefCell::default(),
@@ -385,6 +392,23 @@ impl Shard {
         };
         let sequences = usize::try_from(step.running.get() + step.waiting.get()).unwrap_or(usize::MAX);
         Load { costs, sequences, slots: self.slots_max, kind: usize::MAX }
+    }
+
+    /// How full it is, and how soon it computes prompts.
+    fn standing(&self) -> Standing {
+        let (load, step, target_s) = (self.cpu_load(), &self.metrics.step, self.config.itl_target.as_secs_f64());
+        // As steps are formed: prompts get what decoding leaves of the target, at least as much as decoding itself.
+        let decode_s = if step.running.get() > 0 { load.costs.decode_s } else { 0.0 };
+        let prompt_s = (target_s - decode_s).max(decode_s);
+        Standing {
+            sequences: self.streams.borrow().len(),
+            sequences_max: self.sequences_max,
+            slots: self.slots_max + self.gpus.capacity(),
+            kv_blocks_used: step.kv_blocks_used.get(),
+            kv_blocks: step.kv_blocks.get(),
+            prompt_row_s: load.costs.prefill_row_s,
+            prompt_share: prompt_s / (prompt_s + decode_s),
+        }
     }
 
     /// Ends the connections that have no request in progress.

@@ -1,6 +1,6 @@
 //! What the tasks of one connection share: received bytes, deadlines, and who wakes whom.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 
 use super::shutdown;
 use crate::executor::{ReadHalf, Signal, WriteHalf};
+use crate::schedule::ClientId;
 
 /// One client connection.
 pub(super) struct Peer {
     pub(super) fd: RawFd,
     /// It came by the Unix socket, whose permissions say who may.
     pub(super) is_local: bool,
+    /// Whom its address stands for, once that was asked.
+    pub(super) client: OnceCell<ClientId>,
     /// Received and not yet looked at; bounded by [`INBOX_BYTES_MAX`] and one read.
     pub(super) inbox: RefCell<Vec<u8>>,
     /// The client has sent its last byte, or is gone.
@@ -40,6 +43,7 @@ impl Peer {
         Self {
             fd,
             is_local,
+            client: OnceCell::new(),
             inbox: RefCell::default(),
             gone: Cell::new(false),
             busy: Cell::new(false),

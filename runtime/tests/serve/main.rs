@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "whatever fails here fails the test")]
 
 mod admin;
+mod admission;
 mod answers;
 mod candidates;
 mod clients;

@@ -1,0 +1,248 @@
+//! Whether a request is taken in: arithmetic on what a shard has, may have, and takes for it. No clock, no I/O.
+//!
+//! A request that can be computed at once is taken. One that would wait is taken as long as there is room for it, and
+//! where the time that it has is enough as far as is known; else it is refused before it costs anything.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use net::error::{ApiError, Code};
+
+use crate::schedule::Priority;
+
+/// Shares of what a shard can have, above which requests that would wait are refused.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdmissionLimits {
+    /// Sequences, of those that slots and queue take: above it all are refused.
+    pub busy_max: f64,
+    /// KV blocks in use, of all: above it all are refused.
+    pub memory_max: f64,
+    /// Sequences again: above it those of low priority are refused.
+    pub queue_above: f64,
+    /// Prompt tokens that wait to be computed, over all shards.
+    pub queued_tokens_max: usize,
+}
+
+/// How a shard stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Standing {
+    /// Sequences in slots and queues, and those that can be; slots of the CPU.
+    pub(super) sequences: usize,
+    pub(super) sequences_max: usize,
+    pub(super) slots: usize,
+    pub(super) kv_blocks_used: u64,
+    pub(super) kv_blocks: u64,
+    /// Seconds that a prompt row adds to a step, and the share of a step that prompts get; 0 where it is not known.
+    pub(super) prompt_row_s: f64,
+    pub(super) prompt_share: f64,
+}
+
+/// Time until a request would be computed, and until its first token, as far as is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Estimate {
+    pub(super) queue: Duration,
+    pub(super) first_token: Duration,
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Too many sequences, or prompt tokens, wait.
+    QueueFull,
+    /// The queue is for others.
+    LowPriority,
+    Memory,
+    /// It can't be done in the time that it has.
+    Late(Duration),
+}
+
+/// The door of a shard, and what it remembers.
+#[derive(Debug)]
+pub(super) struct Admission {
+    limits: AdmissionLimits,
+    /// Prompt tokens of requests that have no token yet.
+    pending_tokens: Cell<usize>,
+    /// Moving average of the seconds that a sequence keeps its slot.
+    slot_s: Cell<f64>,
+}
+
+impl Admission {
+    /// For one of `shards` shards.
+    pub(super) fn new(limits: AdmissionLimits, shards: usize) -> Self {
+        let queued_tokens_max = limits.queued_tokens_max.div_ceil(shards.max(1));
+        let limits = AdmissionLimits { queued_tokens_max, ..limits };
+        Self { limits, pending_tokens: Cell::new(0), slot_s: Cell::new(0.0) }
+    }
+
+    /// Whether there is room for `wanted` more sequences.
+    pub(super) fn check_room(&self, standing: &Standing, wanted: usize, priority: Priority) -> Result<(), Refusal> {
+        let after = standing.sequences + wanted;
+        if after > standing.sequences_max {
+            return Err(Refusal::QueueFull);
+        }
+        let (busy, memory) = (standing.busy(), standing.memory());
+        if after <= standing.slots && memory <= self.limits.memory_max {
+            return Ok(());
+        }
+        match () {
+            () if busy > self.limits.busy_max => Err(Refusal::QueueFull),
+            () if memory > self.limits.memory_max => Err(Refusal::Memory),
+            () if busy > self.limits.queue_above && priority == Priority::Low => Err(Refusal::LowPriority),
+            () => Ok(()),
+        }
+    }
+
+    /// Whether so many more prompt tokens may wait. What nobody waits for may be of any length.
+    pub(super) fn check_tokens(&self, tokens: usize) -> Result<(), Refusal> {
+        let pending = self.pending_tokens.get();
+        let fits = pending == 0 || pending + tokens <= self.limits.queued_tokens_max;
+        if fits { Ok(()) } else { Err(Refusal::QueueFull) }
+    }
+
+    /// When a request of so many prompt tokens would be computed if it were taken now.
+    #[expect(clippy::cast_precision_loss, reason = "tokens and sequences are few")]
+    pub(super) fn estimate(&self, standing: &Standing, tokens: usize) -> Estimate {
+        let ahead = (standing.sequences + 1).saturating_sub(standing.slots) as f64;
+        let queue_s = ahead * self.slot_s.get() / standing.slots.max(1) as f64;
+        let row_s = if standing.prompt_share > 0.0 { standing.prompt_row_s / standing.prompt_share } else { 0.0 };
+        // Prompts of those that wait for a slot are computed while they do.
+        let (others_s, own_s) = (self.pending_tokens.get() as f64 * row_s, tokens as f64 * row_s);
+        let seconds = |s: f64| Duration::try_from_secs_f64(s).unwrap_or(Duration::MAX);
+        Estimate { queue: seconds(queue_s), first_token: seconds(queue_s.max(others_s) + own_s) }
+    }
+
+    /// So many prompt tokens wait from now on.
+    pub(super) fn add_pending(&self, tokens: usize) {
+        self.pending_tokens.set(self.pending_tokens.get() + tokens);
+    }
+
+    /// So many don't wait any more.
+    pub(super) fn remove_pending(&self, tokens: usize) {
+        self.pending_tokens.set(self.pending_tokens.get() - tokens);
+    }
+
+    /// A sequence kept its slot for so long.
+    pub(super) fn observe_slot(&self, time: Duration) {
+        let (before, sample) = (self.slot_s.get(), time.as_secs_f64());
+        self.slot_s.set(if before == 0.0 { sample } else { before + (sample - before) * SLOT_WEIGHT });
+    }
+
+    /// Whether a request that would wait is refused, whoever sends it.
+    pub(super) fn is_full(&self, standing: &Standing) -> bool {
+        let last = standing.sequences + 1 > standing.slots && standing.busy() > self.limits.busy_max;
+        last || standing.sequences >= standing.sequences_max
+    }
+}
+
+impl Standing {
+    #[expect(clippy::cast_precision_loss, reason = "sequences are few")]
+    fn busy(&self) -> f64 {
+        self.sequences as f64 / self.sequences_max.max(1) as f64
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "blocks are few")]
+    fn memory(&self) -> f64 {
+        self.kv_blocks_used as f64 / self.kv_blocks.max(1) as f64
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::QueueFull => Self::overloaded("the queue is full", RETRY_FULL),
+            Refusal::LowPriority => Self::overloaded("the queue is kept for higher priorities", RETRY_SOON),
+            Refusal::Memory => Self::new(503, Code::MemoryExhausted, "the memory for contexts is nearly used up")
+                .with_retry_after(RETRY_FULL),
+            Refusal::Late(estimate) => Self::overloaded(
+                format!("it would take {} ms to come to this request, which is more than it may", estimate.as_millis()),
+                estimate.clamp(RETRY_SOON, RETRY_LATE_MAX),
+            ),
+        }
+    }
+}
+
+/// Weight of one sequence in the moving average of all.
+const SLOT_WEIGHT: f64 = 0.1;
+const RETRY_SOON: Duration = Duration::from_secs(2);
+const RETRY_FULL: Duration = Duration::from_secs(5);
+const RETRY_LATE_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: AdmissionLimits =
+        AdmissionLimits { busy_max: 0.9, memory_max: 0.85, queue_above: 0.7, queued_tokens_max: 1000 };
+
+    fn standing(sequences: usize) -> Standing {
+        Standing {
+            sequences,
+            sequences_max: 50,
+            slots: 10,
+            kv_blocks_used: 10,
+            kv_blocks: 100,
+            prompt_row_s: 0.01,
+            prompt_share: 0.5,
+        }
+    }
+
+    #[test]
+    fn what_can_be_computed_at_once_is_taken_and_the_queue_closes_step_by_step() {
+        let door = Admission::new(LIMITS, 1);
+        let room = |sequences, priority| door.check_room(&standing(sequences), 1, priority);
+        assert_eq!(room(9, Priority::Low), Ok(()));
+        assert_eq!(room(35, Priority::Low), Ok(()));
+        assert_eq!((room(36, Priority::Low), room(36, Priority::Normal)), (Err(Refusal::LowPriority), Ok(())));
+        assert_eq!((room(45, Priority::High), room(46, Priority::High)), (Ok(()), Err(Refusal::QueueFull)));
+        assert_eq!(door.check_room(&standing(40), 11, Priority::High), Err(Refusal::QueueFull));
+        assert_eq!((door.is_full(&standing(45)), door.is_full(&standing(46))), (false, true));
+        // Where there is no queue, a free slot is enough.
+        let slots_only = |sequences| Standing { sequences_max: 10, ..standing(sequences) };
+        assert_eq!(door.check_room(&slots_only(9), 1, Priority::Low), Ok(()));
+        assert!(!door.is_full(&slots_only(9)) && door.is_full(&slots_only(10)));
+    }
+
+    #[test]
+    fn a_full_memory_refuses_with_its_own_reason() {
+        let door = Admission::new(LIMITS, 1);
+        let short = Standing { kv_blocks_used: 86, ..standing(3) };
+        assert_eq!(door.check_room(&short, 1, Priority::High), Err(Refusal::Memory));
+        let error = ApiError::from(Refusal::Memory);
+        assert_eq!((error.status, error.retry_after), (503, Some(Duration::from_secs(5))));
+        let off = Admission::new(AdmissionLimits { memory_max: 1.0, ..LIMITS }, 1);
+        assert_eq!(off.check_room(&short, 1, Priority::High), Ok(()));
+    }
+
+    #[test]
+    fn waiting_prompt_tokens_are_bounded_but_one_prompt_may_be_long() {
+        let door = Admission::new(LIMITS, 2);
+        assert_eq!(door.check_tokens(5000), Ok(()));
+        door.add_pending(400);
+        assert_eq!((door.check_tokens(100), door.check_tokens(101)), (Ok(()), Err(Refusal::QueueFull)));
+        door.remove_pending(400);
+        assert_eq!(door.check_tokens(501), Ok(()));
+    }
+
+    #[test]
+    fn the_wait_follows_from_slots_and_prompts() {
+        let door = Admission::new(LIMITS, 1);
+        assert_eq!(door.estimate(&Standing { prompt_share: 0.0, ..standing(40) }, 100), Estimate::default());
+        door.observe_slot(Duration::from_secs(4));
+        door.add_pending(50);
+        // 20 ms a row, ten slots that are kept 4 s each, and five who come first.
+        let ms = Duration::from_millis;
+        assert_eq!(door.estimate(&standing(3), 100), Estimate { queue: ms(0), first_token: ms(3000) });
+        assert_eq!(door.estimate(&standing(14), 100), Estimate { queue: ms(2000), first_token: ms(4000) });
+        (0..100).for_each(|_| door.observe_slot(Duration::from_secs(8)));
+        assert!(door.estimate(&standing(14), 0).queue > ms(3900));
+    }
+
+    #[test]
+    fn every_refusal_says_when_to_come_back() {
+        let late = |ms| ApiError::from(Refusal::Late(Duration::from_millis(ms))).retry_after.unwrap();
+        assert_eq!([1, 7000, 1_000_000].map(|ms| late(ms).as_secs()), [2, 7, 60]);
+        for refusal in [Refusal::QueueFull, Refusal::LowPriority, Refusal::Memory] {
+            assert!(ApiError::from(refusal).retry_after.unwrap() >= Duration::from_secs(2));
+        }
+    }
+}
