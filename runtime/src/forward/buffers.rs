@@ -70,15 +70,15 @@ impl Buffers {
         let several = |widest: usize, hidden: usize| n * widest.max(inputs * hidden);
         let stride = ternary::activation_stride;
         Self {
-            x: Shared::new(n * params.hidden),
-            normed: Shared::new(several(params.widest(), params.hidden)),
-            quantized: Shared::new(several(stride(params.widest()), stride(params.hidden))),
+            x: Shared::new(n * params.hidden).in_huge_pages(),
+            normed: Shared::new(several(params.widest(), params.hidden)).in_huge_pages(),
+            quantized: Shared::new(several(stride(params.widest()), stride(params.hidden))).in_huge_pages(),
             scale: Shared::new(n * inputs),
             sum: Shared::new(n * inputs),
             rows_max: n,
-            q: Shared::new(n * params.attention_width()),
-            attention: Shared::new(n * params.attention_width()),
-            ffn: Shared::new(n * params.feed_forward),
+            q: Shared::new(n * params.attention_width()).in_huge_pages(),
+            attention: Shared::new(n * params.attention_width()).in_huge_pages(),
+            ffn: Shared::new(n * params.feed_forward).in_huge_pages(),
             added: Shared::new(if params.family.has_post_norms() { n * params.hidden } else { 0 }),
         }
     }

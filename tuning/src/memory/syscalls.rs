@@ -3,6 +3,7 @@
 use std::io;
 use std::ptr::{self, NonNull};
 
+use super::pages::HUGE_PAGE_BYTES;
 use crate::cpu::NodeId;
 
 /// A mapping of this process: its first byte and its length.
@@ -39,6 +40,18 @@ pub(super) enum Advice {
     HugePages,
     /// Commits everything now.
     Populate,
+}
+
+/// Asks for 2 MiB pages for those parts of `values` that fill some; whether the kernel agreed. What is in them stays.
+pub fn prefer_huge_pages<T>(values: &mut [T]) -> bool {
+    let start = values.as_mut_ptr().cast::<u8>();
+    let (slack, bytes) = (start.align_offset(HUGE_PAGE_BYTES), size_of_val(values));
+    let whole = bytes.saturating_sub(slack) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    if whole == 0 {
+        return false;
+    }
+    let start = NonNull::new(start.wrapping_add(slack)).expect("an address inside a slice");
+    advise(Range { start, bytes: whole }, Advice::HugePages).is_ok()
 }
 
 pub(super) fn advise(range: Range, advice: Advice) -> io::Result<()> {
@@ -86,3 +99,18 @@ fn ok(status: libc::c_int) -> io::Result<()> {
 }
 
 const NODE_MASK_WORDS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_changes_no_value_and_small_slices_get_none() {
+        assert!(!prefer_huge_pages::<u32>(&mut []));
+        assert!(!prefer_huge_pages(&mut [1_u8; 100]));
+        let mut values: Vec<u32> = (0..3 << 20).collect();
+        // Whether the kernel has such pages is its own affair.
+        prefer_huge_pages(&mut values[1..]);
+        assert!(values.iter().copied().eq(0..3 << 20));
+    }
+}
