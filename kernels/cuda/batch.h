@@ -12,6 +12,7 @@ inline int step_shared_bytes(const Step& s, int count, int widest, int token_til
     const auto greater = [](int a, int b) { return a > b ? a : b; };
     int columns = (widest + 127) / 128 * 128, work;
     int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
+    if (s.head_dim > HEAD_DIM_MAX) attention = 0; // by batch kernels only
     if (token_tiles == 0) {
         int linear = TILES_MAX * 64 + GROUPS_MAX * (WARPS * 128 + THREADS * 16);
         work = greater(linear, (s.hidden + 127) / 128 * 128 * 6);
@@ -115,9 +116,9 @@ inline Launch choose(const Step& s, const Phase& p) {
 inline Launch greedy(const Step& s) { return {"greedy_rows", 1, 1, THREADS, 0, Phase(), s}; }
 
 // Once for a model: the screen of its head, for the phase SCREEN `p`.
-inline Launch pack_screen(Phase p, const void* halves) {
+inline Launch pack_screen(Phase p, const void* pieces) {
     p.output = (float*)p.weights;
-    p.weights = halves;
+    p.weights = pieces;
     return {"pack_screen", p.tiles, 1, THREADS, 0, p, Step()};
 }
 

@@ -1,10 +1,22 @@
-// The head y = W x in f32 and the embedding, both of F16 pieces; the bits of kernels/src/dense: element k of a row goes to
+// The head y = W x in f32 and the embedding, both of pieces; the bits of kernels/src/dense: element k of a row goes to
 // lane k % 16 of its sum by fused multiply-add, lanes merge by the tree + 8, + 4, + 2, + 1.
 #pragma once
 
 #include "linear.h"
 
 DEVICE int picked_row(const Step& s, int t) { return s.picked ? s.picked[t] : t; }
+
+// Byte offset of column k of a row in pieces.
+DEVICE long long piece_offset(const Phase& p, int row, int k) {
+    long long tile = row / 32;
+    if (!p.wide) return tile * p.cols * 64 + k / 16 * 1024 + row % 32 * 32 + k % 16 * 2;
+    return tile * p.cols * 128 + k / 16 * 2048 + row % 32 / 16 * 1024 + k % 8 / 4 * 512 + row % 16 * 32 + k % 16 / 8 * 16 + k % 4 * 4;
+}
+
+DEVICE float piece_value(const Phase& p, int row, int k) {
+    const unsigned char* at = (const unsigned char*)p.weights + piece_offset(p, row, k);
+    return p.wide ? *(const float*)at : float_of_half(*(const unsigned short*)at);
+}
 
 DEVICE void open_piece(const uint4& piece, float (&out)[8]) {
     unsigned words[4] = {piece.x, piece.y, piece.z, piece.w};
@@ -15,15 +27,30 @@ DEVICE void open_piece(const uint4& piece, float (&out)[8]) {
     }
 }
 
-// Row token_ids[t] of the embedding for every row of the step.
+DEVICE void open_wide(const uint4& low, const uint4& high, float (&out)[8]) {
+    unsigned words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    for (int j = 0; j < 8; j++) out[j] = float_of_bits(words[j]);
+}
+
+// The token of row t.
+DEVICE int token_of(const Step& s, int t) {
+    int id = s.token_ids[t];
+    return id < 0 ? s.earlier[~id] : id;
+}
+
+// The embedding of every row's token.
 DEVICE void embed(const Phase& p, const Step& s) {
     int per_row = s.hidden / 8;
 #pragma unroll 1
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < s.tokens * per_row; i += gridDim.x * THREADS) {
-        int t = i / per_row, k = i % per_row, id = s.token_ids[t];
-        const uint4* row = (const uint4*)p.weights + (long long)(id / 32) * p.items * 32 + id % 32 * 2;
+        int t = i / per_row, k = i % per_row, id = token_of(s, t);
+        const unsigned char* at = (const unsigned char*)p.weights + piece_offset(p, id, k * 8);
         float values[8];
-        open_piece(row[k / 2 * 64 + k % 2], values);
+        if (p.wide) {
+            open_wide(*(const uint4*)at, *(const uint4*)(at + 512), values);
+        } else {
+            open_piece(*(const uint4*)at, values);
+        }
         for (int j = 0; j < 8; j++) p.output[(long long)t * s.hidden + k * 8 + j] = values[j];
     }
 }
@@ -45,7 +72,7 @@ DEVICE float merge_lanes(const float (&sum)[8]) {
 
 // T rows of activations from `first` on against the row tiles of this warp. A lane meets each activation for two rows of
 // weights, 16 apart: the activations' way from shared memory is the narrowest.
-template <int T>
+template <int T, bool WIDE>
 DEVICE void head_rows(const Phase& p, const Step& s, Ring& ring, const float* x, unsigned long long* best, int first,
                       int rows) {
     int sharing = (int)gridDim.x / ring.groups, tile = (int)blockIdx.x / ring.groups * WARPS + warp_id();
@@ -54,15 +81,21 @@ DEVICE void head_rows(const Phase& p, const Step& s, Ring& ring, const float* x,
     for (; tile < p.tiles; tile += sharing * WARPS) {
         float sum[2][T][8] = {};
 #pragma unroll 1
-        for (int item = 0; item < p.items; item += 2) {
-            uint4 low = ring.front();
-            ring.advance();
-            uint4 high = ring.front();
-            ring.advance();
+        for (int column = 0; column < p.cols; column += 16) {
             float w[2][8];
-            open_piece(low, w[0]);
-            open_piece(high, w[1]);
-            const float4* at = (const float4*)(x + item * 8 + (lane_id() & 1) * 8);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                uint4 piece = ring.front();
+                ring.advance();
+                if (WIDE) {
+                    uint4 more = ring.front();
+                    ring.advance();
+                    open_wide(piece, more, w[half]);
+                } else {
+                    open_piece(piece, w[half]);
+                }
+            }
+            const float4* at = (const float4*)(x + column + (lane_id() & 1) * 8);
 #pragma unroll
             for (int t = 0; t < T; t++) {
                 float4 a = at[t * (s.hidden / 4)], b = at[t * (s.hidden / 4) + 1];
@@ -114,10 +147,12 @@ DEVICE void head(const Phase& p, const Step& s, Ring& ring, unsigned char* work,
 #pragma unroll 1
     for (int i = rows * s.hidden + threadIdx.x; i < s.head_tokens * s.hidden; i += THREADS) x[i] = 0.0f;
     __syncthreads();
-    if (s.head_tokens == 1) {
-        head_rows<1>(p, s, ring, x, reduced->best, first, rows);
+    if (p.wide) {
+        head_rows<HEAD_TOKENS_MAX, true>(p, s, ring, x, reduced->best, first, rows);
+    } else if (s.head_tokens == 1) {
+        head_rows<1, false>(p, s, ring, x, reduced->best, first, rows);
     } else {
-        head_rows<HEAD_TOKENS_MAX>(p, s, ring, x, reduced->best, first, rows);
+        head_rows<HEAD_TOKENS_MAX, false>(p, s, ring, x, reduced->best, first, rows);
     }
 }
 

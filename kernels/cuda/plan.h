@@ -16,8 +16,9 @@
 // Quantised rows, in B operand order: [token / 8][column / 128][lane][32 bytes]. Lane 4 g + t of token group n holds token
 // 8 n + g; its bytes 8 s + 4 h + j are the columns 32 s + 16 h + 4 t + j. Columns past the width are zero.
 //
-// Half-precision matrix (head and embedding). A tile is 32 rows x 16 columns in two pieces of 16 rows, 512 bytes each, row
-// tile after row tile: lane L holds row L / 2 of the piece, columns 8 (L % 2) .. + 8. Rows are padded to 32.
+// Pieces: the matrix of head and embedding in half precision. A tile is 32 rows x 16 columns in two pieces of 16 rows, 512 bytes each, row
+// tile after row tile: lane L holds row L / 2 of the piece, columns 8 (L % 2) .. + 8. Rows are padded to 32. A matrix that is
+// no matrix of halves is kept as floats: a piece is 1024 bytes then, two loads, each of four of a lane's eight columns.
 //
 // KV cache, F16: [block][layer][kv head][key: head_dim / 8 x 32 positions x 8, then value: 32 positions x head_dim].
 //
@@ -41,7 +42,7 @@ enum Epilogue { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_RELU2, EPILOGUE_SILU };
 
 // One phase of a step. Between two phases all blocks meet; in step_1 they wait for the values they need.
 struct Phase {
-    const void* weights;   // LINEAR: ternary tiles. HEAD, EMBED, CHOOSE: half-precision pieces. SCREEN: its bytes.
+    const void* weights;   // LINEAR: ternary tiles. HEAD, EMBED, CHOOSE: pieces. SCREEN: its bytes.
     const float* scales;   // LINEAR: for each half tile of 8 rows, the matrix's scale and a factor applied last. SCREEN: its rows.
     const float* gamma;    // norm weights of the input row; LINEAR without gamma reads quantised rows from Step.
     const float* input;    // rows of `cols` floats; unused by a LINEAR without gamma.
@@ -55,6 +56,7 @@ struct Phase {
     int order;             // step_1: phases that wait for nothing of each other share it; input is of `order - 1`
     int residual;          // step_1, ADD: order of who last wrote `output`
     int plain;             // QUANTIZE, and LINEAR with gamma: no norm, rows are rounded as they are; gamma holds ones.
+    int wide;              // EMBED, HEAD, CHOOSE, and SCREEN where it is made: pieces hold floats.
 };
 
 // Buffers and shape of one step of `tokens` rows. Rows of one sequence, its prompt, are successive positions.
@@ -68,7 +70,7 @@ struct Step {
     int table_stride;      // entries of one sequence in block_table.
     int head_tokens;       // rows of one pass of the head, 1 to HEAD_TOKENS_MAX.
     float score_scale;     // 1 / sqrt(head_dim)
-    int* token_ids;        // in: token of each row; GREEDY overwrites it with the next one
+    int* token_ids;        // in: token of each row, ~i for the token i of `earlier`; GREEDY overwrites it with the next one
     int* positions;        // of each row; GREEDY adds 1
     const int* block_table; // cache blocks of each sequence, table_stride entries each
     unsigned short* kv_pool;
@@ -92,6 +94,7 @@ struct Step {
     float* screen_rows;    // likewise: four floats a row, see ScreenRow
     float* normed;         // likewise: rows of hidden floats
     const int* prompt_tiles; // batch kernels: first row and rows (1 to 32 / group) of each tile of a prompt
+    const int* earlier;    // token_ids of the step before, which has not been waited for
 };
 
 enum {
@@ -104,7 +107,7 @@ enum {
     UNIT_HEADS_MAX = 4,
     HEAD_TOKENS_MAX = 2,
     GROUPS_MAX = 4,        // step_1: column groups of 128 of one warp, so rows of up to 8192
-    REDUCED_BYTES = 1024,  // shared memory of a block's reductions
+    REDUCED_BYTES = 1152,  // shared memory of a block's reductions
     FIRST_UNIT_BYTES = 128,
 };
 

@@ -88,26 +88,29 @@ DEVICE unsigned lower_key(float lower) { return lower > -INFINITE ? ordered(lowe
 // Exact logit of one row by a warp, in the order of kernels/src/dense. `at(i, lane)` is 16 bytes of shared memory, DEPTH of
 // them for each lane.
 template <int DEPTH, class Place> DEVICE float exact_logit(const Phase& p, int row, const float* x, const Place& at) {
-    const unsigned char* from = (const unsigned char*)p.weights + (long long)(row / 32) * p.cols * 64 + row % 32 * 32;
+    // Decided here, not outside: code for each of both makes registers spill.
+    const bool wide = p.wide != 0;
+    const int shift = wide ? 2 : 3, columns = 1 << shift; // of 16 bytes
     float sum = 0.0f;
     // A pass is as many columns as the place holds.
 #pragma unroll 1
-    for (int start = 0; start < p.cols; start += DEPTH * 256) {
+    for (int start = 0; start < p.cols; start += DEPTH * 32 * columns) {
         __syncwarp();
 #pragma unroll 1
         for (int i = 0; i < DEPTH; i++) {
-            int chunk = start / 8 + i * 32 + lane_id();
-            if (chunk * 8 < p.cols) copy_async(at(i, lane_id()), from + (long long)(chunk / 2) * 1024 + chunk % 2 * 16);
+            int column = start + (i * 32 + lane_id()) * columns;
+            if (column < p.cols) copy_async(at(i, lane_id()), (const unsigned char*)p.weights + piece_offset(p, row, column));
         }
         copy_commit();
         copy_wait<0>();
         __syncwarp();
-        int k = lane_id() % 16, end = min(p.cols - start, DEPTH * 256);
+        int k = lane_id() % 16, end = min(p.cols - start, DEPTH * 32 * columns);
 #pragma unroll 8
         for (int i = 0; i < end; i += 16) {
-            int chunk = i / 8 + k / 8;
-            unsigned short w = ((const unsigned short*)at(chunk / 32, chunk % 32))[k % 8];
-            sum = fused(float_of_half(w), x[start + i + k], sum);
+            int chunk = (i + k) >> shift;
+            const uint4* place = at(chunk / 32, chunk % 32);
+            float w = wide ? ((const float*)place)[k % 4] : float_of_half(((const unsigned short*)place)[k % 8]);
+            sum = fused(w, x[start + i + k], sum);
         }
     }
     for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
@@ -131,11 +134,10 @@ DEVICE unsigned long long choose_rows(const Phase& p, const float* upper, float 
 
 DEVICE float lower_of_key(unsigned key) { return key ? unordered(key) : -INFINITE; }
 
-// The matrix's bytes and rows, made of its halves once: a block for each 16 rows, a warp for each.
+// The matrix's bytes and rows, made of its pieces once: a block for each 16 rows, a warp for each.
 DEVICE void pack_screen_rows(const Phase& p) {
     const int row = blockIdx.x * 16 + warp_id(), width = (p.cols + 127) / 128 * 128, g = warp_id() % 8, high = warp_id() / 8;
-    const unsigned short* halves = (const unsigned short*)p.weights + (long long)(row / 32) * p.cols * 32 + row % 32 * 16;
-    auto value = [&](int k) { return k < p.cols && row < p.rows ? float_of_half(halves[k / 16 * 512 + k % 16]) : 0.0f; };
+    auto value = [&](int k) { return k < p.cols && row < p.rows ? piece_value(p, row, k) : 0.0f; };
     float amax = 0.0f;
     for (int k = lane_id(); k < width; k += 32) amax = fmaxf(amax, fabsf(value(k)));
     amax = float_of_bits(warp_max(bits_of_float(amax)));

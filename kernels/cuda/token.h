@@ -268,11 +268,10 @@ DEVICE void look_ahead_of_token(const Phase& p, const Stream& stream, int phase,
 
 // A row of the embedding, tagged.
 DEVICE void embed_token(const Phase& p, const Step& s, unsigned tag) {
-    int id = s.token_ids[0];
-    const unsigned short* row = (const unsigned short*)p.weights + (long long)(id / 32) * p.items * 256 + id % 32 * 16;
+    int id = token_of(s, 0);
 #pragma unroll 1
     for (int k = blockIdx.x * THREADS + threadIdx.x; k < s.hidden; k += gridDim.x * THREADS) {
-        store_tagged((unsigned long long*)p.output + k, float_of_half(row[k / 16 * 512 + k % 16]), tag);
+        store_tagged((unsigned long long*)p.output + k, piece_value(p, id, k), tag);
     }
 }
 

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use tuning::{Placement, Topology};
 
 use crate::config::{Config, GpuChoice, IoChoice};
-use crate::engine::{Engine, GenerationId, LANES_MAX, Lane, Link};
-use crate::gpu::{Feeders, Inventory, RunningFeeders, ShardPort};
+use crate::engine::{Engine, LANES_MAX, Lane, Link};
+use crate::gpu::{Feeders, Inventory, ShardPort};
 use crate::listen;
 use crate::local::LocalSocket;
 use crate::log::{info, warning};
@@ -122,9 +122,7 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
         .shards
         .iter()
         .map(|shard| CpuPlace { node: shard.node.to_string(), cpus: tuning::format_cpus(&shard.workers) });
-    let first = models.started.first();
-    let first = first.map(|model| (Arc::clone(&model.loaded.replicas[0]), model.loaded.facts.generation));
-    let inventory = first.as_ref().map(|(model, generation)| take_inventory(config, model, *generation));
+    let inventory = models.started.first().map(|model| take_inventory(config, &model.loaded.replicas[0]));
     let inventory = inventory.transpose()?.unwrap_or_default();
     let fail = |what| move |source| Error::Start { what, source };
     let (feeders, gpu_ports) = Feeders::connect(&inventory, count).map_err(fail("a GPU's descriptors"))?;
@@ -151,14 +149,12 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
         ends.push(end);
     }
     let bells: Vec<Arc<Doorbell>> = shards.iter().map(|shard: &Running| Arc::clone(&shard.doorbell)).collect();
-    let feeders = match first {
-        Some((model, _)) => feeders.start(config, &model, &bells).map_err(fail("a GPU's feeder"))?,
-        None => RunningFeeders::default(),
-    };
+    let (feeders, gpus) = feeders.start(config, &bells).map_err(fail("a GPU's feeder"))?;
     // Only executors hold it now, so that the control thread ends with them.
     drop(outbox);
     let registry =
-        Registry::new(config.clone(), plan.placement.clone(), Arc::clone(&control), ends, inbox, held, models.state);
+        Registry::new(config.clone(), plan.placement.clone(), Arc::clone(&control), ends, inbox, held, models.state)
+            .with_gpus(gpus);
     let control_thread = std::thread::Builder::new().name("control".into()).spawn(move || registry.run());
     control_thread.map_err(|source| Error::Start { what: "the control thread", source })?;
     for (index, shard) in shards.iter().enumerate() {
@@ -202,13 +198,13 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
 }
 
 /// The GPUs that the configuration allows and the first model can run on.
-fn take_inventory(config: &Config, model: &crate::model::Model, generation: GenerationId) -> Result<Inventory, Error> {
+fn take_inventory(config: &Config, model: &crate::model::Model) -> Result<Inventory, Error> {
     let most = match config.gpu {
         GpuChoice::Off => return Ok(Inventory::default()),
         GpuChoice::Auto => usize::MAX,
         GpuChoice::Count(count) => count,
     };
-    let inventory = Inventory::take(model, generation, most);
+    let inventory = Inventory::take(model, most);
     for card in &inventory.cards {
         let image = card.image.as_deref().unwrap_or("none");
         info!(
@@ -219,7 +215,7 @@ fn take_inventory(config: &Config, model: &crate::model::Model, generation: Gene
         );
     }
     match (&inventory.unused, config.gpu) {
-        (reason, GpuChoice::Count(wanted)) if inventory.devices.len() < wanted => {
+        (reason, GpuChoice::Count(wanted)) if inventory.devices.len() < wanted || reason.is_some() => {
             let found = inventory.devices.len();
             Err(Error::TooFewGpus { wanted, found, reason: reason.clone() })
         }

@@ -1,5 +1,5 @@
-// Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [quick | profile]; profile
-// only runs three steps of one row, for a profiler.
+// Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [quick | profile | forms];
+// profile only runs three steps of one row, for a profiler; forms compares the two forms of few rows.
 #include "driver.h"
 
 #include "../testing/suite.h"
@@ -208,6 +208,20 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
     std::fflush(stdout);
 }
 
+// The layers of few rows in both forms: which one is sooner decides how many rows the server gives to a step kernel.
+void compare_forms(Driver& gpu, const Model& model, int tokens) {
+    BatchStep step(model, gpu, std::vector<Segment>(tokens, {128, 1}));
+    const int layers = (int)step.loaded.phases.size() - 2;
+    auto one = gpu.time_graph(30, [&] { step.loaded.run(0, layers); });
+    auto many = gpu.time_graph(30, [&] { step.layers(); });
+    auto head = gpu.time_graph(30, [&] {
+        for (const Launch& launch : step.screened_head()) gpu.launch(launch);
+    });
+    std::printf("layers of %d rows: %.1f us in one launch, %.1f us by batch kernels; screened head %.1f us\n", tokens,
+                one[one.size() / 2], many[many.size() / 2], head[head.size() / 2]);
+    std::fflush(stdout);
+}
+
 void measure_batches(Driver& gpu) {
     Model decode(BITNET_2B4T, 300, 10);
     for (int tokens : {8, 32, 64, 128, 256}) measure_batch(gpu, decode, std::vector<Segment>(tokens, {128, 1}));
@@ -234,6 +248,11 @@ int main(int argc, char** argv) {
     }
     if (quick && argv[3][0] == 'g') {
         measure_batches(gpu);
+        return 0;
+    }
+    if (quick && argv[3][0] == 'f') {
+        Model full(BITNET_2B4T, 300, 10);
+        for (int tokens : {2, 3, 4, 6, 8}) compare_forms(gpu, full, tokens);
         return 0;
     }
     if (quick && argv[3][0] == 'm') {

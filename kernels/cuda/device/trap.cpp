@@ -10,7 +10,7 @@
 #include <cstdlib>
 
 #define FORWARDED(F)                                                                                              \
-    F(cuInit) F(cuDriverGetVersion) F(cuDeviceGetCount) F(cuDeviceGet) F(cuDeviceGetName) F(cuDeviceGetAttribute) \
+    F(cuInit) F(cuDriverGetVersion) F(cuDeviceGetCount) F(cuDeviceGet) F(cuDeviceGetName) F(cuDeviceGetAttribute) F(cuDeviceGetPCIBusId) \
     F(cuDeviceTotalMem_v2) F(cuDevicePrimaryCtxRetain) F(cuCtxSetCurrent) F(cuMemGetInfo_v2) F(cuMemAlloc_v2)     \
     F(cuMemsetD8Async) F(cuMemHostRegister_v2) F(cuMemcpyHtoDAsync_v2) F(cuMemcpyDtoHAsync_v2) F(cuStreamCreate)  \
     F(cuStreamQuery) F(cuStreamSynchronize) F(cuModuleLoadData) F(cuModuleGetFunction) F(cuFuncSetAttribute)      \

@@ -110,7 +110,9 @@ const std::map<std::string, void*> kernels = {
     {"linear_64", (void*)linear_64},     {"linear_128", (void*)linear_128},   {"attend_rows", (void*)attend_rows},
     {"attend_decode", (void*)attend_decode},
     {"store_rows", (void*)store_rows},   {"attend_prompt", (void*)attend_prompt},
-    {"pack_screen", (void*)pack_screen},
+    {"pack_screen", (void*)pack_screen}, {"norm_screen", (void*)norm_screen}, {"screen_16", (void*)screen_16},
+    {"screen_64", (void*)screen_64},     {"screen_128", (void*)screen_128},   {"choose_rows", (void*)(BatchKernel)choose_rows},
+    {"greedy_rows", (void*)greedy_rows},
 };
 
 void launch(int grid, int cluster, int threads, int shared, std::function<void()> body) {
@@ -156,6 +158,10 @@ int cuDeviceGet(int* device, int ordinal) {
 int cuDeviceGetName(char* name, int length, int device) {
     (void)device;
     std::snprintf(name, (size_t)length, "Emulated GPU");
+    return OK;
+}
+int cuDeviceGetPCIBusId(char* bus, int length, int device) {
+    std::snprintf(bus, (size_t)length, "0000:%02x:00.0", device);
     return OK;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int) {

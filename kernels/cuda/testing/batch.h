@@ -69,7 +69,10 @@ struct BatchStep {
         s.prompt_tiles = machine.copy_of(tiles);
         s.picked = machine.copy_of(last);
         s.unit_heads = loaded.unit_heads(std::max(rows.decodes, 1));
-        loaded.set_rows(ids, positions);
+        std::vector<int> sent = ids;
+        for (int t = 0; t < (int)ids.size(); t += 3) sent[t] = ~t;
+        s.earlier = machine.copy_of(ids);
+        loaded.set_rows(sent, positions);
     }
 
     void layers() const {

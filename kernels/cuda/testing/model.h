@@ -50,6 +50,7 @@ struct Shape {
     int hidden, layers, heads, kv_heads, head_dim, ffn, vocab;
     int epilogue = EPILOGUE_RELU2;
     bool rope_pairs = false;
+    bool wide = false; // the head holds floats that are no halves
     int query_width() const { return heads * head_dim; }
     int qkv_width() const { return (heads + 2 * kv_heads) * head_dim; }
 };
@@ -130,6 +131,11 @@ struct Model {
     }
 };
 
+inline float head_value(const Model& m, int row, int k) {
+    float half = reference::widen(m.head[reference::piece_index(m.shape.hidden, row, k)]);
+    return m.shape.wide ? half * 1.0003f : half;
+}
+
 // Keys and values of one sequence, [layer][kv head][position][head_dim].
 struct Cache {
     std::vector<uint16_t> keys, values;
@@ -155,7 +161,7 @@ struct Cache {
 inline std::vector<float> forward(const Model& m, Cache& cache, int id, int position) {
     const Shape& s = m.shape;
     std::vector<float> x(s.hidden);
-    for (int k = 0; k < s.hidden; k++) x[k] = reference::widen(m.head[reference::piece_index(s.hidden, id, k)]);
+    for (int k = 0; k < s.hidden; k++) x[k] = head_value(m, id, k);
     auto linear = [&](const Matrix& w, const std::vector<float>& in, std::vector<float>& out, bool add) {
         reference::Row row = reference::quantize(reference::rms_norm(in.data(), w.gamma.data(), w.cols, m.eps));
         std::vector<int> sums = reference::sums(w.tiles, w.rows, w.cols, row);
@@ -195,7 +201,8 @@ inline std::vector<float> forward(const Model& m, Cache& cache, int id, int posi
         }
         linear(layer.down, ffn, x, true);
     }
-    return reference::head(m.head, s.vocab, s.hidden, reference::rms_norm(x.data(), m.output_gamma.data(), s.hidden, m.eps));
+    auto value = [&m](int row, int k) { return head_value(m, row, k); };
+    return reference::head(value, s.vocab, s.hidden, reference::rms_norm(x.data(), m.output_gamma.data(), s.hidden, m.eps));
 }
 
 // A model on a machine: buffers for up to `tokens` rows, and the phases of a whole step.
@@ -294,27 +301,38 @@ struct Loaded {
     }
     void plan() {
         const Shape& s = model.shape;
-        const void* halves = machine.copy_of(model.head);
+        const void* pieces = copy_of_head();
         std::vector<There> weights;
         for (const Layer& layer : model.layers) {
             for (const Matrix* w : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) weights.push_back(there(*w));
         }
         Phase head = phase(PHASE_HEAD);
-        head.weights = halves;
+        head.weights = pieces;
         head.gamma = machine.copy_of(model.output_gamma);
         head.input = x;
         head.output = step.logits;
         head.rows = s.vocab;
         head.cols = s.hidden;
         head.tiles = (s.vocab + 31) / 32;
-        head.items = s.hidden / 8;
+        head.items = s.hidden / (s.wide ? 4 : 8);
+        head.wide = s.wide;
         head.eps = model.eps;
-        phases = layers({x, (float*)step.qkv, step.attention, ffn, false}, weights, halves);
+        phases = layers({x, (float*)step.qkv, step.attention, ffn, false}, weights, pieces);
         phases.push_back(head);
         phases.push_back(phase(PHASE_GREEDY));
         phases_there = machine.copy_of(phases);
         plan_screen(head);
         if (step.tokens == 1) plan_token(weights, head);
+    }
+
+    const void* copy_of_head() const {
+        const Shape& s = model.shape;
+        if (!s.wide) return machine.copy_of(model.head);
+        std::vector<float> floats(model.head.size());
+        for (int row = 0; row < (s.vocab + 31) / 32 * 32; row++) {
+            for (int k = 0; k < s.hidden; k++) floats[reference::wide_index(s.hidden, row, k)] = head_value(model, row, k);
+        }
+        return machine.copy_of(floats);
     }
 
     void plan_screen(const Phase& head) {
@@ -371,11 +389,12 @@ struct Loaded {
         bool tagged;
     };
     // Embedding and layers.
-    std::vector<Phase> layers(const Buffers& to, const std::vector<There>& weights, const void* halves) const {
+    std::vector<Phase> layers(const Buffers& to, const std::vector<There>& weights, const void* pieces) const {
         const Shape& s = model.shape;
         std::vector<Phase> list;
         Phase embed = phase(PHASE_EMBED);
-        embed.weights = halves;
+        embed.weights = pieces;
+        embed.wide = s.wide;
         embed.output = to.x;
         embed.rows = s.vocab;
         embed.cols = s.hidden;

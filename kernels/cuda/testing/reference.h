@@ -181,14 +181,20 @@ inline size_t piece_index(int cols, int row, int k) {
     return ((size_t)(row / 32) * (cols / 16) + k / 16) * 512 + row % 32 * 16 + k % 16;
 }
 
-inline std::vector<float> head(const std::vector<uint16_t>& pieces, int rows, int cols, const std::vector<float>& x) {
+// The same where the matrix holds floats.
+inline size_t wide_index(int cols, int row, int k) {
+    size_t tile = ((size_t)(row / 32) * (cols / 16) + k / 16) * 512;
+    return tile + row % 32 / 16 * 256 + k % 8 / 4 * 128 + row % 16 * 8 + k % 16 / 8 * 4 + k % 4;
+}
+
+template <class Value> std::vector<float> head(const Value& value, int rows, int cols, const std::vector<float>& x) {
     std::vector<float> out(rows);
     float* to = out.data();
-    spread(rows, [&pieces, &x, to, cols](int first, int last) {
+    spread(rows, [&value, &x, to, cols](int first, int last) {
         for (int row = first; row < last; row++) {
             float lanes[16] = {};
             for (int k = 0; k < cols; k++) {
-                lanes[k % 16] = std::fma(widen(pieces[piece_index(cols, row, k)]), x[k], lanes[k % 16]);
+                lanes[k % 16] = std::fma(value(row, k), x[k], lanes[k % 16]);
             }
             to[row] = tree(lanes);
         }

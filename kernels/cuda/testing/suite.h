@@ -32,8 +32,14 @@ inline void steps_agree(Machine& machine, const Model& model, std::vector<int> s
         ids.push_back((t * 7919 + 3) % model.shape.vocab);
     }
     size_t wrong = 0, wrong_ids = 0;
+    int* earlier = machine.filled<int>(tokens, 0);
+    loaded.step.earlier = loaded.token_step.earlier = earlier;
     for (int i = 0; i < steps; i++) {
-        loaded.set_rows(ids, positions);
+        // Every other token is one that the step before gave.
+        machine.upload(earlier, ids.data(), ids.size() * 4);
+        std::vector<int> sent = ids;
+        for (int t = i % 2; t < tokens; t += 2) sent[t] = ~t;
+        loaded.set_rows(sent, positions);
         int count = (int)loaded.phases.size();
         std::vector<float> upper;
         int screened = -1;
@@ -41,7 +47,7 @@ inline void steps_agree(Machine& machine, const Model& model, std::vector<int> s
             loaded.run_token();
             upper = machine.read(loaded.upper, model.shape.vocab);
             screened = machine.read(loaded.step.token_ids, 1)[0];
-            loaded.set_rows(ids, positions);
+            loaded.set_rows(sent, positions);
             loaded.run_token_logits();
         } else {
             for (int p = 0; p < count; p += one_by_one ? 1 : count) loaded.run(p, one_by_one ? p + 1 : count);
@@ -88,7 +94,7 @@ inline void rows_agree(Machine& machine, int width, bool plain) {
     }
     x[7 * width + 1] = -std::nextafter(x[7 * width + 1], 0.0f);
     Phase phase = {nullptr, nullptr, machine.copy_of(gamma), machine.copy_of(x), nullptr, PHASE_QUANTIZE, 0, 0, width,
-                   0, 0, 0, 0, 1e-5f, 0, 0, plain};
+                   0, 0, 0, 0, 1e-5f, 0, 0, plain, 0};
     machine.run(1, loaded.shared_bytes(1, 1), machine.copy_of(std::vector<Phase>{phase}), 1, loaded.step);
     int items = (width + 127) / 128;
     auto q = machine.read(loaded.step.quantized, (size_t)items * 1024);
@@ -156,6 +162,11 @@ inline void small_suite(Machine& machine) {
     Shape gated = {128, 1, 8, 2, 128, 200, 100, EPILOGUE_SILU, true};
     steps_agree(machine, Model(gated, 800, 2), {255, 256, 700}, 2, false);
     steps_agree(machine, Model(gated, 800, 2), {700}, 1, false);
+    Shape wide = gated;
+    wide.wide = true;
+    steps_agree(machine, Model(wide, 300, 8), {255}, 2, false);
+    steps_agree(machine, Model(wide, 300, 8), {255, 3, 9}, 1, false);
+    batch_agrees(machine, Model(wide, 40, 8), {{30, 1}, {2, 3}});
     gated.head_dim = 80;
     steps_agree(machine, Model(gated, 40, 3), {5, 0, 31, 1, 2, 3, 4, 6, 30}, 1, false);
     gated.head_dim = 16;

@@ -13,4 +13,4 @@ mod portable;
 
 pub use linear::{DenseScratch, dequantize_row, linear, linear_rows};
 pub use matrix::{DenseKind, DenseMatrix};
-pub use pieces::{PIECE_TILE_ROWS, pack_pieces};
+pub use pieces::{PIECE_TILE_ROWS, pack_pieces, pack_wide_pieces};

@@ -65,7 +65,7 @@ pub fn run<T>(io: &Io, main: impl Future<Output = T>) -> io::Result<T> {
 
 /// One queue, a short preemption timer and memory for few operations: with glommio's defaults a wake by another
 /// thread may come 100 ms late while a task runs. Where io_uring is refused, it panics: ask [`crate::probe`] before.
-pub(crate) fn glommio_executor(ring_entries: usize) -> io::Result<glommio::LocalExecutor> {
+fn glommio_executor(ring_entries: usize) -> io::Result<glommio::LocalExecutor> {
     glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .io_memory(GLOMMIO_MEMORY_BYTES)
         .ring_depth(ring_entries)

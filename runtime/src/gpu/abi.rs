@@ -23,6 +23,7 @@ pub(super) struct Phase {
     pub(super) order: i32,
     pub(super) residual: i32,
     pub(super) plain: i32,
+    pub(super) wide: i32,
 }
 
 /// Buffers and shape of one launch, as the kernel reads them.
@@ -69,9 +70,10 @@ pub(super) struct Step {
     pub(super) screen_rows: u64,
     pub(super) normed: u64,
     pub(super) prompt_tiles: u64,
+    pub(super) earlier: u64,
 }
 
-const _: () = assert!(size_of::<Phase>() == 88 && size_of::<Step>() == 256);
+const _: () = assert!(size_of::<Phase>() == 96 && size_of::<Step>() == 264);
 
 pub(super) const PHASE_EMBED: i32 = 0;
 pub(super) const PHASE_QUANTIZE: i32 = 1;
@@ -79,6 +81,9 @@ pub(super) const PHASE_LINEAR: i32 = 2;
 pub(super) const PHASE_ATTEND: i32 = 3;
 pub(super) const PHASE_HEAD: i32 = 4;
 pub(super) const PHASE_GREEDY: i32 = 5;
+pub(super) const PHASE_SCREEN: i32 = 6;
+pub(super) const PHASE_CHOOSE: i32 = 7;
+pub(super) const PHASE_COPY: i32 = 8;
 
 pub(super) const EPILOGUE_STORE: i32 = 0;
 pub(super) const EPILOGUE_ADD: i32 = 1;
@@ -93,12 +98,23 @@ pub(super) const HEAD_DIM_MAX: usize = 128;
 pub(super) const UNIT_HEADS_MAX: usize = 4;
 pub(super) const HEAD_TOKENS_MAX: usize = 2;
 
+/// The widest row that `step_1` takes.
+pub(super) const TOKEN_COLS_MAX: usize = 8192;
+
+/// Rows whose head is screened by one set of launches.
+pub(super) const SCREEN_ROWS: usize = 128;
+
+/// Logits that one block of `choose_rows` looks at, and its shared memory.
+pub(super) const CHOOSE_ROWS: usize = 2048;
+pub(super) const CHOOSE_BYTES: usize = THREADS / 32 * 4 * 512;
+
 /// Rows of one launch of a step kernel, each of another sequence.
 pub(super) const LAUNCH_ROWS: usize = 32;
 
-/// The kernel for a launch of so many rows, and its rows in steps of 8.
-pub(super) fn kernel_for(rows: usize) -> (usize, &'static std::ffi::CStr) {
+/// The kernel for a launch of so many rows, and its rows in steps of 8; `one_row` where there is one for a single row.
+pub(super) fn kernel_for(rows: usize, one_row: bool) -> (usize, &'static std::ffi::CStr) {
     match rows {
+        1 if one_row => (0, c"step_1"),
         0..=8 => (1, c"step_8"),
         9..=16 => (2, c"step_16"),
         _ => (4, c"step_32"),
@@ -132,12 +148,21 @@ pub(super) fn attention_bytes(head_dim: usize) -> usize {
 
 /// Shared memory of a step kernel for `phases` phases of `rows` rows: `step_shared_bytes` of `kernels/cuda/batch.h`.
 pub(super) fn shared_bytes(shape: &Shape, sm_90: bool, rows: usize, head_tokens: usize, phases: usize) -> usize {
-    let (tiles, _) = kernel_for(rows);
+    let (tiles, _) = kernel_for(rows, false);
     let head = (if head_tokens == 1 { 1 } else { HEAD_TOKENS_MAX } + 2) * shape.hidden as usize * 4;
     let linear = TILES_MAX * tiles * 512 + shape.widest_padded() * 8;
     let work = linear.max(head).max(attention_bytes(shape.head_dim as usize));
     let ring = ring_depth(sm_90) * THREADS * 16;
     ring + phases * STREAM_BYTES + REDUCED_BYTES + FIRST_UNIT_BYTES + work
+}
+
+/// Shared memory of `step_1` for `phases` phases, likewise.
+pub(super) fn token_shared_bytes(shape: &Shape, phases: usize) -> usize {
+    const GROUPS_MAX: usize = TOKEN_COLS_MAX / 2048;
+    let linear = TILES_MAX * 64 + GROUPS_MAX * (THREADS / 32 * 128 + THREADS * 16);
+    let screen = (shape.hidden as usize).next_multiple_of(128) * 6;
+    let work = linear.max(screen).max(attention_bytes(shape.head_dim as usize));
+    ring_depth(true) * THREADS * 16 + phases * STREAM_BYTES + REDUCED_BYTES + FIRST_UNIT_BYTES + work
 }
 
 pub(super) fn to_i32(value: usize) -> i32 {
@@ -147,5 +172,5 @@ pub(super) fn to_i32(value: usize) -> i32 {
 /// What a block's loader keeps of each phase.
 const STREAM_BYTES: usize = 32;
 /// Shared memory of a block's reductions.
-pub(super) const REDUCED_BYTES: usize = 1024;
+pub(super) const REDUCED_BYTES: usize = 1152;
 pub(super) const FIRST_UNIT_BYTES: usize = 128;

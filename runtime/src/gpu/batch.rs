@@ -4,8 +4,8 @@
 use std::ffi::CStr;
 
 use super::abi::{
-    PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase, REDUCED_BYTES, SPLIT, Step, THREADS,
-    attention_bytes, to_i32,
+    CHOOSE_BYTES, CHOOSE_ROWS, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase, REDUCED_BYTES, SPLIT,
+    Step, THREADS, attention_bytes, to_i32,
 };
 
 /// Where the rows of a step go: single rows first, then those of prompts in tiles.
@@ -35,7 +35,7 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 11] = [
+pub(super) const KERNELS: [&CStr; 18] = [
     c"embed_rows",
     c"norm_rows",
     c"linear_8",
@@ -47,7 +47,51 @@ pub(super) const KERNELS: [&CStr; 11] = [
     c"attend_decode",
     c"store_rows",
     c"attend_prompt",
+    c"pack_screen",
+    c"norm_screen",
+    c"screen_16",
+    c"screen_64",
+    c"screen_128",
+    c"choose_rows",
+    c"greedy_rows",
 ];
+
+/// Hands over the launches that give the best token of `step.tokens` rows by the screen of the head.
+pub(super) fn screened_head<E>(
+    screen: &Phase,
+    choose: &Phase,
+    step: &Step,
+    mut launch: impl FnMut(&Launch) -> Result<(), E>,
+) -> Result<(), E> {
+    let tokens = size(step.tokens);
+    let of = |kernel, grid, threads, shared_bytes, phase: &Phase| Launch {
+        kernel,
+        grid,
+        cluster: 1,
+        threads,
+        shared_bytes,
+        phase: *phase,
+        step: *step,
+    };
+    launch(&of(c"norm_screen", tokens, THREADS, REDUCED_BYTES + size(screen.cols).next_multiple_of(128) * 4, screen))?;
+    // Each row is two tokens of the product: its upper and its lower bytes.
+    let (tile, kernel, stages) = match 2 * tokens {
+        0..=16 => (16, c"screen_16", 5),
+        17..=64 => (64, c"screen_64", 4),
+        _ => (128, c"screen_128", 3),
+    };
+    let grid = size(screen.tiles).div_ceil(8) * (2 * tokens).div_ceil(tile);
+    launch(&of(kernel, grid, LINEAR_THREADS, stages * (16384 + tile * 128), screen))?;
+    launch(&of(c"choose_rows", tokens * size(choose.rows).div_ceil(CHOOSE_ROWS), THREADS, CHOOSE_BYTES, choose))?;
+    launch(&of(c"greedy_rows", 1, THREADS, 0, choose))
+}
+
+/// The launch that makes the screen of the head, once for a model, from the half-precision pieces at `halves`.
+pub(super) fn pack_screen(screen: &Phase, halves: u64) -> Launch {
+    let phase = Phase { output: screen.weights, weights: halves, ..*screen };
+    let grid = size(screen.tiles);
+    Launch { kernel: c"pack_screen", grid, cluster: 1, threads: THREADS, shared_bytes: 0, phase, step: Step::default() }
+}
 
 /// Hands over the launches of the layers `phases`, the embedding first, in their order.
 pub(super) fn launches<E>(

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::device::{Device, Fault, Started, Want};
+use super::assign::Assignment;
+use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
 use super::pack::Packer;
 use super::plan::Order;
 use super::shape::Shape;
-use super::wire::{FAILED, Offsets, READY, Region, STAGE_BYTES};
+use super::wire::{FAILED, Offsets, READY, Region, STAGE_BYTES, place};
 use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::Model;
@@ -18,14 +19,16 @@ use crate::model::Model;
 /// Device `ordinal` of the driver, behind a process boundary.
 pub(super) struct ChildDevice {
     ordinal: usize,
-    model: Arc<Model>,
+    model: Option<Arc<Model>>,
     shape: Shape,
     offsets: Offsets,
     running: Option<Running>,
-    number: u32,
-    order: Order,
-    /// Where the scores of each entry of the last step's logits are, where it wanted them.
-    scores: Vec<Option<usize>>,
+    /// Numbers of the newest step and of the last one whose results were used; the order of the rows of those between.
+    newest: u32,
+    used: u32,
+    orders: [Order; STEPS_MAX],
+    /// Rows of scores of the steps between.
+    scores: [usize; STEPS_MAX],
     looked: Instant,
 }
 
@@ -38,18 +41,20 @@ struct Running {
 }
 
 impl ChildDevice {
-    /// A device that is not up yet, for `model` of that shape.
+    /// A device without a model.
     #[must_use]
-    pub(super) fn new(ordinal: usize, model: Arc<Model>, shape: Shape) -> Self {
+    pub(super) fn new(ordinal: usize) -> Self {
+        let shape = Shape::default();
         Self {
             ordinal,
-            model,
+            model: None,
             shape,
             offsets: Offsets::new(&shape),
             running: None,
-            number: 0,
-            order: Order::default(),
-            scores: Vec::with_capacity(shape.slots as usize),
+            newest: 0,
+            used: 0,
+            orders: Default::default(),
+            scores: [0; STEPS_MAX],
             looked: Instant::now(),
         }
     }
@@ -60,10 +65,17 @@ impl ChildDevice {
 }
 
 impl Device for ChildDevice {
+    fn assign(&mut self, assignment: Option<&Assignment>) {
+        self.stop();
+        self.model = assignment.map(|assignment| Arc::clone(&assignment.model));
+        self.shape = assignment.map(|assignment| assignment.shape).unwrap_or_default();
+        self.offsets = Offsets::new(&self.shape);
+    }
+
     fn start(&mut self) -> Result<(), Fault> {
         self.stop();
         let spawn = |error: std::io::Error| Fault::Spawn(error.to_string());
-        let weights = &self.model.weights;
+        let weights = &self.model.as_ref().expect("a device is brought up with a model").weights;
         let region = Region::create(&self.shape, weights.head.is_some()).map_err(spawn)?;
         let input = region.fd().try_clone_to_owned().map_err(spawn)?;
         let child = Command::new("/proc/self/exe")
@@ -73,13 +85,14 @@ impl Device for ChildDevice {
             .spawn()
             .map_err(spawn)?;
         let packer = Some(Packer::new(self.shape, weights));
-        self.number = 0;
+        (self.newest, self.used) = (0, 0);
         self.running = Some(Running { child, region, packer, beat: 0, beat_at: Instant::now() });
         Ok(())
     }
 
     fn poll_start(&mut self) -> Result<Option<Started>, Fault> {
-        let (stage, weights) = (self.offsets.stage, &self.model.weights);
+        let model = self.model.as_ref().expect("a device is brought up with a model");
+        let (stage, weights) = (self.offsets.stage, &model.weights);
         let running = self.running.as_mut().expect("a device is asked after once it was started");
         running.check_alive()?;
         running.check_beat()?;
@@ -96,64 +109,63 @@ impl Device for ChildDevice {
     }
 
     fn submit(&mut self, step: &Step, tables: &BlockTables, wants: &[Want]) {
-        let Self { running, offsets, shape, order, scores, .. } = self;
+        let Self { running, offsets, shape, orders, .. } = self;
         let region = &mut running.as_mut().expect("a device is given steps while it is up").region;
-        order.arrange(step, TILE_ROWS / shape.group());
+        let number = self.newest + 1;
+        assert!(number - self.used <= STEPS_MAX as u32, "a step has a place");
+        let (before, own) = (place(self.newest), place(number));
+        orders[own].arrange(step, TILE_ROWS / shape.group());
+        let (order, before) = (&orders[own], &orders[before]);
         let (rows, stride, sequences) = (order.rows.len(), shape.table_stride(), step.segments.len());
         let fits = rows <= shape.rows_max as usize && sequences.max(wants.len()) <= shape.slots as usize;
         assert!(fits, "a step fits the region");
-        // SAFETY: the worker and the device are done with the step before, and have not been given this one.
-        let ids: &mut [u32] = unsafe { region.write(offsets.ids, rows) };
-        ids.iter_mut().zip(&order.rows).for_each(|(id, row)| *id = step.tokens[*row]);
+        let at = |input| offsets.of_step(number, input);
+        // SAFETY: the worker and the device are done with the last step of this place, and have not been given this one.
+        let ids: &mut [u32] = unsafe { region.write(at(offsets.ids), rows) };
+        for (id, row) in ids.iter_mut().zip(&order.rows) {
+            let token = step.tokens[*row];
+            *id = entry_of(token).map_or(token, |entry| !word(before.picks[entry]));
+        }
         // SAFETY: as above.
-        let positions: &mut [u32] = unsafe { region.write(offsets.positions, rows) };
+        let positions: &mut [u32] = unsafe { region.write(at(offsets.positions), rows) };
         for ((to, row), index) in positions.iter_mut().zip(&order.rows).zip(&order.segments) {
             let segment = &step.segments[*index];
             *to = word(segment.first_position + row - segment.first_row);
         }
         // SAFETY: as above.
-        let of: &mut [u32] = unsafe { region.write(offsets.sequences, rows) };
+        let of: &mut [u32] = unsafe { region.write(at(offsets.sequences), rows) };
         of.iter_mut().zip(&order.segments).for_each(|(to, index)| *to = word(*index));
         // SAFETY: as above.
-        unsafe { region.write(offsets.tiles, order.tiles.len()) }.copy_from_slice(&order.tiles);
+        unsafe { region.write(at(offsets.tiles), order.tiles.len()) }.copy_from_slice(&order.tiles);
         // SAFETY: as above.
-        let table: &mut [u32] = unsafe { region.write(offsets.tables, sequences * stride) };
+        let table: &mut [u32] = unsafe { region.write(at(offsets.tables), sequences * stride) };
         for (to, segment) in table.chunks_exact_mut(stride).zip(&step.segments) {
             let blocks = tables.table(segment.slot);
             to[..blocks.len()].copy_from_slice(blocks);
         }
         // SAFETY: as above.
-        let picked: &mut [u32] = unsafe { region.write(offsets.picked, wants.len()) };
-        picked.iter_mut().zip(&order.picks).for_each(|(to, row)| *to = word(*row));
-        scores.clear();
-        let mut places = 0;
-        scores.extend(wants.iter().map(|want| {
-            let place = (*want == Want::Scores).then_some(places);
-            places += usize::from(place.is_some());
-            place
-        }));
-        // The kernels of small steps take every row in order, which then is the order of the logits.
+        let picked: &mut [u32] = unsafe { region.write(at(offsets.picked), wants.len()) };
+        let of_kind = |kind| order.picks.iter().zip(wants).filter(move |(_, want)| **want == kind);
+        let in_order = of_kind(Want::Best).chain(of_kind(Want::Scores));
+        picked.iter_mut().zip(in_order).for_each(|(to, (row, _))| *to = word(*row));
         // SAFETY: as above.
-        let wanted: &mut [u32] = unsafe { region.write(offsets.wants, wants.len()) };
-        wanted.iter_mut().zip(&*scores).for_each(|(to, place)| *to = place.map_or(0, |place| word(place + 1)));
-        self.number += 1;
-        // SAFETY: as above.
-        let number: &mut [u64] = unsafe { region.write(offsets.input, 1) };
-        number[0] = u64::from(self.number);
-        let header = region.header();
-        header.rows.store(word(rows), Ordering::Relaxed);
-        header.decodes.store(word(order.decodes), Ordering::Relaxed);
-        header.sequences.store(word(sequences), Ordering::Relaxed);
-        header.tiles.store(word(order.tiles.len() / 2), Ordering::Relaxed);
-        header.picks.store(word(wants.len()), Ordering::Relaxed);
-        header.submit(self.number);
-        self.looked = Instant::now();
+        let number_there: &mut [u64] = unsafe { region.write(at(offsets.input), 1) };
+        number_there[0] = u64::from(number);
+        self.scores[own] = wants.iter().filter(|want| **want == Want::Scores).count();
+        let words = &region.header().steps[own];
+        words.rows.store(word(rows), Ordering::Relaxed);
+        words.decodes.store(word(order.decodes), Ordering::Relaxed);
+        words.sequences.store(word(sequences), Ordering::Relaxed);
+        words.tiles.store(word(order.tiles.len() / 2), Ordering::Relaxed);
+        words.best.store(word(wants.len() - self.scores[own]), Ordering::Relaxed);
+        words.scores.store(word(self.scores[own]), Ordering::Relaxed);
+        region.header().submit(number);
+        (self.newest, self.looked) = (number, Instant::now());
     }
 
     fn poll_step(&mut self) -> Result<bool, Fault> {
-        let number = self.number;
         let running = self.running.as_mut().expect("a device has a step while it is up");
-        if running.region.done(&self.offsets) == number {
+        if running.region.done(&self.offsets) > self.used {
             return Ok(true);
         }
         let now = Instant::now();
@@ -164,25 +176,23 @@ impl Device for ChildDevice {
         Ok(false)
     }
 
-    fn step_time(&self) -> Option<Duration> {
-        let header = self.running().region.header();
-        let known = header.finished.load(Ordering::Acquire) == self.number;
-        known.then(|| Duration::from_nanos(header.finished_ns.load(Ordering::Relaxed)))
-    }
-
     fn best(&self, i: usize) -> u32 {
-        let row = self.order.picks[i];
-        // SAFETY: the step is done, and the next one was not given yet.
-        let best: &[u32] = unsafe { self.running().region.read(self.offsets.best + 4 * row, 1) };
+        let oldest = self.used + 1;
+        let at = self.offsets.chosen_of(oldest) + 4 * self.orders[place(oldest)].picks[i];
+        // SAFETY: the step is done, and no other one was given its place.
+        let best: &[u32] = unsafe { self.running().region.read(at, 1) };
         best[0]
     }
 
-    fn scores(&mut self, i: usize) -> &mut [f32] {
-        let vocab = self.shape.vocab as usize;
-        let place = self.scores[i].expect("the entry wanted its scores");
+    fn scores(&mut self) -> &mut [f32] {
+        let count = self.scores[place(self.used + 1)] * self.shape.vocab as usize;
         let running = self.running.as_mut().expect("a device has results while it is up");
-        // SAFETY: as above.
-        unsafe { running.region.write(self.offsets.logits + place * vocab * 4, vocab) }
+        // SAFETY: the step is done, and none that wants scores was given since.
+        unsafe { running.region.write(self.offsets.logits, count) }
+    }
+
+    fn advance(&mut self) {
+        self.used += 1;
     }
 
     fn stop(&mut self) {

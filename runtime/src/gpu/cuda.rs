@@ -67,6 +67,7 @@ pub(super) struct Card {
     pub(super) capability: (i32, i32),
     pub(super) blocks: usize,
     pub(super) memory_bytes: u64,
+    pub(super) bus: String,
 }
 
 impl Card {
@@ -85,14 +86,19 @@ impl Card {
         let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let blocks = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let mut bus: [c_char; 32] = [0; 32];
+        call!(cuDeviceGetPCIBusId(bus.as_mut_ptr(), 31, device))?;
         // SAFETY: the last byte is zero.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+        // SAFETY: likewise.
+        let bus = unsafe { CStr::from_ptr(bus.as_ptr()) };
         Ok(Self {
             device,
             name: name.to_string_lossy().into_owned(),
             capability: (major, minor),
             blocks: usize::try_from(blocks).unwrap_or(1).max(1),
             memory_bytes: memory_bytes as u64,
+            bus: bus.to_string_lossy().into_owned(),
         })
     }
 
@@ -119,10 +125,11 @@ impl Context {
         call!(cuStreamCreate(&raw mut stream, NON_BLOCKING))?;
         let code =
             image.code().ok_or_else(|| Failure { code: -1, text: format!("image {} is damaged", image.name) })?;
-        let step_kernels = [8, 16, 32].map(|rows| abi::kernel_for(rows).1);
+        let step_kernels = [1, 8, 16, 32].map(|rows| abi::kernel_for(rows, image.sm_90).1);
+        let first = usize::from(!image.sm_90);
         let mut kernels = Vec::new();
         for (code, names, shared) in
-            [(&code[0], &step_kernels[..], shared_bytes), (&code[1], &batch::KERNELS[..], BATCH_SHARED_BYTES)]
+            [(&code[0], &step_kernels[first..], shared_bytes), (&code[1], &batch::KERNELS[..], BATCH_SHARED_BYTES)]
         {
             let mut module = std::ptr::null_mut();
             call!(cuModuleLoadData(&raw mut module, code.as_ptr().cast()))?;
@@ -173,15 +180,15 @@ impl Context {
         call!(cuMemcpyDtoHAsync_v2(to, from, bytes, self.stream))
     }
 
-    /// Begins a launch of a step kernel on `blocks` blocks that meet each other.
+    /// Begins a launch of the step kernel `name` on `blocks` blocks that meet each other.
     pub(super) fn launch(
         &self,
+        name: &CStr,
         blocks: usize,
         shared_bytes: usize,
         (phases, count): (Address, usize),
         step: &Step,
     ) -> Result<(), Failure> {
-        let (_, name) = abi::kernel_for(usize::try_from(step.tokens).unwrap_or(usize::MAX));
         let function = self.kernel(name);
         let (mut phases, mut count, mut step) = (phases, i32::try_from(count).unwrap_or(i32::MAX), *step);
         let mut arguments: [*mut c_void; 3] =
@@ -283,13 +290,14 @@ const PORTABLE: u32 = 1;
 /// The driver of CUDA 12.4, which reads the images.
 const VERSION_MIN: i32 = 12040;
 
-const NEEDED: [&str; 24] = [
+const NEEDED: [&str; 25] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
     "cuDeviceGet",
     "cuDeviceGetName",
     "cuDeviceGetAttribute",
+    "cuDeviceGetPCIBusId",
     "cuDeviceTotalMem_v2",
     "cuDevicePrimaryCtxRetain",
     "cuCtxSetCurrent",

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use super::assign::Assignment;
 use crate::forward::Step;
 use crate::kv::BlockTables;
 
-/// A device that computes steps, one at a time. No call waits for it: starts and steps are begun, then asked after.
+/// A device that computes steps in their order. No call waits for it: starts and steps are begun, then asked after.
 pub(super) trait Device {
+    /// Takes the model that it will be brought up with, or none; a device that is up is stopped.
+    fn assign(&mut self, assignment: Option<&Assignment>);
+
     /// Begins to bring the device up, from nothing.
     ///
     /// # Errors
@@ -19,27 +23,44 @@ pub(super) trait Device {
     /// When it won't come up.
     fn poll_start(&mut self) -> Result<Option<Started>, Fault>;
 
-    /// Begins a step. For each entry of `step.logits`, `wants` says what is wanted of it.
+    /// Begins a step behind those under way, of which there are fewer than [`STEPS_MAX`]. For each entry of `step.logits`,
+    /// `wants` says what is wanted of it. A token may be [`best_of`] an entry of the step begun before.
     fn submit(&mut self, step: &Step, tables: &BlockTables, wants: &[Want]);
 
-    /// Whether the step is done.
+    /// Whether the oldest step is done.
     ///
     /// # Errors
     /// When it never will be.
     fn poll_step(&mut self) -> Result<bool, Fault>;
 
-    /// How long the device itself took for the last step, where it says so.
-    fn step_time(&self) -> Option<Duration>;
-
-    /// The best token of entry `i` of the last step's logits.
+    /// The best token of entry `i` of the logits of the oldest step, which is done.
     fn best(&self, i: usize) -> u32;
 
-    /// The scores of entry `i` of the last step's logits, which wanted them.
-    fn scores(&mut self, i: usize) -> &mut [f32];
+    /// The scores of the oldest step, which is done: a row for each of its entries that wanted them.
+    fn scores(&mut self) -> &mut [f32];
+
+    /// Forgets the oldest step, which is done, and its results.
+    fn advance(&mut self);
 
     /// Takes the device down at once; whatever it computes is lost.
     fn stop(&mut self);
 }
+
+/// Steps that are under way at a time: one is computed while the next one waits behind it.
+pub(super) const STEPS_MAX: usize = 2;
+
+/// As a token of a step: the best one of entry `i` of the step before.
+pub(super) fn best_of(i: usize) -> u32 {
+    u32::try_from(i).expect("rows are few") | BEST_OF
+}
+
+/// The entry that a token of a step stands for, if it does.
+pub(super) fn entry_of(token: u32) -> Option<usize> {
+    (token & BEST_OF != 0).then_some((token & !BEST_OF) as usize)
+}
+
+/// Vocabularies are smaller.
+const BEST_OF: u32 = 1 << 31;
 
 /// What is wanted of a row's logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +95,8 @@ pub(super) enum Fault {
     Stuck(Duration),
     #[error("the self test gave other scores than the CPU ({0})")]
     WrongResult(String),
+    #[error("its feeder broke down: {0}")]
+    Panicked(String),
 }
 
 impl Fault {
@@ -86,6 +109,7 @@ impl Fault {
             Self::Exited(_) | Self::Spawn(_) => FaultKind::Worker,
             Self::Hang(_) | Self::Stuck(_) => FaultKind::Hang,
             Self::WrongResult(_) => FaultKind::WrongResult,
+            Self::Panicked(_) => FaultKind::Feeder,
         }
     }
 }
@@ -98,10 +122,12 @@ pub enum FaultKind {
     Worker,
     Hang,
     WrongResult,
+    Feeder,
 }
 
 impl FaultKind {
-    pub const ALL: [Self; 5] = [Self::Driver, Self::OutOfMemory, Self::Worker, Self::Hang, Self::WrongResult];
+    pub const ALL: [Self; 6] =
+        [Self::Driver, Self::OutOfMemory, Self::Worker, Self::Hang, Self::WrongResult, Self::Feeder];
 
     /// The value of a metric's label.
     #[must_use]
@@ -112,6 +138,7 @@ impl FaultKind {
             Self::Worker => "worker",
             Self::Hang => "hang",
             Self::WrongResult => "wrong_result",
+            Self::Feeder => "feeder",
         }
     }
 }

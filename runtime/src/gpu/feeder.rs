@@ -1,34 +1,38 @@
 //! The logic of a feeder: brings its device up, tests it, batches sequences continuously, and hands them back where the
 //! device fails. No clock, no threads, no I/O of its own: time is an argument, ports and device are traits.
 
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::device::{Device, Fault, Want};
+use super::assign::Assignment;
+use super::device::{Device, Fault, STEPS_MAX, Want, best_of};
 use super::health::Health;
-use super::known::KnownAnswer;
 use super::route::Costs;
+use super::sampling::Samplers;
 use super::status::{State, Status};
-use crate::engine::{Event, Sampled, cached_event, choose, next_event};
-use crate::forward::Step;
+use crate::engine::{Event, GenerationId, Sampled, cached_event, next_event};
+use crate::forward::{Segment, Step};
 use crate::kv::BlockTables;
-use crate::model::Model;
-use crate::sampler::Sampler;
-use crate::schedule::{NewSequence, Pace, Scheduler, StreamId};
+use crate::schedule::{NewSequence, Pace, Scheduler, Sequence, StepRows, StreamId};
 
 /// From a shard to a feeder.
 #[derive(Debug)]
 pub enum GpuCommand {
-    /// The shard took a credit for it.
-    Start(Box<NewSequence>),
+    /// Of that generation; the shard took a credit for it.
+    Start(GenerationId, Box<NewSequence>),
     Cancel(StreamId),
-    /// The shard takes no more sequences of the generation that the device serves, and wants its own back.
-    Close,
+    /// The shard takes no more sequences of a generation, and wants its own back.
+    Close(GenerationId),
 }
 
 /// The rings from and to the shards.
 pub(super) trait Ports {
     fn receive(&mut self) -> Option<GpuCommand>;
+    /// What to serve from now on, if that has changed.
+    fn assignment(&mut self) -> Option<Box<Assignment>>;
     /// To the shard that the event's stream belongs to.
     fn send(&mut self, event: Event);
     /// Wakes the shards that were sent something.
@@ -44,21 +48,14 @@ pub(super) trait Journal {
 /// What a feeder is sized for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FeederLimits {
-    pub shards: usize,
     pub slots: usize,
     /// Sequences beyond the slots.
     pub waiting_max: usize,
     pub rows_max: usize,
-    pub context: usize,
     pub itl_target: Duration,
     pub prefix_cache: bool,
-}
-
-impl FeederLimits {
-    fn tables(&self, blocks: usize) -> BlockTables {
-        let tables = BlockTables::new(self.context, self.slots, blocks);
-        if self.prefix_cache { tables.with_prefixes() } else { tables }
-    }
+    /// Threads that choose tokens from scores, this one included.
+    pub samplers: usize,
 }
 
 /// When a feeder wants to look again at the latest.
@@ -71,7 +68,7 @@ pub(super) enum Rest {
 
 #[derive(Clone, Copy, Debug)]
 enum Stage {
-    /// The generation was closed: the device never comes back.
+    /// There is nothing to serve.
     Retired,
     Down {
         retry_at: Instant,
@@ -82,61 +79,63 @@ enum Stage {
         index: usize,
         begun: Instant,
     },
-    Stepping {
-        begun: Instant,
-        expected: Duration,
-    },
+    /// At least one step is under way.
+    Stepping,
     Idle {
         probe_at: Instant,
     },
+}
+
+/// A step that the device was given.
+struct Flight {
+    step: Step,
+    wants: Vec<Want>,
+    /// Who has the slot of each segment: it may be another stream's when the step is done.
+    streams: Vec<StreamId>,
+    begun: Instant,
+    expected: Duration,
 }
 
 /// A device and the sequences on it.
 pub(super) struct Feeder<D, J> {
     device: D,
     journal: J,
-    model: Arc<Model>,
-    known: KnownAnswer,
+    served: Option<Box<Assignment>>,
     limits: FeederLimits,
     scheduler: Scheduler,
     tables: BlockTables,
-    sampler: Sampler,
+    samplers: Samplers,
     pace: Pace,
-    step: Step,
-    wants: Vec<Want>,
+    /// Steps that the device has, the oldest first, and places for more.
+    flights: VecDeque<Flight>,
+    spare: Vec<Flight>,
+    /// When the device was done with the last step.
+    done_at: Instant,
+    /// When those came that wait for a slot.
+    arrivals: Vec<(StreamId, Instant)>,
     health: Health,
     stage: Stage,
-    /// Shards that have closed the generation.
-    closed: usize,
     status: Arc<Status>,
 }
 
 impl<D: Device, J: Journal> Feeder<D, J> {
-    /// A feeder whose device is brought up by the first turn.
+    /// A feeder with nothing to serve yet.
     #[must_use]
-    pub(super) fn new(
-        device: D,
-        journal: J,
-        model: Arc<Model>,
-        known: KnownAnswer,
-        limits: FeederLimits,
-        status: Arc<Status>,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(device: D, journal: J, limits: FeederLimits, status: Arc<Status>, now: Instant) -> Self {
         Self {
             device,
             journal,
-            sampler: Sampler::new(model.weights.params.vocab),
-            model,
-            known,
+            served: None,
+            samplers: Samplers::new(0, limits.slots, 1),
             scheduler: Scheduler::new(limits.slots, limits.waiting_max),
-            tables: limits.tables(0),
+            tables: BlockTables::new(0, limits.slots, 0),
             pace: Pace::new(limits.itl_target),
-            step: Step::default(),
-            wants: Vec::with_capacity(limits.slots),
+            flights: VecDeque::with_capacity(STEPS_MAX),
+            spare: (0..STEPS_MAX).map(|_| Flight::new(limits.slots, now)).collect(),
+            done_at: now,
+            arrivals: Vec::with_capacity(limits.slots + limits.waiting_max),
             health: Health::default(),
-            stage: Stage::Down { retry_at: now },
-            closed: 0,
+            stage: Stage::Retired,
             status,
             limits,
         }
@@ -152,44 +151,87 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         &mut self.device
     }
 
-    /// One turn of the loop.
+    /// One turn of the loop. What breaks down in it is a fault like others: nothing of the device is trusted any more, and
+    /// its sequences go on elsewhere.
     pub(super) fn turn(&mut self, now: Instant, ports: &mut impl Ports) -> Rest {
-        self.receive(ports);
-        let rest = match self.advance(now, ports) {
-            Ok(rest) => rest,
-            Err(fault) => self.fail(&fault, now, ports),
+        let turned = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(assignment) = ports.assignment() {
+                self.assign(assignment, now, ports);
+            }
+            self.receive(now, ports);
+            self.advance(now, ports)
+        }));
+        let rest = match turned {
+            Ok(Ok(rest)) => rest,
+            Ok(Err(fault)) => self.fail(&fault, now, ports),
+            Err(panic) => {
+                self.samplers = self.new_samplers();
+                self.fail(&Fault::Panicked(words_of(&*panic)), now, ports)
+            }
         };
         ports.ring();
         rest
     }
 
-    /// Whether every shard has closed the generation: nothing more will come.
-    pub(super) fn is_over(&self) -> bool {
-        self.closed == self.limits.shards
+    /// Serves another generation: the device is brought up anew, its sequences go on elsewhere.
+    fn assign(&mut self, assignment: Box<Assignment>, now: Instant, ports: &mut impl Ports) {
+        self.take_down(ports);
+        self.device.assign(Some(&assignment));
+        self.status.set_generation(assignment.generation);
+        self.status.set_costs(Costs::default());
+        self.status.set_state(State::Starting);
+        self.served = Some(assignment);
+        self.samplers = self.new_samplers();
+        self.pace = Pace::new(self.limits.itl_target);
+        self.health = Health::default();
+        self.stage = Stage::Down { retry_at: now };
+    }
+
+    /// Serves nothing, and holds nothing of what it served.
+    fn retire(&mut self, ports: &mut impl Ports) {
+        self.take_down(ports);
+        self.device.assign(None);
+        self.served = None;
+        self.status.set_state(State::Retired);
+        self.stage = Stage::Retired;
+    }
+
+    fn new_samplers(&self) -> Samplers {
+        let vocab = self.served.as_ref().map_or(0, |served| served.model.weights.params.vocab);
+        Samplers::new(vocab, self.limits.slots, self.limits.samplers)
+    }
+
+    fn serves(&self, generation: GenerationId) -> bool {
+        self.served.as_ref().is_some_and(|served| served.generation == generation)
+    }
+
+    fn new_tables(&self, blocks: usize) -> BlockTables {
+        let context = self.served.as_ref().map_or(0, |served| served.model.weights.context);
+        let tables = BlockTables::new(context, self.limits.slots, blocks);
+        if self.limits.prefix_cache { tables.with_prefixes() } else { tables }
     }
 
     fn is_up(&self) -> bool {
-        matches!(self.stage, Stage::Stepping { .. } | Stage::Idle { .. } | Stage::Testing { .. })
+        matches!(self.stage, Stage::Stepping | Stage::Idle { .. } | Stage::Testing { .. })
     }
 
-    fn receive(&mut self, ports: &mut impl Ports) {
+    fn receive(&mut self, now: Instant, ports: &mut impl Ports) {
         while let Some(command) = ports.receive() {
             match command {
-                GpuCommand::Start(sequence) if self.is_up() => {
-                    if let Err(full) = self.scheduler.submit(*sequence) {
-                        self.give_back(*full.0, ports);
+                GpuCommand::Start(generation, sequence) if self.is_up() && self.serves(generation) => {
+                    let stream = sequence.stream;
+                    match self.scheduler.submit(*sequence) {
+                        Ok(()) => self.arrivals.push((stream, now)),
+                        Err(full) => self.give_back(*full.0, ports),
                     }
                 }
-                GpuCommand::Start(sequence) => self.give_back(*sequence, ports),
-                GpuCommand::Close => {
-                    self.closed += 1;
-                    self.take_down(ports);
-                    self.status.set_state(State::Retired);
-                    self.stage = Stage::Retired;
-                }
+                GpuCommand::Start(_, sequence) => self.give_back(*sequence, ports),
+                GpuCommand::Close(generation) if self.serves(generation) => self.retire(ports),
+                GpuCommand::Close(_) => {}
                 GpuCommand::Cancel(stream) => {
                     let before = self.scheduler.running() + self.scheduler.waiting();
                     self.scheduler.cancel(stream, &mut self.tables);
+                    self.arrivals.retain(|(of, _)| *of != stream);
                     if self.scheduler.running() + self.scheduler.waiting() < before {
                         self.status.give_credit();
                     }
@@ -218,17 +260,18 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             Stage::Starting => {
                 let Some(started) = self.device.poll_start()? else { return Ok(Rest::Until(now + START_LOOK_EVERY)) };
                 self.status.set_started(&started);
-                self.tables = self.limits.tables(started.kv_blocks);
+                self.tables = self.new_tables(started.kv_blocks);
                 self.status.set_state(State::Testing);
                 Ok(self.begin_test(0, now))
             }
             Stage::Testing { index, begun } => self.look_at_test(index, begun, now, ports),
-            Stage::Stepping { begun, expected } => {
+            Stage::Stepping => {
                 if self.device.poll_step()? {
-                    let elapsed = self.device.step_time().unwrap_or(now.saturating_duration_since(begun));
-                    self.finish_step(elapsed, ports);
-                    return Ok(self.begin_step(now, ports));
+                    self.finish_step(now, ports);
+                    return Ok(self.begin_steps(now, ports));
                 }
+                let oldest = self.flights.front().expect("steps are under way in this stage");
+                let (begun, expected) = (oldest.begun.max(self.done_at), oldest.expected);
                 let waited = now.saturating_duration_since(begun);
                 if waited > HANG_MIN.max(expected * HANG_FACTOR) {
                     return Err(Fault::Hang(waited));
@@ -238,29 +281,30 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             }
             Stage::Idle { probe_at } => {
                 if self.scheduler.running() + self.scheduler.waiting() > 0 {
-                    return Ok(self.begin_step(now, ports));
+                    return Ok(self.begin_steps(now, ports));
                 }
                 Ok(if now < probe_at { Rest::Until(probe_at) } else { self.begin_test(0, now) })
             }
         }
     }
 
-    /// Slots of the test: the second one asks for the best token only, as most sequences do.
+    /// Slots of the self test.
     fn test_slots(&self) -> usize {
         self.limits.slots.min(2)
     }
 
     fn begin_test(&mut self, index: usize, now: Instant) -> Rest {
         let slots = self.test_slots();
+        let known = &self.served.as_ref().expect("a device under test has a model").known;
         if index == 0 {
             for slot in 0..slots {
-                self.tables.reserve(slot, self.known.positions()).expect("a device holds two short sequences");
+                self.tables.reserve(slot, known.positions()).expect("a device holds two short sequences");
             }
         }
-        self.known.form(index, 0..slots, &mut self.step);
-        self.wants.clear();
-        self.wants.extend([Want::Scores, Want::Best].into_iter().take(slots));
-        self.device.submit(&self.step, &self.tables, &self.wants);
+        let mut flight = self.spare.pop().expect("nothing is under way before a test");
+        known.form(index, slots, &mut flight.step, &mut flight.wants);
+        self.device.submit(&flight.step, &self.tables, &flight.wants);
+        self.flights.push_back(flight);
         self.stage = Stage::Testing { index, begun: now };
         Rest::None
     }
@@ -276,12 +320,20 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         if !self.device.poll_step()? {
             return if elapsed > TEST_STEP_MAX { Err(Fault::Hang(elapsed)) } else { Ok(Rest::None) };
         }
-        self.known.check(index, self.device.scores(0)).map_err(Fault::WrongResult)?;
-        if self.wants.len() > 1 {
-            self.known.check_best(index, self.device.best(1)).map_err(Fault::WrongResult)?;
+        let flight = self.flights.pop_front().expect("the test's step is under way");
+        let known = &self.served.as_ref().expect("a device under test has a model").known;
+        for (entry, want) in flight.wants.iter().enumerate() {
+            match want {
+                Want::Scores => known.check(index, self.device.scores()),
+                Want::Best => known.check_best(index, self.device.best(entry)),
+            }
+            .map_err(Fault::WrongResult)?;
         }
-        self.observe_costs(self.device.step_time().unwrap_or(elapsed));
-        if index + 1 < self.known.scores.len() {
+        let is_last = index + 1 == known.scores.len();
+        self.device.advance();
+        self.observe_costs(&flight.step, elapsed);
+        self.spare.push(flight);
+        if !is_last {
             return Ok(self.begin_test(index + 1, now));
         }
         (0..self.test_slots()).for_each(|slot| self.tables.release(slot));
@@ -291,65 +343,108 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             self.status.set_state(State::Healthy);
             self.journal.up(&self.status);
         }
-        Ok(self.begin_step(now, ports))
+        Ok(self.begin_steps(now, ports))
     }
 
-    /// Begins the next step, or rests where there is nothing to compute.
-    fn begin_step(&mut self, now: Instant, ports: &mut impl Ports) -> Rest {
-        let Self { scheduler, tables, step, wants, pace, limits, .. } = self;
-        scheduler.admit(tables, |stream| ports.send(Event::Admitted(stream)));
-        let budget = pace.prompt_budget(&scheduler.decode_rows(), 0.0, limits.rows_max);
-        if !scheduler.form(step, tables, limits.rows_max, budget) {
+    /// Gives the device as many steps as it takes at a time, or rests where there is nothing to compute.
+    fn begin_steps(&mut self, now: Instant, ports: &mut impl Ports) -> Rest {
+        while self.flights.len() < STEPS_MAX && self.begin_step(now, ports) {}
+        self.publish();
+        let Some(oldest) = self.flights.front() else {
             self.stage = Stage::Idle { probe_at: now + PROBE_EVERY };
-            self.publish();
             return Rest::Until(now + PROBE_EVERY);
+        };
+        let rest = Rest::Until(oldest.begun.max(self.done_at) + sleep_time(oldest.expected));
+        self.stage = Stage::Stepping;
+        rest
+    }
+
+    /// Begins the next step, which may follow one whose tokens are not known yet; `false` where there is nothing to compute
+    /// before they are.
+    fn begin_step(&mut self, now: Instant, ports: &mut impl Ports) -> bool {
+        // Whose token is chosen here has to be waited for, and the others would leave it behind.
+        if self.flights.back().is_some_and(|flight| flight.wants.contains(&Want::Scores)) {
+            return false;
         }
-        wants.clear();
-        for segment in &step.segments {
-            let sequence = scheduler.sequence(segment.slot).expect("a segment belongs to a sequence");
-            if sequence.computed + segment.rows == sequence.tokens.len() {
-                wants.push(if sequence.sampling.takes_best() { Want::Best } else { Want::Scores });
+        let Self { scheduler, tables, pace, limits, arrivals, status, .. } = self;
+        scheduler.admit(tables, |stream| {
+            if let Some(at) = arrivals.iter().position(|(of, _)| *of == stream) {
+                status.queue.observe_duration(now.saturating_duration_since(arrivals.swap_remove(at).1));
+            }
+            ports.send(Event::Admitted(stream));
+        });
+        let mut next = self.spare.pop().expect("fewer steps than places are under way");
+        let mut decodes = scheduler.decode_rows();
+        let ahead = self.flights.back().map_or(0, |before| before.continuing(scheduler, &mut decodes));
+        let budget = pace.prompt_budget(&decodes, 0.0, limits.rows_max);
+        scheduler.form(&mut next.step, tables, limits.rows_max - ahead, budget);
+        next.wants.clear();
+        next.streams.clear();
+        for segment in &next.step.segments {
+            let sequence = scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
+            next.streams.push(sequence.stream);
+            sequence.computed += segment.rows;
+            if sequence.computed == sequence.tokens.len() {
+                next.wants.push(if sequence.sampling.takes_best() { Want::Best } else { Want::Scores });
             }
         }
-        self.device.submit(step, tables, wants);
-        let expected = self.expected();
-        self.stage = Stage::Stepping { begun: now, expected };
-        self.publish();
-        Rest::Until(now + sleep_time(expected))
+        if let Some(before) = self.flights.back() {
+            before.extend(scheduler, tables, &mut next);
+        }
+        if next.step.tokens.is_empty() {
+            self.spare.push(next);
+            return false;
+        }
+        self.device.submit(&next.step, tables, &next.wants);
+        next.begun = now;
+        next.expected = Duration::try_from_secs_f64(pace.estimate_s(&rows(&next.step))).unwrap_or_default();
+        self.flights.push_back(next);
+        true
     }
 
-    /// How long the formed step should take.
-    fn expected(&self) -> Duration {
-        let seconds = self.pace.estimate_s(&self.scheduler.rows_of(&self.step));
-        Duration::try_from_secs_f64(seconds).unwrap_or_default()
-    }
-
-    fn finish_step(&mut self, elapsed: Duration, ports: &mut impl Ports) {
-        self.observe_costs(elapsed);
+    /// Uses the results of the oldest step, which is done.
+    fn finish_step(&mut self, now: Instant, ports: &mut impl Ports) {
+        let flight = self.flights.pop_front().expect("a step is done");
+        let elapsed = now.saturating_duration_since(flight.begun.max(self.done_at));
+        self.done_at = now;
+        self.observe_costs(&flight.step, elapsed);
         #[expect(clippy::cast_precision_loss, reason = "rows are few")]
-        let (rows, sequences) = (self.step.tokens.len() as f64, self.wants.len() as f64);
+        let (rows, sequences) = (flight.step.tokens.len() as f64, flight.wants.len() as f64);
         self.status.steps.observe_duration(elapsed);
         self.status.rows.observe(rows);
         self.status.sequences.observe(sequences);
-        let mut entry = 0;
-        for index in 0..self.step.segments.len() {
-            let segment = self.step.segments[index];
-            // One that was cancelled while the step ran has left its slot.
-            let logits = self.step.logits.binary_search(&(segment.first_row + segment.rows - 1)).is_ok();
-            entry += usize::from(logits);
-            let Some(sequence) = self.scheduler.sequence_mut(segment.slot) else { continue };
-            sequence.computed += segment.rows;
-            if !logits {
+        let Self { samplers, scheduler, device, .. } = self;
+        samplers.clear();
+        let with_logits = flight.step.segments.iter().zip(&flight.streams).filter(|(s, _)| has_logits(&flight.step, s));
+        for ((segment, stream), _) in with_logits.zip(&flight.wants).filter(|(_, want)| **want == Want::Scores) {
+            let still = waits_for(scheduler.sequence(segment.slot), segment, *stream);
+            samplers.add(still.then_some(segment.slot));
+        }
+        if !samplers.is_empty() {
+            samplers.choose(scheduler, device.scores());
+        }
+        let model = &self.served.as_ref().expect("steps are those of a model").model;
+        let (mut entry, mut scored) = (0, 0);
+        for (segment, stream) in flight.step.segments.iter().zip(&flight.streams) {
+            if !has_logits(&flight.step, segment) {
                 continue;
             }
-            let sampled = match self.wants[entry - 1] {
-                Want::Best => Some(Sampled { token: self.device.best(entry - 1), logprobs: None }),
-                Want::Scores => choose(&mut self.sampler, sequence, 0, self.device.scores(entry - 1)),
+            let sampled = if flight.wants[entry] == Want::Best {
+                Some(Sampled { token: self.device.best(entry), logprobs: None })
+            } else {
+                scored += 1;
+                self.samplers.take(scored - 1)
             };
+            entry += 1;
+            // One that ended, was cancelled or pushed out since the step began has left its slot.
+            if !waits_for(self.scheduler.sequence(segment.slot), segment, *stream) {
+                continue;
+            }
+            let sequence = self.scheduler.sequence_mut(segment.slot).expect("it waits");
             if let Some(event) = cached_event(sequence) {
                 ports.send(event);
             }
-            let (event, ended) = next_event(&self.model, sequence, sampled);
+            let (event, ended) = next_event(model, sequence, sampled);
             self.status.tokens.add(1);
             if ended {
                 self.scheduler.finish(segment.slot, &mut self.tables);
@@ -357,10 +452,12 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             }
             ports.send(event);
         }
+        self.device.advance();
+        self.spare.push(flight);
     }
 
-    fn observe_costs(&mut self, elapsed: Duration) {
-        let rows = self.scheduler.rows_of(&self.step);
+    fn observe_costs(&mut self, step: &Step, elapsed: Duration) {
+        let rows = rows(step);
         self.pace.observe(&rows, elapsed);
         self.status.prompt_rows.add(rows.prompt_rows as u64);
         let (decode_s, decode_rows) = self.pace.decode_costs();
@@ -378,7 +475,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         let retry_at = self.health.fault(now);
         self.status.count_fault(fault.kind());
         self.status.set_state(if self.health.is_tripped() { State::Tripped } else { State::Down });
-        self.stage = Stage::Down { retry_at };
+        self.stage = if self.served.is_some() { Stage::Down { retry_at } } else { Stage::Retired };
         self.journal.fault(&self.status, fault, returned, retry_at.saturating_duration_since(now));
         Rest::Until(retry_at)
     }
@@ -386,18 +483,100 @@ impl<D: Device, J: Journal> Feeder<D, J> {
     /// Stops the device and gives back all its sequences; how many.
     fn take_down(&mut self, ports: &mut impl Ports) -> usize {
         self.device.stop();
+        self.spare.extend(self.flights.drain(..));
+        // One may be missing after a panic.
+        self.spare.resize_with(STEPS_MAX, || Flight::new(self.limits.slots, self.done_at));
+        self.arrivals.clear();
         let sequences = self.scheduler.take_all(&mut self.tables);
         let returned = sequences.len();
         sequences.into_iter().for_each(|sequence| self.give_back(sequence, ports));
-        self.tables = self.limits.tables(0);
+        self.tables = self.new_tables(0);
         self.publish();
         returned
     }
 }
 
+impl Flight {
+    fn new(slots: usize, now: Instant) -> Self {
+        Self {
+            step: Step::default(),
+            wants: Vec::with_capacity(slots),
+            streams: Vec::with_capacity(slots),
+            begun: now,
+            expected: Duration::ZERO,
+        }
+    }
+
+    /// Sequences that go on after this step whatever token it gives them, unless that token ends them; their rows are added.
+    fn continuing(&self, scheduler: &Scheduler, rows: &mut StepRows) -> usize {
+        let with_logits = self.step.segments.iter().zip(&self.streams).filter(|(s, _)| has_logits(&self.step, s));
+        let goes_on = with_logits.filter(|(s, stream)| goes_on(scheduler.sequence(s.slot), s, **stream));
+        goes_on.inspect(|(segment, _)| rows.add_decode(segment.first_position + segment.rows, 1)).count()
+    }
+
+    /// Adds to `next`, which follows this step, a row for each sequence that goes on.
+    fn extend(&self, scheduler: &mut Scheduler, tables: &mut BlockTables, next: &mut Self) {
+        let mut entries = 0;
+        for (segment, stream) in self.step.segments.iter().zip(&self.streams) {
+            if !has_logits(&self.step, segment) {
+                continue;
+            }
+            entries += 1;
+            if !goes_on(scheduler.sequence(segment.slot), segment, *stream) {
+                continue;
+            }
+            let sequence = scheduler.sequence_mut(segment.slot).expect("it goes on");
+            // Without a block for it, it waits like others that have none.
+            if tables.extend(segment.slot, sequence.computed + 1).is_err() {
+                continue;
+            }
+            next.step.push(segment.slot, sequence.computed, &[best_of(entries - 1)], true);
+            next.streams.push(sequence.stream);
+            next.wants.push(Want::Best);
+            sequence.computed += 1;
+        }
+    }
+}
+
+/// Whether the logits of a segment's last row are wanted.
+fn has_logits(step: &Step, segment: &Segment) -> bool {
+    step.logits.binary_search(&(segment.first_row + segment.rows - 1)).is_ok()
+}
+
+/// Whether the sequence of a slot is `stream`'s and its next token is the one that `segment` gives. It may have been pushed
+/// out and come back since: then only what it still lacks is taken.
+fn waits_for(sequence: Option<&Sequence>, segment: &Segment, stream: StreamId) -> bool {
+    let end = segment.first_position + segment.rows;
+    sequence.is_some_and(|sequence| sequence.stream == stream && sequence.tokens.len() == end)
+}
+
+/// Whether it also has room for a token after that one, and nothing else to compute before.
+fn goes_on(sequence: Option<&Sequence>, segment: &Segment, stream: StreamId) -> bool {
+    let has_room = |sequence: &Sequence| sequence.generated() + 1 < sequence.tokens_max && sequence.pending() == 0;
+    waits_for(sequence, segment, stream) && sequence.is_some_and(has_room)
+}
+
+/// What a panic says.
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
 /// How long to sleep through a step: it may well be shorter than expected.
 fn sleep_time(expected: Duration) -> Duration {
     (expected * 3 / 4).saturating_sub(LOOK_BEFORE)
+}
+
+/// What a step has: single rows count as rows that decode.
+fn rows(step: &Step) -> StepRows {
+    let mut rows = StepRows::default();
+    for segment in &step.segments {
+        match segment.rows {
+            1 => rows.add_decode(segment.first_position, 1),
+            count => rows.add_prompt(segment.first_position, count),
+        }
+    }
+    rows
 }
 
 /// A device that comes up is looked at so often; each look moves weights.

@@ -1,11 +1,13 @@
 //! The self test of a device: a few steps whose scores the CPU has computed, to be met bit for bit.
 
+use super::device::Want;
 use crate::forward::{Forward, Limits, Step};
 use crate::kv::{KvCache, blocks_for};
 use crate::model::Model;
 use crate::team::Team;
 
 /// A prompt and the scores that follow it, each step continuing with the best token of the one before.
+#[derive(Clone, Debug)]
 pub(super) struct KnownAnswer {
     pub prompt: Vec<u32>,
     pub scores: Vec<Vec<f32>>,
@@ -46,14 +48,22 @@ impl KnownAnswer {
         self.prompt.len() + self.scores.len()
     }
 
-    /// Forms step `i` of the test for `slots`.
-    pub(super) fn form(&self, i: usize, slots: std::ops::Range<usize>, step: &mut Step) {
+    /// Forms step `i` of the test for at most `slots` slots, and what is wanted of each: two sequences first, of one of
+    /// which only the best token is asked, as of most; then one alone, in both ways.
+    pub(super) fn form(&self, i: usize, slots: usize, step: &mut Step, wants: &mut Vec<Want>) {
+        let wanted: &[Want] = match i {
+            0 | 1 => &[Want::Scores, Want::Best],
+            2 => &[Want::Scores],
+            _ => &[Want::Best],
+        };
         step.clear();
-        for slot in slots {
+        wants.clear();
+        for (slot, want) in wanted.iter().enumerate().take(slots) {
             match i.checked_sub(1) {
                 None => step.push(slot, 0, &self.prompt, true),
                 Some(last) => step.push(slot, self.prompt.len() + last, &[best(&self.scores[last])], true),
             }
+            wants.push(*want);
         }
     }
 
@@ -88,4 +98,4 @@ pub(super) fn best(scores: &[f32]) -> u32 {
 /// What the forward pass is sized for; more than the prompt.
 const FORWARD_ROWS: usize = 64;
 const PROMPT_TOKENS: u32 = 4;
-const STEPS: usize = 3;
+const STEPS: usize = 4;

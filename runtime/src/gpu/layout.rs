@@ -4,7 +4,7 @@
 use kernels::dense::PIECE_TILE_ROWS;
 use kernels::ternary::{FRAGMENT_BYTES, FRAGMENT_COLS, HALF_TILE_ROWS, TILE_ROWS};
 
-use super::abi::{LAUNCH_ROWS, SPLIT};
+use super::abi::{LAUNCH_ROWS, SCREEN_ROWS, SPLIT};
 use super::shape::Shape;
 
 /// The stacked matrices of a layer.
@@ -92,7 +92,7 @@ impl WeightLayout {
             }
         }
         let hidden = shape.hidden as usize;
-        let table = (shape.vocab as usize).next_multiple_of(PIECE_TILE_ROWS) * hidden * size_of::<u16>();
+        let table = (shape.vocab as usize).next_multiple_of(PIECE_TILE_ROWS) * hidden * shape.table_value_bytes();
         layout.push(Content::Embedding, table);
         if untied {
             layout.push(Content::Head, table);
@@ -113,6 +113,25 @@ impl WeightLayout {
     }
 }
 
+/// The screen of the head: its rows as bytes, and what they leave out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ScreenLayout {
+    /// Row tiles of 16; 512-byte loads of each.
+    pub(super) tiles: usize,
+    pub(super) items: usize,
+    pub(super) rows: usize,
+    pub(super) bytes: usize,
+}
+
+impl ScreenLayout {
+    pub(super) fn new(shape: &Shape) -> Self {
+        let tiles = (shape.vocab as usize).div_ceil(TILE_ROWS);
+        let items = (shape.hidden as usize).next_multiple_of(FRAGMENT_COLS) / SCREEN_COLS;
+        let rows = tiles * items * FRAGMENT_BYTES;
+        Self { tiles, items, rows, bytes: rows + tiles * TILE_ROWS * 4 * size_of::<f32>() }
+    }
+}
+
 /// The region that a step computes in; zero before the first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WorkLayout {
@@ -130,6 +149,16 @@ pub(super) struct WorkLayout {
     pub(super) lower: usize,
     pub(super) queries: usize,
     pub(super) barrier: usize,
+    /// Of the screened head: upper bounds, bytes of activations, what they leave out, normalised rows.
+    pub(super) upper: usize,
+    pub(super) screened: usize,
+    pub(super) screen_rows: usize,
+    pub(super) normed: usize,
+    /// Of a step of one row: values with their tags.
+    pub(super) token_x: usize,
+    pub(super) token_qkv: usize,
+    pub(super) token_attention: usize,
+    pub(super) token_ffn: usize,
     pub(super) bytes: usize,
 }
 
@@ -143,8 +172,9 @@ impl WorkLayout {
         };
         let (rows, heads, dim) = (shape.rows_max as usize, shape.heads as usize, shape.head_dim as usize);
         let splits = shape.context as usize / SPLIT + 1;
+        let (hidden, padded) = (shape.hidden as usize, (shape.hidden as usize).next_multiple_of(FRAGMENT_COLS));
         Self {
-            x: take(rows * shape.hidden as usize, 4),
+            x: take(rows * hidden, 4),
             // Gate and up come in whole half tiles.
             ffn: take(rows * (shape.feed_forward as usize).next_multiple_of(HALF_TILE_ROWS), 4),
             qkv: take(rows * shape.qkv_width(), 4),
@@ -156,15 +186,25 @@ impl WorkLayout {
             quantized_scale: take(rows, 4),
             quantized_sum: take(rows, 4),
             logits: take(LAUNCH_ROWS * shape.vocab as usize, 4),
-            best: take(LAUNCH_ROWS, 8),
-            lower: take(LAUNCH_ROWS, 4),
+            best: take(LAUNCH_ROWS.max(SCREEN_ROWS), 8),
+            lower: take(LAUNCH_ROWS.max(SCREEN_ROWS), 4),
             queries: take(rows * shape.query_width(), 2),
             barrier: take(2, 4),
+            upper: take(SCREEN_ROWS * shape.vocab as usize, 4),
+            screened: take((2 * SCREEN_ROWS).next_multiple_of(QUANTIZED_ROWS) * padded, 1),
+            screen_rows: take(SCREEN_ROWS, 16),
+            normed: take(SCREEN_ROWS * hidden, 4),
+            token_x: take(hidden, 8),
+            token_qkv: take(shape.qkv_width(), 8),
+            token_attention: take(shape.query_width(), 8),
+            token_ffn: take((shape.feed_forward as usize).next_multiple_of(HALF_TILE_ROWS), 8),
             bytes,
         }
     }
 }
 
+/// Columns of one load of the screen.
+const SCREEN_COLS: usize = 32;
 /// Linear kernels read rows in tiles of so many.
 const QUANTIZED_ROWS: usize = 128;
 /// What loads of 16 bytes and whole cache lines want.

@@ -1,12 +1,15 @@
 //! A device that does what a test tells it, and a feeder on it under a clock of the test's own.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::device::{Device, Fault, Started, Want};
+use super::assign::Assignment;
+use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
 use super::feeder::{Feeder, FeederLimits, GpuCommand, Journal, Ports, Rest};
 use super::known::{KnownAnswer, best};
-use super::status::{State, Status};
+use super::shape::Shape;
+use super::status::{Identity, State, Status};
 use crate::engine::{Event, GenerationId};
 use crate::forward::Step;
 use crate::kv::BlockTables;
@@ -21,22 +24,31 @@ enum Mood {
     Fails,
     Hangs,
     Lies,
+    Panics,
 }
 
 /// Every sequence of it continues with its last token plus one.
 struct Mock {
     mood: Mood,
     starts: usize,
-    scores: Vec<Vec<f32>>,
+    /// Scores of the entries of the steps under way, the oldest first, and whether each is wanted.
+    under_way: VecDeque<Vec<(Vec<f32>, Want)>>,
+    flat: Vec<f32>,
     known: Vec<Vec<f32>>,
     testing: usize,
-    steps: Vec<usize>,
+    /// Rows of each step, and how many of their tokens were not known yet.
+    steps: Vec<(usize, usize)>,
 }
 
 impl Device for Mock {
+    fn assign(&mut self, assignment: Option<&Assignment>) {
+        self.known = assignment.map(|assignment| assignment.known.scores.clone()).unwrap_or_default();
+    }
+
     fn start(&mut self) -> Result<(), Fault> {
         self.starts += 1;
         self.testing = 0;
+        self.under_way.clear();
         Ok(())
     }
 
@@ -45,35 +57,44 @@ impl Device for Mock {
     }
 
     fn submit(&mut self, step: &Step, _: &BlockTables, wants: &[Want]) {
-        assert_eq!(step.logits.len(), wants.len());
-        self.steps.push(step.tokens.len());
-        self.scores = step.logits.iter().map(|row| self.answer(step.tokens[*row])).collect();
+        assert!(step.logits.len() == wants.len() && self.under_way.len() < STEPS_MAX);
+        let token = |row: usize| {
+            let token = step.tokens[row];
+            entry_of(token).map_or(token, |entry| best(&self.under_way.back().expect("a step before")[entry].0))
+        };
+        let mut scores: Vec<Vec<f32>> = step.logits.iter().map(|row| self.answer(token(*row))).collect();
         if self.testing < self.known.len() {
             let mut known = self.known[self.testing].clone();
             known[0] += f32::from(u8::from(self.mood == Mood::Lies));
-            self.scores = vec![known; wants.len()];
+            scores = vec![known; wants.len()];
             self.testing += 1;
         }
+        let unknown = step.tokens.iter().filter(|token| entry_of(**token).is_some()).count();
+        self.steps.push((step.tokens.len(), unknown));
+        self.under_way.push_back(scores.into_iter().zip(wants.iter().copied()).collect());
     }
 
     fn poll_step(&mut self) -> Result<bool, Fault> {
         match self.mood {
             Mood::Fails => Err(Fault::Driver { code: 700, text: "told to fail".into() }),
             Mood::Hangs => Ok(false),
+            Mood::Panics => panic!("told to"),
             Mood::Well | Mood::Lies => Ok(true),
         }
     }
 
-    fn step_time(&self) -> Option<Duration> {
-        Some(Duration::from_millis(1))
-    }
-
     fn best(&self, i: usize) -> u32 {
-        best(&self.scores[i])
+        best(&self.under_way[0][i].0)
     }
 
-    fn scores(&mut self, i: usize) -> &mut [f32] {
-        &mut self.scores[i]
+    fn scores(&mut self) -> &mut [f32] {
+        let wanted = self.under_way[0].iter().filter(|(_, want)| *want == Want::Scores);
+        self.flat = wanted.flat_map(|(scores, _)| scores.iter().copied()).collect();
+        &mut self.flat
+    }
+
+    fn advance(&mut self) {
+        self.under_way.pop_front();
     }
 
     fn stop(&mut self) {}
@@ -91,12 +112,17 @@ impl Mock {
 #[derive(Default)]
 struct Queues {
     commands: Vec<GpuCommand>,
+    assignment: Option<Box<Assignment>>,
     events: Vec<Event>,
 }
 
 impl Ports for Queues {
     fn receive(&mut self) -> Option<GpuCommand> {
         (!self.commands.is_empty()).then(|| self.commands.remove(0))
+    }
+
+    fn assignment(&mut self) -> Option<Box<Assignment>> {
+        self.assignment.take()
     }
 
     fn send(&mut self, event: Event) {
@@ -118,6 +144,7 @@ struct Scene {
     queues: Queues,
     status: Arc<Status>,
     now: Instant,
+    assignment: Assignment,
 }
 
 impl Scene {
@@ -133,24 +160,27 @@ impl Scene {
         let device = Mock {
             mood: Mood::Well,
             starts: 0,
-            scores: Vec::new(),
-            known: known.scores.clone(),
+            under_way: VecDeque::new(),
+            flat: Vec::new(),
+            known: Vec::new(),
             testing: 0,
             steps: Vec::new(),
         };
         let limits = FeederLimits {
-            shards: 1,
             slots: 4,
             waiting_max: 4,
             rows_max: 64,
-            context: 256,
             itl_target: Duration::from_millis(50),
             prefix_cache: true,
+            samplers: 2,
         };
-        let status = Arc::new(Status::new((0, "mock".into(), 0, String::new()), 4, GenerationId(0)));
+        let status = Arc::new(Status::new(Identity::default(), 4));
         let now = Instant::now();
-        let feeder = Feeder::new(device, Silent, Arc::new(model), known, limits, Arc::clone(&status), now);
-        Self { feeder, queues: Queues::default(), status, now }
+        let feeder = Feeder::new(device, Silent, limits, Arc::clone(&status), now);
+        let shape = Shape::of(&model.weights, limits.slots, limits.rows_max).unwrap();
+        let assignment = Assignment { generation: GenerationId(0), model: Arc::new(model), shape, known };
+        let queues = Queues { assignment: Some(Box::new(assignment.clone())), ..Queues::default() };
+        Self { feeder, queues, status, now, assignment }
     }
 
     /// Turns until the feeder rests for longer than steps take.
@@ -166,12 +196,16 @@ impl Scene {
     }
 
     fn start(&mut self, id: u64, prompt: &[u32], tokens_max: usize) {
+        self.start_with(id, prompt, tokens_max, SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+    }
+
+    fn start_with(&mut self, id: u64, prompt: &[u32], tokens_max: usize, sampling: SamplingParams) {
         assert!(self.status.take_credit());
-        let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        self.queues.commands.push(GpuCommand::Start(Box::new(NewSequence {
+        let sequence = NewSequence {
             stop_at_end: false,
             ..NewSequence::new(StreamId(id), prompt.to_vec(), tokens_max, sampling, self.now)
-        })));
+        };
+        self.queues.commands.push(GpuCommand::Start(self.assignment.generation, Box::new(sequence)));
     }
 
     fn tokens(&self, id: u64) -> Vec<u32> {
@@ -201,7 +235,37 @@ fn sequences_are_batched_after_the_self_test_and_credits_come_back() {
     scene.settle();
     assert_eq!((scene.tokens(1), scene.tokens(2)), (vec![31, 32, 33], vec![101, 102, 103, 104]));
     assert_eq!((scene.status.in_flight(), scene.returned().len()), (0, 0));
-    assert_eq!(scene.feeder.device().steps[3..], [4, 2, 2, 1], "prompts and single rows share steps");
+    let steps = &scene.feeder.device().steps[4..];
+    assert_eq!(steps, [(4, 0), (2, 2), (2, 2), (1, 1)], "prompts and single rows share steps, which follow unawaited");
+}
+
+#[test]
+fn a_stream_whose_tokens_are_chosen_here_keeps_its_company_in_step() {
+    let mut scene = Scene::new();
+    scene.settle();
+    scene.start(1, &[10], 4);
+    scene.start_with(2, &[50], 3, SamplingParams { top_k: 3, temperature: 1e-3, ..SamplingParams::default() });
+    scene.settle();
+    assert_eq!((scene.tokens(1), scene.tokens(2)), (vec![11, 12, 13, 14], vec![51, 52, 53]));
+    let steps = &scene.feeder.device().steps[4..];
+    assert_eq!(steps, [(2, 0), (2, 0), (2, 0), (1, 0)], "nobody goes ahead of a token that is chosen here");
+}
+
+#[test]
+fn a_stream_that_ends_or_leaves_while_its_next_step_is_under_way_is_forgotten_at_once() {
+    let mut scene = Scene::new();
+    scene.settle();
+    scene.start(1, &[10], 100);
+    for _ in 0..6 {
+        scene.feeder.turn(scene.now, &mut scene.queues);
+        scene.now += Duration::from_millis(2);
+    }
+    let before = scene.tokens(1).len();
+    scene.queues.commands.push(GpuCommand::Cancel(StreamId(1)));
+    scene.start(2, &[60], 3);
+    scene.settle();
+    assert_eq!((scene.tokens(1).len(), scene.tokens(2)), (before, vec![61, 62, 63]));
+    assert_eq!(scene.status.in_flight(), 0);
 }
 
 #[test]
@@ -251,13 +315,58 @@ fn a_step_that_never_ends_and_scores_that_differ_are_faults() {
 }
 
 #[test]
+fn a_feeder_that_breaks_down_gives_its_sequences_back_and_goes_on() {
+    let mut scene = Scene::new();
+    scene.settle();
+    scene.start(1, &[10], 100);
+    scene.start_with(2, &[50], 100, SamplingParams::default());
+    for _ in 0..4 {
+        scene.feeder.turn(scene.now, &mut scene.queues);
+        scene.now += Duration::from_millis(2);
+    }
+    scene.feeder.device_mut().mood = Mood::Panics;
+    scene.feeder.turn(scene.now, &mut scene.queues);
+    assert_eq!((scene.status.state(), scene.returned().len(), scene.status.in_flight()), (State::Down, 2, 0));
+    assert_eq!(scene.status.faults(super::FaultKind::Feeder), 1);
+    scene.feeder.device_mut().mood = Mood::Well;
+    scene.now += Duration::from_millis(300);
+    scene.settle();
+    scene.start(3, &[20], 2);
+    scene.settle();
+    assert_eq!((scene.status.state(), scene.tokens(3)), (State::Healthy, vec![21, 22]));
+}
+
+#[test]
 fn a_closed_generation_retires_its_device_and_loses_nothing() {
     let mut scene = Scene::new();
     scene.settle();
     scene.start(1, &[10], 100);
     scene.feeder.turn(scene.now, &mut scene.queues);
-    scene.queues.commands.push(GpuCommand::Close);
+    scene.queues.commands.push(GpuCommand::Close(GenerationId(7)));
+    scene.feeder.turn(scene.now, &mut scene.queues);
+    assert_eq!((scene.status.state(), scene.returned().len()), (State::Healthy, 0), "another is closed");
+    scene.queues.commands.push(GpuCommand::Close(GenerationId(0)));
     scene.feeder.turn(scene.now, &mut scene.queues);
     assert_eq!((scene.status.state(), scene.returned().len()), (State::Retired, 1));
-    assert!(scene.feeder.is_over());
+}
+
+#[test]
+fn another_generation_takes_the_place_of_the_one_before_and_never_gets_its_sequences() {
+    let mut scene = Scene::new();
+    scene.settle();
+    scene.start(1, &[10], 100);
+    scene.feeder.turn(scene.now, &mut scene.queues);
+    let next = Assignment { generation: GenerationId(1), ..scene.assignment.clone() };
+    scene.queues.assignment = Some(Box::new(next.clone()));
+    // On its way when the generation changes.
+    scene.start(2, &[20], 100);
+    scene.feeder.turn(scene.now, &mut scene.queues);
+    assert_eq!((scene.returned().len(), scene.status.in_flight(), scene.status.generation()), (2, 0, GenerationId(1)));
+    scene.settle();
+    scene.queues.commands.push(GpuCommand::Close(GenerationId(0)));
+    scene.assignment = next;
+    scene.start(3, &[30], 2);
+    scene.settle();
+    assert_eq!((scene.status.state(), scene.tokens(3)), (State::Healthy, vec![31, 32]));
+    assert_eq!(scene.feeder.device().starts, 2);
 }

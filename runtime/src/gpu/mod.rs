@@ -5,6 +5,7 @@
 //! CPU goes on with the same tokens, since both compute the same bits.
 
 mod abi;
+mod assign;
 mod batch;
 mod child;
 mod cuda;
@@ -14,10 +15,12 @@ mod health;
 mod images;
 mod known;
 mod layout;
+mod nvml;
 mod pack;
 mod plan;
 mod ports;
 mod route;
+mod sampling;
 mod shape;
 mod status;
 mod threads;
@@ -34,22 +37,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::engine::GenerationId;
 use crate::log::{info, warning};
 use crate::mailbox::Doorbell;
 use crate::model::Model;
-use crate::probe::{self, Io};
 
+pub use assign::GpuOrders;
 pub use device::FaultKind;
 pub use feeder::GpuCommand;
+pub use nvml::Reading;
 pub use ports::ShardPort;
 pub use route::{Costs, Load, Work, choose};
-pub use status::{State, Status};
+pub use status::{Identity, State, Status};
 
 use child::ChildDevice;
 use device::Fault;
 use feeder::{Feeder, FeederLimits, Journal};
-use known::KnownAnswer;
 use ports::{FeederPort, RingPorts};
 use shape::Shape;
 
@@ -63,6 +65,8 @@ pub struct Card {
     pub image: Option<String>,
     pub memory_bytes: u64,
     pub multiprocessors: usize,
+    /// Where it is on the bus: `domain:bus:device.function`.
+    pub bus: String,
 }
 
 /// The devices of this machine and what became of them.
@@ -76,23 +80,29 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Asks the driver, through a process of its own, and keeps the devices that `model` can run on, at most `most`.
+    /// Asks the driver, through a process of its own, and keeps the devices that there are kernels for, at most `most`; says
+    /// why they don't run `model`, if so.
     #[must_use]
-    pub fn take(model: &Model, generation: GenerationId, most: usize) -> Self {
+    pub fn take(model: &Model, most: usize) -> Self {
         let cards = match list() {
             Ok(cards) => cards,
             Err(reason) => return Self { unused: Some(reason), ..Self::default() },
         };
-        if let Err(reason) = Shape::of(&model.weights, SLOTS, ROWS_MAX) {
-            return Self { cards, unused: Some(reason.to_string()), devices: Vec::new() };
-        }
         let usable = cards.iter().enumerate().filter_map(|(ordinal, card)| Some((ordinal, card, card.image.as_ref()?)));
         let devices = usable.take(most).map(|(ordinal, card, image)| {
-            let identity = (ordinal, card.name.clone(), card.memory_bytes, image.clone());
-            Arc::new(Status::new(identity, SLOTS, generation))
+            let identity = Identity {
+                ordinal,
+                name: card.name.clone(),
+                memory_bytes: card.memory_bytes,
+                image: image.clone(),
+                bus: card.bus.clone(),
+            };
+            Arc::new(Status::new(identity, SLOTS))
         });
         let devices: Vec<Arc<Status>> = devices.collect();
-        let unused = devices.is_empty().then(|| "no device of compute capability 8.0 or above".to_owned());
+        let none = devices.is_empty().then(|| "no device of compute capability 8.0 or above".to_owned());
+        // A later model may be one that they can run.
+        let unused = none.or_else(|| Shape::of(&model.weights, SLOTS, ROWS_MAX).err().map(|reason| reason.to_string()));
         Self { cards, unused, devices }
     }
 }
@@ -134,7 +144,7 @@ impl Feeders {
         let mut pending = Vec::with_capacity(inventory.devices.len());
         let mut shard_ports: Vec<Vec<ShardPort>> = (0..shards).map(|_| Vec::new()).collect();
         for status in &inventory.devices {
-            let bell = Arc::new(Doorbell::socket()?);
+            let bell = Arc::new(Doorbell::new()?);
             let (ours, theirs): (Vec<_>, Vec<_>) =
                 (0..shards).map(|_| ports::pair(status, &bell)).map(|(shard, feeder)| (feeder, shard)).unzip();
             shard_ports.iter_mut().zip(theirs).for_each(|(ports, port)| ports.push(port));
@@ -143,30 +153,24 @@ impl Feeders {
         Ok((Self { pending }, shard_ports))
     }
 
-    /// Starts a thread for each device; `bells` are the shards'.
+    /// Starts a thread for each device, which serves nothing before it is told to; `bells` are the shards'.
     ///
     /// # Errors
     /// When a thread can't be started.
-    pub fn start(
-        self,
-        config: &Config,
-        model: &Arc<Model>,
-        bells: &[Arc<Doorbell>],
-    ) -> std::io::Result<RunningFeeders> {
-        let mut running = RunningFeeders::default();
+    pub fn start(self, config: &Config, bells: &[Arc<Doorbell>]) -> std::io::Result<(RunningFeeders, GpuOrders)> {
+        let (mut running, mut orders) = (RunningFeeders::default(), GpuOrders::default());
+        let devices: Vec<Arc<Status>> = self.pending.iter().map(|pending| Arc::clone(&pending.status)).collect();
+        running.watcher = if devices.is_empty() { None } else { Some(nvml::Watcher::start(devices)?) };
         for Pending { status, bell, ports } in self.pending {
-            let ports = RingPorts::new(ports, bells.to_vec());
-            let (config, model) = (config.clone(), Arc::clone(model));
+            let ports = RingPorts::new(ports, orders.add(&bell), bells.to_vec());
+            let config = config.clone();
             let (stopping, own_bell) = (Arc::clone(&running.stopping), Arc::clone(&bell));
             let thread = std::thread::Builder::new().name(format!("gpu-{}", status.ordinal)).spawn(move || {
-                if let Err(reason) = feed(&config, &model, &status, ports, &own_bell, &stopping) {
-                    warning!("{} is not used: {reason}", status.label());
-                    status.set_state(State::Tripped);
-                }
+                feed(&config, &status, ports, &own_bell, &stopping);
             })?;
             running.threads.push((thread, bell));
         }
-        Ok(running)
+        Ok((running, orders))
     }
 }
 
@@ -175,6 +179,7 @@ impl Feeders {
 pub struct RunningFeeders {
     threads: Vec<(JoinHandle<()>, Arc<Doorbell>)>,
     stopping: Arc<AtomicBool>,
+    watcher: Option<nvml::Watcher>,
 }
 
 impl Drop for RunningFeeders {
@@ -190,36 +195,18 @@ impl Drop for RunningFeeders {
 }
 
 /// The life of a feeder's thread.
-fn feed(
-    config: &Config,
-    model: &Arc<Model>,
-    status: &Arc<Status>,
-    ports: RingPorts,
-    bell: &Doorbell,
-    stopping: &AtomicBool,
-) -> Result<(), String> {
-    let shape = Shape::of(&model.weights, SLOTS, ROWS_MAX).map_err(|error| error.to_string())?;
-    let known = KnownAnswer::compute(model, config.isa).map_err(|error| error.to_string())?;
+fn feed(config: &Config, status: &Arc<Status>, ports: RingPorts, bell: &Doorbell, stopping: &AtomicBool) {
     let limits = FeederLimits {
-        shards: ports.shards(),
         slots: SLOTS,
         waiting_max: SLOTS,
         rows_max: ROWS_MAX,
-        context: model.weights.context,
         itl_target: config.itl_target,
         prefix_cache: config.prefix_cache,
+        samplers: std::thread::available_parallelism().map_or(1, usize::from).div_ceil(4).min(SAMPLERS_MAX),
     };
-    let device = ChildDevice::new(status.ordinal, Arc::clone(model), shape);
-    let now = Instant::now();
-    let feeder = Feeder::new(device, Log, Arc::clone(model), known, limits, Arc::clone(status), now);
-    let may_use_uring = match probe::probe(1) {
-        Io::IoUring | Io::Glommio => true,
-        Io::Epoll { reason } => {
-            info!("{}: fed from a plain thread ({reason})", status.label());
-            false
-        }
-    };
-    threads::run(feeder, ports, bell, stopping, may_use_uring)
+    let device = ChildDevice::new(status.ordinal);
+    let feeder = Feeder::new(device, Log, limits, Arc::clone(status), Instant::now());
+    threads::run(feeder, ports, bell, stopping);
 }
 
 /// Says what happens to a device where the operator looks.
@@ -249,5 +236,7 @@ impl Journal for Log {
 
 /// Sequences that a device computes at a time.
 pub const SLOTS: usize = 256;
+/// Threads that choose tokens for one device, which are idle unless a step has rows whose tokens are not chosen there.
+const SAMPLERS_MAX: usize = 8;
 /// Rows of one step of a device.
 const ROWS_MAX: usize = 512;

@@ -1,6 +1,7 @@
 //! A replica's weights in the layout of the GPU kernels, a piece at a time from the CPU's packed ones.
 
-use kernels::dense::{PIECE_TILE_ROWS, pack_pieces};
+use kernels::Isa;
+use kernels::dense::{PIECE_TILE_ROWS, pack_pieces, pack_wide_pieces};
 use kernels::ternary::{FRAGMENT_BYTES, HALF_TILE_ROWS, HalfTile, pack_fragments};
 
 use super::layout::{Content, Matrix, Part, WeightLayout};
@@ -49,7 +50,9 @@ impl Packer {
     fn unit_bytes(&self, part: &Part, room: usize) -> usize {
         match part.content {
             Content::Tiles(_, matrix) => matrix.items(&self.shape) * FRAGMENT_BYTES,
-            Content::Embedding | Content::Head => PIECE_TILE_ROWS * self.shape.hidden as usize * 2,
+            Content::Embedding | Content::Head => {
+                PIECE_TILE_ROWS * self.shape.hidden as usize * self.shape.table_value_bytes()
+            }
             Content::Rope => (room / 4).next_multiple_of(4),
             Content::Scales(..) | Content::Gamma(..) | Content::OutputGamma => part.bytes,
         }
@@ -93,7 +96,11 @@ impl Packer {
             Content::Embedding | Content::Head => {
                 let linear = if part.content == Content::Head { weights.head() } else { &weights.embedding };
                 let LinearView::Dense(matrix) = weights.view(linear) else { unreachable!("the shape was checked") };
-                pack_pieces(matrix, unit, out);
+                if self.shape.wide == 1 {
+                    pack_wide_pieces(Isa::detect(), matrix, unit, out);
+                } else {
+                    pack_pieces(matrix, unit, out);
+                }
             }
             Content::OutputGamma => copy_floats(&weights.output_norm, out),
             Content::Rope => copy_floats(&weights.rope.values()[self.done / 4..][..out.len() / 4], out),

@@ -1,10 +1,12 @@
 //! The phases of a step, and the order of its rows on the device.
 
+use std::ops::Range;
+
 use super::abi::{
-    EPILOGUE_ADD, EPILOGUE_RELU2, EPILOGUE_SILU, EPILOGUE_STORE, PHASE_ATTEND, PHASE_EMBED, PHASE_GREEDY, PHASE_HEAD,
-    PHASE_LINEAR, PHASE_QUANTIZE, Phase, TILES_MAX, to_i32,
+    EPILOGUE_ADD, EPILOGUE_RELU2, EPILOGUE_SILU, EPILOGUE_STORE, PHASE_ATTEND, PHASE_CHOOSE, PHASE_COPY, PHASE_EMBED,
+    PHASE_GREEDY, PHASE_HEAD, PHASE_LINEAR, PHASE_QUANTIZE, PHASE_SCREEN, Phase, TILES_MAX, TOKEN_COLS_MAX, to_i32,
 };
-use super::layout::{Content, Matrix, WeightLayout, WorkLayout};
+use super::layout::{Content, Matrix, ScreenLayout, WeightLayout, WorkLayout};
 use super::shape::Shape;
 use crate::forward::Step;
 use kernels::dense::PIECE_TILE_ROWS;
@@ -15,83 +17,160 @@ use kernels::ternary::FRAGMENT_BYTES;
 pub(super) struct Addresses {
     pub(super) weights: u64,
     pub(super) work: u64,
+    pub(super) screen: u64,
 }
 
-/// The phases of a whole step on `blocks` blocks. The last [`HEAD_PHASES`] are needed for logits only.
-pub(super) fn phases(
-    shape: &Shape,
-    layout: &WeightLayout,
-    work: &WorkLayout,
-    at: Addresses,
-    blocks: usize,
-) -> Vec<Phase> {
-    let mut plan = Plan { shape, layout, at, blocks, first_block: 0, phases: Vec::new() };
-    let (x, buffer) = (at.work + work.x as u64, |offset: usize| at.work + offset as u64);
-    let (hidden, items) = (to_i32(shape.hidden as usize), to_i32(shape.hidden as usize / 8));
-    let rows = to_i32(shape.vocab as usize);
-    let embedding = plan.weights(Content::Embedding);
-    plan.phases.push(Phase {
-        weights: embedding,
-        output: x,
-        kind: PHASE_EMBED,
-        rows,
-        cols: hidden,
-        items,
-        ..Phase::default()
-    });
-    let gate = if shape.silu == 1 { EPILOGUE_SILU } else { EPILOGUE_RELU2 };
-    for layer in 0..shape.layers as usize {
-        plan.linear(layer, Matrix::Qkv, x, buffer(work.qkv), EPILOGUE_STORE);
-        plan.phases.push(Phase { kind: PHASE_ATTEND, rows: to_i32(layer), ..Phase::default() });
-        plan.linear(layer, Matrix::Output, buffer(work.attention), x, EPILOGUE_ADD);
-        plan.linear(layer, Matrix::GateUp, x, buffer(work.ffn), gate);
-        plan.linear(layer, Matrix::Down, buffer(work.ffn), x, EPILOGUE_ADD);
+/// What the kernels are told to do, a list of phases for each kind of launch.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// All lists, as they lie on the device.
+    pub(super) phases: Vec<Phase>,
+    /// Embedding and layers.
+    pub(super) layers: Range<usize>,
+    /// All logits of rows that went through the layers, and the best of each.
+    pub(super) head: Range<usize>,
+    /// One row, by `step_1`: a whole step that gives the best token, and a step but for the head. Empty where the device or
+    /// the model is not made for it.
+    pub(super) token: Range<usize>,
+    pub(super) token_layers: Range<usize>,
+    /// The head by its screen.
+    pub(super) screen: Phase,
+    pub(super) choose: Phase,
+}
+
+impl Plan {
+    /// The plan on `blocks` blocks; `one_row` where the device has `step_1`.
+    pub(super) fn new(
+        shape: &Shape,
+        layout: &WeightLayout,
+        work: &WorkLayout,
+        at: Addresses,
+        (blocks, one_row): (usize, bool),
+    ) -> Self {
+        let screen_layout = ScreenLayout::new(shape);
+        let buffer = |offset: usize| at.work + offset as u64;
+        let hidden = to_i32(shape.hidden as usize);
+        let mut builder = Builder { shape, layout, at, blocks, first_block: 0, tagged: false, phases: Vec::new() };
+        builder.layers([work.x, work.qkv, work.attention, work.ffn].map(buffer));
+        let layers = 0..builder.phases.len();
+        let head = Phase {
+            weights: layout
+                .offset(Content::Head)
+                .map_or_else(|| builder.weights(Content::Embedding), |o| at.weights + o as u64),
+            gamma: builder.weights(Content::OutputGamma),
+            input: buffer(work.x),
+            output: buffer(work.logits),
+            kind: PHASE_HEAD,
+            rows: to_i32(shape.vocab as usize),
+            cols: hidden,
+            tiles: to_i32((shape.vocab as usize).div_ceil(PIECE_TILE_ROWS)),
+            items: to_i32(shape.hidden as usize / 16 * shape.table_value_bytes()),
+            eps: shape.norm_eps,
+            wide: to_i32(shape.wide as usize),
+            ..Phase::default()
+        };
+        let greedy = Phase { kind: PHASE_GREEDY, ..Phase::default() };
+        builder.phases.extend([head, greedy]);
+        let mut plan = Self {
+            layers: layers.clone(),
+            head: layers.end..builder.phases.len(),
+            token: 0..0,
+            token_layers: 0..0,
+            screen: Phase {
+                weights: at.screen,
+                scales: at.screen + screen_layout.rows as u64,
+                output: buffer(work.upper),
+                kind: PHASE_SCREEN,
+                tiles: to_i32(screen_layout.tiles),
+                items: to_i32(screen_layout.items),
+                ..head
+            },
+            choose: Phase { input: buffer(work.upper), kind: PHASE_CHOOSE, ..head },
+            phases: Vec::new(),
+        };
+        if one_row && shape.widest_padded() <= TOKEN_COLS_MAX {
+            let start = builder.phases.len();
+            (builder.first_block, builder.tagged) = (0, true);
+            let x = buffer(work.token_x);
+            builder.layers([x, buffer(work.token_qkv), buffer(work.token_attention), buffer(work.token_ffn)]);
+            let (end, order) = (builder.phases.len(), builder.next_order());
+            builder.phases.extend([
+                Phase { input: x, order, ..plan.screen },
+                Phase { order: order + 1, ..plan.choose },
+                Phase { order: order + 2, ..greedy },
+            ]);
+            plan.token = start..builder.phases.len();
+            builder.phases.extend_from_within(start..end);
+            let copy =
+                Phase { input: x, output: buffer(work.x), kind: PHASE_COPY, cols: hidden, order, ..Phase::default() };
+            builder.phases.push(copy);
+            plan.token_layers = plan.token.end..builder.phases.len();
+        }
+        plan.phases = builder.phases;
+        plan
     }
-    let head = layout.offset(Content::Head).map_or(embedding, |offset| at.weights + offset as u64);
-    plan.phases.push(Phase {
-        weights: head,
-        gamma: plan.weights(Content::OutputGamma),
-        input: x,
-        output: buffer(work.logits),
-        kind: PHASE_HEAD,
-        rows,
-        cols: hidden,
-        tiles: to_i32((shape.vocab as usize).div_ceil(PIECE_TILE_ROWS)),
-        items,
-        eps: shape.norm_eps,
-        ..Phase::default()
-    });
-    plan.phases.push(Phase { kind: PHASE_GREEDY, ..Phase::default() });
-    plan.phases
 }
 
-/// Phases at the end of a step that only rows with logits need.
-pub(super) const HEAD_PHASES: usize = 2;
-
-struct Plan<'a> {
+struct Builder<'a> {
     shape: &'a Shape,
     layout: &'a WeightLayout,
     at: Addresses,
     blocks: usize,
     first_block: usize,
+    /// Values have tags: 8 bytes instead of 4, and rows are rounded by the linear phases themselves.
+    tagged: bool,
     phases: Vec<Phase>,
 }
 
-impl Plan<'_> {
+impl Builder<'_> {
     fn weights(&self, content: Content) -> u64 {
         self.at.weights + self.layout.offset(content).expect("the layout holds every part") as u64
     }
 
-    fn linear(&mut self, layer: usize, matrix: Matrix, input: u64, output: u64, epilogue: i32) {
+    /// Of a phase that waits for the one before it.
+    fn next_order(&self) -> i32 {
+        self.phases.last().map_or(1, |phase| phase.order + 1)
+    }
+
+    /// Embedding and layers, with these buffers: x, qkv, attention and gated values.
+    fn layers(&mut self, [x, qkv, attention, ffn]: [u64; 4]) {
         let shape = self.shape;
-        let gamma = self.weights(Content::Gamma(layer, matrix));
+        self.phases.push(Phase {
+            weights: self.weights(Content::Embedding),
+            output: x,
+            kind: PHASE_EMBED,
+            rows: to_i32(shape.vocab as usize),
+            cols: to_i32(shape.hidden as usize),
+            wide: to_i32(shape.wide as usize),
+            order: 1,
+            ..Phase::default()
+        });
+        let gate = if shape.silu == 1 { EPILOGUE_SILU } else { EPILOGUE_RELU2 };
+        for layer in 0..shape.layers as usize {
+            self.linear(layer, Matrix::Qkv, x, qkv, EPILOGUE_STORE);
+            let order = self.next_order();
+            self.phases.push(Phase { kind: PHASE_ATTEND, rows: to_i32(layer), order, ..Phase::default() });
+            self.linear(layer, Matrix::Output, attention, x, EPILOGUE_ADD);
+            self.linear(layer, Matrix::GateUp, x, ffn, gate);
+            self.linear(layer, Matrix::Down, ffn, x, EPILOGUE_ADD);
+        }
+    }
+
+    fn linear(&mut self, layer: usize, matrix: Matrix, input: u64, output: u64, epilogue: i32) {
+        let (shape, order) = (self.shape, self.next_order());
         let (cols, eps) = (to_i32(matrix.cols(shape)), shape.norm_eps);
         let sub_norm = matches!(matrix, Matrix::Output | Matrix::Down);
         let plain = i32::from(sub_norm && shape.sub_norms == 0);
-        self.phases.push(Phase { gamma, input, kind: PHASE_QUANTIZE, cols, eps, plain, ..Phase::default() });
+        let gamma = self.weights(Content::Gamma(layer, matrix));
+        let mut gamma_of_linear = gamma;
+        if !self.tagged {
+            self.phases.push(Phase { gamma, input, kind: PHASE_QUANTIZE, cols, eps, plain, order, ..Phase::default() });
+            gamma_of_linear = 0;
+        }
         let (tiles_at, scales_at) =
             (self.weights(Content::Tiles(layer, matrix)), self.weights(Content::Scales(layer, matrix)));
         let (rows, items, gates) = (matrix.rows(shape), matrix.items(shape), matrix == Matrix::GateUp);
+        let value_bytes = if self.tagged { 8 } else { 4 };
         // No block has more than so many row tiles of one phase.
         let most = TILES_MAX * self.blocks;
         for tile in (0..matrix.row_tiles(shape)).step_by(most) {
@@ -99,8 +178,9 @@ impl Plan<'_> {
             self.phases.push(Phase {
                 weights: tiles_at + (tile * items * FRAGMENT_BYTES) as u64,
                 scales: scales_at + (tile * 16) as u64,
+                gamma: gamma_of_linear,
                 input,
-                output: output + (tile * if gates { 8 } else { 16 } * 4) as u64,
+                output: output + (tile * if gates { 8 } else { 16 } * value_bytes) as u64,
                 kind: PHASE_LINEAR,
                 epilogue,
                 rows: to_i32((rows - tile * 16).min(tiles * 16)),
@@ -110,7 +190,11 @@ impl Plan<'_> {
                 stride: to_i32(if gates { rows / 2 } else { rows }),
                 first_block: to_i32(self.first_block),
                 eps,
-                ..Phase::default()
+                order,
+                // Who wrote `output` last: the embedding or DOWN three phases before OUTPUT, OUTPUT two before DOWN.
+                residual: order - if matrix == Matrix::Output { 3 } else { 2 },
+                plain,
+                wide: 0,
             });
             self.first_block = (self.first_block + tiles) % self.blocks;
         }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use super::assign::Assignment;
 use super::feeder::{GpuCommand, Ports};
 use super::status::Status;
-use crate::engine::Event;
+use crate::engine::{Event, LANES_MAX};
 use crate::mailbox::Doorbell;
 use crate::schedule::StreamId;
 
@@ -27,8 +28,8 @@ pub(super) struct FeederPort {
 
 /// Both ends between one shard and one feeder with that status and bell.
 pub(super) fn pair(status: &Arc<Status>, bell: &Arc<Doorbell>) -> (ShardPort, FeederPort) {
-    // A start and a cancellation of each sequence that the device takes at most, and the end.
-    let (commands_in, commands) = RingBuffer::new(2 * status.capacity + 1);
+    // A start and a cancellation of each sequence that the device takes at most, and the ends of generations.
+    let (commands_in, commands) = RingBuffer::new(2 * status.capacity + LANES_MAX);
     let (events, events_out) = RingBuffer::new(EVENTS_PER_SEQUENCE * status.capacity);
     let shard = ShardPort {
         status: Arc::clone(status),
@@ -66,6 +67,7 @@ impl ShardPort {
 /// All shards as a feeder sees them.
 pub(super) struct RingPorts {
     ports: Vec<FeederPort>,
+    assignments: Consumer<Box<Assignment>>,
     bells: Vec<Arc<Doorbell>>,
     /// Shards that were sent something since they were rung.
     sent: Vec<bool>,
@@ -73,17 +75,17 @@ pub(super) struct RingPorts {
 }
 
 impl RingPorts {
-    pub(super) fn new(ports: Vec<FeederPort>, bells: Vec<Arc<Doorbell>>) -> Self {
-        Self { sent: vec![false; ports.len()], ports, bells, next: 0 }
-    }
-
-    pub(super) fn shards(&self) -> usize {
-        self.ports.len()
+    pub(super) fn new(
+        ports: Vec<FeederPort>,
+        assignments: Consumer<Box<Assignment>>,
+        bells: Vec<Arc<Doorbell>>,
+    ) -> Self {
+        Self { sent: vec![false; ports.len()], ports, assignments, bells, next: 0 }
     }
 
     /// Whether no command waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.ports.iter().all(|port| port.commands.is_empty())
+        self.assignments.is_empty() && self.ports.iter().all(|port| port.commands.is_empty())
     }
 }
 
@@ -96,6 +98,10 @@ impl Ports for RingPorts {
             }
         }
         None
+    }
+
+    fn assignment(&mut self) -> Option<Box<Assignment>> {
+        self.assignments.pop().ok()
     }
 
     /// A shard that is behind by the whole ring is waited for, one that is gone is not.

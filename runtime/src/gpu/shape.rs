@@ -26,6 +26,8 @@ pub(super) struct Shape {
     pub silu: u32,
     /// 1: attention output and gated values are normalised before they are rounded.
     pub sub_norms: u32,
+    /// 1: head and embedding are kept as floats; 0: they are F16.
+    pub wide: u32,
     pub context: u32,
     pub norm_eps: f32,
     /// Sequences with blocks of their own.
@@ -61,11 +63,16 @@ impl Shape {
                 return Err(layout("a linear layer", weights, linears, "ternary weights"));
             }
         }
-        for linear in [weights.head(), &weights.embedding] {
-            if !matches!(weights.view(linear), LinearView::Dense(matrix) if matrix.kind() == DenseKind::F16) {
-                return Err(layout("the head or the embedding", weights, [linear], "F16"));
-            }
+        let tables = [weights.head(), &weights.embedding].map(|linear| weights.view(linear));
+        if !tables.iter().all(|table| matches!(table, LinearView::Dense(_))) {
+            return Err(Unsupported::Layout {
+                what: "the head or the embedding",
+                kind: "ternary".into(),
+                taken: "dense ones",
+            });
         }
+        let is_half =
+            |table: &LinearView<'_>| matches!(table, LinearView::Dense(matrix) if matrix.kind() == DenseKind::F16);
         let sizes = [
             (
                 "head size",
@@ -92,6 +99,7 @@ impl Shape {
             rope_pairs: u32::from(params.family.rope_kind() == RopeKind::Norm),
             silu: u32::from(params.family.activation() == Activation::Silu),
             sub_norms: u32::from(params.family.has_sub_norms()),
+            wide: u32::from(!tables.iter().all(is_half)),
             context: word(weights.context),
             norm_eps: params.norm_eps,
             slots: word(slots),
@@ -113,6 +121,7 @@ impl Shape {
             self.rope_pairs,
             self.silu,
             self.sub_norms,
+            self.wide,
             self.context,
             self.norm_eps.to_bits(),
             self.slots,
@@ -133,6 +142,7 @@ impl Shape {
             rope_pairs,
             silu,
             sub_norms,
+            wide,
             context,
             eps,
             slots,
@@ -151,6 +161,7 @@ impl Shape {
             rope_pairs,
             silu,
             sub_norms,
+            wide,
             context,
             norm_eps,
             slots,
@@ -168,6 +179,11 @@ impl Shape {
 
     pub(super) fn qkv_width(&self) -> usize {
         ((self.heads + 2 * self.kv_heads) * self.head_dim) as usize
+    }
+
+    /// Bytes of an element of head and embedding.
+    pub(super) fn table_value_bytes(&self) -> usize {
+        if self.wide == 1 { size_of::<f32>() } else { size_of::<u16>() }
     }
 
     /// The widest input of a linear layer, in whole weight tiles.

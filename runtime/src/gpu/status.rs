@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::device::{FaultKind, Started};
+use super::nvml::Readings;
 use super::route::Costs;
 use crate::engine::GenerationId;
 use crate::metrics::{Cell, Histogram, ROWS, STEP_SECONDS};
@@ -21,7 +22,7 @@ pub enum State {
     Down = 3,
     /// Failed too often in a short time; the pause is long.
     Tripped = 4,
-    /// The generation that it served was replaced.
+    /// There is nothing that it could serve.
     Retired = 5,
 }
 
@@ -41,6 +42,18 @@ impl State {
     }
 }
 
+/// What a device is.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    pub ordinal: usize,
+    pub name: String,
+    pub memory_bytes: u64,
+    /// The compiled kernels that it takes.
+    pub image: String,
+    /// Where it is on the bus.
+    pub bus: String,
+}
+
 /// One device. The feeder writes, except for credits, which shards take.
 #[derive(Debug)]
 pub struct Status {
@@ -48,9 +61,12 @@ pub struct Status {
     pub name: String,
     pub memory_bytes: u64,
     pub image: String,
+    pub bus: String,
+    /// What the driver's management library says of it.
+    pub readings: Readings,
     /// Sequences that it takes at a time.
     pub capacity: usize,
-    pub generation: GenerationId,
+    generation: AtomicU32,
     state: AtomicU8,
     in_flight: AtomicUsize,
     decode_s: AtomicU64,
@@ -76,18 +92,17 @@ pub struct Status {
 impl Status {
     /// A device that is starting.
     #[must_use]
-    pub fn new(
-        (ordinal, name, memory_bytes, image): (usize, String, u64, String),
-        capacity: usize,
-        generation: GenerationId,
-    ) -> Self {
+    pub fn new(identity: Identity, capacity: usize) -> Self {
+        let Identity { ordinal, name, memory_bytes, image, bus } = identity;
         Self {
             ordinal,
             name,
             memory_bytes,
             image,
+            bus,
+            readings: Readings::default(),
             capacity,
-            generation,
+            generation: AtomicU32::new(u32::MAX),
             state: AtomicU8::new(State::Starting as u8),
             in_flight: AtomicUsize::new(0),
             decode_s: AtomicU64::new(0),
@@ -113,6 +128,16 @@ impl Status {
     #[must_use]
     pub fn label(&self) -> &str {
         self.label.get_or_init(|| format!("cuda:{}", self.ordinal))
+    }
+
+    /// The generation that it serves.
+    #[must_use]
+    pub fn generation(&self) -> GenerationId {
+        GenerationId(self.generation.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_generation(&self, generation: GenerationId) {
+        self.generation.store(generation.0, Ordering::Release);
     }
 
     #[must_use]
@@ -190,7 +215,7 @@ mod tests {
 
     #[test]
     fn credits_are_given_while_the_device_is_healthy_and_has_room() {
-        let status = Status::new((1, "card".into(), 0, String::new()), 2, GenerationId(0));
+        let status = Status::new(Identity { ordinal: 1, ..Identity::default() }, 2);
         assert!(!status.take_credit(), "it is only starting");
         status.set_state(State::Healthy);
         assert!(status.take_credit() && status.take_credit() && !status.take_credit());

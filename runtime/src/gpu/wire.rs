@@ -1,5 +1,5 @@
-//! The memory that a server and its GPU worker process share: a header of words, a stage for weights, one step and its
-//! results.
+//! The memory that a server and its GPU worker process share: a header of words, a stage for weights, steps and their
+//! results, each step in the place of its number's parity.
 //!
 //! One side writes a part, then a word of the header; the other reads the word, then the part. The results are written
 //! by the device itself, the word `done` last.
@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
+use super::device::STEPS_MAX;
 use super::shape::Shape;
 
 /// Where a worker is, after 0 for one that is starting. The device is open; weights are wanted.
@@ -44,38 +45,46 @@ pub(super) struct Header {
     pub(super) stage_offset: [AtomicU64; 2],
     /// 1 after the last stage was filled.
     pub(super) weights_end: AtomicU32,
-    /// Number of the newest step; its rows, how many of them stand alone, its sequences, prompt tiles and logits.
+    /// Number of the newest step, at most [`STEPS_MAX`] after the last one that is done.
     pub(super) submitted: AtomicU32,
+    pub(super) steps: [StepWords; STEPS_MAX],
+    /// 1 while the worker sleeps on `submitted`.
+    pub(super) asleep: AtomicU32,
+}
+
+/// How large a step is.
+#[repr(C)]
+pub(super) struct StepWords {
     pub(super) rows: AtomicU32,
+    /// Rows that stand alone.
     pub(super) decodes: AtomicU32,
     pub(super) sequences: AtomicU32,
     pub(super) tiles: AtomicU32,
-    pub(super) picks: AtomicU32,
-    /// Number of the last step that the worker saw done, and how long it took.
-    pub(super) finished: AtomicU32,
-    pub(super) finished_ns: AtomicU64,
-    /// 1 while the worker sleeps on `submitted`.
-    pub(super) asleep: AtomicU32,
+    /// Rows of which the best token is wanted, and rows of which all scores are.
+    pub(super) best: AtomicU32,
+    pub(super) scores: AtomicU32,
 }
 
 /// Byte offsets of the parts, from the shape alone.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Offsets {
     pub(super) stage: usize,
-    /// For each entry of the logits: where its scores go, plus one; 0 where only the best token is wanted.
-    pub(super) wants: usize,
-    /// What is copied to the device for a step: its number, then these.
+    /// What is copied to the device for a step: its number, then these. The offsets are those of the even steps; the input
+    /// of odd ones follows, `input_bytes` further on.
     pub(super) input: usize,
     pub(super) ids: usize,
     pub(super) positions: usize,
     pub(super) sequences: usize,
+    /// Rows whose logits are wanted: first those of the best tokens, then those of scores.
     pub(super) picked: usize,
     pub(super) tiles: usize,
     pub(super) tables: usize,
-    pub(super) input_end: usize,
-    /// What the device writes.
+    pub(super) input_bytes: usize,
+    /// What the device writes: the number of the last step that is done; of even steps the tokens of the rows, the chosen
+    /// ones in the rows whose logits were wanted, followed `ids_bytes` further on by those of odd steps; scores.
     pub(super) done: usize,
-    pub(super) best: usize,
+    pub(super) chosen: usize,
+    pub(super) ids_bytes: usize,
     pub(super) logits: usize,
     pub(super) bytes: usize,
 }
@@ -89,17 +98,20 @@ impl Offsets {
             at = (start + bytes).next_multiple_of(LINE_BYTES);
             start
         };
-        let (stage, wants) = (take(2 * STAGE_BYTES), take(slots * 4));
+        let stage = take(2 * STAGE_BYTES);
         let input = take(8);
         let (ids, positions, sequences) = (take(rows * 4), take(rows * 4), take(rows * 4));
         let (picked, tiles) = (take(slots * 4), take(rows * 8));
         let tables = take(slots * shape.table_stride() * 4);
-        let done = take(8);
-        let (best, logits) = (take(rows * 4), take(slots * shape.vocab as usize * 4));
+        let input_bytes = take(0) - input;
+        take((STEPS_MAX - 1) * input_bytes);
+        let (done, chosen) = (take(8), take(rows * 4));
+        let ids_bytes = take(0) - chosen;
+        take((STEPS_MAX - 1) * ids_bytes);
+        let logits = take(slots * shape.vocab as usize * 4);
         let bytes = at.next_multiple_of(PAGE_BYTES);
         Self {
             stage,
-            wants,
             input,
             ids,
             positions,
@@ -107,12 +119,23 @@ impl Offsets {
             picked,
             tiles,
             tables,
-            input_end: done,
+            input_bytes,
             done,
-            best,
+            chosen,
+            ids_bytes,
             logits,
             bytes,
         }
+    }
+
+    /// The place of a part of the input of step `number`.
+    pub(super) fn of_step(&self, number: u32, input: usize) -> usize {
+        input + place(number) * self.input_bytes
+    }
+
+    /// The place of the tokens of step `number`, chosen ones among them.
+    pub(super) fn chosen_of(&self, number: u32) -> usize {
+        self.chosen + place(number) * self.ids_bytes
     }
 }
 
@@ -125,6 +148,11 @@ pub(super) struct Region {
 
 // SAFETY: the mapping belongs to the process, not to a thread.
 unsafe impl Send for Region {}
+
+/// Which of the places of steps is that of step `number`.
+pub(super) fn place(number: u32) -> usize {
+    number as usize % STEPS_MAX
+}
 
 impl Region {
     /// A new region of zeros for a worker of `shape`.
@@ -195,12 +223,12 @@ impl Region {
         unsafe { self.base.as_ptr().add(offset).cast() }
     }
 
-    /// The number of the last step whose results are here.
+    /// The number of the last step whose results are here, as its low 32 bits.
     pub(super) fn done(&self, offsets: &Offsets) -> u32 {
         // SAFETY: eight aligned bytes of the mapping, which only the device writes.
         let word = unsafe { self.address(offsets.done).cast::<u64>().read_volatile() };
         fence(Ordering::Acquire);
-        u32::try_from(word).unwrap_or(u32::MAX)
+        u32::try_from(word & u64::from(u32::MAX)).expect("32 bits")
     }
 
     /// `count` values from `offset` on, to read.
@@ -296,14 +324,14 @@ fn load_text(from: &[AtomicU8; TEXT_BYTES]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-pub(super) const SHAPE_WORDS: usize = 15;
+pub(super) const SHAPE_WORDS: usize = 16;
 /// Bytes of each half of the stage: a row tile of the widest model's head fits several times.
 pub(super) const STAGE_BYTES: usize = 8 << 20;
 const TEXT_BYTES: usize = 256;
 const PAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 256;
 /// Names the layout of this file; a worker of another version refuses it.
-const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu2");
+const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu3");
 
 #[cfg(test)]
 mod tests {

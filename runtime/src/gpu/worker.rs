@@ -3,19 +3,21 @@
 #![expect(unsafe_code, reason = "memory shared with the server, and process system calls")]
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::abi::{self, LAUNCH_ROWS, Phase, SPLIT, Step, to_i32};
+use super::abi::{self, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, to_i32};
 use super::batch;
 use super::cuda::{self, Address, Card, Context, Failure};
+use super::device::STEPS_MAX;
 use super::images::Image;
-use super::layout::{Content, WeightLayout, WorkLayout};
-use super::plan::{self, Addresses, HEAD_PHASES};
+use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
+use super::plan::{Addresses, Plan};
 use super::shape::Shape;
-use super::wire::{LOADING, Offsets, READY, Region, STAGE_BYTES};
+use super::wire::{LOADING, Offsets, READY, Region, STAGE_BYTES, place};
 
 /// Runs `bitnetd gpu-worker`: serves the steps of the server whose shared memory is standard input.
 #[must_use]
@@ -51,7 +53,7 @@ pub fn list() -> String {
                 let image = card.image().map(|image| image.name);
                 let (major, minor) = card.capability;
                 serde_json::json!({"name": card.name, "capability": format!("{major}.{minor}"), "image": image,
-                    "memory_bytes": card.memory_bytes, "multiprocessors": card.blocks})
+                    "memory_bytes": card.memory_bytes, "multiprocessors": card.blocks, "bus": card.bus})
             });
             serde_json::json!({"devices": cards.collect::<Vec<_>>()}).to_string()
         }
@@ -87,9 +89,9 @@ struct Worker<'r> {
     input: Address,
     layout: WeightLayout,
     work_layout: WorkLayout,
-    /// The phases of a step, here and on the device.
-    phases: Vec<Phase>,
-    phases_there: Address,
+    plan: Plan,
+    /// The plan's phases on the device.
+    phases: Address,
 }
 
 impl<'r> Worker<'r> {
@@ -105,10 +107,12 @@ impl<'r> Worker<'r> {
         let layout = WeightLayout::new(&shape, untied);
         let work_layout = WorkLayout::new(&shape);
         let offsets = Offsets::new(&shape);
-        let count = |at| plan::phases(&shape, &layout, &work_layout, at, card.blocks);
-        let phase_count = count(Addresses { weights: 0, work: 0 }).len();
-        let shared = |rows| abi::shared_bytes(&shape, image.sm_90, rows, abi::HEAD_TOKENS_MAX, phase_count);
+        let plan_at = |at| Plan::new(&shape, &layout, &work_layout, at, (card.blocks, image.sm_90));
+        let nowhere = plan_at(Addresses { weights: 0, work: 0, screen: 0 });
+        let shared = |rows| abi::shared_bytes(&shape, image.sm_90, rows, abi::HEAD_TOKENS_MAX, nowhere.layers.len());
+        let token_shared = abi::token_shared_bytes(&shape, nowhere.token.len().max(nowhere.token_layers.len()));
         let shared_max = [8, 16, LAUNCH_ROWS].map(shared).into_iter().max().unwrap_or(0);
+        let shared_max = if nowhere.token.is_empty() { shared_max } else { shared_max.max(token_shared) };
         let context = Context::new(&card, image, shared_max)?;
         let header = region.header();
         header.set_name(&card.name);
@@ -119,9 +123,10 @@ impl<'r> Worker<'r> {
 
         let weights = context.allocate(layout.bytes)?;
         let work = context.allocate(work_layout.bytes)?;
-        let input = context.allocate(offsets.input_end - offsets.input)?;
-        let phases = count(Addresses { weights, work });
-        let phases_there = context.allocate(size_of_val(&phases[..]))?;
+        let screen = context.allocate(ScreenLayout::new(&shape).bytes)?;
+        let input = context.allocate(STEPS_MAX * offsets.input_bytes)?;
+        let plan = plan_at(Addresses { weights, work, screen });
+        let phases = context.allocate(size_of_val(&plan.phases[..]))?;
         let wanted = shape.slots as usize * shape.table_stride();
         let room = context.free_bytes()? / 10 * 9 / shape.block_bytes();
         let blocks = wanted.min(room);
@@ -134,7 +139,7 @@ impl<'r> Worker<'r> {
         context.synchronize()?;
         header.kv_blocks.store(u32::try_from(blocks).unwrap_or(u32::MAX), Ordering::Relaxed);
         let (blocks, sm_90) = (card.blocks, image.sm_90);
-        context.upload_phases(phases_there, &phases)?;
+        context.upload_phases(phases, &plan.phases)?;
         Ok(Self {
             region,
             offsets,
@@ -148,27 +153,26 @@ impl<'r> Worker<'r> {
             input,
             layout,
             work_layout,
+            plan,
             phases,
-            phases_there,
         })
     }
 
     fn serve(mut self) -> Result<(), Failure> {
         self.load_weights()?;
+        self.context.launch_batch(&batch::pack_screen(&self.plan.screen, self.plan.choose.weights))?;
         let header = self.region.header();
         header.state.store(READY, Ordering::Release);
-        let mut seen = 0;
+        let mut begun = 0;
         loop {
             header.beat.fetch_add(1, Ordering::Relaxed);
-            let number = self.next_step(seen);
-            if number != seen {
-                seen = number;
-                let begun = Instant::now();
-                self.step()?;
-                self.finish(number)?;
-                let ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                header.finished_ns.store(ns, Ordering::Relaxed);
-                header.finished.store(number, Ordering::Release);
+            if header.submitted.load(Ordering::Acquire) != begun {
+                begun += 1;
+                self.step(begun)?;
+            } else if self.region.done(&self.offsets) == begun {
+                self.wait_for_step(begun);
+            } else {
+                self.look(begun)?;
             }
         }
     }
@@ -204,54 +208,80 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// The number of the newest step: after a while of asking, or of sleep.
-    fn next_step(&self, seen: u32) -> u32 {
+    /// Waits for a step after `begun`: asking for a while, then asleep.
+    fn wait_for_step(&self, begun: u32) {
         let header = self.region.header();
         let until = Instant::now() + SPIN_BEFORE_SLEEP;
         loop {
             for _ in 0..SPINS_PER_LOOK {
-                let number = header.submitted.load(Ordering::Acquire);
-                if number != seen {
-                    return number;
+                if header.submitted.load(Ordering::Acquire) != begun {
+                    return;
                 }
                 std::hint::spin_loop();
             }
             if Instant::now() >= until {
-                header.wait_for_step(seen, BEAT_EVERY);
-                return header.submitted.load(Ordering::Acquire);
+                header.wait_for_step(begun, BEAT_EVERY);
+                return;
             }
         }
     }
 
-    /// Begins all that the newest step asks for: one copy in, its launches, copies out, and last its number.
-    fn step(&self) -> Result<(), Failure> {
-        let (header, offsets) = (self.region.header(), &self.offsets);
+    /// Begins all that step `number` asks for: one copy in, its launches, copies out, and last its number.
+    fn step(&self, number: u32) -> Result<(), Failure> {
+        let (words, offsets) = (&self.region.header().steps[place(number)], &self.offsets);
         let count = |word: &std::sync::atomic::AtomicU32| word.load(Ordering::Relaxed) as usize;
-        let (rows, decodes, sequences) = (count(&header.rows), count(&header.decodes), count(&header.sequences));
-        let (tiles, picks) = (count(&header.tiles), count(&header.picks));
+        let (rows, decodes, sequences) = (count(&words.rows), count(&words.decodes), count(&words.sequences));
+        let (tiles, best, scores) = (count(&words.tiles), count(&words.best), count(&words.scores));
         let fits = rows <= self.shape.rows_max as usize && decodes <= rows && tiles <= rows;
-        assert!(fits && sequences.max(picks) <= self.shape.slots as usize, "a step fits the region");
+        assert!(fits && sequences.max(best + scores) <= self.shape.slots as usize, "a step fits the region");
         let bytes = offsets.tables - offsets.input + sequences * self.shape.table_stride() * 4;
-        self.context.upload(self.input, self.region.address(offsets.input), bytes)?;
+        let from = self.region.address(offsets.of_step(number, offsets.input));
+        self.context.upload(self.input_of(number, offsets.input), from, bytes)?;
         // SAFETY: the server wrote them before it submitted the step, and waits for it to be done.
-        let positions: &[u32] = unsafe { self.region.read(offsets.positions, decodes) };
+        let positions: &[u32] = unsafe { self.region.read(offsets.of_step(number, offsets.positions), decodes) };
         let splits = positions.iter().max().map_or(1, |position| *position as usize / SPLIT + 1);
         assert!(splits <= self.shape.context as usize / SPLIT + 1, "positions are inside the context");
-        if rows == decodes && rows == picks && rows <= STEP_ROWS.min(self.head_rows()) {
-            self.launch_step(self.arguments(rows, splits), 0, self.phases.len())?;
-            self.download_scores(0, picks)?;
+        let step = self.arguments(number, rows, splits);
+        let alone = rows == 1 && decodes == 1;
+        if alone && !self.plan.token.is_empty() {
+            self.launch_token(step, best == 1)?;
         } else {
-            self.launch_layers(rows, decodes, tiles, splits)?;
-            for first in (0..picks).step_by(self.head_rows()) {
-                let some = (picks - first).min(self.head_rows());
-                let mut step = self.arguments(some, splits);
-                step.picked = self.input_at(offsets.picked + 4 * first);
-                self.launch_step(step, self.phases.len() - HEAD_PHASES, HEAD_PHASES)?;
-                self.download_scores(first, some)?;
+            if alone {
+                self.launch_step(step, &self.plan.layers)?;
+            } else {
+                self.launch_layers(step, decodes, tiles)?;
             }
+            self.launch_screened_heads(number, step, best)?;
         }
-        self.context.download(self.region.address(offsets.best), self.input_at(offsets.ids), rows * 4)?;
-        self.context.download(self.region.address(offsets.done), self.input, 8)
+        self.launch_heads(number, step, best, scores)?;
+        let chosen = self.region.address(offsets.chosen_of(number));
+        self.context.download(chosen, self.input_of(number, offsets.ids), rows * 4)?;
+        self.context.download(self.region.address(offsets.done), self.input_of(number, offsets.input), 8)
+    }
+
+    /// The best tokens of the first `count` picked rows.
+    fn launch_screened_heads(&self, number: u32, step: Step, count: usize) -> Result<(), Failure> {
+        for first in (0..count).step_by(SCREEN_ROWS) {
+            let picked = self.input_of(number, self.offsets.picked + 4 * first);
+            let step = Step { tokens: to_i32((count - first).min(SCREEN_ROWS)), picked, ..step };
+            let Plan { screen, choose, .. } = &self.plan;
+            batch::screened_head(screen, choose, &step, |launch| self.context.launch_batch(launch))?;
+        }
+        Ok(())
+    }
+
+    /// All logits of `count` picked rows after the first `before`, copied to where the server looks for them.
+    fn launch_heads(&self, number: u32, step: Step, before: usize, count: usize) -> Result<(), Failure> {
+        let row_bytes = self.shape.vocab as usize * 4;
+        for first in (0..count).step_by(self.head_rows()) {
+            let some = (count - first).min(self.head_rows());
+            let picked = self.input_of(number, self.offsets.picked + 4 * (before + first));
+            let head_tokens = to_i32(abi::head_tokens(some, self.blocks));
+            self.launch_step(Step { tokens: to_i32(some), picked, head_tokens, ..step }, &self.plan.head)?;
+            let to = self.region.address(self.offsets.logits + first * row_bytes);
+            self.context.download(to, self.work + self.work_layout.logits as u64, some * row_bytes)?;
+        }
+        Ok(())
     }
 
     /// Rows that the blocks of one launch compute logits of.
@@ -259,45 +289,47 @@ impl<'r> Worker<'r> {
         LAUNCH_ROWS.min(abi::HEAD_TOKENS_MAX * self.blocks)
     }
 
-    fn input_at(&self, offset: usize) -> Address {
-        self.input + (offset - self.offsets.input) as u64
-    }
-
-    /// Begins the copies of those of the `count` rows of scores, entries of the step's logits from `first` on, that are
-    /// wanted.
-    fn download_scores(&self, first: usize, count: usize) -> Result<(), Failure> {
-        let row_bytes = self.shape.vocab as usize * 4;
-        // SAFETY: as in `step`.
-        let wants: &[u32] = unsafe { self.region.read(self.offsets.wants + 4 * first, count) };
-        for (row, want) in wants.iter().enumerate().filter(|(_, want)| **want > 0) {
-            let place = *want as usize - 1;
-            assert!(place < self.shape.slots as usize, "scores have room");
-            let from = self.work + (self.work_layout.logits + row * row_bytes) as u64;
-            self.context.download(self.region.address(self.offsets.logits + place * row_bytes), from, row_bytes)?;
-        }
-        Ok(())
+    /// The place of a part of the input of step `number` on the device.
+    fn input_of(&self, number: u32, offset: usize) -> Address {
+        self.input + (self.offsets.of_step(number, offset) - self.offsets.input) as u64
     }
 
     /// All rows through the layers, by the batch kernels.
-    fn launch_layers(&self, rows: usize, decodes: usize, tiles: usize, splits: usize) -> Result<(), Failure> {
-        let mut step = self.arguments(rows, splits);
-        step.unit_heads = to_i32(abi::unit_heads(&self.shape, decodes.max(1), splits, self.blocks));
+    fn launch_layers(&self, step: Step, decodes: usize, tiles: usize) -> Result<(), Failure> {
+        let (rows, splits) = (step.tokens.unsigned_abs() as usize, step.splits_max.unsigned_abs() as usize);
+        let unit_heads = to_i32(abi::unit_heads(&self.shape, decodes.max(1), splits, self.blocks));
         let rows = batch::Rows { decodes, prompts: rows - decodes, prompt_tiles: tiles };
         let limits = batch::Limits { multiprocessors: self.blocks, cluster_max: if self.sm_90 { 8 } else { 1 } };
-        let layers = &self.phases[..self.phases.len() - HEAD_PHASES];
+        let layers = &self.plan.phases[self.plan.layers.clone()];
+        let step = Step { unit_heads, ..step };
         batch::launches(layers, &step, rows, limits, |launch| self.context.launch_batch(launch))
     }
 
-    /// `count` phases from `first` on, by a step kernel.
-    fn launch_step(&self, step: Step, first: usize, count: usize) -> Result<(), Failure> {
+    /// Some of the plan's phases, by a step kernel.
+    fn launch_step(&self, step: Step, phases: &Range<usize>) -> Result<(), Failure> {
         let (rows, head_tokens) = (step.tokens.unsigned_abs() as usize, step.head_tokens.unsigned_abs() as usize);
-        let shared = abi::shared_bytes(&self.shape, self.sm_90, rows, head_tokens, count);
-        let phases = self.phases_there + (first * size_of::<Phase>()) as u64;
-        self.context.launch(self.blocks, shared, (phases, count), &step)
+        let shared = abi::shared_bytes(&self.shape, self.sm_90, rows, head_tokens, phases.len());
+        let (_, name) = abi::kernel_for(rows, false);
+        self.context.launch(name, self.blocks, shared, self.phases_at(phases), &step)
     }
 
-    /// Buffers and shape of a launch of so many rows.
-    fn arguments(&self, rows: usize, splits: usize) -> Step {
+    /// A step of one row: with its best token, or but for the head.
+    fn launch_token(&self, step: Step, best: bool) -> Result<(), Failure> {
+        let (plan, work) = (&self.plan, &self.work_layout);
+        let phases = if best { &plan.token } else { &plan.token_layers };
+        let step =
+            Step { qkv: self.work + work.token_qkv as u64, attention: self.work + work.token_attention as u64, ..step };
+        let shared = abi::token_shared_bytes(&self.shape, phases.len());
+        let (_, name) = abi::kernel_for(1, true);
+        self.context.launch(name, self.blocks, shared, self.phases_at(phases), &step)
+    }
+
+    fn phases_at(&self, phases: &Range<usize>) -> (Address, usize) {
+        (self.phases + (phases.start * size_of::<Phase>()) as u64, phases.len())
+    }
+
+    /// Buffers and shape of a launch of so many rows of step `number`.
+    fn arguments(&self, number: u32, rows: usize, splits: usize) -> Step {
         let (shape, work, offsets) = (&self.shape, &self.work_layout, &self.offsets);
         let buffer = |offset: usize| self.work + offset as u64;
         let rope = self.layout.offset(Content::Rope).expect("the layout holds every part") as u64;
@@ -319,11 +351,11 @@ impl<'r> Worker<'r> {
             table_stride: to_i32(shape.table_stride()),
             head_tokens: to_i32(abi::head_tokens(rows, self.blocks)),
             score_scale,
-            token_ids: self.input_at(offsets.ids),
-            positions: self.input_at(offsets.positions),
-            sequences: self.input_at(offsets.sequences),
-            prompt_tiles: self.input_at(offsets.tiles),
-            block_table: self.input_at(offsets.tables),
+            token_ids: self.input_of(number, offsets.ids),
+            positions: self.input_of(number, offsets.positions),
+            sequences: self.input_of(number, offsets.sequences),
+            prompt_tiles: self.input_of(number, offsets.tiles),
+            block_table: self.input_of(number, offsets.tables),
             kv_pool: self.kv_pool,
             rope: self.weights + rope,
             qkv: buffer(work.qkv),
@@ -338,26 +370,29 @@ impl<'r> Worker<'r> {
             lower: buffer(work.lower),
             queries: buffer(work.queries),
             barrier: buffer(work.barrier),
+            screened: buffer(work.screened),
+            screen_rows: buffer(work.screen_rows),
+            normed: buffer(work.normed),
+            earlier: self.input_of(number.wrapping_sub(1), offsets.ids),
             ..Step::default()
         }
     }
 
-    /// Waits for the results of a step. The device's own word comes soonest; now and then the driver is asked whether
-    /// there will be one.
-    fn finish(&self, number: u32) -> Result<(), Failure> {
-        loop {
-            for _ in 0..LOOKS_PER_QUERY {
-                if self.region.done(&self.offsets) == number {
-                    return Ok(());
-                }
-                std::hint::spin_loop();
+    /// Waits until step `begun` is done or there is another one to begin. The device's own word comes soonest; now and then
+    /// the driver is asked whether there will be one.
+    fn look(&self, begun: u32) -> Result<(), Failure> {
+        let header = self.region.header();
+        for _ in 0..LOOKS_PER_QUERY {
+            if self.region.done(&self.offsets) == begun || header.submitted.load(Ordering::Acquire) != begun {
+                return Ok(());
             }
-            if self.context.is_idle()? && self.region.done(&self.offsets) != number {
-                return Err(Failure { code: -1, text: "the device is idle without having given results".into() });
-            }
-            self.region.header().beat.fetch_add(1, Ordering::Relaxed);
-            std::thread::yield_now();
+            std::hint::spin_loop();
         }
+        if self.context.is_idle()? && self.region.done(&self.offsets) != begun {
+            return Err(Failure { code: -1, text: "the device is idle without having given results".into() });
+        }
+        std::thread::yield_now();
+        Ok(())
     }
 }
 
@@ -368,5 +403,3 @@ const SPINS_PER_LOOK: u32 = 100;
 const BEAT_EVERY: Duration = Duration::from_millis(200);
 /// Looks at the device's word between two questions to the driver, which cost about a microsecond each.
 const LOOKS_PER_QUERY: u32 = 500;
-/// Steps of at most so many rows, all of them decoding, are one launch of a step kernel.
-const STEP_ROWS: usize = 8;

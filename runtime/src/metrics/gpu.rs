@@ -7,7 +7,7 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 
 use super::Histogram;
 use super::render::histogram_metric;
-use crate::gpu::{FaultKind, State, Status};
+use crate::gpu::{FaultKind, Reading, State, Status};
 
 /// The metrics of `devices` as Prometheus text; none where there are no devices.
 ///
@@ -60,8 +60,17 @@ pub fn render_gpus(devices: &[Arc<Status>]) -> prometheus::Result<String> {
             .map(|device| labelled_value(MetricType::GAUGE, &[("device", device.label())], value(device)));
         families.push(name, help, MetricType::GAUGE, metrics.collect());
     }
-    let histograms: [NamedHistogram; 3] = [
+    for (name, help, kind, reading) in READINGS {
+        let readings = devices.iter().filter_map(|device| Some((device, device.readings.get(reading)?)));
+        let metrics: Vec<Metric> =
+            readings.map(|(device, value)| labelled_value(kind, &[("device", device.label())], value)).collect();
+        if !metrics.is_empty() {
+            families.push(name, help, kind, metrics);
+        }
+    }
+    let histograms: [NamedHistogram; 4] = [
         ("bitnet_gpu_step_duration_seconds", "Duration of a step of a GPU.", |s| &s.steps),
+        ("bitnet_gpu_queue_seconds", "Wait of a sequence for a place on a GPU.", |s| &s.queue),
         ("bitnet_gpu_step_rows", "Rows of a step of a GPU.", |s| &s.rows),
         ("bitnet_gpu_batch_size", "Sequences of a step of a GPU that got a token.", |s| &s.sequences),
     ];
@@ -75,6 +84,36 @@ pub fn render_gpus(devices: &[Arc<Status>]) -> prometheus::Result<String> {
     }
     TextEncoder::new().encode_to_string(&families.0)
 }
+
+/// What the management library says; absent where it does not.
+const READINGS: [(&str, &str, MetricType, Reading); 11] = [
+    ("bitnet_gpu_utilization_ratio", "Share of time in which kernels ran.", MetricType::GAUGE, Reading::Utilization),
+    (
+        "bitnet_gpu_memory_utilization_ratio",
+        "Share of time in which memory was accessed.",
+        MetricType::GAUGE,
+        Reading::MemoryUtilization,
+    ),
+    ("bitnet_gpu_memory_used_bytes", "Memory in use, by any process.", MetricType::GAUGE, Reading::MemoryUsedBytes),
+    ("bitnet_gpu_temperature_celsius", "Temperature.", MetricType::GAUGE, Reading::TemperatureCelsius),
+    ("bitnet_gpu_power_watts", "Power drawn.", MetricType::GAUGE, Reading::PowerWatts),
+    ("bitnet_gpu_clock_hertz", "Clock of the multiprocessors.", MetricType::GAUGE, Reading::ClockHertz),
+    ("bitnet_gpu_memory_clock_hertz", "Clock of the memory.", MetricType::GAUGE, Reading::MemoryClockHertz),
+    (
+        "bitnet_gpu_ecc_corrected_total",
+        "Memory errors that were corrected, since the driver was loaded.",
+        MetricType::COUNTER,
+        Reading::EccCorrected,
+    ),
+    (
+        "bitnet_gpu_ecc_uncorrected_total",
+        "Memory errors that were not, since the driver was loaded.",
+        MetricType::COUNTER,
+        Reading::EccUncorrected,
+    ),
+    ("bitnet_gpu_xid_errors_total", "Critical errors of the driver.", MetricType::COUNTER, Reading::XidErrors),
+    ("bitnet_gpu_last_xid", "Number of the last critical error.", MetricType::GAUGE, Reading::LastXid),
+];
 
 /// Name, help, and where the value is.
 type Named<T> = (&'static str, &'static str, fn(&Status) -> T);

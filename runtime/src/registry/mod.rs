@@ -29,6 +29,7 @@ use tuning::{Placement, ShardPlacement};
 use crate::config::Config;
 use crate::engine::{GenerationId, LANES_MAX, Lane, LaneLimits};
 use crate::forward::{Forward, Limits};
+use crate::gpu::GpuOrders;
 use crate::kv::KvCache;
 use crate::log::{info, warning};
 use crate::mailbox::Doorbell;
@@ -80,6 +81,7 @@ pub struct Registry {
     control: Arc<Control>,
     shards: Vec<ShardEnds>,
     inbox: Receiver<Message>,
+    gpus: GpuOrders,
     names: Vec<Name>,
     /// Closed generations with requests that have not ended.
     leaving: Vec<Held>,
@@ -171,12 +173,31 @@ impl Registry {
         };
         let names: Vec<Name> = models.into_iter().map(name).collect();
         let generations = names.iter().map(|name| name.active.facts.generation.0 + 1).max().unwrap_or(0);
-        Self { config, placement, control, shards, inbox, names, leaving: Vec::new(), generations, orders: 0, state }
+        Self {
+            config,
+            placement,
+            control,
+            shards,
+            inbox,
+            gpus: GpuOrders::default(),
+            names,
+            leaving: Vec::new(),
+            generations,
+            orders: 0,
+            state,
+        }
+    }
+
+    /// With GPUs, which serve what the first name does.
+    #[must_use]
+    pub fn with_gpus(self, gpus: GpuOrders) -> Self {
+        Self { gpus, ..self }
     }
 
     /// Does what clients ask for until the executors are gone.
     pub fn run(mut self) {
         tuning::give_way();
+        self.assign_gpus();
         loop {
             let patience = if self.leaving.is_empty() { IDLE_LOOK_EVERY } else { LEAVING_LOOK_EVERY };
             match self.inbox.recv_timeout(patience) {
@@ -186,12 +207,19 @@ impl Registry {
                     let answer = answer.unwrap_or_else(|_| Err(ApiError::internal("the operation broke down")));
                     self.control.end_operation();
                     self.send(shard, Order::Answer { job, answer: Box::new(answer) });
+                    self.assign_gpus();
                 }
                 // Of an order that was given up.
                 Ok(Message::Done { .. }) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.free();
+        }
+    }
+
+    fn assign_gpus(&mut self) {
+        if let Some(Name { active, .. }) = self.names.first() {
+            self.gpus.serve(&active.replicas[0], active.facts.generation, self.config.isa);
         }
     }
 

@@ -153,7 +153,7 @@ impl Scheduler {
     fn leave(&mut self, slot: usize, kv: &mut BlockTables) -> Option<Sequence> {
         self.order.retain(|other| *other != slot);
         let sequence = self.slots[slot].take()?;
-        kv.publish(slot, &sequence.tokens[..sequence.computed]);
+        kv.publish(slot, sequence.stored());
         kv.release(slot);
         Some(sequence)
     }
@@ -206,6 +206,11 @@ impl Scheduler {
         self.push_decodes(step, kv, rows_max);
         budget.rows_max = budget.rows_max.min(rows_max - step.tokens.len());
         self.push_prompts(step, kv, budget);
+        // Whoever waits for a token that is on its way goes on after it.
+        let waits = |slot: &usize| self.taken(*slot).pending() == 0;
+        if self.order.iter().any(waits) {
+            return !step.tokens.is_empty();
+        }
         while step.tokens.is_empty() && !budget.is_spent() && self.order.len() > 1 {
             self.preempt_last(kv);
             self.push_prompts(step, kv, budget);
@@ -220,8 +225,8 @@ impl Scheduler {
         }
         for &slot in &self.order {
             let sequence = self.taken(slot);
-            if sequence.computed / BLOCK > kv.published(slot) {
-                kv.publish(slot, &sequence.tokens[..sequence.computed]);
+            if sequence.stored().len() / BLOCK > kv.published(slot) {
+                kv.publish(slot, sequence.stored());
             }
         }
     }

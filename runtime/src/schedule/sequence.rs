@@ -90,7 +90,8 @@ pub struct Sequence {
     /// Prompt and answer so far.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
-    /// Positions whose keys and values are in the cache.
+    /// Positions whose keys and values are in the cache, or will be before a later step reads them. On a device that has
+    /// steps under way it may be one more than there are tokens: that of the token to come.
     pub computed: usize,
     /// Positions that were found in the cache when it began, and whether it is still its first time in a slot.
     pub(super) cached: usize,
@@ -210,10 +211,15 @@ impl Sequence {
         self.history.push_output(token);
     }
 
-    /// Tokens whose keys and values are not in the cache: one while it decodes.
+    /// Tokens whose keys and values are not in the cache: one while it decodes, none while its next token is on its way.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.tokens.len().saturating_sub(self.computed)
+    }
+
+    /// Tokens whose keys and values are in the cache.
+    pub(super) fn stored(&self) -> &[u32] {
+        &self.tokens[..self.computed.min(self.tokens.len())]
     }
 
     pub(super) fn rank(&self) -> Rank {

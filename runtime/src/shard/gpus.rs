@@ -44,10 +44,10 @@ impl Gpus {
         self.ports.iter().all(ShardPort::is_empty)
     }
 
-    /// No further sequence of `generation` comes: devices that serve it are told to give back what they have.
+    /// No further sequence of `generation` comes: the devices are told to give back what they have of it.
     pub(super) fn close(&self, generation: GenerationId) {
-        for port in self.ports.iter().filter(|port| port.status.generation == generation) {
-            let sent = port.send(GpuCommand::Close);
+        for port in &self.ports {
+            let sent = port.send(GpuCommand::Close(generation));
             assert!(sent.is_ok(), "a generation is closed once, and has room for it");
         }
         self.closing.borrow_mut().push(generation);
@@ -116,7 +116,7 @@ impl Gpus {
     /// Sends a sequence to a device, for which a credit was taken.
     pub(super) fn start(&self, device: usize, generation: GenerationId, sequence: NewSequence) {
         self.placed.borrow_mut().insert(sequence.stream, Placed { device, generation });
-        let sent = self.ports[device].send(GpuCommand::Start(Box::new(sequence)));
+        let sent = self.ports[device].send(GpuCommand::Start(generation, Box::new(sequence)));
         assert!(sent.is_ok(), "room was looked at before the credit was taken");
     }
 
@@ -144,7 +144,7 @@ impl Gpus {
 
 fn load(port: &ShardPort, kind: usize, generation: GenerationId) -> Option<Load> {
     let status = &port.status;
-    let usable = status.state() == gpu::State::Healthy && status.generation == generation;
+    let usable = status.state() == gpu::State::Healthy && status.generation() == generation;
     let load = Load { costs: status.costs(), sequences: status.in_flight(), slots: status.capacity, kind };
     (usable && load.costs != Costs::default()).then_some(load)
 }

@@ -11,19 +11,24 @@ use crate::server::{Server, becomes_true, bitnetd};
 
 /// Three small layers, so that the emulator needs well under a second for a token.
 pub(crate) const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/models/tiny-b158-i2_s.gguf");
-/// Launches of a step with a prompt, three layers, and of a self test: one such step, and two that are one launch each.
-pub(crate) const PROMPT_LAUNCHES: usize = 1 + 3 * 10 + 1;
-pub(crate) const TEST_LAUNCHES: usize = PROMPT_LAUNCHES + 2;
+/// Launches of a step with a prompt, three layers, the screened head; and of a self test: one such step, one of two rows, both
+/// also with the whole head of a row, and two of a single row.
+pub(crate) const PROMPT_LAUNCHES: usize = 1 + 3 * 10 + 4;
+pub(crate) const TEST_LAUNCHES: usize = PROMPT_LAUNCHES + 1 + (1 + 3 * 9 + 4 + 1) + 2 + 1;
 /// Longer than the emulator needs for anything here on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The folder with `libcuda.so.1`.
+/// The folder with `libcuda.so.1` and `libnvidia-ml.so.1`.
 fn library() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulated-cuda-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/cuda");
+        let mut compiler = Command::new("g++");
+        compiler.args(["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o"]);
+        compiler.arg(folder.join("libnvidia-ml.so.1")).arg(sources.join("emulator/nvml.cpp"));
+        assert!(compiler.status().unwrap().success(), "the emulated management library does not compile");
         let mut compiler = Command::new("g++");
         compiler.args(["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]);
         compiler.args(["-ffp-contract=off", "-o"]).arg(folder.join("libcuda.so.1"));
@@ -40,12 +45,18 @@ fn library() -> &'static Path {
     })
 }
 
-/// A server with an emulated GPU and these faults, as environment variables of the driver.
+/// A server with an emulated GPU and these faults, as environment variables of the driver, or of the management library.
 pub(crate) fn serve(faults: &[(&str, &str)], arguments: &[&str]) -> Server {
-    let mut command = bitnetd(&["serve", "--port", "0", "--model", MODEL, "--shards", "1", "--workers", "1"]);
+    serve_model(MODEL, faults, arguments)
+}
+
+/// The same with another model, as the command line has it.
+pub(crate) fn serve_model(model: &str, faults: &[(&str, &str)], arguments: &[&str]) -> Server {
+    let mut command = bitnetd(&["serve", "--port", "0", "--model", model, "--shards", "1", "--workers", "1"]);
     command.args(arguments).env("LD_LIBRARY_PATH", library());
     for (name, value) in faults {
-        command.env(format!("FAKE_CUDA_{name}"), value);
+        command
+            .env(if name.starts_with("NVML_") { format!("FAKE_{name}") } else { format!("FAKE_CUDA_{name}") }, value);
     }
     Server::spawn(&mut command)
 }

@@ -8,6 +8,9 @@ mod clients;
 mod driver;
 mod faults;
 #[expect(dead_code, reason = "shared with the tests of serving")]
+#[path = "../serve/models.rs"]
+mod models;
+#[expect(dead_code, reason = "shared with the tests of serving")]
 #[path = "../serve/server.rs"]
 mod server;
 mod serves;

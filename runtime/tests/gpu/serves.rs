@@ -2,9 +2,12 @@
 
 use std::cell::RefCell;
 
+use gguf::TensorType;
+use runtime::cli::synth::{self, Preset};
 use serde_json::{Value, json};
 
-use crate::driver::{count, healthy, request, serve, stream, workers};
+use crate::driver::{PATIENCE, count, healthy, request, serve, serve_model, stream, workers};
+use crate::models::Folder;
 use crate::server::becomes_true;
 
 #[test]
@@ -30,7 +33,83 @@ fn the_gpu_says_what_the_cpu_says_whatever_the_sampling_and_both_are_listed() {
     assert!(gpu["decode_step_ms"].as_f64().unwrap() > 0.0, "{gpu}");
     assert_eq!(count(&server, "bitnet_gpu_tokens_total", ""), 13.0);
     assert_eq!(count(&server, "bitnet_device_fallbacks_total", ""), 0.0);
-    assert!(becomes_true(crate::driver::PATIENCE, || count(&server, "bitnet_gpu_sequences", "") == 0.0));
+    assert!(becomes_true(PATIENCE, || count(&server, "bitnet_gpu_sequences", "") == 0.0));
+}
+
+#[test]
+fn the_management_library_is_read_and_what_it_does_not_say_is_absent() {
+    let server = serve(&[("NVML_WITHOUT", "power ecc"), ("NVML_XID", "48")], &[]);
+    let read = |name: &str| {
+        let text = server.get("/metrics").text();
+        let line = text.lines().find(|line| line.starts_with(&format!("bitnet_gpu_{name}{{")));
+        line.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+    };
+    assert!(becomes_true(PATIENCE, || read("last_xid") == Some(48.0)), "{}", server.get("/metrics").text());
+    for (name, value) in [
+        ("utilization_ratio", 0.75),
+        ("memory_utilization_ratio", 0.5),
+        ("memory_used_bytes", 600.0),
+        ("temperature_celsius", 41.0),
+        ("clock_hertz", 1.98e9),
+        ("memory_clock_hertz", 2.619e9),
+        ("xid_errors_total", 1.0),
+    ] {
+        assert_eq!(read(name), Some(value), "{name}");
+    }
+    assert_eq!((read("power_watts"), read("ecc_corrected_total"), read("ecc_uncorrected_total")), (None, None, None));
+    let first = server.first_words.clone();
+    server.terminate();
+    let words = first + &server.ended().words;
+    assert!(words.contains("cuda:0: the driver reports Xid 48"), "{words}");
+
+    let server = serve(&[("NVML_WITHOUT", "init")], &[]);
+    healthy(&server, 1);
+    assert!(!server.get("/metrics").text().contains("bitnet_gpu_utilization_ratio"));
+    let first = server.first_words.clone();
+    server.terminate();
+    let words = first + &server.ended().words;
+    assert_eq!(words.matches("no readings of the GPUs: nvmlInit_v2: error 3").count(), 1, "{words}");
+}
+
+#[test]
+fn a_swapped_in_model_gets_the_gpu_and_streams_of_the_old_one_end_as_they_would_have() {
+    let folder = Folder::new();
+    let (a, b) = (folder.synth("a.gguf", 1), folder.synth("b.gguf", 2));
+    let arguments = folder.arguments("a.gguf", &["--swap-watch-seconds", "0"]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let server = serve_model(arguments[1], &[], &arguments[2..]);
+    healthy(&server, 1);
+    let expected = stream(&server, &request("cpu", 60));
+    std::thread::scope(|scope| {
+        let steps = count(&server, "bitnet_gpu_step_rows_count", "");
+        let streamed = scope.spawn(|| stream(&server, &request("gpu", 60)));
+        assert!(becomes_true(PATIENCE, || count(&server, "bitnet_gpu_step_rows_count", "") > steps));
+        assert_eq!(server.swap(&b, &json!({}))["status"], "completed");
+        let (tokens, finish, device) = streamed.join().unwrap();
+        assert_eq!((&tokens, &finish), (&expected.0, &expected.1));
+        assert!(["cpu", "cuda:0"].contains(&device.as_str()), "{device}");
+    });
+    // The swap is answered before the GPUs are told.
+    assert!(becomes_true(PATIENCE, || count(&server, "bitnet_gpu_starts_total", "") == 2.0));
+    healthy(&server, 1);
+    let (on_cpu, finish, _) = stream(&server, &request("cpu", 6));
+    assert_ne!(on_cpu, expected.0[..6]);
+    assert_eq!(stream(&server, &request("gpu", 6)), (on_cpu, finish, "cuda:0".to_owned()));
+    assert_eq!(count(&server, "bitnet_gpu_faults_total", ""), 0.0);
+    assert_eq!(server.swap(&a, &json!({}))["status"], "completed");
+    assert!(becomes_true(PATIENCE, || count(&server, "bitnet_gpu_starts_total", "") == 3.0));
+}
+
+#[test]
+fn a_head_that_is_not_of_halves_gives_the_same_text_there() {
+    let folder = Folder::new();
+    let path = folder.path("q8.gguf");
+    synth::write(&path, Preset::Tiny, TensorType::I2S, TensorType::Q8_0, 3, |_, _| {}).unwrap();
+    let server = serve_model(&folder.text("q8.gguf"), &[], &[]);
+    healthy(&server, 1);
+    let (on_cpu, finish, _) = stream(&server, &request("cpu", 8));
+    assert_eq!(stream(&server, &request("gpu", 8)), (on_cpu, finish, "cuda:0".to_owned()));
+    assert_eq!(count(&server, "bitnet_gpu_faults_total", ""), 0.0);
 }
 
 #[test]
@@ -54,7 +133,7 @@ fn sequences_are_placed_on_several_gpus_and_cancelled_ones_leave() {
     // Two that run at a time are on two devices. Streams are added until that is seen, since any of them may have ended
     // before the next one came.
     let clients = RefCell::new(Vec::new());
-    let spread = becomes_true(crate::driver::PATIENCE, || {
+    let spread = becomes_true(PATIENCE, || {
         if clients.borrow().len() < STREAMS_MAX {
             let mut client = server.connect();
             client.send_post("/v1/inference/stream", request("auto", 200).to_string().as_bytes());
@@ -67,7 +146,7 @@ fn sequences_are_placed_on_several_gpus_and_cancelled_ones_leave() {
     let (tokens, _, device) = stream(&server, &request("auto", 6));
     assert_eq!((tokens, device.starts_with("cuda:")), (expected, true));
     drop(clients);
-    assert!(becomes_true(crate::driver::PATIENCE, || count(&server, "bitnet_gpu_sequences", "") == 0.0));
+    assert!(becomes_true(PATIENCE, || count(&server, "bitnet_gpu_sequences", "") == 0.0));
 }
 
 /// Fewer than a server takes at a time.

@@ -1,0 +1,72 @@
+//! Tokens chosen from the scores that a device gave, by several threads at a time.
+#![expect(unsafe_code, reason = "each row and each thread has its own place")]
+
+use crate::engine::{Sampled, choose};
+use crate::sampler::Sampler;
+use crate::schedule::Scheduler;
+use crate::shared::PerWorker;
+use crate::team::{Counters, Team};
+
+/// The threads, and what they chose last.
+pub(super) struct Samplers {
+    team: Team,
+    counters: Counters,
+    samplers: PerWorker<Sampler>,
+    /// Slots of the rows of scores; none for a row that nobody wants any more.
+    slots: Vec<Option<usize>>,
+    sampled: PerWorker<Option<Sampled>>,
+}
+
+impl Samplers {
+    /// So many threads, the calling one among them, for steps of at most `rows_max` rows of `vocab` scores.
+    pub(super) fn new(vocab: usize, rows_max: usize, threads: usize) -> Self {
+        let team = Team::start(threads, |_| {}).or_else(|_| Team::start(1, |_| {}));
+        let team = team.expect("a team of one starts no thread");
+        Self {
+            samplers: PerWorker::new(team.size(), || Sampler::new(vocab)),
+            team,
+            counters: Counters::new(1),
+            slots: Vec::with_capacity(rows_max),
+            sampled: PerWorker::new(rows_max, || None),
+        }
+    }
+
+    /// Forgets the rows of the step before.
+    pub(super) fn clear(&mut self) {
+        self.slots.clear();
+    }
+
+    /// The next row of scores is the sequence's in `slot`, or nobody's.
+    pub(super) fn add(&mut self, slot: Option<usize>) {
+        self.slots.push(slot);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Chooses a token from each row of `scores`, which are changed.
+    pub(super) fn choose(&mut self, scheduler: &Scheduler, scores: &mut [f32]) {
+        let Self { team, counters, samplers, slots, sampled } = self;
+        let mut rows = scores.chunks_exact_mut(scores.len() / slots.len());
+        let rows = PerWorker::new(slots.len(), || rows.next().expect("a row of scores for each slot"));
+        let (samplers, slots, sampled) = (&*samplers, &*slots, &*sampled);
+        team.run(counters, &|member| {
+            while let Some(i) = member.claim(0, slots.len()) {
+                // SAFETY: every row is claimed once.
+                let row = unsafe { rows.get(i) };
+                // SAFETY: likewise its result.
+                let result = unsafe { sampled.get(i) };
+                // SAFETY: every member has its own.
+                let sampler = unsafe { samplers.get(member.index) };
+                let sequence = slots[i].and_then(|slot| scheduler.sequence(slot));
+                *result = sequence.and_then(|sequence| choose(sampler, sequence, 0, row));
+            }
+        });
+    }
+
+    /// What was chosen from row `i`; `None` where it holds no scores.
+    pub(super) fn take(&mut self, i: usize) -> Option<Sampled> {
+        self.sampled.get_mut(i).take()
+    }
+}
