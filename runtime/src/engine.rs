@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod faults;
+mod guests;
 mod lane;
 mod pool;
 
@@ -22,6 +23,7 @@ use crate::metrics::ShardMetrics;
 use crate::schedule::{NewSequence, StreamId};
 use crate::team::Team;
 
+pub use guests::{Bells, Guests, Host, Neighbours, connect, guests_max};
 pub use lane::{Lane, LaneLimits};
 pub(crate) use lane::{cached_event, choose, next_event};
 pub(crate) use pool::pooled;
@@ -36,7 +38,7 @@ pub enum Command {
         generation: GenerationId,
         sequence: Box<NewSequence>,
     },
-    /// A sequence that was accepted before and began on another device: never refused.
+    /// A sequence that was accepted elsewhere, by another shard or for another device: never refused.
     Resume {
         generation: GenerationId,
         sequence: Box<NewSequence>,
@@ -123,6 +125,7 @@ pub struct Link {
     pub events: Producer<Event>,
     /// Lanes that are over, for whoever frees their memory: never this thread.
     pub closed: Producer<Lane>,
+    pub guests: Guests,
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
     pub stopping: Arc<AtomicBool>,
@@ -158,7 +161,7 @@ impl Engine {
         }
     }
 
-    /// Runs until the executor has said `stopping` and every sequence has ended, or the executor is gone.
+    /// Runs until all executors have said `stopping` and every sequence has ended, or they are gone.
     ///
     /// A panic ends the sequences that were there, and it begins anew; one that breaks down too often is given up.
     pub fn run(mut self) {
@@ -177,6 +180,7 @@ impl Engine {
             }
             self.metrics.observe_restart(now.elapsed());
             self.link.doorbell.ring();
+            self.link.guests.ring_all();
         }
     }
 
@@ -187,6 +191,7 @@ impl Engine {
         for lane in &mut self.lanes {
             lane.clear(&self.team);
         }
+        while self.link.guests.receive().is_some() {}
         while let Ok(command) = self.link.commands.pop() {
             match command {
                 Command::Open(lane) => self.lanes.push(*lane),
@@ -202,44 +207,57 @@ impl Engine {
     }
 
     fn serve(&mut self) {
-        while !self.link.events.is_abandoned() {
+        while !self.link.is_abandoned() {
             self.receive();
             self.release();
             if let Some(index) = self.form() {
                 self.turn = index + 1;
                 self.lanes[index].step(&self.team, &mut self.link, &self.metrics);
                 self.publish();
-                self.link.doorbell.ring();
-            } else if self.link.stopping.load(Ordering::SeqCst) && self.link.commands.is_empty() {
+                self.link.ring();
+            } else if self.link.has_ended() {
                 return;
             } else {
                 self.publish();
-                let (commands, stopping) = (&self.link.commands, &self.link.stopping);
-                let busy = || !commands.is_empty() || stopping.load(Ordering::SeqCst);
-                self.link.bell.sleep_unless(SPINS_BEFORE_SLEEP, busy);
+                let link = &self.link;
+                let busy = || !link.commands.is_empty() || !link.guests.are_quiet() || link.has_ended();
+                link.bell.sleep_unless(SPINS_BEFORE_SLEEP, busy);
             }
         }
     }
 
     fn receive(&mut self) {
-        while let Ok(command) = self.link.commands.pop() {
-            match command {
-                Command::Start { generation, sequence } => {
-                    let lane = self.lane(generation).expect("a generation is opened before its sequences start");
-                    if let Err(full) = lane.submit(*sequence) {
-                        push(&mut self.link, Event::Refused(full.0.stream));
-                    }
-                }
-                Command::Resume { generation, sequence } => match self.lane(generation) {
-                    Some(lane) => lane.resume(*sequence),
-                    None => push(&mut self.link, Event::End { stream: sequence.stream, finish: Finish::Failed }),
-                },
-                Command::Cancel(stream) => self.lanes.iter_mut().for_each(|lane| lane.cancel(stream)),
-                Command::Open(lane) => self.lanes.push(*lane),
-                Command::Close(generation) => self.lane(generation).expect("a generation is closed once").close(),
-            }
+        self.receive_own();
+        while let Some(command) = self.link.guests.receive() {
+            // The generation of a guest was opened before it came.
+            self.receive_own();
+            self.obey(command);
         }
-        self.link.doorbell.ring();
+        self.link.ring();
+    }
+
+    fn receive_own(&mut self) {
+        while let Ok(command) = self.link.commands.pop() {
+            self.obey(command);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Start { generation, sequence } => {
+                let lane = self.lane(generation).expect("a generation is opened before its sequences start");
+                if let Err(full) = lane.submit(*sequence) {
+                    push(&mut self.link, Event::Refused(full.0.stream));
+                }
+            }
+            Command::Resume { generation, sequence } => match self.lane(generation) {
+                Some(lane) => lane.resume(*sequence),
+                None => push(&mut self.link, Event::End { stream: sequence.stream, finish: Finish::Failed }),
+            },
+            Command::Cancel(stream) => self.lanes.iter_mut().for_each(|lane| lane.cancel(stream)),
+            Command::Open(lane) => self.lanes.push(*lane),
+            Command::Close(generation) => self.lane(generation).expect("a generation is closed once").close(),
+        }
     }
 
     fn lane(&mut self, generation: GenerationId) -> Option<&mut Lane> {
@@ -269,31 +287,54 @@ impl Engine {
     }
 
     fn publish(&mut self) {
-        let (mut running, mut waiting, mut used, mut all) = (0, 0, 0, 0);
+        let (mut running, mut waiting, mut prompt_tokens, mut used, mut all) = (0, 0, 0, 0, 0);
         for lane in &mut self.lanes {
             lane.publish();
             self.metrics.count_schedule(lane.take_counts());
             let blocks = lane.kv_blocks();
             running += lane.running();
             waiting += lane.waiting();
+            prompt_tokens += lane.prompt_tokens();
             used += blocks.0;
             all += blocks.1;
         }
-        self.metrics.set_queue(running, waiting);
+        self.metrics.set_queue(running, waiting, prompt_tokens);
         self.metrics.set_kv(used, all);
+    }
+}
+
+impl Link {
+    /// Whether no command comes any more.
+    fn has_ended(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst) && self.commands.is_empty() && self.guests.have_left()
+    }
+
+    /// Whether nobody takes events any more, whatever there is to compute.
+    fn is_abandoned(&self) -> bool {
+        self.events.is_abandoned() && self.guests.have_left()
+    }
+
+    /// Wakes the executors that something was sent to.
+    fn ring(&mut self) {
+        self.doorbell.ring();
+        self.guests.ring();
     }
 }
 
 /// The ring holds the events of several steps; an executor that is behind for longer is waited for, one that is gone
 /// is not.
 fn push(link: &mut Link, event: Event) {
+    let (events, doorbell) = match link.guests.way(event.stream()) {
+        Some(way) => way,
+        None => (&mut link.events, &*link.doorbell),
+    };
     let mut event = event;
-    while let Err(rtrb::PushError::Full(back)) = link.events.push(event) {
-        if link.events.is_abandoned() {
+    while let Err(rtrb::PushError::Full(back)) = events.push(event) {
+        if events.is_abandoned() {
             return;
         }
         event = back;
-        link.doorbell.ring();
+        doorbell.ring();
         std::thread::yield_now();
     }
 }

@@ -1,5 +1,9 @@
 //! Brings a server up and takes it down: placement, model, shards, readiness, drain.
 
+#[cfg(test)]
+#[expect(unsafe_code, reason = "a signal to one thread of the process")]
+mod tests;
+
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,12 +15,12 @@ use std::time::{Duration, Instant};
 use tuning::{Placement, Topology};
 
 use crate::config::{Config, GpuChoice, IoChoice};
-use crate::engine::{Engine, LANES_MAX, Lane, Link};
+use crate::engine::{self, Bells, Engine, LANES_MAX, Lane, Link, Neighbours};
 use crate::gpu::{Feeders, Inventory, ShardPort};
 use crate::listen;
 use crate::local::LocalSocket;
 use crate::log::{info, warning};
-use crate::mailbox::{Doorbell, LeaderBell};
+use crate::mailbox::Doorbell;
 use crate::metrics::ShardMetrics;
 use crate::probe::{self, Io};
 use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
@@ -141,14 +145,19 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     }
     let (outbox, inbox) = std::sync::mpsc::sync_channel(MESSAGES_MAX * count);
     let (mut shards, mut ends) = (Vec::with_capacity(count), Vec::with_capacity(count));
-    let (doors, entrances) = make_entrances(config, plan)?;
+    let (ways, entrances) = make_entrances(config, plan)?;
+    let slots_max = config.slots_max.div_ceil(count);
+    // Only what is known by its beginning is worth a way to another shard.
+    let neighbours = if config.prefix_cache { &*ways.bells } else { &[] };
+    let mut between = engine::connect(neighbours, engine::guests_max(slots_max, count)).into_iter();
     for (index, ((parts, gpus), entrance)) in parts.into_iter().zip(gpu_ports).zip(entrances).enumerate() {
-        let ways_in = (entrance, Arc::clone(&doors), gpus);
+        let between = between.next().unwrap_or_default();
+        let ways_in = (entrance, ways.clone(), gpus, between);
         let (shard, end) = start_shard(config, plan, index, parts, ways_in, &control, outbox.clone())?;
         shards.push(shard);
         ends.push(end);
     }
-    let bells: Vec<Arc<Doorbell>> = shards.iter().map(|shard: &Running| Arc::clone(&shard.doorbell)).collect();
+    let bells: Vec<Arc<Doorbell>> = ways.bells.iter().map(|bells| Arc::clone(&bells.executor)).collect();
     let (feeders, gpus) = feeders.start(config, &bells).map_err(fail("a GPU's feeder"))?;
     // Only executors hold it now, so that the control thread ends with them.
     drop(outbox);
@@ -256,14 +265,20 @@ impl Running {
     }
 }
 
-/// Where a shard's clients come in, and what tells it of news.
+/// Where a shard's clients come in.
 struct Entrance {
     listeners: Vec<OwnedFd>,
     connections: Receiver<OwnedFd>,
-    doorbell: Arc<Doorbell>,
 }
 
-fn make_entrances(config: &Config, plan: &Plan) -> Result<(Arc<[Door]>, Vec<Entrance>), Error> {
+/// What all shards have of each.
+#[derive(Clone)]
+struct Ways {
+    doors: Arc<[Door]>,
+    bells: Arc<[Bells]>,
+}
+
+fn make_entrances(config: &Config, plan: &Plan) -> Result<(Ways, Vec<Entrance>), Error> {
     let shards = &plan.placement.shards;
     let owned = |shard: &tuning::ShardPlacement| [&shard.executor[..], &shard.workers].concat();
     let cpus: Option<Vec<_>> = config.steer_by_cpu.then(|| shards.iter().map(owned).collect());
@@ -278,7 +293,9 @@ fn make_entrances(config: &Config, plan: &Plan) -> Result<(Arc<[Door]>, Vec<Entr
         let fail = |source| Error::Listen { place: local.path().display().to_string(), source };
         first.push(local.listener().map_err(fail)?);
     }
-    let (mut doors, mut entrances) = (Vec::with_capacity(shards.len()), Vec::with_capacity(shards.len()));
+    let nothing = || Vec::with_capacity(shards.len());
+    let (mut doors, mut bells, mut entrances) =
+        (nothing(), Vec::with_capacity(shards.len()), Vec::with_capacity(shards.len()));
     for listeners in listeners {
         // glommio waits for sockets only.
         let doorbell = if plan.io == Io::Glommio { Doorbell::socket() } else { Doorbell::new() };
@@ -286,9 +303,10 @@ fn make_entrances(config: &Config, plan: &Plan) -> Result<(Arc<[Door]>, Vec<Entr
         let doorbell = Arc::new(doorbell);
         let (door, connections) = Door::new(Arc::clone(&doorbell));
         doors.push(door);
-        entrances.push(Entrance { listeners, connections, doorbell });
+        bells.push(Bells { executor: doorbell, leader: Arc::default(), stopping: Arc::default() });
+        entrances.push(Entrance { listeners, connections });
     }
-    Ok((doors.into(), entrances))
+    Ok((Ways { doors: doors.into(), bells: bells.into() }, entrances))
 }
 
 fn start_shard(
@@ -296,7 +314,7 @@ fn start_shard(
     plan: &Plan,
     index: usize,
     (served, lanes): (Vec<Served>, Vec<Lane>),
-    (entrance, doors, gpus): (Entrance, Arc<[Door]>, Vec<ShardPort>),
+    (entrance, ways, gpus, Neighbours { hosts, guests }): (Entrance, Ways, Vec<ShardPort>, Neighbours),
     control: &Arc<Control>,
     outbox: SyncSender<Message>,
 ) -> Result<(Running, ShardEnds), Error> {
@@ -310,8 +328,8 @@ fn start_shard(
     let (orders_in, orders) = rtrb::RingBuffer::new(ORDERS_MAX);
     let (closed, closed_out) = rtrb::RingBuffer::new(LANES_MAX);
     let (events, events_out) = rtrb::RingBuffer::new(EVENTS_PER_SLOT * slots_max + waiting_max);
-    let Entrance { listeners, connections, doorbell } = entrance;
-    let (bell, stopping) = (Arc::new(LeaderBell::default()), Arc::new(AtomicBool::new(false)));
+    let Entrance { listeners, connections } = entrance;
+    let Bells { executor: doorbell, leader: bell, stopping } = ways.bells[index].clone();
     let ready = Arc::new(AtomicBool::new(false));
     let metrics = Arc::clone(&control.metrics[index]);
 
@@ -319,6 +337,7 @@ fn start_shard(
         commands,
         events,
         closed,
+        guests,
         doorbell: Arc::clone(&doorbell),
         bell: Arc::clone(&bell),
         stopping: Arc::clone(&stopping),
@@ -345,17 +364,18 @@ fn start_shard(
         commands: commands_in,
         outbox,
         doorbell: Arc::clone(&doorbell),
-        bell: Arc::clone(&bell),
+        bell,
         gpus,
-        doors,
+        hosts,
+        doors: Arc::clone(&ways.doors),
         may_spin: config.executor_spin && place.executor.len() == 1 && !place.workers.contains(&place.executor[0]),
     };
     let arrivals = Arrivals { events: events_out, orders, connections };
-    let executor_stopping = Arc::clone(&stopping);
+    let farewell = Farewell { index, bells: Arc::clone(&ways.bells) };
     let (config, control) = (config.clone(), Arc::clone(control));
     let io = plan.io.clone();
     let executor = std::thread::Builder::new().name(executor_name(index)).spawn(move || {
-        let _farewell = Farewell { bell, stopping: executor_stopping };
+        let _farewell = farewell;
         pin(&place.executor);
         let shard = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
         crate::executor::run(&io, shard.serve(arrivals, listeners))?
@@ -377,16 +397,16 @@ pub fn worker_name(shard: usize, member: usize) -> String {
     if member == 0 { format!("leader-{shard}") } else { format!("worker-{shard}.{member}") }
 }
 
-/// Tells the leader that its executor is gone, also where a panic took it.
+/// Tells all leaders that the executor of a shard is gone, also where a panic took it.
 struct Farewell {
-    bell: Arc<LeaderBell>,
-    stopping: Arc<AtomicBool>,
+    index: usize,
+    bells: Arc<[Bells]>,
 }
 
 impl Drop for Farewell {
     fn drop(&mut self) {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.bell.ring();
+        self.bells[self.index].stopping.store(true, Ordering::SeqCst);
+        self.bells.iter().for_each(|bells| bells.leader.ring());
     }
 }
 
@@ -473,125 +493,3 @@ const COMMANDS_PER_SLOT: usize = 2;
 const EVENTS_PER_SLOT: usize = 64;
 /// Messages to the control thread that may wait, of each shard: every order's end and a few clients' wishes.
 const MESSAGES_MAX: usize = 2 * ORDERS_MAX;
-
-#[cfg(test)]
-#[expect(unsafe_code, reason = "a signal to one thread of the process")]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::TcpStream;
-
-    use super::*;
-    use crate::config::Settings;
-    use crate::engine::faults::{self, Fault};
-    use crate::registry::State;
-
-    /// A server on a thread of this process, whose end is asked for by a signal to that thread alone.
-    struct Server {
-        address: SocketAddr,
-        thread: libc::pid_t,
-        join: JoinHandle<Result<(), Error>>,
-    }
-
-    impl Server {
-        fn start() -> Self {
-            let cores = Topology::read(std::path::Path::new("/sys")).unwrap().core_count();
-            let (shards, workers) = (Some(cores.min(2)), (cores < 4).then_some(1));
-            let settings = Settings { port: Some(0), kv_cache_mb: Some(64), shards, workers, ..Settings::default() };
-            let config = settings.validate().unwrap();
-            let plan = Plan::make(&config).unwrap();
-            let address = plan.address.unwrap();
-            let started = crate::registry::load_all(&config, &plan.placement, &State::default(), &|_, _| {}).unwrap();
-            let (told, thread) = std::sync::mpsc::sync_channel(1);
-            let join = std::thread::spawn(move || {
-                let termination = Termination::block().unwrap();
-                // SAFETY: no pointers are involved.
-                told.send(unsafe { libc::gettid() }).unwrap();
-                serve(&config, &plan, Models { started, state: None }, &termination)
-            });
-            Self { address, thread: thread.recv().unwrap(), join }
-        }
-
-        fn connect(&self) -> TcpStream {
-            let deadline = Instant::now() + PATIENCE;
-            let client = loop {
-                match TcpStream::connect(self.address) {
-                    Ok(client) => break client,
-                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
-                }
-                pause(Duration::from_millis(10));
-            };
-            client.set_read_timeout(Some(PATIENCE)).unwrap();
-            client
-        }
-
-        /// All that is said to `request`.
-        fn answer(&self, request: &str) -> String {
-            let mut client = self.connect();
-            client.write_all(request.as_bytes()).unwrap();
-            let mut answer = Vec::new();
-            client.read_to_end(&mut answer).unwrap();
-            String::from_utf8_lossy(&answer).into_owned()
-        }
-
-        fn stream(&self) -> String {
-            let body = r#"{"prompt":"Once","max_tokens":60,"stream":true,"ignore_eos":true,"temperature":0}"#;
-            let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
-            let length = body.len();
-            self.answer(&format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"))
-        }
-
-        /// Several at a time.
-        fn streams(&self) -> Vec<String> {
-            std::thread::scope(|scope| {
-                let clients: Vec<_> = (0..STREAMS).map(|_| scope.spawn(|| self.stream())).collect();
-                clients.into_iter().map(|client| client.join().unwrap()).collect()
-            })
-        }
-
-        fn end(self) -> Result<(), Error> {
-            // SAFETY: no pointers are involved; the thread has the signal blocked and waits for it.
-            unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), self.thread, libc::SIGTERM) };
-            self.join.join().unwrap()
-        }
-    }
-
-    /// The text of a stream that ended well.
-    fn text(answer: &str) -> Option<String> {
-        let chunks = answer.lines().filter_map(|line| line.strip_prefix("data: "));
-        let parse = |chunk: &str| serde_json::from_str::<serde_json::Value>(chunk).ok();
-        let text = |chunk: serde_json::Value| chunk["choices"][0]["text"].as_str().map(str::to_owned);
-        let whole = answer.contains("data: [DONE]") && !answer.contains("data: {\"error\":");
-        whole.then(|| chunks.filter_map(parse).filter_map(text).collect())
-    }
-
-    #[test]
-    fn a_shard_that_breaks_down_ends_its_own_streams_and_is_back() {
-        let server = Server::start();
-        let alone = text(&server.stream()).expect("nothing is wrong yet");
-        for fault in [Fault::Leader, Fault::Worker] {
-            faults::inject(fault, 0);
-            let deadline = Instant::now() + PATIENCE;
-            let mut answers = Vec::new();
-            while faults::is_pending() {
-                assert!(Instant::now() < deadline, "{fault:?}: shard 0 gets no stream");
-                answers.extend(server.streams());
-            }
-            let (whole, broken): (Vec<&String>, Vec<&String>) =
-                answers.iter().partition(|answer| text(answer).is_some());
-            assert!(broken.iter().any(|answer| answer.contains("data: {\"error\":")), "{fault:?}: {broken:?}");
-            for answer in broken {
-                assert!(answer.contains("broke down") && !answer.contains("[DONE]"), "{answer}");
-            }
-            assert!(whole.iter().all(|answer| text(answer).as_ref() == Some(&alone)), "{fault:?}: others go on");
-            let again = server.streams();
-            assert!(again.iter().all(|answer| text(answer).as_ref() == Some(&alone)), "{fault:?}: it is back");
-        }
-        let metrics = server.answer("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        assert!(metrics.contains("bitnet_shard_restarts_total 2\n"), "{metrics}");
-        let outcome = server.end();
-        assert!(outcome.is_ok(), "{outcome:?}");
-    }
-
-    const PATIENCE: Duration = Duration::from_secs(60);
-    const STREAMS: usize = 8;
-}

@@ -13,7 +13,7 @@ use gguf::TensorType;
 use harness::{ROWS_MAX, Rig, load, load_with};
 use kernels::Isa;
 use runtime::cli::synth::{self, Preset};
-use runtime::engine::{Command, Engine, Event, GenerationId, Lane, LaneLimits, Link};
+use runtime::engine::{Command, Engine, Event, GenerationId, Guests, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::mailbox::{Doorbell, LeaderBell};
@@ -344,6 +344,7 @@ fn link(commands: rtrb::Consumer<Command>, events: rtrb::Producer<Event>, closed
         commands,
         events,
         closed,
+        guests: Guests::default(),
         doorbell: Arc::new(Doorbell::new().unwrap()),
         bell: Arc::new(LeaderBell::default()),
         stopping: Arc::new(AtomicBool::new(true)),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use harness::load;
 use kernels::Isa;
-use runtime::engine::{Command, Engine, Event, Finish, GenerationId, Lane, LaneLimits, Link};
+use runtime::engine::{Command, Engine, Event, Finish, GenerationId, Guests, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::mailbox::{Doorbell, LeaderBell};
@@ -173,6 +173,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
         commands,
         events,
         closed,
+        guests: Guests::default(),
         doorbell: Arc::new(Doorbell::new().unwrap()),
         bell: Arc::new(LeaderBell::default()),
         stopping: Arc::new(AtomicBool::new(true)),

@@ -156,6 +156,11 @@ impl Lane {
         self.scheduler.waiting()
     }
 
+    /// Prompt tokens that are still to be computed.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.scheduler.prompt_tokens()
+    }
+
     /// KV blocks in use and in all.
     pub(super) fn kv_blocks(&self) -> (usize, usize) {
         let tables = self.kv.tables();

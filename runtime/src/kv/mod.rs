@@ -1,7 +1,10 @@
 //! The KV cache: which blocks the sequences of a device hold, and the pool of blocks of a shard.
 
+mod known;
 mod prefix;
 mod tables;
+
+use std::sync::Arc;
 
 use kernels::attention::{self, KvView};
 use tuning::NodeId;
@@ -10,6 +13,7 @@ use tuning::memory::Arena;
 use crate::model::HyperParameters;
 use crate::shared::Shared;
 
+pub use known::{KnownBlocks, block_hashes};
 pub use tables::{BlockTables, OutOfBlocks};
 
 /// Keys and values of all sequences of a shard, as F16.
@@ -59,6 +63,12 @@ impl KvCache {
     #[must_use]
     pub fn with_prefixes(self) -> Self {
         Self { tables: self.tables.with_prefixes(), ..self }
+    }
+
+    /// The same, and others read in `known` which blocks it knows.
+    #[must_use]
+    pub fn published_in(self, known: Arc<KnownBlocks>) -> Self {
+        Self { tables: self.tables.published_in(known), ..self }
     }
 
     /// Bytes of one block over all layers.

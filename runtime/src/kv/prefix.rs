@@ -5,12 +5,11 @@
 //! mix two contexts. Blocks that no sequence uses stay until their place is wanted, the longest unused first. A
 //! sequence that uses a block uses all before it and lets go of later ones first, so a block outlives those behind it.
 
-use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use kernels::attention::BLOCK;
 
-/// The tokens of a full block.
-pub(super) type BlockTokens = [u32; BLOCK];
+use super::known::{BlockTokens, KnownBlocks, START, chain};
 
 /// Links of a block in the index; all lists are made of block numbers, so that nothing is ever allocated.
 #[derive(Clone, Debug)]
@@ -38,8 +37,8 @@ pub(super) struct PrefixIndex {
     oldest: u32,
     newest: u32,
     unused: usize,
-    /// Seeded by the process, so that nobody can choose tokens that share a bucket.
-    hasher: RandomState,
+    /// Where others read what is known.
+    published: Option<Arc<KnownBlocks>>,
 }
 
 impl PrefixIndex {
@@ -52,8 +51,21 @@ impl PrefixIndex {
             oldest: NONE,
             newest: NONE,
             unused: 0,
-            hasher: RandomState::new(),
+            published: None,
         }
+    }
+
+    /// The same, and others read in `known` what it knows.
+    pub(super) fn published_in(self, known: Arc<KnownBlocks>) -> Self {
+        Self { published: Some(known), ..self }
+    }
+
+    /// One that knows nothing, in its place.
+    pub(super) fn cleared(self) -> Self {
+        if let Some(known) = &self.published {
+            known.clear();
+        }
+        Self { published: self.published, ..Self::new(self.entries.len()) }
     }
 
     /// Known blocks that no sequence uses.
@@ -87,6 +99,9 @@ impl PrefixIndex {
         let entry = &mut self.entries[block as usize];
         (entry.parent, entry.hash, entry.tokens, entry.known) = (parent.unwrap_or(NONE), hash, *tokens, true);
         entry.next = std::mem::replace(&mut self.buckets[bucket], block);
+        if let Some(known) = &self.published {
+            known.insert(hash);
+        }
     }
 
     /// No sequence uses the known `block` any more.
@@ -121,6 +136,9 @@ impl PrefixIndex {
         self.wake(block);
         let Entry { hash, next, .. } = self.entries[block as usize];
         self.entries[block as usize].known = false;
+        if let Some(known) = &self.published {
+            known.remove(hash);
+        }
         let bucket = self.bucket(hash);
         if self.buckets[bucket] == block {
             self.buckets[bucket] = next;
@@ -135,8 +153,7 @@ impl PrefixIndex {
     }
 
     fn hash(&self, parent: Option<u32>, tokens: &BlockTokens) -> u64 {
-        let before = parent.map_or(0, |parent| self.entries[parent as usize].hash);
-        self.hasher.hash_one((before, tokens))
+        chain(parent.map_or(START, |parent| self.entries[parent as usize].hash), tokens)
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "masked to the number of buckets")]

@@ -1,9 +1,12 @@
 //! Which blocks the sequences of a device hold, which they share, and which are free.
 
+use std::sync::Arc;
+
 use kernels::attention::BLOCK;
 
 use super::blocks_for;
-use super::prefix::{BlockTokens, PrefixIndex};
+use super::known::{BlockTokens, KnownBlocks};
+use super::prefix::PrefixIndex;
 
 /// The block tables of the slots of a device: a slot's table names the block of each run of [`BLOCK`] positions. Blocks
 /// are taken as positions are about to be computed.
@@ -53,10 +56,16 @@ impl BlockTables {
         Self { index: Some(PrefixIndex::new(self.users.len())), ..self }
     }
 
+    /// The same, and others read in `known` which blocks it knows.
+    #[must_use]
+    pub fn published_in(self, known: Arc<KnownBlocks>) -> Self {
+        Self { index: self.index.map(|index| index.published_in(known)), ..self }
+    }
+
     /// Forgets everything: no slot holds a block, and none is known.
     pub fn clear(&mut self) {
-        let fresh = Self::new(self.blocks_per_slot * BLOCK, self.held.len(), self.users.len());
-        *self = if self.index.is_some() { fresh.with_prefixes() } else { fresh };
+        let index = self.index.take().map(PrefixIndex::cleared);
+        *self = Self { index, ..Self::new(self.blocks_per_slot * BLOCK, self.held.len(), self.users.len()) };
     }
 
     /// Takes the blocks for `positions` positions of `slot`, which holds none.
@@ -280,6 +289,24 @@ mod tests {
         tables.release(1);
         tables.extend(1, 4 * BLOCK).unwrap();
         assert_eq!(tables.adopt(0, &a) + tables.adopt(0, &b), 0, "all places were wanted");
+    }
+
+    #[test]
+    fn others_read_what_is_known_until_its_place_is_wanted() {
+        let (known, text) = (Arc::new(KnownBlocks::new(4)), text(1, 3));
+        let hashes: Vec<u64> = crate::kv::block_hashes(&text).collect();
+        let mut tables = tables(2, 4).published_in(Arc::clone(&known));
+        compute(&mut tables, 0, &text[..2 * BLOCK + 7]);
+        assert_eq!(known.positions(&hashes), 2 * BLOCK);
+        tables.release(0);
+        assert_eq!(known.positions(&hashes), 2 * BLOCK, "it is kept");
+        tables.extend(1, 3 * BLOCK).unwrap();
+        assert_eq!(known.positions(&hashes), BLOCK, "the last one was given away");
+        compute(&mut tables, 1, &text);
+        tables.clear();
+        assert_eq!(known.positions(&hashes), 0);
+        compute(&mut tables, 0, &text);
+        assert_eq!(known.positions(&hashes), 3 * BLOCK, "it is still read");
     }
 
     #[test]

@@ -97,6 +97,8 @@ pub struct StepMetrics {
     pub head: HeadMetrics,
     pub running: Cell,
     pub waiting: Cell,
+    /// Prompt tokens that are still to be computed.
+    pub prompt_tokens: Cell,
     /// Sequences that were pushed out of their slots.
     pub preempted: Cell,
     /// Tokens that were looked up in the KV cache, and those that were found.
@@ -121,6 +123,8 @@ pub struct RequestMetrics {
     pub connections: Cell,
     /// Connections that another shard accepted.
     pub handed_over: Cell,
+    /// Sequences that another shard computed, whose cache knew their beginning.
+    pub routed: Cell,
     pub outcomes: Outcomes,
     pub prompt_tokens: Cell,
     pub generated_tokens: Cell,
@@ -185,6 +189,7 @@ impl Default for ShardMetrics {
                 head: HeadMetrics::default(),
                 running: Cell::default(),
                 waiting: Cell::default(),
+                prompt_tokens: Cell::default(),
                 preempted: Cell::default(),
                 prefix_queries: Cell::default(),
                 prefix_hits: Cell::default(),
@@ -201,6 +206,7 @@ impl Default for ShardMetrics {
                 active: Cell::default(),
                 connections: Cell::default(),
                 handed_over: Cell::default(),
+                routed: Cell::default(),
                 outcomes: Outcomes::default(),
                 prompt_tokens: Cell::default(),
                 generated_tokens: Cell::default(),
@@ -250,10 +256,11 @@ impl ShardMetrics {
         head.exact.add(counts.exact as u64);
     }
 
-    /// Sequences in slots and in the queue.
-    pub fn set_queue(&self, running: usize, waiting: usize) {
+    /// Sequences in slots and in the queue, and prompt tokens that they have still to compute.
+    pub fn set_queue(&self, running: usize, waiting: usize, prompt_tokens: usize) {
         self.step.running.set(running as u64);
         self.step.waiting.set(waiting as u64);
+        self.step.prompt_tokens.set(prompt_tokens as u64);
     }
 
     /// What a lane's scheduler has counted since the last time.

@@ -133,6 +133,8 @@ impl Page<'_> {
         self.counter("bitnet_prefix_cache_hits_total", "Tokens that were found in the KV cache.", |s| {
             &s.step.prefix_hits
         });
+        let routed = "Sequences that another shard computed, since its KV cache knew their beginning.";
+        self.counter("bitnet_prefix_routed_sequences_total", routed, |s| &s.requests.routed);
         let (used, all) = (self.sum(|s| &s.step.kv_blocks_used), self.sum(|s| &s.step.kv_blocks));
         self.push_gauge("bitnet_kv_cache_usage_ratio", "KV blocks in use.", if all > 0.0 { used / all } else { 0.0 });
     }

@@ -24,13 +24,13 @@ use std::time::{Duration, Instant};
 use net::api::{DevicePreference, LoadReply, LoadRequest, QuantizationPreference, ValidationResult, ValidationResults};
 use net::error::{ApiError, Code};
 use rtrb::{Consumer, Producer};
-use tuning::{Placement, ShardPlacement};
+use tuning::Placement;
 
 use crate::config::Config;
-use crate::engine::{GenerationId, LANES_MAX, Lane, LaneLimits};
+use crate::engine::{GenerationId, LANES_MAX, Lane, LaneLimits, guests_max};
 use crate::forward::{Forward, Limits};
 use crate::gpu::GpuOrders;
-use crate::kv::KvCache;
+use crate::kv::{KnownBlocks, KvCache};
 use crate::log::{info, warning};
 use crate::mailbox::Doorbell;
 use crate::metrics::GenerationMetrics;
@@ -103,6 +103,9 @@ impl Held {
         let shards = placement.shards.len();
         let metrics: Arc<[_]> = (0..shards).map(|_| Arc::new(GenerationMetrics::default())).collect();
         let facts = Arc::new(loaded.facts);
+        let kv_blocks = usize::try_from(loaded.budget.kv_blocks).expect("bounded by memory");
+        let tables = if shares_prefixes(config, &loaded.replicas[0]) { shards } else { 0 };
+        let known: Arc<[_]> = (0..tables).map(|_| Arc::new(KnownBlocks::new(kv_blocks))).collect();
         let make = |(index, model): (usize, &Arc<Model>)| {
             let served = Served {
                 id: facts.generation,
@@ -110,8 +113,9 @@ impl Held {
                 facts: Arc::clone(&facts),
                 metrics: Arc::clone(&metrics[index]),
                 everywhere: Arc::clone(&metrics),
+                known: Arc::clone(&known),
             };
-            let lane = make_lane(config, &placement.shards[index], shards, &served, &loaded.budget)?;
+            let lane = make_lane(config, placement, index, &served, kv_blocks)?;
             Ok((served, lane))
         };
         let parts = loaded.replicas.iter().enumerate().map(make).collect::<Result<_, tuning::Error>>()?;
@@ -125,14 +129,21 @@ impl Held {
     }
 }
 
-/// Everything that one of `shards` shards needs to compute `served`.
+/// Whether the sequences of a model share what they have in common. Poolings other than the last state's need the states
+/// of positions that a shared prefix leaves out.
+fn shares_prefixes(config: &Config, model: &Model) -> bool {
+    config.prefix_cache && model.weights.params.pooling.is_none_or(|pooling| pooling == Pooling::Last)
+}
+
+/// Everything that the shard with that index needs to compute `served`.
 fn make_lane(
     config: &Config,
-    place: &ShardPlacement,
-    shards: usize,
+    placement: &Placement,
+    index: usize,
     served: &Served,
-    budget: &Budget,
+    kv_blocks: usize,
 ) -> Result<Lane, tuning::Error> {
+    let (place, shards) = (&placement.shards[index], placement.shards.len());
     let (params, workers) = (&served.model.weights.params, place.workers.len());
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
     let logits_max = match params.pooling {
@@ -142,13 +153,15 @@ fn make_lane(
     };
     let limits = Limits { rows_max: config.rows_max, logits_max };
     let forward = Forward::new(config.isa, params, workers, limits).tuned(&config.tuned);
-    let kv_blocks = usize::try_from(budget.kv_blocks).expect("bounded by memory");
     let kv = KvCache::on_node(params, served.model.weights.context, slots_max, kv_blocks, Some(place.memory_node))?;
-    // Other poolings need the states of positions that a shared prefix leaves out.
-    let shares = config.prefix_cache && params.pooling.is_none_or(|pooling| pooling == Pooling::Last);
-    let kv = if shares { kv.with_prefixes() } else { kv };
+    let kv = match served.known.get(index) {
+        Some(known) => kv.with_prefixes().published_in(Arc::clone(known)),
+        None => kv,
+    };
+    // Sequences of other shards come beside those that its own executor takes in.
+    let guests_max = if served.known.is_empty() { 0 } else { (shards - 1) * guests_max(slots_max, shards) };
     let (itl_target, speculation) = (config.itl_target, config.speculation);
-    let limits = LaneLimits { slots_max, waiting_max, itl_target, speculation };
+    let limits = LaneLimits { slots_max, waiting_max: waiting_max + guests_max, itl_target, speculation };
     Ok(Lane::new(served.id, Arc::clone(&served.model), workers, forward, kv, limits, Arc::clone(&served.metrics)))
 }
 

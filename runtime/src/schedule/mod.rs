@@ -49,6 +49,8 @@ pub struct Scheduler {
     /// By turn.
     waiting: VecDeque<Waiting>,
     waiting_max: usize,
+    /// Tokens of those that wait.
+    waiting_tokens: usize,
     /// Taken slots by rank: who decodes and gets blocks first, and from the end who is pushed out.
     order: Vec<usize>,
     /// Slots whose prompts want rows, as they take turns in the step being formed.
@@ -67,6 +69,7 @@ impl Scheduler {
             slots: (0..slots).map(|_| None).collect(),
             waiting: VecDeque::with_capacity(waiting_max + slots),
             waiting_max,
+            waiting_tokens: 0,
             order: Vec::with_capacity(slots),
             prompts: Vec::with_capacity(slots),
             clients: Clients::with_capacity(waiting_max + slots),
@@ -103,7 +106,14 @@ impl Scheduler {
 
     fn enqueue(&mut self, waiting: Waiting) {
         let at = self.waiting.partition_point(|other| other.due < waiting.due);
+        self.waiting_tokens += waiting.new.tokens.len();
         self.waiting.insert(at, waiting);
+    }
+
+    fn stop_waiting(&mut self, at: usize) -> Waiting {
+        let waiting = self.waiting.remove(at).expect("whoever waits was looked up");
+        self.waiting_tokens -= waiting.new.tokens.len();
+        waiting
     }
 
     /// Who waits and is next: the first whose client is not ahead of another that waits.
@@ -122,6 +132,7 @@ impl Scheduler {
             self.clients.leave(sequence.client_index);
             taken.push(sequence.into_new());
         }
+        self.waiting_tokens = 0;
         for waiting in self.waiting.drain(..) {
             self.clients.leave(waiting.client);
             taken.push(waiting.new);
@@ -132,7 +143,7 @@ impl Scheduler {
     /// Forgets a stream wherever it is; its blocks are free at once. Unknown streams have ended already.
     pub fn cancel(&mut self, stream: StreamId, kv: &mut BlockTables) {
         if let Some(at) = self.waiting.iter().position(|waiting| waiting.new.stream == stream) {
-            let waiting = self.waiting.remove(at).expect("found above");
+            let waiting = self.stop_waiting(at);
             self.clients.leave(waiting.client);
             return;
         }
@@ -178,7 +189,7 @@ impl Scheduler {
                 kv.release(slot);
                 return;
             }
-            let waiting = self.waiting.remove(next).expect("looked at above");
+            let waiting = self.stop_waiting(next);
             if waiting.cached_before.is_none() {
                 admitted(waiting.new.stream);
                 self.counts.prefix_queries += waiting.new.tokens.len() as u64;
@@ -370,6 +381,13 @@ impl Scheduler {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Prompt tokens that are still to be computed, in slots and in the queue.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> usize {
+        let pending = self.order.iter().map(|slot| self.taken(*slot).pending()).filter(|pending| *pending > 1);
+        self.waiting_tokens + pending.sum::<usize>()
     }
 
     /// What has happened since this was last asked.

@@ -44,6 +44,15 @@ pub(super) struct Estimate {
     pub(super) first_token: Duration,
 }
 
+/// How soon a shard would come to a prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prospect {
+    pub(super) standing: Standing,
+    /// Prompt tokens that wait to be computed there, and those of this prompt that would have to be.
+    pub(super) tokens_ahead: usize,
+    pub(super) tokens: usize,
+}
+
 /// Why a request is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -100,15 +109,45 @@ impl Admission {
     }
 
     /// When a request of so many prompt tokens would be computed if it were taken now.
-    #[expect(clippy::cast_precision_loss, reason = "tokens and sequences are few")]
     pub(super) fn estimate(&self, standing: &Standing, tokens: usize) -> Estimate {
-        let ahead = (standing.sequences + 1).saturating_sub(standing.slots) as f64;
-        let queue_s = ahead * self.slot_s.get() / standing.slots.max(1) as f64;
+        self.estimate_of(&Prospect { standing: *standing, tokens_ahead: self.pending_tokens.get(), tokens })
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "tokens and sequences are few")]
+    fn estimate_of(&self, prospect: &Prospect) -> Estimate {
+        let Prospect { standing, tokens_ahead, tokens } = prospect;
+        let queue_s = standing.ahead() as f64 * self.slot_s.get() / standing.slots.max(1) as f64;
         let row_s = if standing.prompt_share > 0.0 { standing.prompt_row_s / standing.prompt_share } else { 0.0 };
         // Prompts of those that wait for a slot are computed while they do.
-        let (others_s, own_s) = (self.pending_tokens.get() as f64 * row_s, tokens as f64 * row_s);
+        let (others_s, own_s) = (*tokens_ahead as f64 * row_s, *tokens as f64 * row_s);
         let seconds = |s: f64| Duration::try_from_secs_f64(s).unwrap_or(Duration::MAX);
         Estimate { queue: seconds(queue_s), first_token: seconds(queue_s.max(others_s) + own_s) }
+    }
+
+    /// When the first token of a prompt would come from another shard, if that is sooner than from this one.
+    pub(super) fn first_token_there(&self, here: &Prospect, there: &Prospect) -> Option<Duration> {
+        if there.standing.memory() > self.limits.memory_max {
+            return None;
+        }
+        // How long a slot is kept is not known before the first was.
+        if self.slot_s.get() == 0.0 && there.standing.ahead() > here.standing.ahead() {
+            return None;
+        }
+        // A shard that has computed no prompt yet takes as long as the other.
+        let (mut here, mut there) = (*here, *there);
+        let row_s = |prospect: &Prospect| prospect.standing.prompt_row_s;
+        match (row_s(&here) > 0.0, row_s(&there) > 0.0) {
+            (false, true) => here.standing.prompt_row_s = row_s(&there),
+            (true, false) => there.standing.prompt_row_s = row_s(&here),
+            _ => {}
+        }
+        let sooner = self.estimate_of(&there).first_token.saturating_add(WAY_THERE);
+        (sooner < self.estimate_of(&here).first_token).then_some(sooner)
+    }
+
+    /// Prompt tokens that wait here.
+    pub(super) fn pending_tokens(&self) -> usize {
+        self.pending_tokens.get()
     }
 
     /// So many prompt tokens wait from now on.
@@ -135,6 +174,11 @@ impl Admission {
 }
 
 impl Standing {
+    /// Sequences that one more would wait for.
+    fn ahead(&self) -> usize {
+        (self.sequences + 1).saturating_sub(self.slots)
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "sequences are few")]
     fn busy(&self) -> f64 {
         self.sequences as f64 / self.sequences_max.max(1) as f64
@@ -163,6 +207,8 @@ impl From<Refusal> for ApiError {
 
 /// Weight of one sequence in the moving average of all.
 const SLOT_WEIGHT: f64 = 0.1;
+/// What a sequence must gain by going to another shard: the wake-ups between there and here.
+const WAY_THERE: Duration = Duration::from_micros(200);
 const RETRY_SOON: Duration = Duration::from_secs(2);
 const RETRY_FULL: Duration = Duration::from_secs(5);
 const RETRY_LATE_MAX: Duration = Duration::from_secs(60);
@@ -235,6 +281,38 @@ mod tests {
         assert_eq!(door.estimate(&standing(14), 100), Estimate { queue: ms(2000), first_token: ms(4000) });
         (0..100).for_each(|_| door.observe_slot(Duration::from_secs(8)));
         assert!(door.estimate(&standing(14), 0).queue > ms(3900));
+    }
+
+    #[test]
+    fn a_prompt_goes_where_its_first_token_comes_sooner_and_never_into_a_longer_wait() {
+        let door = Admission::new(LIMITS, 2);
+        let at = |sequences, tokens_ahead, tokens| Prospect { standing: standing(sequences), tokens_ahead, tokens };
+        let there = |here: &Prospect, there: &Prospect| door.first_token_there(here, there).is_some();
+        // 20 ms a row: 100 rows here, 4 of them there.
+        assert!(there(&at(0, 0, 100), &at(0, 0, 4)));
+        assert!(there(&at(0, 0, 100), &at(9, 95, 4)), "prompts that wait there are shorter");
+        assert!(!there(&at(0, 0, 100), &at(9, 96, 4)), "it would wait as long as computing takes");
+        assert!(!there(&at(0, 0, 4), &at(0, 0, 4)), "the way is longer");
+        assert!(!there(&at(0, 0, 100), &at(10, 0, 4)), "nobody knows when a slot comes free");
+        assert!(there(&at(10, 0, 100), &at(10, 0, 4)), "nor here");
+        door.observe_slot(Duration::from_secs(4));
+        // A slot comes free every 400 ms.
+        assert!(there(&at(0, 0, 100), &at(13, 0, 4)) && !there(&at(0, 0, 100), &at(14, 0, 4)));
+        let full = Prospect { standing: Standing { kv_blocks_used: 86, ..standing(0) }, ..at(0, 0, 4) };
+        assert!(!there(&at(0, 0, 100), &full), "its memory is full");
+    }
+
+    #[test]
+    fn what_a_prompt_takes_is_the_same_where_none_was_computed_yet() {
+        let door = Admission::new(LIMITS, 2);
+        let at = |prompt_row_s, tokens| Prospect {
+            standing: Standing { prompt_row_s, ..standing(0) },
+            tokens_ahead: 0,
+            tokens,
+        };
+        assert!(door.first_token_there(&at(0.0, 100), &at(0.01, 4)).is_some());
+        assert!(door.first_token_there(&at(0.01, 100), &at(0.0, 4)).is_some());
+        assert!(door.first_token_there(&at(0.0, 100), &at(0.0, 4)).is_none(), "nothing is known to be gained");
     }
 
     #[test]

@@ -247,6 +247,8 @@ struct Generation<'a> {
     began_on: Option<usize>,
     /// Prompt tokens, until the first token of the answer.
     pending_tokens: usize,
+    /// The last prompt that was placed, and the shard that has its sequences if it is another one.
+    placed: Option<(usize, Option<usize>)>,
     work: Work,
     inbox: Rc<Inbox>,
     streams: Vec<StreamId>,
@@ -296,6 +298,7 @@ impl<'a> Generation<'a> {
             failed: false,
             began_on: None,
             pending_tokens,
+            placed: None,
             work,
             inbox,
             streams: Vec::with_capacity(wanted),
@@ -343,12 +346,37 @@ impl<'a> Generation<'a> {
             self.shard.gpus.start(device, self.served.id, sequence);
             return Ok(());
         }
-        if !self.shard.start(Command::Start { generation: self.served.id, sequence: Box::new(sequence) }) {
+        let mut sequence = Box::new(sequence);
+        if let Some(host) = self.host_of(prompt) {
+            match self.shard.hosts.start(host, self.served.id, sequence) {
+                Ok(()) => {
+                    self.shard.metrics.requests.routed.add(1);
+                    return Ok(());
+                }
+                Err(back) => sequence = back,
+            }
+        }
+        if !self.shard.start(Command::Start { generation: self.served.id, sequence }) {
             self.shard.streams.borrow_mut().remove(&stream);
             self.shard.metrics.requests.outcomes.refused_queue.add(1);
             return Err(queue_full());
         }
         Ok(())
+    }
+
+    /// The other shard that computes the sequences of a prompt, which keep together. Its tokens wait there, not here.
+    fn host_of(&mut self, prompt: usize) -> Option<usize> {
+        if let Some((_, host)) = self.placed.filter(|(placed, _)| *placed == prompt) {
+            return host;
+        }
+        let tokens = &self.work.prompts[prompt];
+        let host = self.shard.hosts.choose(self.shard, &self.served, tokens);
+        if host.is_some() {
+            self.pending_tokens -= tokens.len();
+            self.shard.admission.remove_pending(tokens.len());
+        }
+        self.placed = Some((prompt, host));
+        host
     }
 
     /// Answers as the tokens come. `Ok(false)` where the client is gone.

@@ -10,6 +10,7 @@ mod doors;
 mod embeddings;
 mod generation;
 mod gpus;
+mod hosts;
 mod models;
 mod peer;
 mod probe;
@@ -28,7 +29,7 @@ use net::api::SwapStatus;
 use rtrb::{Consumer, Producer};
 
 use crate::config::Config;
-use crate::engine::{Command, Event, Finish};
+use crate::engine::{Command, Event, Finish, Host, guests_max};
 use crate::executor::{self, Holder, Listener, Rings, Signal, Turns, held_by};
 use crate::gpu::{Costs, Inventory, Load, ShardPort};
 use crate::mailbox::{Doorbell, LeaderBell};
@@ -38,6 +39,7 @@ use crate::registry::{Message, ORDERS_MAX, Order};
 use crate::schedule::StreamId;
 use admission::{Admission, Standing};
 use gpus::Gpus;
+use hosts::Hosts;
 use models::Models;
 use peer::Peer;
 
@@ -123,6 +125,11 @@ impl Control {
         self.metrics.iter().map(|metrics| metrics.requests.active.get()).sum()
     }
 
+    /// How often the leader of each shard has begun anew.
+    fn restarts(&self) -> Box<[u64]> {
+        self.metrics.iter().map(|metrics| metrics.step.restarts.get()).collect()
+    }
+
     /// Whether the caller may start a load, swap or removal, as nobody else does.
     pub(crate) fn begin_operation(&self) -> bool {
         !self.operating.swap(true, Ordering::SeqCst)
@@ -170,6 +177,8 @@ pub struct ShardLink {
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
     pub gpus: Vec<ShardPort>,
+    /// The other shards' leaders, by shard.
+    pub hosts: Vec<Option<Host>>,
     /// Of all shards.
     pub doors: Arc<[Door]>,
     /// The executor has a core of its own and need not sleep.
@@ -189,6 +198,7 @@ pub struct Shard {
     config: Config,
     models: Models,
     gpus: Gpus,
+    hosts: Hosts,
     slots_max: usize,
     control: Arc<Control>,
     metrics: Arc<ShardMetrics>,
@@ -233,6 +243,7 @@ impl Shard {
     ) -> Self {
         let metrics = Arc::clone(&control.metrics[index]);
         let gpus = Gpus::new(link.gpus);
+        let hosts = Hosts::new(link.hosts, guests_max(slots_max, control.metrics.len()));
         let admission = Admission::new(config.admission, control.metrics.len());
         Self {
             index,
@@ -253,6 +264,7 @@ impl Shard {
             admission,
             slots_max,
             gpus,
+            hosts,
             peers: RefCell::default(),
             json: RefCell::default(),
             counter: Cell::new(StreamId::first_of(index)),
@@ -279,13 +291,13 @@ impl Shard {
         let rings = Rings::new(&doorbell)?;
         let turns = if shard.may_spin { Turns::new()? } else { None };
         let (mut draining, mut cut) = (false, false);
-        let restarts = || shard.metrics.step.restarts.get();
-        let mut restarts_seen = restarts();
+        let restarts = || shard.control.metrics.iter().map(|metrics| metrics.step.restarts.get()).sum::<u64>();
+        let (mut restarts_seen, mut ended) = (restarts(), shard.control.restarts());
         loop {
             held_by(Holder::Delivery, || shard.deliver(&mut arrivals.events));
             if restarts() != restarts_seen {
                 restarts_seen = restarts();
-                shard.end_lost_streams();
+                shard.end_lost_streams(&mut ended);
             }
             held_by(Holder::Order, || shard.obey(&mut arrivals.orders));
             for socket in arrivals.connections.try_iter() {
@@ -311,7 +323,8 @@ impl Shard {
             let control = &shard.control;
             let (events, orders) = (&arrivals.events, &arrivals.orders);
             let mail = || !events.is_empty() || !orders.is_empty() || door.is_knocked_at();
-            let news = || mail() || !shard.gpus.are_quiet() || restarts() != restarts_seen;
+            let quiet = || shard.gpus.are_quiet() && shard.hosts.are_quiet();
+            let news = || mail() || !quiet() || restarts() != restarts_seen;
             let busy = || news() || control.is_draining() != draining || control.is_cutting() != cut;
             if let Some(turns) = &turns {
                 let until = Instant::now() + shard.spin_time();
@@ -332,7 +345,7 @@ impl Shard {
 
     /// Hands the leader's events to the requests that wait for them.
     fn deliver(&self, events: &mut Consumer<Event>) {
-        if events.is_empty() && self.gpus.are_quiet() {
+        if events.is_empty() && self.gpus.are_quiet() && self.hosts.are_quiet() {
             return;
         }
         let now = Instant::now();
@@ -350,23 +363,30 @@ impl Shard {
             self.bell.ring();
         };
         self.gpus.receive(|event| self.deliver_one(event, now), resume);
+        self.hosts.receive(|event| self.deliver_one(event, now));
         self.close_generations();
     }
 
-    /// Ends the streams of a leader that broke down. It has forgotten all that was sent to it before; what it got meanwhile
-    /// is cancelled.
-    fn end_lost_streams(&self) {
+    /// Ends the streams of leaders that broke down since `seen`. They have forgotten all that was sent to them before; what
+    /// they got meanwhile is cancelled.
+    fn end_lost_streams(&self, seen: &mut [u64]) {
+        let now_restarted = self.control.restarts();
+        let is_lost = |stream: StreamId, inbox: &Inbox| {
+            let leader = self.hosts.host_of(stream).unwrap_or(self.index);
+            inbox.device.get().is_none() && now_restarted[leader] != seen[leader]
+        };
         let streams = self.streams.borrow();
-        let on_cpu = streams.iter().filter(|(_, (inbox, _))| inbox.device.get().is_none());
-        let lost: Vec<StreamId> = on_cpu.map(|(stream, _)| *stream).collect();
+        let lost = streams.iter().filter(|(stream, (inbox, _))| is_lost(**stream, inbox)).map(|(stream, _)| *stream);
+        let lost: Vec<StreamId> = lost.collect();
         drop(streams);
+        seen.copy_from_slice(&now_restarted);
         let now = Instant::now();
         for stream in lost {
-            let sent = self.commands.borrow_mut().push(Command::Cancel(stream));
-            assert!(sent.is_ok(), "every stream that was started has room for its cancellation");
+            if !self.hosts.cancel(stream) {
+                self.command(Command::Cancel(stream));
+            }
             self.deliver_one(Event::End { stream, finish: Finish::Lost }, now);
         }
-        self.bell.ring();
     }
 
     fn deliver_one(&self, event: Event, now: Instant) {
@@ -383,7 +403,12 @@ impl Shard {
 
     /// What the CPU has to do and what that costs, as far as is known.
     fn cpu_load(&self) -> Load {
-        let step = &self.metrics.step;
+        self.load_of(self.index)
+    }
+
+    /// The same of any shard.
+    fn load_of(&self, index: usize) -> Load {
+        let step = &self.control.metrics[index].step;
         let float = |cell: &crate::metrics::Cell| f64::from_bits(cell.get());
         let costs = Costs {
             decode_s: float(&step.decode_s_bits),
@@ -396,14 +421,21 @@ impl Shard {
 
     /// How full it is, and how soon it computes prompts.
     fn standing(&self) -> Standing {
-        let (load, step, target_s) = (self.cpu_load(), &self.metrics.step, self.config.itl_target.as_secs_f64());
+        let (sequences, slots) = (self.streams.borrow().len(), self.slots_max + self.gpus.capacity());
+        Standing { sequences, slots, ..self.standing_of(self.index) }
+    }
+
+    /// How a shard stands by what its leader says.
+    fn standing_of(&self, index: usize) -> Standing {
+        let (load, step) = (self.load_of(index), &self.control.metrics[index].step);
+        let target_s = self.config.itl_target.as_secs_f64();
         // As steps are formed: prompts get what decoding leaves of the target, at least as much as decoding itself.
         let decode_s = if step.running.get() > 0 { load.costs.decode_s } else { 0.0 };
         let prompt_s = (target_s - decode_s).max(decode_s);
         Standing {
-            sequences: self.streams.borrow().len(),
+            sequences: load.sequences,
             sequences_max: self.sequences_max,
-            slots: self.slots_max + self.gpus.capacity(),
+            slots: self.slots_max,
             kv_blocks_used: step.kv_blocks_used.get(),
             kv_blocks: step.kv_blocks.get(),
             prompt_row_s: load.costs.prefill_row_s,
@@ -439,10 +471,10 @@ impl Shard {
         sent
     }
 
-    /// Sends a command of the control thread.
+    /// Sends a command of the control thread, or a cancellation.
     fn command(&self, command: Command) {
         let sent = self.commands.borrow_mut().push(command);
-        assert!(sent.is_ok(), "every order has room for its command");
+        assert!(sent.is_ok(), "every order and every stream that was started has room for its command");
         self.bell.ring();
     }
 
@@ -450,12 +482,10 @@ impl Shard {
         if self.streams.borrow_mut().remove(&stream).is_none() {
             return;
         }
-        if self.gpus.cancel(stream) {
+        if self.gpus.cancel(stream) || self.hosts.cancel(stream) {
             return;
         }
-        let sent = self.commands.borrow_mut().push(Command::Cancel(stream));
-        assert!(sent.is_ok(), "every stream that was started has room for its cancellation");
-        self.bell.ring();
+        self.command(Command::Cancel(stream));
     }
 
     fn next_id(&self) -> u64 {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use net::error::ApiError;
 
 use crate::engine::GenerationId;
+use crate::kv::KnownBlocks;
 use crate::metrics::GenerationMetrics;
 use crate::model::Model;
 use crate::registry::Facts;
@@ -23,6 +24,8 @@ pub struct Served {
     /// This shard's counts, and those of all shards.
     pub metrics: Arc<GenerationMetrics>,
     pub everywhere: Arc<[Arc<GenerationMetrics>]>,
+    /// What the cache of each shard knows; none where prompts share nothing.
+    pub known: Arc<[Arc<KnownBlocks>]>,
 }
 
 /// A served name.
