@@ -377,6 +377,8 @@ fn start_shard(
     let executor = std::thread::Builder::new().name(executor_name(index)).spawn(move || {
         let _farewell = farewell;
         pin(&place.executor);
+        // Where workers have the same cores, it goes before them: it has little to do, and clients wait for it.
+        tuning::take_short_turns();
         let shard = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
         crate::executor::run(&io, shard.serve(arrivals, listeners))?
     });

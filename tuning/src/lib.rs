@@ -18,6 +18,6 @@ pub use affinity::{allowed_cpus, current_cpu, name_thread, pin};
 pub use cpu::{CpuId, NodeId, format_cpus, parse_cpus};
 pub use error::Error;
 pub use placement::{Note, Placement, ShardPlacement, plan};
-pub use priority::give_way;
+pub use priority::{give_way, take_short_turns};
 pub use rlimits::{raise_locked_memory, raise_open_files};
 pub use topology::{Core, CoreKind, Node, Topology};

@@ -8,11 +8,47 @@ pub fn give_way() -> bool {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) == 0 }
 }
 
+/// Gives the calling thread short turns: it is interrupted sooner, and in return goes before threads with longer turns
+/// as soon as it has something to do. Needs no privilege; whether it was granted. Kernels before 6.12 grant it and take
+/// no notice.
+pub fn take_short_turns() -> bool {
+    let mut attributes = SchedAttr::default();
+    let size = size_of::<SchedAttr>() as libc::c_uint;
+    // SAFETY: `attributes` is writable and of the size that is passed; 0 is the calling thread, and no flags.
+    let known = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+    attributes.size = size;
+    attributes.runtime_ns = TURN_NS;
+    // SAFETY: `attributes` is readable and says its own size; 0 is the calling thread, and no flags.
+    known == 0 && unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) == 0 }
+}
+
+/// The kernel's `struct sched_attr` in its first version.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    /// Of a thread of ordinary priority: the length of its turns.
+    runtime_ns: u64,
+    deadline_ns: u64,
+    period_ns: u64,
+}
+
+/// The shortest turn that kernels grant.
+const TURN_NS: u64 = 100_000;
 /// The kernel weighs it at 110 of an ordinary thread's 1024.
 const NICE: libc::c_int = 10;
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn short_turns_are_granted_to_anybody() {
+        assert!(std::thread::spawn(super::take_short_turns).join().unwrap());
+    }
+
     #[test]
     fn only_the_calling_thread_gives_way() {
         // SAFETY: no pointers are involved.
