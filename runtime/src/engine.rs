@@ -72,8 +72,8 @@ pub enum Event {
     Cached { stream: StreamId, tokens: usize },
     /// The queue is full.
     Refused(StreamId),
-    /// One token of the answer, perhaps the last.
-    Token { stream: StreamId, sampled: Sampled, finish: Option<Finish> },
+    /// One token of the answer, perhaps the last, and when it was known.
+    Token { stream: StreamId, sampled: Sampled, at: Instant, finish: Option<Finish> },
     /// The one answer of an embedding model: a vector of length 1.
     Embedding { stream: StreamId, vector: Box<[f32]> },
     /// The end without a further token.

@@ -235,7 +235,7 @@ fn generations_that_share_a_team_change_no_token_of_each_other() {
     let mut together = [vec![Vec::new(); 6], vec![Vec::new(); 6]];
     let mut last = Vec::new();
     while let Ok(event) = events_out.pop() {
-        if let Event::Token { stream, sampled, finish } = event {
+        if let Event::Token { stream, sampled, finish, .. } = event {
             let (generation, at) = (stream.0 as usize / 100, stream.0 as usize % 100);
             together[generation][at].push(sampled.token);
             last.extend(finish.map(|_| generation));

@@ -184,7 +184,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
     let mut answers: Vec<Answer> = requests.iter().map(|_| empty()).collect();
     while let Ok(event) = events_out.pop() {
         let (stream, end) = match event {
-            Event::Token { stream, sampled, finish } => {
+            Event::Token { stream, sampled, finish, .. } => {
                 let answer = &mut answers[stream.0 as usize];
                 assert_eq!(answer.finish, None, "nothing comes after the end");
                 answer.tokens.push(sampled.token);

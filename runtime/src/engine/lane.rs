@@ -196,7 +196,7 @@ impl Lane {
         let (scheduler, samplers, sampled) = (&*scheduler, &*samplers, &*sampled);
         if self.pool.is_some() {
             forward.run(team, &model.weights, kv, step, &|_, _, _| {});
-            self.observe(started.elapsed(), metrics);
+            self.observe(started, started.elapsed(), metrics);
             return self.embed(link);
         }
         #[cfg(test)]
@@ -217,11 +217,16 @@ impl Lane {
             sample(samplers, sampled, (i, worker), (sequence, ahead), logits);
         });
         metrics.observe_head(self.forward.head_counts());
-        self.observe(started.elapsed(), metrics);
-        self.advance(link, metrics);
+        let ended = Instant::now();
+        self.observe(started, ended.saturating_duration_since(started), metrics);
+        self.advance(link, ended, metrics);
     }
 
-    fn observe(&mut self, elapsed: Duration, metrics: &ShardMetrics) {
+    fn observe(&mut self, started: Instant, elapsed: Duration, metrics: &ShardMetrics) {
+        let sequences = self.step.segments.iter().filter_map(|segment| self.scheduler.sequence(segment.slot));
+        for sequence in sequences.filter(|sequence| sequence.is_at_its_beginning()) {
+            metrics.step.first_step.observe_duration(started.saturating_duration_since(sequence.arrival));
+        }
         let decodes = |segment: &&Segment| self.scheduler.sequence(segment.slot).is_some_and(|s| s.pending() == 1);
         let drafted: usize = self.step.segments.iter().filter(decodes).map(|segment| segment.rows - 1).sum();
         let (rows, counted) = (self.step.tokens.len(), self.scheduler.rows_of(&self.step));
@@ -234,13 +239,13 @@ impl Lane {
     }
 
     /// Moves every sequence of the step on and sends its tokens.
-    fn advance(&mut self, link: &mut Link, metrics: &ShardMetrics) {
+    fn advance(&mut self, link: &mut Link, now: Instant, metrics: &ShardMetrics) {
         let mut logits = 0;
         for index in 0..self.step.segments.len() {
             let segment = self.step.segments[index];
             let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
             if sequence.pending() == 1 {
-                self.accept(segment, logits, link, metrics);
+                self.accept(segment, logits, (link, now), metrics);
                 logits += segment.rows;
                 continue;
             }
@@ -253,7 +258,8 @@ impl Lane {
             if let Some(event) = cached_event(sequence) {
                 push(link, event);
             }
-            let (event, ended) = next_event(&self.model, sequence, sampled);
+            metrics.step.sampled_tokens.add(u64::from(sampled.is_some()));
+            let (event, ended) = next_event(&self.model, sequence, sampled, now);
             if ended {
                 self.scheduler.finish(segment.slot, self.kv.tables_mut());
             }
@@ -292,7 +298,7 @@ impl Lane {
 
     /// Moves a decoding sequence on by one token, and by one more for each token of its draft that was right. `logits` is
     /// the entry of its first row.
-    fn accept(&mut self, segment: Segment, logits: usize, link: &mut Link, metrics: &ShardMetrics) {
+    fn accept(&mut self, segment: Segment, logits: usize, (link, now): (&mut Link, Instant), metrics: &ShardMetrics) {
         let sequence = self.scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
         if let Some(event) = cached_event(sequence) {
             push(link, event);
@@ -305,7 +311,7 @@ impl Lane {
             }
             sequence.computed += 1;
             let token = sampled.as_ref().map(|sampled| sampled.token);
-            let (event, ended) = next_event(&self.model, sequence, sampled);
+            let (event, ended) = next_event(&self.model, sequence, sampled, now);
             push(link, event);
             if let Some(token) = token {
                 given[count] = token;
@@ -316,6 +322,7 @@ impl Lane {
             }
         }
         self.speculator.learn(&mut sequence.draft, &given[..count]);
+        metrics.step.sampled_tokens.add(count as u64);
         metrics.observe_draft(segment.rows - 1, count.saturating_sub(1));
         if over == Some(true) {
             self.scheduler.finish(segment.slot, self.kv.tables_mut());
@@ -340,8 +347,13 @@ pub(crate) fn cached_event(sequence: &Sequence) -> Option<Event> {
     is_first.then(|| Event::Cached { stream: sequence.stream, tokens: sequence.cached() })
 }
 
-/// Moves a sequence on by the token that was chosen for it; what to say of it, and whether it has ended.
-pub(crate) fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option<Sampled>) -> (Event, bool) {
+/// Moves a sequence on by the token that was chosen for it at `at`; what to say of it, and whether it has ended.
+pub(crate) fn next_event(
+    model: &Model,
+    sequence: &mut Sequence,
+    sampled: Option<Sampled>,
+    at: Instant,
+) -> (Event, bool) {
     let stream = sequence.stream;
     let Some(sampled) = sampled else { return (Event::End { stream, finish: Finish::Failed }, true) };
     if sequence.stop_at_end && model.tokenizer.is_end_of_generation(sampled.token) {
@@ -349,7 +361,7 @@ pub(crate) fn next_event(model: &Model, sequence: &mut Sequence, sampled: Option
     }
     sequence.push(sampled.token);
     let finish = (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length);
-    (Event::Token { stream, sampled, finish }, finish.is_some())
+    (Event::Token { stream, sampled, at, finish }, finish.is_some())
 }
 
 /// Slot of the `i`-th logits row of a step, and which row of its segment it is.

@@ -444,7 +444,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             if let Some(event) = cached_event(sequence) {
                 ports.send(event);
             }
-            let (event, ended) = next_event(model, sequence, sampled);
+            let (event, ended) = next_event(model, sequence, sampled, now);
             self.status.tokens.add(1);
             if ended {
                 self.scheduler.finish(segment.slot, &mut self.tables);

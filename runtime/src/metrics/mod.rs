@@ -91,6 +91,10 @@ pub struct StepMetrics {
     pub duration: Histogram,
     pub rows: Histogram,
     pub sequences: Histogram,
+    /// From a request that was read to the first step with rows of it.
+    pub first_step: Histogram,
+    /// Tokens that were chosen, whoever still wanted them.
+    pub sampled_tokens: Cell,
     /// Tokens of drafts that were computed, and those that were right.
     pub drafted_tokens: Cell,
     pub accepted_tokens: Cell,
@@ -131,6 +135,8 @@ pub struct RequestMetrics {
     pub queue: Histogram,
     pub first_token: Histogram,
     pub inter_token: Histogram,
+    /// From a token that was chosen to its bytes in the socket, of the oldest token of each send.
+    pub token_write: Histogram,
     pub prefill: Histogram,
     pub decode: Histogram,
     pub end_to_end: Histogram,
@@ -184,6 +190,8 @@ impl Default for ShardMetrics {
                 duration: Histogram::new(STEP_SECONDS),
                 rows: Histogram::new(ROWS),
                 sequences: Histogram::new(ROWS),
+                first_step: Histogram::new(OWN_SECONDS),
+                sampled_tokens: Cell::default(),
                 drafted_tokens: Cell::default(),
                 accepted_tokens: Cell::default(),
                 head: HeadMetrics::default(),
@@ -213,6 +221,7 @@ impl Default for ShardMetrics {
                 queue: Histogram::new(REQUEST_SECONDS),
                 first_token: Histogram::new(REQUEST_SECONDS),
                 inter_token: Histogram::new(STEP_SECONDS),
+                token_write: Histogram::new(OWN_SECONDS),
                 prefill: Histogram::new(REQUEST_SECONDS),
                 decode: Histogram::new(REQUEST_SECONDS),
                 end_to_end: Histogram::new(REQUEST_SECONDS),
@@ -286,6 +295,10 @@ impl ShardMetrics {
 
 pub(crate) const STEP_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// What the server itself adds.
+const OWN_SECONDS: &[f64] = &[
+    10e-6, 20e-6, 30e-6, 50e-6, 75e-6, 100e-6, 150e-6, 200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 25e-3, 0.1, 0.5,
+];
 const REQUEST_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0];
 pub(crate) const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];

@@ -94,6 +94,9 @@ impl Page<'_> {
         self.histogram("bitnet_request_decode_time_seconds", "First token to last.", |s| &s.requests.decode);
         self.histogram("bitnet_time_to_first_token_seconds", "Arrival to first token.", |s| &s.requests.first_token);
         self.histogram("bitnet_inter_token_latency_seconds", "Token to token.", |s| &s.requests.inter_token);
+        self.histogram("bitnet_token_write_seconds", "Token chosen to token in the socket.", |s| {
+            &s.requests.token_write
+        });
         self.histogram("bitnet_e2e_request_latency_seconds", "Arrival to last token.", |s| &s.requests.end_to_end);
         self.histogram("bitnet_inference_duration_seconds", "Arrival to last token.", |s| &s.requests.end_to_end);
         self.histogram("bitnet_tokens_per_second", "Decode speed of a request.", |s| &s.requests.tokens_per_second);
@@ -103,6 +106,10 @@ impl Page<'_> {
         self.histogram("bitnet_step_duration_seconds", "Duration of a forward pass.", |s| &s.step.duration);
         self.histogram("bitnet_step_rows", "Rows of a forward pass.", |s| &s.step.rows);
         self.histogram("bitnet_batch_size", "Sequences of a forward pass that got a token.", |s| &s.step.sequences);
+        self.histogram("bitnet_request_first_step_seconds", "Request read to its first step.", |s| &s.step.first_step);
+        self.counter("bitnet_sampled_tokens_total", "Tokens chosen, also for clients that had left.", |s| {
+            &s.step.sampled_tokens
+        });
         self.counter("bitnet_speculation_drafted_tokens_total", "Draft tokens that were computed.", |s| {
             &s.step.drafted_tokens
         });

@@ -205,6 +205,12 @@ impl Sequence {
         self.cached
     }
 
+    /// Whether nothing was computed for it yet.
+    #[must_use]
+    pub fn is_at_its_beginning(&self) -> bool {
+        self.is_first_time && self.computed == self.cached
+    }
+
     /// Adds a token of the answer.
     pub fn push(&mut self, token: u32) {
         self.tokens.push(token);

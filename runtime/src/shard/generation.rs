@@ -254,6 +254,8 @@ struct Generation<'a> {
     streams: Vec<StreamId>,
     choices: Vec<Choice>,
     clock: Clock,
+    /// When the oldest token that is not in the socket was chosen.
+    unwritten_since: Option<Instant>,
 }
 
 impl<'a> Generation<'a> {
@@ -304,6 +306,7 @@ impl<'a> Generation<'a> {
             streams: Vec::with_capacity(wanted),
             choices: Vec::with_capacity(wanted),
             clock,
+            unwritten_since: None,
         };
         for prompt in 0..generation.work.prompts.len() {
             for _ in 0..generation.work.n {
@@ -400,16 +403,24 @@ impl<'a> Generation<'a> {
                 self.compare();
                 self.work.device = self.inbox.device.get();
                 reply.finish(self.shard, &self.served.model, &self.choices, &self.work, &self.clock, writer);
-                return Ok(!reply.is_stream() || writer.flush().await.is_ok());
+                if !reply.is_stream() {
+                    return Ok(true);
+                }
+                let sent = writer.flush().await.is_ok();
+                self.written(Instant::now());
+                return Ok(sent);
             }
             if writer.flush().await.is_err() || self.peer.gone.get() {
                 self.shard.metrics.requests.outcomes.cancelled.add(1);
                 return Ok(false);
             }
+            let now = Instant::now();
+            if reply.is_stream() {
+                self.written(now);
+            }
             if !self.inbox.events.borrow().is_empty() {
                 continue;
             }
-            let now = Instant::now();
             if self.inbox.cut.get() {
                 let error = ApiError::unavailable("the server is shutting down", RETRY_DRAINING);
                 return self.fail(&mut reply, writer, error).await;
@@ -425,6 +436,13 @@ impl<'a> Generation<'a> {
             self.peer.wake_at.set(Some(deadlines.next(&self.clock).min(next_comment)));
             self.peer.wake.wait().await;
             self.peer.wake_at.set(None);
+        }
+    }
+
+    /// All tokens so far are in the socket.
+    fn written(&mut self, now: Instant) {
+        if let Some(since) = self.unwritten_since.take() {
+            self.shard.metrics.requests.token_write.observe_duration(now.saturating_duration_since(since));
         }
     }
 
@@ -452,8 +470,9 @@ impl<'a> Generation<'a> {
             }
             // A stop string ended the choice already; its sequence is being cancelled.
             _ if choice.finish.is_some() => {}
-            Event::Token { stream, sampled, finish } => {
+            Event::Token { stream, sampled, at: chosen, finish } => {
                 self.clock.token(self.shard, &self.served, at);
+                self.unwritten_since.get_or_insert(chosen);
                 self.shard.admission.remove_pending(std::mem::take(&mut self.pending_tokens));
                 if let Some((_, tokens)) = &mut self.compared {
                     tokens.push(sampled.token);
