@@ -1,38 +1,45 @@
-//! `bitnetd-bench serve`: streams requests at a server and reports what its clients feel.
+//! `bitnetd-bench serve` and its kin: load a server and report what its clients feel.
+pub(crate) mod backends;
+pub(crate) mod cancel;
 mod client;
 mod connection;
+pub(crate) mod disturb;
 mod epoll;
+mod hlog;
 mod http;
+pub(crate) mod http_path;
 mod load;
+pub(crate) mod overload;
+mod plot;
 mod prompt;
 mod report;
 mod request;
 mod schedule;
+mod scrape;
 mod sse;
+mod target;
 mod url;
+mod verify;
 
 #[cfg(test)]
 mod fake_server;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::SystemTime;
 
 use clap::ArgGroup;
 
-use load::{Arrivals, Load};
-use prompt::Prompts;
+use load::Arrivals;
 use report::{Report, Slo};
-use request::{Endpoint, RequestTemplate};
-use url::Url;
+use target::TargetArgs;
 
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("arrivals").args(["concurrency", "rate"]))]
 pub(crate) struct Args {
-    /// Server to load; plain http only
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
-    url: Url,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Closed loop: this many streams at a time, each followed by the next (default: 1)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     concurrency: Option<u32>,
@@ -48,46 +55,44 @@ pub(crate) struct Args {
     /// Most tokens of each answer
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
-    #[arg(long, value_enum, default_value_t = Endpoint::Chat)]
-    endpoint: Endpoint,
-    /// Served name of the model (default: the first that the server lists)
+    /// Want each answer in one body, not as a stream
     #[arg(long)]
-    model: Option<String>,
-    /// Go on to max-tokens whatever the model says (not on endpoint inference)
-    #[arg(long)]
-    ignore_eos: bool,
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
-    /// Seeds prompts, arrivals and sampling
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
-    /// Value of `Authorization: Bearer`
-    #[arg(long)]
-    api_key: Option<String>,
-    /// A request that takes longer has failed
-    #[arg(long, default_value_t = 300.0, value_parser = positive)]
-    timeout_s: f64,
+    whole: bool,
     /// Goodput counts requests whose first token came within this time
     #[arg(long, value_parser = positive)]
     slo_ttft_ms: Option<f64>,
     /// Goodput counts requests none of whose gaps between tokens was longer
     #[arg(long, value_parser = positive)]
     slo_itl_ms: Option<f64>,
+    /// Ask for every answer again, one at a time, and fail where a text differs from the one under load
+    #[arg(long, conflicts_with = "whole")]
+    verify: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
     /// Write report.json and one .hgrm file for each latency here
     #[arg(long)]
     out_dir: Option<PathBuf>,
+    /// Write the latencies here as an HDR histogram log, a tag for each
+    #[arg(long)]
+    hdr: Option<PathBuf>,
+    /// Draw the latencies by percentile here, as SVG
+    #[arg(long)]
+    plot: Option<PathBuf>,
 }
 
 /// Runs the load; the exit code is 1 if a request failed for another reason than 429 or 503.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    match measure(args) {
-        Ok(report) if report.has_unexcused_failures() => ExitCode::FAILURE,
-        Ok(_) => ExitCode::SUCCESS,
+    exit("serve", measure(args))
+}
+
+/// `Ok(false)` is a measurement that shows something wrong.
+fn exit(command: &str, outcome: Result<bool, Error>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("bitnetd-bench serve: {error}");
+            eprintln!("bitnetd-bench {command}: {error}");
             ExitCode::FAILURE
         }
     }
@@ -104,59 +109,86 @@ pub(crate) enum Error {
     IgnoreEosOnInference,
     #[error("event loop: {0}")]
     EventLoop(#[source] std::io::Error),
+    #[error("{0}")]
+    Url(String),
+    #[error("cannot start the server: {0}")]
+    Server(#[source] std::io::Error),
+    #[error("the server ended: {0}")]
+    ServerEnded(String),
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
+    #[error("the server's /metrics has no {0}")]
+    NoMetric(String),
+    #[error("the server has no receipt of request {0}")]
+    NoReceipt(String),
+    #[error("{0} of the requests failed where all should end well, first: {1}")]
+    Failed(u64, String),
 }
 
-fn measure(args: &Args) -> Result<Report, Error> {
-    if args.ignore_eos && args.endpoint == Endpoint::Inference {
-        return Err(Error::IgnoreEosOnInference);
-    }
-    let address = args.url.resolve()?;
-    let api_key = args.api_key.as_deref();
-    let model = args.model.clone().or_else(|| client::first_model(&args.url, address, api_key));
-    let words_per_token = client::words_per_token(&args.url, address, api_key)?;
-    let template = RequestTemplate {
-        endpoint: args.endpoint,
-        url: args.url.clone(),
-        model,
-        max_tokens: args.max_tokens,
-        temperature: args.temperature,
-        ignore_eos: args.ignore_eos,
-        api_key: args.api_key.clone(),
-        prompts: Prompts::new(args.seed, args.prompt_tokens, words_per_token),
-    };
+fn measure(args: &Args) -> Result<bool, Error> {
+    let target = args.target.reach()?;
+    let template = target.template(args.prompt_tokens, args.max_tokens, args.whole);
     let arrivals = match args.rate {
         Some(per_second) => Arrivals::Open { per_second },
         None => Arrivals::Closed { streams: args.concurrency.unwrap_or(1) },
     };
-    let slo = Slo { ttft_ms: args.slo_ttft_ms, itl_ms: args.slo_itl_ms };
-    let load = Load {
-        address,
-        template: &template,
-        arrivals,
-        requests: args.requests,
-        seed: args.seed,
-        timeout: Duration::from_secs_f64(args.timeout_s),
-    };
-    let mut report = Report::new(slo);
-    load.run(&mut report)?;
-    let summary = report.to_json(args.endpoint.name(), &args.url.to_string(), arrivals, args.seed);
+    let ask = |index| template.ask(index);
+    let (mut report, mut texts) = (Report::new(args.slo()), verify::Texts::default());
+    let began = SystemTime::now();
+    let elapsed = target.run(arrivals.clone(), args.requests, &ask, &mut |settled| {
+        report.add(&settled);
+        if args.verify {
+            texts.keep(settled);
+        }
+    })?;
+    report.set_elapsed(elapsed);
+    let mut summary =
+        report.to_json(args.target.endpoint.name(), &args.target.url.to_string(), &arrivals, args.target.seed);
+    let differing = if args.verify { Some(texts.compare(&target, &ask)?) } else { None };
+    if let Some(differing) = &differing {
+        summary["verified"] = serde_json::json!({ "answers": texts.len(), "differing": differing });
+    }
     if args.json {
         println!("{summary:#}");
     } else {
         print!("{}", report.to_table());
+        if let Some(differing) = &differing {
+            println!("{} answers asked for again one at a time, {} differ", texts.len(), differing.len());
+        }
     }
     if let Some(folder) = &args.out_dir {
         fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
-        let path = folder.join("report.json");
-        fs::write(&path, format!("{summary:#}\n")).map_err(|source| Error::Write { path, source })?;
+        write(&folder.join("report.json"), &format!("{summary:#}\n"))?;
         for (name, text) in report.to_hgrm() {
-            let path = folder.join(format!("{name}.hgrm"));
-            fs::write(&path, text).map_err(|source| Error::Write { path, source })?;
+            write(&folder.join(format!("{name}.hgrm")), &text)?;
         }
     }
-    Ok(report)
+    if let Some(path) = &args.hdr {
+        write(path, &hlog::text(began, elapsed, report.latencies()))?;
+    }
+    if let Some(path) = &args.plot {
+        write(path, &plot::percentiles(&args.title(&arrivals), report.latencies()))?;
+    }
+    Ok(!report.has_unexcused_failures() && differing.is_none_or(|differing| differing.is_empty()))
+}
+
+impl Args {
+    fn slo(&self) -> Slo {
+        Slo { ttft_ms: self.slo_ttft_ms, itl_ms: self.slo_itl_ms }
+    }
+
+    fn title(&self, arrivals: &Arrivals) -> String {
+        let load = match arrivals {
+            Arrivals::Open { per_second } => format!("{per_second} requests a second"),
+            Arrivals::Closed { streams } => format!("{streams} clients"),
+            Arrivals::Listed(times) => format!("{} requests", times.len()),
+        };
+        format!("{load}, prompts of {} tokens, answers of {}", self.prompt_tokens, self.max_tokens)
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    fs::write(path, text).map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -1,7 +1,7 @@
 //! Base64 (RFC 4648): the standard alphabet out, the one for URLs in.
 
 /// Appends `bytes` in the standard alphabet, padded.
-pub(crate) fn encode(out: &mut Vec<u8>, bytes: &[u8]) {
+pub fn encode(out: &mut Vec<u8>, bytes: &[u8]) {
     out.reserve(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let byte = |at: usize| chunk.get(at).copied().map_or(0, u32::from);

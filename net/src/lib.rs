@@ -3,7 +3,7 @@
 
 pub mod api;
 pub mod auth;
-mod base64;
+pub mod base64;
 pub mod date;
 pub mod error;
 pub mod http;

@@ -35,7 +35,7 @@ pub(crate) fn words_per_token(url: &Url, address: SocketAddr, api_key: Option<&s
 }
 
 /// Sends one request on a connection of its own; the status and the body.
-fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::epoll;
 use super::http::{Malformed, Response};
-use super::report::{Failure, Finished};
-use super::request::{Endpoint, Meaning, message_in};
+use super::report::{Failed, Failure, Finished};
+use super::request::{Ask, Endpoint, Meaning, Shape, message_in, tokens_in};
 use super::sse::EventStream;
 
 #[derive(Debug)]
@@ -21,15 +21,17 @@ pub(crate) struct Connection {
 /// A request between its arrival and the end of its answer.
 #[derive(Debug)]
 pub(crate) struct Flight {
+    pub(crate) index: u32,
     pub(crate) arrival: Instant,
-    endpoint: Endpoint,
-    request: Vec<u8>,
+    ask: Ask,
     sent_bytes: usize,
     response: Response,
     has_answer: bool,
     events: EventStream,
-    error_body: Vec<u8>,
+    /// Of an answer that is no stream, and of an error.
+    body: Vec<u8>,
     answer: Answer,
+    is_armed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +39,7 @@ struct Answer {
     first: Option<Instant>,
     last: Option<Instant>,
     gaps: Vec<Duration>,
+    text: String,
     completion_tokens: Option<u64>,
     prompt_tokens: Option<u64>,
     ended: Option<Instant>,
@@ -49,70 +52,121 @@ pub(crate) enum Turn {
     /// Nothing more to do until the next edge.
     Wait,
     /// The request is settled; the connection can be kept if `reusable`.
-    Settled { outcome: Outcome, reusable: bool },
+    Settled { settled: Settled, reusable: bool },
     /// Closed before a byte of the answer, as an idle connection may be: the request goes to another.
     Stale(Box<Flight>),
     /// Closed while idle.
     IdleClosed,
 }
 
-pub(crate) type Outcome = Result<Finished, (Failure, String)>;
+/// A request that is over.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) index: u32,
+    pub(crate) arrival: Instant,
+    pub(crate) outcome: Outcome,
+}
+
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Finished(Finished),
+    Failed(Failed),
+    /// The client left in mid stream, as it was asked to, after so many tokens.
+    HungUp {
+        tokens: u64,
+        request_id: Option<String>,
+    },
+}
 
 impl Flight {
-    pub(crate) fn new(endpoint: Endpoint, request: Vec<u8>, arrival: Instant) -> Self {
+    pub(crate) fn new(index: u32, ask: Ask, arrival: Instant) -> Self {
         Self {
+            index,
             arrival,
-            endpoint,
-            request,
+            ask,
             sent_bytes: 0,
             response: Response::new(),
             has_answer: false,
             events: EventStream::default(),
-            error_body: Vec::new(),
+            body: Vec::new(),
             answer: Answer::default(),
+            is_armed: false,
         }
+    }
+
+    /// When the client leaves, told once, as soon as it is known.
+    pub(crate) fn arm(&mut self) -> Option<Instant> {
+        let at = self.answer.first? + self.ask.hang_up_after?;
+        (!std::mem::replace(&mut self.is_armed, true)).then_some(at)
+    }
+
+    /// The client has left.
+    pub(crate) fn hang_up(self) -> Settled {
+        let outcome =
+            Outcome::HungUp { tokens: self.answer.events(), request_id: self.response.request_id().map(str::to_owned) };
+        Settled { index: self.index, arrival: self.arrival, outcome }
+    }
+
+    pub(crate) fn fail(self, failure: Failure, message: String, now: Instant) -> Settled {
+        let after = now.saturating_duration_since(self.arrival);
+        let outcome = Outcome::Failed(Failed { failure, message, after });
+        Settled { index: self.index, arrival: self.arrival, outcome }
     }
 
     fn receive(&mut self, bytes: &[u8], now: Instant) -> Result<(), Malformed> {
         self.has_answer = true;
-        let (events, answer, error_body, endpoint) =
-            (&mut self.events, &mut self.answer, &mut self.error_body, self.endpoint);
-        self.response.feed(bytes, |status, body| {
-            if status == 200 {
+        let (events, answer, collected, shape) = (&mut self.events, &mut self.answer, &mut self.body, self.ask.shape);
+        self.response.feed(bytes, |status, body| match shape {
+            Shape::Stream(endpoint) if status == 200 => {
                 events.feed(body, |event, data| answer.take(endpoint, event, data, now));
-            } else if error_body.len() < ERROR_BODY_BYTES_MAX {
-                error_body.extend_from_slice(body);
             }
+            _ if collected.len() < BODY_BYTES_MAX => collected.extend_from_slice(body),
+            _ => {}
         })
     }
 
-    fn outcome(self, now: Instant) -> Outcome {
-        let answer = self.answer;
+    fn settle(self, now: Instant) -> Settled {
+        let (answer, arrival) = (&self.answer, self.arrival);
         match self.response.status() {
             200 => {}
-            status => return Err((Failure::Status(status), message_in(&String::from_utf8_lossy(&self.error_body)))),
+            status => {
+                let message = message_in(&String::from_utf8_lossy(&self.body));
+                return self.fail(Failure::Status(status), message, now);
+            }
         }
-        if let Some(message) = answer.error {
-            return Err((Failure::Stream, message));
+        if let Some(message) = &answer.error {
+            let message = message.clone();
+            return self.fail(Failure::Stream, message, now);
         }
-        if answer.ended.is_none() {
-            return Err((Failure::Stream, "the stream ended without its last event".to_owned()));
+        if answer.ended.is_none() && matches!(self.ask.shape, Shape::Stream(_)) {
+            return self.fail(Failure::Stream, "the stream ended without its last event".to_owned(), now);
         }
-        let events = answer.gaps.len() as u64 + u64::from(answer.first.is_some());
-        Ok(Finished {
-            ttft: answer.first.map(|first| first.duration_since(self.arrival)),
-            gaps: answer.gaps,
-            end_to_end: now.duration_since(self.arrival),
-            tokens: answer.completion_tokens.unwrap_or(events),
+        let tokens = match self.ask.shape {
+            Shape::Stream(_) => answer.completion_tokens.unwrap_or(answer.events()),
+            Shape::Body => tokens_in(&self.body),
+        };
+        let finished = Finished {
+            ttft: answer.first.map(|first| first.duration_since(arrival)),
+            end_to_end: now.duration_since(arrival),
+            tokens,
             prompt_tokens: answer.prompt_tokens,
-        })
+            gaps: self.answer.gaps,
+            text: self.answer.text,
+        };
+        Settled { index: self.index, arrival, outcome: Outcome::Finished(finished) }
     }
 }
 
 impl Answer {
+    /// Events that carried text.
+    fn events(&self) -> u64 {
+        self.gaps.len() as u64 + u64::from(self.first.is_some())
+    }
+
     fn take(&mut self, endpoint: Endpoint, event: &str, data: &str, now: Instant) {
         match endpoint.meaning(event, data) {
-            Meaning::Token => {
+            Meaning::Token(text) => {
+                self.text.push_str(&text);
                 if let Some(last) = self.last.replace(now) {
                     self.gaps.push(now.duration_since(last));
                 }
@@ -135,9 +189,9 @@ impl Answer {
 }
 
 impl Connection {
-    /// Begins to connect; `flight` is sent as soon as that is done.
-    pub(crate) fn open(address: &SocketAddr, flight: Flight) -> io::Result<Self> {
-        Ok(Self { stream: epoll::connect(address)?, served: 0, flight: Some(flight) })
+    /// Begins to connect; what [`Connection::begin`] puts on it is sent as soon as that is done.
+    pub(crate) fn open(address: &SocketAddr) -> io::Result<Self> {
+        Ok(Self { stream: epoll::connect(address)?, served: 0, flight: None })
     }
 
     pub(crate) fn fd(&self) -> RawFd {
@@ -150,9 +204,14 @@ impl Connection {
         self.flight = Some(flight);
     }
 
-    /// The arrival of the request that is under way.
-    pub(crate) fn arrival(&self) -> Option<Instant> {
-        self.flight.as_ref().map(|flight| flight.arrival)
+    /// The request that is under way.
+    pub(crate) fn flight(&mut self) -> Option<&mut Flight> {
+        self.flight.as_mut()
+    }
+
+    /// Takes the request that is under way off the connection, which is of no more use then.
+    pub(crate) fn abandon(&mut self) -> Option<Flight> {
+        self.flight.take()
     }
 
     /// Sends and receives until the socket would block or the request is settled.
@@ -164,8 +223,8 @@ impl Connection {
             };
         };
         let mut send_error = None;
-        while flight.sent_bytes < flight.request.len() && send_error.is_none() {
-            match self.stream.write(&flight.request[flight.sent_bytes..]) {
+        while flight.sent_bytes < flight.ask.bytes.len() && send_error.is_none() {
+            match self.stream.write(&flight.ask.bytes[flight.sent_bytes..]) {
                 Ok(count) => flight.sent_bytes += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -179,13 +238,13 @@ impl Connection {
                 Ok(count) => {
                     let now = Instant::now();
                     if let Err(malformed) = flight.receive(&buffer[..count], now) {
-                        let outcome = Err((Failure::Malformed, malformed.to_string()));
-                        return Turn::Settled { outcome, reusable: false };
+                        let settled = flight.fail(Failure::Malformed, malformed.to_string(), now);
+                        return Turn::Settled { settled, reusable: false };
                     }
                     if flight.response.is_done() {
-                        let reusable = flight.response.is_reusable() && flight.sent_bytes == flight.request.len();
+                        let reusable = flight.response.is_reusable() && flight.sent_bytes == flight.ask.bytes.len();
                         self.served += 1;
-                        return Turn::Settled { outcome: flight.outcome(now), reusable };
+                        return Turn::Settled { settled: flight.settle(now), reusable };
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && send_error.is_none() => {
@@ -199,17 +258,18 @@ impl Connection {
     }
 
     fn lost(&self, mut flight: Flight, error: Option<io::Error>) -> Turn {
+        let now = Instant::now();
         if flight.response.ends_with_close() {
-            return Turn::Settled { outcome: flight.outcome(Instant::now()), reusable: false };
+            return Turn::Settled { settled: flight.settle(now), reusable: false };
         }
         if self.served > 0 && !flight.has_answer {
-            return Turn::Stale(Box::new(Flight::new(flight.endpoint, flight.request, flight.arrival)));
+            return Turn::Stale(Box::new(Flight::new(flight.index, flight.ask, flight.arrival)));
         }
         let failure = if flight.sent_bytes == 0 { Failure::Connect } else { Failure::Cut };
         let message =
             error.map_or_else(|| "closed before the end of the response".to_owned(), |error| error.to_string());
-        Turn::Settled { outcome: Err((failure, message)), reusable: false }
+        Turn::Settled { settled: flight.fail(failure, message, now), reusable: false }
     }
 }
 
-const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
+const BODY_BYTES_MAX: usize = 64 << 10;

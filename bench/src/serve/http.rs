@@ -7,6 +7,7 @@ pub(crate) struct Response {
     line: Vec<u8>,
     status: u16,
     keep_alive: bool,
+    request_id: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +36,17 @@ pub(crate) enum Malformed {
 
 impl Response {
     pub(crate) fn new() -> Self {
-        Self { state: State::Head, line: Vec::new(), status: 0, keep_alive: false }
+        Self { state: State::Head, line: Vec::new(), status: 0, keep_alive: false, request_id: None }
     }
 
     /// 0 until the head has been read.
     pub(crate) fn status(&self) -> u16 {
         self.status
+    }
+
+    /// `x-request-id`, where the server gave one.
+    pub(crate) fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -135,6 +141,7 @@ impl Response {
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => length = Some(value.parse().map_err(|_| Malformed::Head)?),
                 "transfer-encoding" => chunked = value.eq_ignore_ascii_case("chunked"),
+                "x-request-id" => self.request_id = Some(value.to_owned()),
                 "connection" => self.keep_alive = !value.eq_ignore_ascii_case("close"),
                 _ => {}
             }

@@ -1,27 +1,32 @@
 //! The event loop: starts requests when they are due, on as many connections as that takes.
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Error;
-use super::connection::{Connection, Flight, Turn};
+use super::connection::{Connection, Flight, Outcome, Settled, Turn};
 use super::epoll::{self, Epoll};
-use super::report::{Failure, Report};
-use super::request::RequestTemplate;
+use super::report::Failure;
+use super::request::Ask;
 use super::schedule;
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Arrivals {
     /// Poisson, whether or not earlier requests have been answered; latency counts from the scheduled arrival.
     Open { per_second: f64 },
     /// Each stream sends its next request when the last is answered.
     Closed { streams: u32 },
+    /// At these times since the start, ascending, one for each request.
+    Listed(Vec<Duration>),
 }
 
 /// One run of `requests` requests.
 pub(crate) struct Load<'a> {
     pub(crate) address: SocketAddr,
-    pub(crate) template: &'a RequestTemplate,
+    /// Makes the request of an index.
+    pub(crate) ask: &'a dyn Fn(u32) -> Ask,
     pub(crate) arrivals: Arrivals,
     pub(crate) requests: u32,
     pub(crate) seed: u64,
@@ -29,28 +34,31 @@ pub(crate) struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Runs to the last answer.
+    /// Runs to the last answer, and hands over each request as it is settled; the time that all took.
     ///
     /// # Errors
-    /// [`Error::EventLoop`] if the kernel gives no epoll; failed requests are counted in `report`.
-    pub(crate) fn run(&self, report: &mut Report) -> Result<(), Error> {
+    /// [`Error::EventLoop`] if the kernel gives no epoll; a request that fails is settled.
+    pub(crate) fn run(&self, settle: &mut dyn FnMut(Settled)) -> Result<Duration, Error> {
         epoll::raise_limits();
-        let schedule = match self.arrivals {
-            Arrivals::Open { per_second } => schedule::poisson(self.seed, per_second, self.requests),
+        let schedule = match &self.arrivals {
+            Arrivals::Open { per_second } => schedule::poisson(self.seed, *per_second, self.requests),
             Arrivals::Closed { .. } => Vec::new(),
+            Arrivals::Listed(times) => times.clone(),
         };
         let started = Instant::now();
         let mut run = Run {
             load: self,
-            report,
+            settle,
             epoll: Epoll::new().map_err(Error::EventLoop)?,
             schedule,
             started,
             slots: Vec::new(),
             free: Vec::new(),
             idle: Vec::new(),
+            hang_ups: BinaryHeap::new(),
             next: 0,
             settled: 0,
+            failed: 0,
             buffer: vec![0; READ_BYTES],
             next_tick: started,
             is_watched: std::io::stderr().is_terminal(),
@@ -59,6 +67,7 @@ impl Load<'_> {
         while run.settled < self.requests {
             let now = Instant::now();
             run.start_due(now);
+            run.hang_up_due(now);
             run.tick(now);
             if run.settled == self.requests {
                 break;
@@ -69,24 +78,26 @@ impl Load<'_> {
             }
         }
         run.clear_progress();
-        report.set_elapsed(started.elapsed());
-        Ok(())
+        Ok(started.elapsed())
     }
 }
 
 struct Run<'a> {
     load: &'a Load<'a>,
-    report: &'a mut Report,
+    settle: &'a mut dyn FnMut(Settled),
     epoll: Epoll,
-    /// Arrivals of an open loop since the start.
+    /// Arrivals since the start, where they don't follow from answers.
     schedule: Vec<Duration>,
     started: Instant,
     slots: Vec<Slot>,
     free: Vec<u32>,
     idle: Vec<u32>,
+    /// When clients leave: the time, the slot, and the request that it is about.
+    hang_ups: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     /// The request that starts next.
     next: u32,
     settled: u32,
+    failed: u32,
     buffer: Vec<u8>,
     next_tick: Instant,
     is_watched: bool,
@@ -104,16 +115,16 @@ impl Run<'_> {
         // Starting can settle a request at once, so the loop ends by the number of requests, not by those under way.
         while self.next < self.load.requests {
             let arrival = match self.load.arrivals {
-                Arrivals::Open { .. } => self.started + self.schedule[self.next as usize],
+                Arrivals::Open { .. } | Arrivals::Listed(_) => self.started + self.schedule[self.next as usize],
                 Arrivals::Closed { streams } if self.next - self.settled < streams => Instant::now(),
                 Arrivals::Closed { .. } => return,
             };
-            if arrival > now && matches!(self.load.arrivals, Arrivals::Open { .. }) {
+            if arrival > now && !self.schedule.is_empty() {
                 return;
             }
-            let request = self.load.template.bytes(self.next);
+            let (index, ask) = (self.next, (self.load.ask)(self.next));
             self.next += 1;
-            self.start(Flight::new(self.load.template.endpoint, request, arrival));
+            self.start(Flight::new(index, ask, arrival));
         }
     }
 
@@ -128,10 +139,11 @@ impl Run<'_> {
     }
 
     fn start_fresh(&mut self, flight: Flight) {
-        let connection = match Connection::open(&self.load.address, flight) {
+        let mut connection = match Connection::open(&self.load.address) {
             Ok(connection) => connection,
-            Err(error) => return self.settle(Err((Failure::Connect, error.to_string()))),
+            Err(error) => return self.settle(flight.fail(Failure::Connect, error.to_string(), Instant::now())),
         };
+        connection.begin(flight);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             (self.slots.len() - 1) as u32
@@ -143,10 +155,7 @@ impl Run<'_> {
         place.connection = Some(connection);
         match added {
             Ok(()) => self.turn(slot),
-            Err(error) => {
-                self.close(slot);
-                self.settle(Err((Failure::Connect, error.to_string())));
-            }
+            Err(error) => self.give_up(slot, |flight| flight.fail(Failure::Connect, error.to_string(), Instant::now())),
         }
     }
 
@@ -161,14 +170,20 @@ impl Run<'_> {
     fn turn(&mut self, slot: u32) {
         let connection = self.slots[slot as usize].connection.as_mut().expect("a turn is given to open connections");
         match connection.turn(&mut self.buffer) {
-            Turn::Wait => {}
-            Turn::Settled { outcome, reusable } => {
+            Turn::Wait => {
+                if let Some(flight) = connection.flight()
+                    && let Some(at) = flight.arm()
+                {
+                    self.hang_ups.push(Reverse((at, slot, flight.index)));
+                }
+            }
+            Turn::Settled { settled, reusable } => {
                 if reusable {
                     self.idle.push(slot);
                 } else {
                     self.close(slot);
                 }
-                self.settle(outcome);
+                self.settle(settled);
             }
             Turn::Stale(flight) => {
                 self.close(slot);
@@ -186,19 +201,45 @@ impl Run<'_> {
         self.free.push(slot);
     }
 
-    fn settle(&mut self, outcome: super::connection::Outcome) {
+    /// Closes a connection whose request does not end by itself.
+    fn give_up(&mut self, slot: u32, why: impl FnOnce(Flight) -> Settled) {
+        let connection = self.slots[slot as usize].connection.as_mut();
+        let flight = connection.and_then(Connection::abandon).expect("a request is under way");
+        self.close(slot);
+        self.settle(why(flight));
+    }
+
+    fn settle(&mut self, settled: Settled) {
         self.settled += 1;
-        match outcome {
-            Ok(finished) => self.report.add_finished(&finished),
-            Err((failure, message)) => self.report.add_failure(failure, &message),
+        self.failed += u32::from(matches!(settled.outcome, Outcome::Failed(_)));
+        (self.settle)(settled);
+    }
+
+    /// Lets clients leave whose time has come, after they have read what there is.
+    fn hang_up_due(&mut self, now: Instant) {
+        while let Some(&Reverse((at, slot, index))) = self.hang_ups.peek()
+            && at <= now
+        {
+            self.hang_ups.pop();
+            if self.flight_at(slot).is_some_and(|flight| flight.index == index) {
+                self.turn(slot);
+            }
+            if self.flight_at(slot).is_some_and(|flight| flight.index == index) {
+                self.give_up(slot, Flight::hang_up);
+            }
         }
+    }
+
+    fn flight_at(&mut self, slot: u32) -> Option<&mut Flight> {
+        self.slots[slot as usize].connection.as_mut().and_then(Connection::flight)
     }
 
     fn wait_at_most(&self, now: Instant) -> Duration {
         let tick = self.next_tick.saturating_duration_since(now);
         let arrival =
             self.schedule.get(self.next as usize).map(|after| (self.started + *after).saturating_duration_since(now));
-        arrival.map_or(tick, |arrival| arrival.min(tick))
+        let hang_up = self.hang_ups.peek().map(|Reverse((at, ..))| at.saturating_duration_since(now));
+        [arrival, hang_up].into_iter().flatten().fold(tick, Duration::min)
     }
 
     /// Ends what takes too long, and tells a person at a terminal how far the run is.
@@ -207,16 +248,17 @@ impl Run<'_> {
             return;
         }
         self.next_tick = now + TICK;
-        for slot in 0..self.slots.len() {
-            let arrival = self.slots[slot].connection.as_ref().and_then(Connection::arrival);
-            if arrival.is_some_and(|arrival| now.saturating_duration_since(arrival) > self.load.timeout) {
-                self.close(slot as u32);
-                self.settle(Err((Failure::Timeout, format!("no end after {:.1} s", self.load.timeout.as_secs_f64()))));
+        let timeout = self.load.timeout;
+        for slot in 0..self.slots.len() as u32 {
+            let arrival = self.flight_at(slot).map(|flight| flight.arrival);
+            if arrival.is_some_and(|arrival| now.saturating_duration_since(arrival) > timeout) {
+                let message = format!("no end after {:.1} s", timeout.as_secs_f64());
+                self.give_up(slot, |flight| flight.fail(Failure::Timeout, message, now));
             }
         }
         if self.is_watched {
             let (settled, requests, under_way) = (self.settled, self.load.requests, self.next - self.settled);
-            let (failed, seconds) = (self.report.failed(), now.duration_since(self.started).as_secs_f64());
+            let (failed, seconds) = (self.failed, now.duration_since(self.started).as_secs_f64());
             eprint!("\r\x1b[K{settled}/{requests} answered, {under_way} under way, {failed} failed, {seconds:.1} s");
             let _ = std::io::stderr().flush();
         }
@@ -237,8 +279,8 @@ mod tests {
     use super::*;
     use crate::serve::fake_server::{self, Behaviour, Fault};
     use crate::serve::prompt::Prompts;
-    use crate::serve::report::Slo;
-    use crate::serve::request::Endpoint;
+    use crate::serve::report::{Report, Slo};
+    use crate::serve::request::{Endpoint, RequestTemplate};
     use crate::serve::{client, url::Url};
     use serde_json::Value;
 
@@ -253,6 +295,7 @@ mod tests {
     fn template(address: SocketAddr, endpoint: Endpoint) -> RequestTemplate {
         RequestTemplate {
             endpoint,
+            whole: false,
             url: format!("http://{address}").parse().unwrap(),
             model: None,
             max_tokens: 5,
@@ -263,12 +306,23 @@ mod tests {
         }
     }
 
-    fn load(address: SocketAddr, endpoint: Endpoint, arrivals: Arrivals, requests: u32) -> Value {
-        let template = template(address, endpoint);
+    fn run(
+        template: &RequestTemplate,
+        address: SocketAddr,
+        arrivals: Arrivals,
+        requests: u32,
+        timeout_s: f64,
+    ) -> Value {
         let mut report = Report::new(Slo::default());
-        let timeout = Duration::from_secs(20);
-        Load { address, template: &template, arrivals, requests, seed: 1, timeout }.run(&mut report).unwrap();
-        report.to_json(endpoint.name(), "", arrivals, 1)
+        let (ask, timeout) = (|index| template.ask(index), Duration::from_secs_f64(timeout_s));
+        let load = Load { address, ask: &ask, arrivals, requests, seed: 1, timeout };
+        let elapsed = load.run(&mut |settled| report.add(&settled)).unwrap();
+        report.set_elapsed(elapsed);
+        report.to_json(template.endpoint.name(), "", &load.arrivals, 1)
+    }
+
+    fn load(address: SocketAddr, endpoint: Endpoint, arrivals: Arrivals, requests: u32) -> Value {
+        run(&template(address, endpoint), address, arrivals, requests, 20.0)
     }
 
     fn failures(fault: Fault) -> Value {
@@ -311,6 +365,44 @@ mod tests {
     }
 
     #[test]
+    fn listed_arrivals_come_at_their_times() {
+        let address = fake_server::start(STEADY);
+        let times = [0, 0, 150].map(Duration::from_millis).to_vec();
+        let report = load(address, Endpoint::Chat, Arrivals::Listed(times), 3);
+        assert_eq!(report["requests"]["finished"], 3, "{report}");
+        assert!(report["elapsed_s"].as_f64().unwrap() >= 0.21);
+    }
+
+    #[test]
+    fn clients_that_hang_up_have_read_what_there_was() {
+        let address = fake_server::start(Behaviour { tokens: 1000, ..STEADY });
+        let template = template(address, Endpoint::Inference);
+        // Every second one leaves, between its second token and its end.
+        let ask = |index| {
+            let hang_up_after = (index % 2 == 0).then_some(Duration::from_millis(15));
+            let tokens = Ask { hang_up_after, ..template.ask(index) };
+            if index % 2 == 0 { tokens } else { Ask::get(&template.url, "/v1/models", None) }
+        };
+        let load = Load {
+            address,
+            ask: &ask,
+            arrivals: Arrivals::Closed { streams: 4 },
+            requests: 12,
+            seed: 1,
+            timeout: Duration::from_secs(20),
+        };
+        let (mut left, mut answered) = (Vec::new(), 0);
+        load.run(&mut |settled| match settled.outcome {
+            Outcome::HungUp { tokens, .. } => left.push(tokens),
+            Outcome::Finished(_) => answered += 1,
+            Outcome::Failed(failed) => panic!("{failed:?}"),
+        })
+        .unwrap();
+        assert_eq!((left.len(), answered), (6, 6));
+        assert!(left.iter().all(|tokens| (1..1000).contains(tokens)), "{left:?}");
+    }
+
+    #[test]
     fn connection_closed_while_idle_costs_no_request() {
         let address = fake_server::start(Behaviour { requests_per_connection: 2, ..STEADY });
         let report = load(address, Endpoint::Chat, Arrivals::Closed { streams: 3 }, 30);
@@ -339,12 +431,9 @@ mod tests {
     #[test]
     fn silence_times_out_and_refused_connections_are_counted() {
         let address = fake_server::start(Behaviour { fault: Fault::Silence, ..STEADY });
-        let template = template(address, Endpoint::Chat);
-        let mut report = Report::new(Slo::default());
         let arrivals = Arrivals::Closed { streams: 2 };
-        let timeout = Duration::from_millis(200);
-        Load { address, template: &template, arrivals, requests: 3, seed: 1, timeout }.run(&mut report).unwrap();
-        assert_eq!(report.to_json("", "", arrivals, 1)["requests"]["failures"]["timeout"]["count"], 3);
+        let report = run(&template(address, Endpoint::Chat), address, arrivals.clone(), 3, 0.2);
+        assert_eq!(report["requests"]["failures"]["timeout"]["count"], 3);
 
         let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let report = load(unused, Endpoint::Chat, arrivals, 3);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use super::connection::{Outcome, Settled};
 use super::load::Arrivals;
 
 /// The latency that a client was promised; without limits every finished request is good.
@@ -27,6 +28,15 @@ pub(crate) struct Finished {
     /// Tokens by the server's count, else events.
     pub(crate) tokens: u64,
     pub(crate) prompt_tokens: Option<u64>,
+    pub(crate) text: String,
+}
+
+/// A request that has no complete answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Failed {
+    pub(crate) failure: Failure,
+    pub(crate) message: String,
+    pub(crate) after: Duration,
 }
 
 pub(crate) struct Report {
@@ -36,6 +46,8 @@ pub(crate) struct Report {
     itl: Histogram<u64>,
     tpot: Histogram<u64>,
     end_to_end: Histogram<u64>,
+    /// From arrival to a 429 or 503.
+    refused: Histogram<u64>,
     finished: u64,
     good: u64,
     tokens: u64,
@@ -84,6 +96,7 @@ impl Report {
             itl: histogram(),
             tpot: histogram(),
             end_to_end: histogram(),
+            refused: histogram(),
             finished: 0,
             good: 0,
             tokens: 0,
@@ -93,7 +106,15 @@ impl Report {
         }
     }
 
-    pub(crate) fn add_finished(&mut self, finished: &Finished) {
+    pub(crate) fn add(&mut self, settled: &Settled) {
+        match &settled.outcome {
+            Outcome::Finished(finished) => self.add_finished(finished),
+            Outcome::Failed(failed) => self.add_failure(failed),
+            Outcome::HungUp { .. } => {}
+        }
+    }
+
+    fn add_finished(&mut self, finished: &Finished) {
         self.finished += 1;
         self.tokens += finished.tokens;
         self.prompt_tokens += finished.prompt_tokens.unwrap_or(0);
@@ -117,8 +138,11 @@ impl Report {
     }
 
     /// Counts a failure; the first message of each kind is kept.
-    pub(crate) fn add_failure(&mut self, failure: Failure, message: &str) {
-        self.failures.entry(failure).or_insert_with(|| (0, message.to_owned())).0 += 1;
+    fn add_failure(&mut self, failed: &Failed) {
+        self.failures.entry(failed.failure).or_insert_with(|| (0, failed.message.clone())).0 += 1;
+        if failed.failure.is_excused() {
+            self.refused.saturating_record(microseconds(failed.after));
+        }
     }
 
     pub(crate) fn set_elapsed(&mut self, elapsed: Duration) {
@@ -137,11 +161,42 @@ impl Report {
         count as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
-    fn latencies(&self) -> [(&'static str, &Histogram<u64>); 4] {
-        [("ttft", &self.ttft), ("itl", &self.itl), ("tpot", &self.tpot), ("end_to_end", &self.end_to_end)]
+    /// Those that there are, in microseconds.
+    pub(crate) fn latencies(&self) -> impl Iterator<Item = (&'static str, &Histogram<u64>)> {
+        let all = [
+            ("ttft", &self.ttft),
+            ("itl", &self.itl),
+            ("tpot", &self.tpot),
+            ("end_to_end", &self.end_to_end),
+            ("refused", &self.refused),
+        ];
+        all.into_iter().filter(|(name, histogram)| *name != "refused" || !histogram.is_empty())
     }
 
-    pub(crate) fn to_json(&self, endpoint: &str, url: &str, arrivals: Arrivals, seed: u64) -> Value {
+    pub(crate) fn goodput(&self) -> f64 {
+        self.per_second(self.good)
+    }
+
+    pub(crate) fn requests_per_second(&self) -> f64 {
+        self.per_second(self.finished)
+    }
+
+    pub(crate) fn tokens_per_second(&self) -> f64 {
+        self.per_second(self.tokens)
+    }
+
+    /// Refused with 429 or 503.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.len()
+    }
+
+    /// A quantile of a latency in milliseconds; 0 where it was never measured.
+    pub(crate) fn quantile_ms(&self, latency: &str, quantile: f64) -> f64 {
+        let found = self.latencies().find(|(name, _)| *name == latency);
+        found.map_or(0.0, |(_, histogram)| milliseconds(histogram.value_at_quantile(quantile)))
+    }
+
+    pub(crate) fn to_json(&self, endpoint: &str, url: &str, arrivals: &Arrivals, seed: u64) -> Value {
         let failures: serde_json::Map<String, Value> = self
             .failures
             .iter()
@@ -164,6 +219,7 @@ impl Report {
         match arrivals {
             Arrivals::Open { per_second } => report["rate_per_s"] = json!(per_second),
             Arrivals::Closed { streams } => report["concurrency"] = json!(streams),
+            Arrivals::Listed(_) => {}
         }
         for (name, histogram) in self.latencies() {
             let mut values: serde_json::Map<String, Value> = QUANTILES
@@ -208,15 +264,23 @@ impl Report {
                 self.good, self.finished
             );
         }
-        for (failure, (count, message)) in &self.failures {
-            let _ = writeln!(text, "failed with {}: {count}, first: {message}", failure.name());
-        }
+        self.failures().for_each(|failure| {
+            let _ = writeln!(text, "{failure}");
+        });
         text
+    }
+
+    /// A line for each kind of failure.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = String> {
+        let line = |(failure, (count, message)): (&Failure, &(u64, String))| {
+            format!("failed with {}: {count}, first: {message}", failure.name())
+        };
+        self.failures.iter().map(line)
     }
 
     /// Name and text of one file for each latency, in the percentile format of the HDR histogram tools, in milliseconds.
     pub(crate) fn to_hgrm(&self) -> Vec<(&'static str, String)> {
-        self.latencies().into_iter().map(|(name, histogram)| (name, hgrm(histogram))).collect()
+        self.latencies().map(|(name, histogram)| (name, hgrm(histogram))).collect()
     }
 }
 
@@ -265,7 +329,14 @@ mod tests {
         let gaps: Vec<Duration> = gaps_ms.iter().map(|ms| Duration::from_millis(*ms)).collect();
         let ttft = Duration::from_millis(ttft_ms);
         let end_to_end = ttft + gaps.iter().sum();
-        Finished { ttft: Some(ttft), tokens: gaps.len() as u64 + 1, gaps, end_to_end, prompt_tokens: Some(3) }
+        Finished {
+            ttft: Some(ttft),
+            tokens: gaps.len() as u64 + 1,
+            gaps,
+            end_to_end,
+            prompt_tokens: Some(3),
+            text: String::new(),
+        }
     }
 
     #[test]
@@ -277,7 +348,7 @@ mod tests {
         report.add_finished(&finished(500, &[10]));
         report.add_finished(&finished(50, &[10, 30]));
         report.set_elapsed(Duration::from_secs(2));
-        let json = report.to_json("chat", "http://h", Arrivals::Closed { streams: 3 }, 1);
+        let json = report.to_json("chat", "http://h", &Arrivals::Closed { streams: 3 }, 1);
         assert_eq!(json["goodput_per_s"], 50.0);
         assert_eq!(json["requests_per_s"], 51.0);
         assert_eq!(json["tokens"], 305);
@@ -293,14 +364,16 @@ mod tests {
     #[test]
     fn only_refusals_are_excused() {
         let mut report = Report::new(Slo::default());
-        report.add_failure(Failure::Status(429), "busy");
-        report.add_failure(Failure::Status(503), "draining");
-        assert!(!report.has_unexcused_failures());
-        report.add_failure(Failure::Status(500), "first");
-        report.add_failure(Failure::Status(500), "second");
-        assert!(report.has_unexcused_failures());
+        let mut fail = |status, message: &str| {
+            let (failure, after) = (Failure::Status(status), Duration::from_millis(2));
+            report.add_failure(&Failed { failure, message: message.to_owned(), after });
+            report.has_unexcused_failures()
+        };
+        assert!(!fail(429, "busy") && !fail(503, "draining"));
+        assert!(fail(500, "first") && fail(500, "second"));
+        assert_eq!((report.refused(), report.quantile_ms("refused", 1.0)), (2, 2.0));
         assert_eq!(report.failed(), 4);
-        let json = report.to_json("chat", "", Arrivals::Open { per_second: 1.0 }, 1);
+        let json = report.to_json("chat", "", &Arrivals::Open { per_second: 1.0 }, 1);
         assert_eq!(json["requests"]["failures"]["500"], json!({ "count": 2, "first": "first" }));
     }
 

@@ -1,5 +1,6 @@
 //! What is asked of each endpoint, and what its stream's events mean.
 use std::borrow::Cow;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,10 +18,35 @@ pub(crate) enum Endpoint {
     Inference,
 }
 
+/// One request as it goes out, and what is to become of it.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) shape: Shape,
+    pub(crate) bytes: Vec<u8>,
+    /// The client leaves so long after the first token.
+    pub(crate) hang_up_after: Option<Duration>,
+}
+
+/// How an answer comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Stream(Endpoint),
+    /// In one body.
+    Body,
+}
+
+impl Ask {
+    pub(crate) fn get(url: &Url, path: &str, api_key: Option<&str>) -> Self {
+        Self { shape: Shape::Body, bytes: get(url, path, api_key), hang_up_after: None }
+    }
+}
+
 /// All requests of a run: they differ by prompt and sampling seed.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestTemplate {
     pub(crate) endpoint: Endpoint,
+    /// Answered in one body, not as a stream.
+    pub(crate) whole: bool,
     pub(crate) url: Url,
     pub(crate) model: Option<String>,
     pub(crate) max_tokens: u32,
@@ -32,9 +58,9 @@ pub(crate) struct RequestTemplate {
 
 /// What one event of a stream says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Meaning {
+pub(crate) enum Meaning<'a> {
     /// Text of at least one token.
-    Token,
+    Token(Cow<'a, str>),
     /// The counts that the server itself gives.
     Usage { prompt_tokens: Option<u64>, completion_tokens: u64 },
     /// The stream is complete.
@@ -54,16 +80,17 @@ impl Endpoint {
         }
     }
 
-    fn path(self) -> &'static str {
+    fn path(self, whole: bool) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Inference if whole => "/v1/inference",
             Self::Inference => "/v1/inference/stream",
         }
     }
 
     /// Reads one event; one that is no JSON of the endpoint is an error of the stream.
-    pub(crate) fn meaning(self, event: &str, data: &str) -> Meaning {
+    pub(crate) fn meaning<'a>(self, event: &str, data: &'a str) -> Meaning<'a> {
         match self {
             _ if data == "[DONE]" => Meaning::End,
             Self::Chat | Self::Completions => match serde_json::from_str(data) {
@@ -71,7 +98,7 @@ impl Endpoint {
                 Err(error) => Meaning::Error(format!("event is no chunk: {error}")),
             },
             Self::Inference => match event {
-                "token" => Meaning::Token,
+                "token" => Meaning::Token(text_in(data)),
                 "error" => Meaning::Error(message_in(data)),
                 "complete" => Meaning::Usage { prompt_tokens: None, completion_tokens: total_tokens_in(data) },
                 _ => Meaning::Other,
@@ -87,8 +114,11 @@ impl Endpoint {
 
 impl RequestTemplate {
     /// Head and body of request `index`, ready to send.
-    pub(crate) fn bytes(&self, index: u32) -> Vec<u8> {
-        post(&self.url, self.endpoint.path(), self.api_key.as_deref(), &self.body(index).to_string())
+    pub(crate) fn ask(&self, index: u32) -> Ask {
+        let path = self.endpoint.path(self.whole);
+        let bytes = post(&self.url, path, self.api_key.as_deref(), &self.body(index).to_string());
+        let shape = if self.whole { Shape::Body } else { Shape::Stream(self.endpoint) };
+        Ask { shape, bytes, hang_up_after: None }
     }
 
     fn body(&self, index: u32) -> Value {
@@ -98,7 +128,7 @@ impl RequestTemplate {
             Endpoint::Chat => body["messages"] = json!([{ "role": "user", "content": prompt }]),
             Endpoint::Completions | Endpoint::Inference => body["prompt"] = json!(prompt),
         }
-        if self.endpoint != Endpoint::Inference {
+        if self.endpoint != Endpoint::Inference && !self.whole {
             body["stream"] = json!(true);
             body["stream_options"] = json!({ "include_usage": true });
         }
@@ -154,16 +184,13 @@ struct Usage {
     completion_tokens: u64,
 }
 
-fn openai_meaning(chunk: Chunk<'_>) -> Meaning {
+fn openai_meaning(chunk: Chunk<'_>) -> Meaning<'_> {
     if let Some(error) = chunk.error {
         return Meaning::Error(message_of(&error));
     }
-    let text_of = |choice: &Choice<'_>| {
-        let content = choice.delta.as_ref().and_then(|delta| delta.content.as_ref());
-        content.or(choice.text.as_ref()).is_some_and(|text| !text.is_empty())
-    };
-    if chunk.choices.iter().any(text_of) {
-        return Meaning::Token;
+    let texts = chunk.choices.into_iter().filter_map(|choice| choice.delta.and_then(|d| d.content).or(choice.text));
+    if let Some(text) = texts.filter(|text| !text.is_empty()).reduce(|all, text| all + text) {
+        return Meaning::Token(text);
     }
     match chunk.usage {
         Some(usage) => {
@@ -171,6 +198,26 @@ fn openai_meaning(chunk: Chunk<'_>) -> Meaning {
         }
         None => Meaning::Other,
     }
+}
+
+fn text_in(data: &str) -> Cow<'_, str> {
+    #[derive(Deserialize)]
+    struct Token<'a> {
+        #[serde(borrow)]
+        text: Cow<'a, str>,
+    }
+    serde_json::from_str(data).map_or_else(|_| data.into(), |token: Token<'_>| token.text)
+}
+
+/// The tokens of an answer in one body, by the server's count; 0 where it is no answer of tokens.
+pub(crate) fn tokens_in(body: &[u8]) -> u64 {
+    #[derive(Deserialize)]
+    struct Whole {
+        usage: Option<Usage>,
+        tokens_generated: Option<u64>,
+    }
+    let whole = serde_json::from_slice(body).unwrap_or(Whole { usage: None, tokens_generated: None });
+    whole.usage.map(|usage| usage.completion_tokens).or(whole.tokens_generated).unwrap_or(0)
 }
 
 fn total_tokens_in(data: &str) -> u64 {
@@ -197,24 +244,38 @@ const MESSAGE_CHARS_MAX: usize = 200;
 mod tests {
     use super::*;
 
+    fn token(text: &str) -> Meaning<'_> {
+        Meaning::Token(text.into())
+    }
+
+    #[test]
+    fn bodies_tell_their_tokens() {
+        assert_eq!(tokens_in(br#"{"choices":[{"text":"x"}],"usage":{"prompt_tokens":3,"completion_tokens":7}}"#), 7);
+        assert_eq!(tokens_in(br#"{"text":"x","tokens_generated":9}"#), 9);
+        assert_eq!((tokens_in(br#"{"status":"healthy"}"#), tokens_in(b"<html>")), (0, 0));
+    }
+
     #[test]
     fn openai_events_are_understood() {
         let chat = |data| Endpoint::Chat.meaning("", data);
         assert_eq!(chat(r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#), Meaning::Other);
-        assert_eq!(chat(r#"{"choices":[{"index":0,"delta":{"content":"a \"b\"\n"}}],"usage":null}"#), Meaning::Token);
+        assert_eq!(
+            chat(r#"{"choices":[{"index":0,"delta":{"content":"a \"b\"\n"}}],"usage":null}"#),
+            token("a \"b\"\n")
+        );
         assert_eq!(chat(r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#), Meaning::Other);
         let usage = r#"{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}}"#;
         assert_eq!(chat(usage), Meaning::Usage { prompt_tokens: Some(5), completion_tokens: 7 });
         assert_eq!(chat("[DONE]"), Meaning::End);
         assert_eq!(chat(r#"{"error":{"message":"lost","code":"X"}}"#), Meaning::Error("lost".to_owned()));
         assert!(matches!(chat("{nonsense"), Meaning::Error(_)));
-        assert_eq!(Endpoint::Completions.meaning("", r#"{"choices":[{"text":"x"}]}"#), Meaning::Token);
+        assert_eq!(Endpoint::Completions.meaning("", r#"{"choices":[{"text":"x"}]}"#), token("x"));
     }
 
     #[test]
     fn own_events_are_understood() {
         let own = |event, data| Endpoint::Inference.meaning(event, data);
-        assert_eq!(own("token", r#"{"type":"token","text":"x"}"#), Meaning::Token);
+        assert_eq!(own("token", r#"{"type":"token","text":"x"}"#), token("x"));
         assert_eq!(own("progress", "{}"), Meaning::Other);
         assert_eq!(own("error", r#"{"code":"E","message":"lost"}"#), Meaning::Error("lost".to_owned()));
         let complete = Meaning::Usage { prompt_tokens: None, completion_tokens: 9 };
@@ -225,6 +286,7 @@ mod tests {
     fn own_endpoint_gets_only_the_fields_it_knows() {
         let template = RequestTemplate {
             endpoint: Endpoint::Inference,
+            whole: false,
             url: "http://h:1/p".parse().unwrap(),
             model: None,
             max_tokens: 3,
@@ -233,7 +295,7 @@ mod tests {
             api_key: Some("k".to_owned()),
             prompts: Prompts::new(1, 4, 1.0),
         };
-        let text = String::from_utf8(template.bytes(2)).unwrap();
+        let text = String::from_utf8(template.ask(2).bytes).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("POST /p/v1/inference/stream HTTP/1.1\r\nHost: h:1\r\nAuthorization: Bearer k\r\n"));
         let body: Value = serde_json::from_str(body).unwrap();
