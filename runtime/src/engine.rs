@@ -9,14 +9,14 @@ mod guests;
 mod lane;
 mod pool;
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rtrb::{Consumer, Producer};
 
+use crate::falls::{FALLS_MAX, FALLS_WITHIN, Falls};
 use crate::log::warning;
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
@@ -165,12 +165,10 @@ impl Engine {
     ///
     /// A panic ends the sequences that were there, and it begins anew; one that breaks down too often is given up.
     pub fn run(mut self) {
-        let mut falls: VecDeque<Instant> = VecDeque::with_capacity(FALLS_MAX);
+        let mut falls = Falls::default();
         while catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
             let now = Instant::now();
-            falls.retain(|fall| now.duration_since(*fall) < FALLS_WITHIN);
-            falls.push_back(now);
-            if falls.len() > FALLS_MAX {
+            if falls.fell(now) {
                 warning!("a shard broke down {FALLS_MAX} times within {} s: it is given up", FALLS_WITHIN.as_secs());
                 return;
             }
@@ -341,8 +339,5 @@ fn push(link: &mut Link, event: Event) {
 
 /// Most generations that a shard holds at a time, served and draining; also the room of the ring that takes them back.
 pub const LANES_MAX: usize = 64;
-/// A shard that breaks down more often than so within [`FALLS_WITHIN`] is given up, and with it the process.
-const FALLS_MAX: usize = 5;
-const FALLS_WITHIN: Duration = Duration::from_secs(60);
 /// A leader out of work looks this often for more before it sleeps: about 10 us.
 const SPINS_BEFORE_SLEEP: u32 = 1_000;

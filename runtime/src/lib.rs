@@ -6,6 +6,7 @@ pub mod config;
 pub mod crossval;
 pub mod engine;
 pub mod executor;
+pub mod falls;
 pub mod forward;
 pub mod futex;
 pub mod gpu;

@@ -150,7 +150,7 @@ async fn hear_every_ring(io: &Io) {
             (0..random >> 54).for_each(|_| std::hint::spin_loop());
         }
     });
-    let rings = Rings::new(&bell).unwrap();
+    let rings = Rings::new(Arc::clone(&bell)).unwrap();
     let mut expected = 0;
     while expected < RECORDS {
         match arrived.pop() {
@@ -272,6 +272,23 @@ fn a_listener_that_is_shut_down_lets_go_of_who_waits() {
         over.wait().await;
         assert!(listener.accept().await.is_err());
         assert!(TcpStream::connect(address).is_err());
+    });
+}
+
+#[test]
+fn a_task_that_panics_ends_alone() {
+    on_every_executor(async |_| {
+        let (after, told) = (Rc::new(Signal::default()), std::hint::black_box(true));
+        let notify = Rc::clone(&after);
+        executor::spawn(async move {
+            executor::sleep(Duration::from_millis(1)).await;
+            assert!(!told, "told to fail");
+        });
+        executor::spawn(async move {
+            executor::sleep(Duration::from_millis(5)).await;
+            notify.notify();
+        });
+        after.wait().await;
     });
 }
 

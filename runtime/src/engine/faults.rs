@@ -9,6 +9,12 @@ pub(crate) enum Fault {
     Leader = 1,
     /// In the forward pass, on whichever worker is first.
     Worker = 2,
+    /// In an executor's turn, as it hands an event on.
+    Executor = 3,
+    /// In the task that lets clients in.
+    Accept = 4,
+    /// In the task that keeps the time.
+    Timer = 5,
 }
 
 /// Enough for the answer to have begun.
@@ -16,7 +22,8 @@ pub(super) const TOKENS_MIN: usize = 3;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// Makes `fault` strike this shard's next step with a sequence that has [`TOKENS_MIN`] tokens.
+/// Makes `fault` strike this shard: a step with a sequence that has [`TOKENS_MIN`] tokens, or what its executor does next
+/// of that kind.
 pub(crate) fn inject(fault: Fault, shard: u16) {
     NEXT.store(fault as u64 | u64::from(shard) << 8, Ordering::SeqCst);
 }
@@ -26,10 +33,14 @@ pub(crate) fn is_pending() -> bool {
     NEXT.load(Ordering::SeqCst) != 0
 }
 
-/// Whether `fault` strikes the leader that runs on this thread now; it does so once.
-pub(super) fn strikes(fault: Fault) -> bool {
+/// Whether `fault` strikes the leader or executor that runs on this thread now; it does so once.
+pub(crate) fn strikes(fault: Fault) -> bool {
+    if !is_pending() {
+        return false;
+    }
     let thread = std::thread::current();
-    let shard = thread.name().and_then(|name| name.strip_prefix("leader-")?.parse::<u16>().ok());
+    let kind = if matches!(fault, Fault::Leader | Fault::Worker) { "leader-" } else { "shard-" };
+    let shard = thread.name().and_then(|name| name.strip_prefix(kind)?.parse::<u16>().ok());
     let wanted = shard.map(|shard| fault as u64 | u64::from(shard) << 8);
     wanted.is_some_and(|wanted| NEXT.compare_exchange(wanted, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok())
 }

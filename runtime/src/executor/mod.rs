@@ -3,6 +3,7 @@
 //! Which one runs is known per thread, so that what is built on it names none. Tasks must not wake themselves to yield:
 //! monoio would run nothing else.
 
+mod contain;
 mod signal;
 mod socket;
 mod stalls;
@@ -11,6 +12,7 @@ use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
+pub use contain::contain;
 pub use signal::{Rings, Signal, Turns};
 pub use socket::{Listener, ReadHalf, WriteHalf, halves};
 pub use stalls::{Holder, count_stalls, held_by};
@@ -74,9 +76,11 @@ fn glommio_executor(ring_entries: usize) -> io::Result<glommio::LocalExecutor> {
         .map_err(io::Error::from)
 }
 
-/// Runs `task` beside the others of this thread, and notes turns of it that hold them up.
+/// Runs `task` beside the others of this thread, and notes turns of it that hold them up. One that panics has ended.
 pub fn spawn(task: impl Future<Output = ()> + 'static) {
-    let task = stalls::watched(task);
+    let task = async {
+        contain(stalls::watched(task)).await;
+    };
     match backend() {
         Backend::MonoioUring | Backend::MonoioEpoll => drop(monoio::spawn(task)),
         Backend::Glommio => drop(glommio::spawn_local(task).detach()),

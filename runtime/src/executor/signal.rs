@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::socket::Readable;
@@ -10,18 +11,18 @@ use super::{Backend, backend};
 use crate::mailbox::Doorbell;
 
 /// A doorbell as a future of this executor.
-pub struct Rings<'a> {
-    bell: &'a Doorbell,
+pub struct Rings {
+    bell: Arc<Doorbell>,
     readable: Readable,
 }
 
-impl<'a> Rings<'a> {
+impl Rings {
     /// Registers the bell with the executor that runs on this thread.
     ///
     /// # Errors
     /// When the descriptor can't be duplicated or registered.
-    pub fn new(bell: &'a Doorbell) -> io::Result<Self> {
-        Ok(Self { bell, readable: Readable::new(bell.raw_fd())? })
+    pub fn new(bell: Arc<Doorbell>) -> io::Result<Self> {
+        Ok(Self { readable: Readable::new(bell.raw_fd())?, bell })
     }
 
     /// Sleeps until the bell rings, unless `busy` says that there is something to do already.

@@ -129,6 +129,8 @@ pub struct RequestMetrics {
     pub handed_over: Cell,
     /// Sequences that another shard computed, whose cache knew their beginning.
     pub routed: Cell,
+    /// Times that the executor broke down and went on.
+    pub restarts: Cell,
     pub outcomes: Outcomes,
     pub prompt_tokens: Cell,
     pub generated_tokens: Cell,
@@ -215,6 +217,7 @@ impl Default for ShardMetrics {
                 connections: Cell::default(),
                 handed_over: Cell::default(),
                 routed: Cell::default(),
+                restarts: Cell::default(),
                 outcomes: Outcomes::default(),
                 prompt_tokens: Cell::default(),
                 generated_tokens: Cell::default(),

@@ -150,6 +150,9 @@ impl Page<'_> {
         self.counter("bitnet_shard_restarts_total", "Times that a shard broke down and began anew.", |s| {
             &s.step.restarts
         });
+        self.counter("bitnet_executor_restarts_total", "Times that an executor broke down and went on.", |s| {
+            &s.requests.restarts
+        });
         let label = |holder: &Holder| {
             let mut pair = LabelPair::default();
             pair.set_name("holder".to_owned());

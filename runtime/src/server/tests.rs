@@ -8,15 +8,16 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::Settings;
 use crate::engine::faults::{self, Fault};
+use crate::falls::FALLS_MAX;
 use crate::registry::State;
 
 /// A server on a thread of this process, whose end is asked for by a signal to that thread alone. One at a time, since
 /// faults strike by the number of a shard.
 struct Server {
-    _turn: Turn,
     address: SocketAddr,
     thread: libc::pid_t,
     join: JoinHandle<Result<(), Error>>,
+    _turn: Turn,
 }
 
 impl Server {
@@ -39,7 +40,7 @@ impl Server {
             told.send(unsafe { libc::gettid() }).unwrap();
             serve(&config, &plan, Models { started, state: None }, &termination)
         });
-        Self { _turn: turn, address, thread: thread.recv().unwrap(), join }
+        Self { address, _turn: turn, thread: thread.recv().unwrap(), join }
     }
 
     fn connect(&self) -> TcpStream {
@@ -259,6 +260,67 @@ fn a_host_that_breaks_down_ends_its_guests_and_nobody_else() {
     server.becomes_quiet();
     let outcome = server.end();
     assert!(outcome.is_ok(), "{outcome:?}");
+}
+
+#[test]
+fn an_executor_that_breaks_down_ends_its_own_streams_and_goes_on() {
+    let server = Server::start(2);
+    let (mut clients, mut idle) = (server.clients(2), server.clients(2));
+    let alone = clients[1].complete(&body(1, 200, false));
+    faults::inject(Fault::Executor, 0);
+    clients[1].post(&body(1, 200, true));
+    clients[0].post(&body(0, 200, false));
+    let broken = clients[0].json();
+    assert!(broken["error"]["message"].as_str().unwrap().contains("broke down"), "{broken}");
+    let other = clients[1].rest();
+    assert_eq!(text(&other).as_deref(), alone["choices"][0]["text"].as_str(), "{other}");
+    // Connections stay, and those that come find it as it was.
+    for client in [&mut clients[0], &mut idle[0], &mut server.clients(2)[0]] {
+        assert_eq!(client.complete(&body(1, 200, false))["choices"], alone["choices"]);
+    }
+    faults::inject(Fault::Accept, 0);
+    let deadline = Instant::now() + PATIENCE;
+    while faults::is_pending() {
+        assert!(Instant::now() < deadline, "shard 0 accepts nobody");
+        drop(server.connect());
+    }
+    faults::inject(Fault::Timer, 0);
+    while faults::is_pending() {
+        assert!(Instant::now() < deadline, "shard 0 keeps no time");
+        pause(Duration::from_millis(1));
+    }
+    assert_eq!(idle[0].complete(&body(1, 200, false))["choices"], alone["choices"]);
+    let others = server.clients(2);
+    while server.metric("bitnet_connections") < (clients.len() + idle.len() + others.len()) as f64 {
+        assert!(Instant::now() < deadline, "nobody counts connections any more");
+        pause(Duration::from_millis(5));
+    }
+    assert_eq!(server.metric("bitnet_executor_restarts_total"), 3.0);
+    assert_eq!(server.metric("bitnet_shard_restarts_total"), 0.0);
+    drop((clients, idle, others));
+    server.becomes_quiet();
+    let outcome = server.end();
+    assert!(outcome.is_ok(), "{outcome:?}");
+}
+
+#[test]
+fn an_executor_that_breaks_down_too_often_ends_the_server() {
+    let server = Server::start(2);
+    let mut clients = server.clients(2);
+    for _ in 0..FALLS_MAX {
+        faults::inject(Fault::Executor, 0);
+        let broken = clients[0].complete(&body(0, 20, false));
+        assert!(broken["error"]["message"].as_str().unwrap().contains("broke down"), "{broken}");
+    }
+    faults::inject(Fault::Executor, 0);
+    clients[0].post(&body(0, 20, false));
+    let deadline = Instant::now() + PATIENCE;
+    while !server.join.is_finished() {
+        assert!(Instant::now() < deadline, "it goes on");
+        pause(Duration::from_millis(5));
+    }
+    let outcome = server.join.join().unwrap();
+    assert!(matches!(outcome, Err(Error::Start { what: "a shard's executor", .. })), "{outcome:?}");
 }
 
 #[test]

@@ -1,11 +1,7 @@
 //! One client connection: requests in order, an answer each, until either side has had enough.
 
-use std::future::poll_fn;
 use std::os::fd::RawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use net::error::{ApiError, Dialect};
@@ -13,7 +9,7 @@ use net::http::{self, CONTINUE, Limits, Phase, Request};
 
 use super::peer::{Peer, Writer, read};
 use super::{Shard, answer, unix_time};
-use crate::executor::{self, ReadHalf, WriteHalf};
+use crate::executor::{self, ReadHalf, WriteHalf, contain};
 
 /// Serves a client until either closes.
 pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHalf, WriteHalf, RawFd), is_local: bool) {
@@ -22,8 +18,12 @@ pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHal
     shard.peers.borrow_mut().insert(id, Rc::clone(&peer));
     executor::spawn(read(read_half, Rc::clone(&peer)));
     let mut writer = Writer::new(write_half, Rc::clone(&peer));
-    converse(shard, &peer, &mut writer).await;
-    linger(&peer, &mut writer).await;
+    // Whatever breaks here, the connection ends in good order.
+    contain(async {
+        converse(shard, &peer, &mut writer).await;
+        linger(&peer, &mut writer).await;
+    })
+    .await;
     peer.close();
     super::shutdown(peer.fd);
     // The descriptor stays open, and so its number taken, until nobody can shut it down by mistake.
@@ -68,16 +68,6 @@ async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
             return;
         }
     }
-}
-
-/// Runs `future`; `None` if it panics, so that a fault in one answer ends one connection and not its shard.
-async fn contain<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Some),
-        Err(_) => Poll::Ready(None),
-    })
-    .await
 }
 
 /// The answer where making one has panicked.
@@ -172,19 +162,3 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 const BODY_STALL_MAX: Duration = Duration::from_secs(10);
 const BODY_BYTES_MIN: usize = 4 << 10;
 const LINGER_MAX: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use std::task::{Context, Waker};
-
-    use super::*;
-
-    #[test]
-    fn a_panic_is_contained_and_a_value_passes() {
-        let mut context = Context::from_waker(Waker::noop());
-        let mut value = pin!(contain(async { 7 }));
-        assert_eq!(value.as_mut().poll(&mut context), Poll::Ready(Some(7)));
-        let mut panics = pin!(contain(async { assert!(unix_ms() == 0, "told to fail") }));
-        assert_eq!(panics.as_mut().poll(&mut context), Poll::Ready(None));
-    }
-}

@@ -14,10 +14,10 @@ mod hosts;
 mod models;
 mod peer;
 mod probe;
+mod turns;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,8 +29,10 @@ use net::api::SwapStatus;
 use rtrb::{Consumer, Producer};
 
 use crate::config::Config;
+#[cfg(test)]
+use crate::engine::faults::{self, Fault};
 use crate::engine::{Command, Event, Finish, Host, guests_max};
-use crate::executor::{self, Holder, Listener, Rings, Signal, Turns, held_by};
+use crate::executor::Signal;
 use crate::gpu::{Costs, Inventory, Load, ShardPort};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
@@ -42,6 +44,7 @@ use gpus::Gpus;
 use hosts::Hosts;
 use models::Models;
 use peer::Peer;
+use turns::Fallen;
 
 pub use admission::AdmissionLimits;
 pub use doors::Door;
@@ -215,6 +218,7 @@ pub struct Shard {
     sequences_max: usize,
     admission: Admission,
     peers: RefCell<HashMap<u64, Rc<Peer>>>,
+    fallen: Fallen,
     json: RefCell<net::json::Reader>,
     counter: Cell<u64>,
     random: Cell<u64>,
@@ -266,81 +270,12 @@ impl Shard {
             gpus,
             hosts,
             peers: RefCell::default(),
+            fallen: Fallen::default(),
             json: RefCell::default(),
             counter: Cell::new(StreamId::first_of(index)),
             random: Cell::new(fresh_random()),
             rss_bytes: Cell::new(0),
         }
-    }
-
-    /// Serves the clients of `listeners` until it is drained.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub async fn serve(self, mut arrivals: Arrivals, listeners: Vec<OwnedFd>) -> io::Result<()> {
-        let shard = Rc::new(self);
-        executor::count_stalls(Arc::clone(&shard.metrics));
-        let listeners: Vec<_> =
-            listeners.into_iter().map(|fd| Listener::new(fd).map(Rc::new)).collect::<io::Result<_>>()?;
-        shard.control.listening.fetch_add(1, Ordering::SeqCst);
-        for listener in &listeners {
-            executor::spawn(accept(Rc::clone(&shard), Rc::clone(listener)));
-        }
-        executor::spawn(keep_time(Rc::clone(&shard)));
-        let doorbell = Arc::clone(&shard.doorbell);
-        let rings = Rings::new(&doorbell)?;
-        let turns = if shard.may_spin { Turns::new()? } else { None };
-        let (mut draining, mut cut) = (false, false);
-        let restarts = || shard.control.metrics.iter().map(|metrics| metrics.step.restarts.get()).sum::<u64>();
-        let (mut restarts_seen, mut ended) = (restarts(), shard.control.restarts());
-        loop {
-            held_by(Holder::Delivery, || shard.deliver(&mut arrivals.events));
-            if restarts() != restarts_seen {
-                restarts_seen = restarts();
-                shard.end_lost_streams(&mut ended);
-            }
-            held_by(Holder::Order, || shard.obey(&mut arrivals.orders));
-            for socket in arrivals.connections.try_iter() {
-                shard.doors[shard.index].took();
-                shard.metrics.requests.handed_over.add(1);
-                welcome(&shard, socket);
-            }
-            if shard.control.is_draining() && !draining {
-                draining = true;
-                listeners.iter().for_each(|listener| listener.shut_down());
-                shard.close_idle();
-            }
-            if shard.control.is_cutting() && !cut {
-                cut = true;
-                shard.cut();
-                shard.cut_jobs();
-            }
-            let door = &shard.doors[shard.index];
-            let done = shard.peers.borrow().is_empty() && shard.streams.borrow().is_empty();
-            if draining && done && !door.is_knocked_at() {
-                break;
-            }
-            let control = &shard.control;
-            let (events, orders) = (&arrivals.events, &arrivals.orders);
-            let mail = || !events.is_empty() || !orders.is_empty() || door.is_knocked_at();
-            let quiet = || shard.gpus.are_quiet() && shard.hosts.are_quiet();
-            let news = || mail() || !quiet() || restarts() != restarts_seen;
-            let busy = || news() || control.is_draining() != draining || control.is_cutting() != cut;
-            if let Some(turns) = &turns {
-                let until = Instant::now() + shard.spin_time();
-                while !busy() && Instant::now() < until {
-                    turns.take().await?;
-                }
-            }
-            rings.sleep_unless(busy).await?;
-        }
-        Ok(())
-    }
-
-    /// How long the next token may take if it is worth looking for: where steps are long, a wake-up is nothing to them.
-    fn spin_time(&self) -> Duration {
-        let step = Duration::from_secs_f64(self.cpu_load().costs.decode_s.clamp(0.0, 1.0));
-        if self.streams.borrow().is_empty() || step > SPIN_STEP_MAX { Duration::ZERO } else { step * 3 / 2 }
     }
 
     /// Hands the leader's events to the requests that wait for them.
@@ -370,26 +305,37 @@ impl Shard {
     /// Ends the streams of leaders that broke down since `seen`. They have forgotten all that was sent to them before; what
     /// they got meanwhile is cancelled.
     fn end_lost_streams(&self, seen: &mut [u64]) {
-        let now_restarted = self.control.restarts();
-        let is_lost = |stream: StreamId, inbox: &Inbox| {
+        let restarts = self.control.restarts();
+        self.lose(|stream, inbox| {
             let leader = self.hosts.host_of(stream).unwrap_or(self.index);
-            inbox.device.get().is_none() && now_restarted[leader] != seen[leader]
-        };
+            inbox.device.get().is_none() && restarts[leader] != seen[leader]
+        });
+        seen.copy_from_slice(&restarts);
+    }
+
+    /// Ends all streams, since some of their events were lost.
+    fn end_streams(&self) {
+        self.lose(|_, _| true);
+    }
+
+    /// Cancels streams and ends their requests with an error.
+    fn lose(&self, is_lost: impl Fn(StreamId, &Inbox) -> bool) {
         let streams = self.streams.borrow();
-        let lost = streams.iter().filter(|(stream, (inbox, _))| is_lost(**stream, inbox)).map(|(stream, _)| *stream);
-        let lost: Vec<StreamId> = lost.collect();
+        let lost = streams.iter().filter(|(stream, (inbox, _))| is_lost(**stream, inbox));
+        let lost: Vec<(StreamId, Rc<Inbox>, usize)> =
+            lost.map(|(stream, (inbox, choice))| (*stream, Rc::clone(inbox), *choice)).collect();
         drop(streams);
-        seen.copy_from_slice(&now_restarted);
         let now = Instant::now();
-        for stream in lost {
-            if !self.hosts.cancel(stream) {
-                self.command(Command::Cancel(stream));
-            }
-            self.deliver_one(Event::End { stream, finish: Finish::Lost }, now);
+        for (stream, inbox, choice) in lost {
+            self.cancel(stream);
+            inbox.events.borrow_mut().push_back((choice, Event::End { stream, finish: Finish::Lost }, now));
+            inbox.wake.notify();
         }
     }
 
     fn deliver_one(&self, event: Event, now: Instant) {
+        #[cfg(test)]
+        assert!(!faults::strikes(Fault::Executor), "told to fail");
         let (stream, last) = (event.stream(), event.is_last());
         let mut streams = self.streams.borrow_mut();
         // A stream that was cancelled meanwhile has no inbox any more.
@@ -440,25 +386,6 @@ impl Shard {
             kv_blocks: step.kv_blocks.get(),
             prompt_row_s: load.costs.prefill_row_s,
             prompt_share: prompt_s / (prompt_s + decode_s),
-        }
-    }
-
-    /// Ends the connections that have no request in progress.
-    fn close_idle(&self) {
-        for peer in self.peers.borrow().values().filter(|peer| peer.is_idle()) {
-            shutdown(peer.fd);
-        }
-    }
-
-    /// Ends running streams with an error, and soon also those whose clients don't take what they were sent.
-    fn cut(&self) {
-        for (inbox, _) in self.streams.borrow().values() {
-            inbox.cut.set(true);
-            inbox.wake.notify();
-        }
-        let until = Instant::now() + CUT_WRITE_MAX;
-        for peer in self.peers.borrow().values() {
-            peer.end_writes_at(until);
         }
     }
 
@@ -516,56 +443,6 @@ impl Shard {
     }
 }
 
-async fn accept(shard: Rc<Shard>, listener: Rc<Listener>) {
-    loop {
-        match listener.accept().await {
-            Ok(socket) => {
-                if let Some(socket) = doors::place(&shard.doors, shard.index, socket) {
-                    welcome(&shard, socket);
-                }
-            }
-            Err(_) if shard.control.is_draining() => return,
-            // Out of descriptors, or a client that left already: the next one may have more luck.
-            Err(_) => executor::sleep(ACCEPT_PAUSE).await,
-        }
-    }
-}
-
-/// Serves a fresh connection that is counted as this shard's.
-fn welcome(shard: &Rc<Shard>, socket: OwnedFd) {
-    let is_local = socket2::SockRef::from(&socket).local_addr().is_ok_and(|address| address.is_unix());
-    if shard.peers.borrow().len() < shard.config.connections_max
-        && let Ok(halves) = executor::halves(socket)
-    {
-        let shard = Rc::clone(shard);
-        executor::spawn(async move {
-            connection::run(&shard, halves, is_local).await;
-            shard.doors[shard.index].left();
-        });
-    } else {
-        shard.metrics.requests.outcomes.refused_connections.add(1);
-        shard.doors[shard.index].left();
-    }
-}
-
-/// Wakes what has waited too long. All deadlines of a shard are looked at here, so that none is a timer of its own.
-async fn keep_time(shard: Rc<Shard>) {
-    let mut beats = 0_u64;
-    loop {
-        if beats.is_multiple_of(BEATS_PER_MEMORY_LOOK) {
-            shard.rss_bytes.set(tuning::memory::rss_bytes().unwrap_or(0));
-        }
-        beats += 1;
-        shard.metrics.requests.turns.add(1);
-        shard.metrics.requests.connections.set(shard.peers.borrow().len() as u64);
-        let now = Instant::now();
-        for peer in shard.peers.borrow().values() {
-            peer.check_deadlines(now);
-        }
-        executor::sleep(BEAT).await;
-    }
-}
-
 /// Ends both directions of a socket; pending operations on it return.
 #[expect(unsafe_code, reason = "a socket system call")]
 fn shutdown(fd: RawFd) {
@@ -584,11 +461,3 @@ fn fresh_random() -> u64 {
 
 /// When a client that meets a server on its way down may try again.
 const RETRY_DRAINING: Duration = Duration::from_secs(5);
-/// Steps that take longer wake the executor.
-const SPIN_STEP_MAX: Duration = Duration::from_millis(1);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
-/// How often deadlines are looked at.
-const BEAT: Duration = Duration::from_millis(100);
-const BEATS_PER_MEMORY_LOOK: u64 = 10;
-/// What a client gets to take the error that ends its stream.
-const CUT_WRITE_MAX: Duration = Duration::from_secs(1);

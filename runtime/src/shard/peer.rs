@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::shutdown;
-use crate::executor::{ReadHalf, Signal, WriteHalf};
+use crate::executor::{ReadHalf, Signal, WriteHalf, contain};
 use crate::schedule::ClientId;
 
 /// One client connection.
@@ -98,7 +98,14 @@ impl Peer {
 
 /// Reads for as long as the connection lives, also while an answer is being written, so that a client who leaves is
 /// noticed at once. No read is ever cancelled.
-pub(super) async fn read(mut half: ReadHalf, peer: Rc<Peer>) {
+pub(super) async fn read(half: ReadHalf, peer: Rc<Peer>) {
+    contain(fill_inbox(half, &peer)).await;
+    peer.gone.set(true);
+    peer.wake.notify();
+    peer.read_ended.notify();
+}
+
+async fn fill_inbox(mut half: ReadHalf, peer: &Peer) {
     let mut buffer = vec![0; READ_BYTES];
     while !peer.closed.get() {
         if peer.inbox.borrow().len() >= INBOX_BYTES_MAX {
@@ -113,10 +120,6 @@ pub(super) async fn read(mut half: ReadHalf, peer: Rc<Peer>) {
         }
         peer.wake.notify();
     }
-    drop(half);
-    peer.gone.set(true);
-    peer.wake.notify();
-    peer.read_ended.notify();
 }
 
 /// The writing half with its buffer.

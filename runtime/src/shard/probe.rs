@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Inbox, Served, Shard};
 use crate::engine::{Command, Event, Finish};
-use crate::executor::Signal;
+use crate::executor::{self, Signal, contain};
 use crate::registry::Outcome;
 use crate::sampler::SamplingParams;
 use crate::schedule::{NewSequence, Priority, StreamId};
@@ -53,7 +53,7 @@ pub(super) async fn run(
             Some((_, Event::End { finish: Finish::Failed, .. }, _)) => {
                 return failed(Some("the scores are no numbers"));
             }
-            Some((_, Event::End { finish: Finish::Lost, .. }, _)) => return failed(Some("its shard broke down")),
+            Some((_, Event::End { finish: Finish::Lost, .. }, _)) => return failed(Some(BROKE_DOWN)),
             Some((_, Event::End { .. }, _)) => return Outcome::Probed { answer: tokens, failed: None },
             Some((_, Event::Refused(_), _)) => return failed(Some(QUEUE_FULL)),
             Some((_, Event::Admitted(_) | Event::Cached { .. } | Event::Returned(_), _)) => {}
@@ -74,11 +74,12 @@ pub(super) async fn run_when_there_is_room(
     tokens_max: usize,
 ) -> Outcome {
     loop {
-        let outcome = run(shard, served, prompt.into(), tokens_max, Priority::High).await;
+        let outcome = contain(run(shard, served, prompt.into(), tokens_max, Priority::High)).await;
+        let outcome = outcome.unwrap_or(Outcome::Probed { answer: Vec::new(), failed: Some(BROKE_DOWN) });
         if !matches!(outcome, Outcome::Probed { failed: Some(QUEUE_FULL), .. }) || shard.control.is_draining() {
             return outcome;
         }
-        crate::executor::sleep(RETRY_EVERY).await;
+        executor::sleep(RETRY_EVERY).await;
     }
 }
 
@@ -91,9 +92,8 @@ pub(super) async fn compare(
     prompt: Box<[u32]>,
     answer: Vec<u32>,
 ) {
-    if let Outcome::Probed { answer: tokens, failed: None } =
-        run(&shard, &reference, prompt, answer.len().max(1), Priority::Low).await
-    {
+    let answered = contain(run(&shard, &reference, prompt, answer.len().max(1), Priority::Low)).await;
+    if let Some(Outcome::Probed { answer: tokens, failed: None }) = answered {
         let agreed = tokens.iter().zip(&answer).take_while(|(a, b)| a == b).count();
         let longest = tokens.len().max(answer.len());
         canary.metrics.compared.add(if agreed < longest { agreed + 1 } else { agreed } as u64);
@@ -103,4 +103,5 @@ pub(super) async fn compare(
 }
 
 const QUEUE_FULL: &str = "the queue is full";
+const BROKE_DOWN: &str = "its shard broke down";
 const RETRY_EVERY: Duration = Duration::from_millis(50);
