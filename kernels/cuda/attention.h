@@ -296,25 +296,48 @@ template <int DIM> DEVICE float mix(const UnitArea& area, const float* weights, 
     return sum;
 }
 
-// Splits of one row and unit, merged in order by the block that came last.
-template <class Source> DEVICE void merge(const Step& s, const Unit& u, const Source& source) {
+// Splits of one row and unit, merged in order; the loads of one split run ahead.
+template <int COUNT, class Source> DEVICE void merge(const Step& s, const Unit& u, const Source& source) {
     const int dim = s.head_dim, stride = dim + 2;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < s.unit_heads * dim; i += THREADS) {
+    for (int i = threadIdx.x; i < s.unit_heads * dim; i += COUNT) {
         int head = u.first_head + i / dim, d = i % dim;
         const float* part = s.partial + ((long long)u.row * s.heads + head) * s.splits_max * stride;
         float value = __ldcg(part + d), greatest = __ldcg(part + dim), sum = __ldcg(part + dim + 1);
+        float next_value = __ldcg(part + stride + d), next = __ldcg(part + stride + dim), next_sum = __ldcg(part + stride + dim + 1);
 #pragma unroll 1
         for (int k = 1; k < u.splits; k++) {
-            part += stride;
-            float next = __ldcg(part + dim), max = greatest > next ? greatest : next;
-            float keep = exp_exact(greatest - max), add = exp_exact(next - max);
+            float this_value = next_value, this_one = next, this_sum = next_sum;
+            if (k + 1 < u.splits) {
+                part += stride;
+                next_value = __ldcg(part + stride + d);
+                next = __ldcg(part + stride + dim);
+                next_sum = __ldcg(part + stride + dim + 1);
+            }
+            float max = greatest > this_one ? greatest : this_one;
+            float keep = exp_exact(greatest - max), add = exp_exact(this_one - max);
             greatest = max;
-            sum = fused(__ldcg(part + dim + 1), add, sum * keep);
-            value = fused(__ldcg(part + d), add, value * keep);
+            sum = fused(this_sum, add, sum * keep);
+            value = fused(this_value, add, value * keep);
         }
         source.put(s, ((long long)u.row * s.heads + head) * dim + d, value / sum);
     }
+}
+
+// Of several splits the block that comes last merges all, by COUNT threads. What each has to give is written.
+template <int COUNT, class Source> DEVICE void merge_splits(const Step& s, const Unit& u, int* merges, const Source& source) {
+    if (u.splits == 1) return;
+    unsigned* arrived = s.arrived + u.row * s.heads + u.first_head;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *merges = atomicAdd(arrived, 1u) == (unsigned)u.splits - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    if (!*merges) return;
+    merge<COUNT>(s, u, source);
+    if (threadIdx.x == 0) *arrived = 0;
 }
 
 // Keys of one thread: half the dimensions of one position.
@@ -387,20 +410,7 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
             partial[(long long)h * s.splits_max * (dim + 2) + d] = sum;
         }
     }
-    if (u.splits > 1) {
-        unsigned* arrived = s.arrived + u.row * s.heads + u.first_head;
-        __syncthreads();
-        if (tid == 0) {
-            __threadfence();
-            *area.merges = atomicAdd(arrived, 1u) == (unsigned)u.splits - 1;
-            __threadfence();
-        }
-        __syncthreads();
-        if (*area.merges) {
-            merge(s, u, source);
-            if (tid == 0) *arrived = 0;
-        }
-    }
+    merge_splits<THREADS>(s, u, area.merges, source);
     __syncthreads();
 }
 

@@ -1,9 +1,10 @@
 // The batch kernels: a launch for each part of a layer, any number of rows. batch.h tells their order.
-#include "attention.h"
+#include "decode.h"
+#include "draw.h"
+#include "few.h"
 #include "gemm.h"
 #include "head.h"
 #include "prompt.h"
-#include "screen.h"
 
 KERNEL void __launch_bounds__(THREADS) embed_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
@@ -17,17 +18,19 @@ KERNEL void __launch_bounds__(THREADS) norm_rows(const GRID_CONSTANT Phase p, co
     RowArea area = {rows, rows + p.cols / 4};
     load_gamma(area, p.gamma, p.cols);
     wait_prior();
+    // The next one's weights come meanwhile, where its blocks have room beside those of more rows.
+    if (s.tokens <= 32) launch_next();
     quantize_phase(p, s, area, reduced);
 }
 
-KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_8(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    linear_rows<1, 1, 8>(p, s);
+KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_8(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    Few<1>(p, s).run();
 }
-KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_16(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    linear_rows<1, 2, 8>(p, s);
+KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_16(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    Few<2>(p, s).run();
 }
-KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_32(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    linear_rows<1, 4, 8>(p, s);
+KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_32(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    Few<4>(p, s).run();
 }
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     linear_rows<1, 8, 6>(p, s);
@@ -36,21 +39,9 @@ KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_128(const GRID_CONSTANT Ph
     linear_rows<4, 4, 4>(p, s);
 }
 
-// Decode rows: RoPE, cache write and attention, a block for each unit, or a warp for each query head.
-KERNEL void __launch_bounds__(THREADS) attend_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    UnitArea area;
-    area.place(shared_arena(), s.head_dim);
-    wait_prior();
-    Unit u = find_unit(s, blockIdx.x);
-    if (u.split >= u.splits) return;
-    UnitKeys keys = {};
-    load_unit(s, u, area, p.rows, keys);
-    attend_unit(s, u, area, p.rows, keys, UnitSource<false>{0});
-}
-
-KERNEL void __launch_bounds__(THREADS, 1) attend_decode(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    wait_prior();
-    attend_decode_row(s, p.rows);
+// Decode rows: RoPE, cache write and attention, a block for each split of a row and kv head.
+KERNEL void __launch_bounds__(DECODE_THREADS, 2) attend_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    attend_split(s, p.rows);
 }
 KERNEL void __launch_bounds__(THREADS) store_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
@@ -61,7 +52,7 @@ KERNEL void __launch_bounds__(PROMPT_THREADS, 3) attend_prompt(const GRID_CONSTA
     attend_prompt_tile(s, p.rows);
 }
 
-// The head by its screen: norm_screen, screen_*, choose_rows, greedy_rows.
+// The head by its screen: norm_screen, screen_*, draw_rows where there are draws, choose_rows, take_rows.
 KERNEL void __launch_bounds__(THREADS) norm_screen(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     screen_batch_row(p, s, blockIdx.x);
@@ -70,9 +61,10 @@ KERNEL void __launch_bounds__(THREADS) norm_screen(const GRID_CONSTANT Phase p, 
 template <int WIDE, int NT, int STAGES> DEVICE void screen_rows_of(const Phase& p, const Step& s) {
     Gemm<Bytes, WIDE, NT, STAGES> gemm;
     gemm.place(p, s.screened);
-    gemm.run();
+    FinishScreen finish{p, s, gemm.tile * 16, gemm.group * 4, (float4*)gemm.facts()};
+    gemm.run([&] { finish.begin(); }, [&] { finish.follow(gemm.GROUPS * 4); });
     launch_next();
-    gemm.finish(FinishScreen{p, s});
+    gemm.finish(finish);
 }
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_16(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     screen_rows_of<1, 2, 5>(p, s);
@@ -83,13 +75,17 @@ KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_64(const GRID_CONSTANT Pha
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     screen_rows_of<4, 4, 3>(p, s);
 }
+KERNEL void __launch_bounds__(THREADS) draw_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    draw_batch_rows(p, s, (int)blockIdx.x % s.tokens, (int)blockIdx.x / s.tokens);
+}
 KERNEL void __launch_bounds__(THREADS) choose_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     choose_batch_rows(p, s, (int)blockIdx.x % s.tokens, (int)blockIdx.x / s.tokens);
 }
-KERNEL void __launch_bounds__(THREADS) greedy_rows(const GRID_CONSTANT Phase, const GRID_CONSTANT Step s) {
+KERNEL void __launch_bounds__(THREADS) take_rows(const GRID_CONSTANT Phase, const GRID_CONSTANT Step s) {
     wait_prior();
-    greedy(s);
+    take_chosen(s, (int)blockIdx.x * WARPS + warp_id());
 }
 
 KERNEL void __launch_bounds__(THREADS) pack_screen(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step) {

@@ -61,12 +61,13 @@ inline int token_tile(int tokens) {
     return 128;
 }
 
-// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor.
+// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor, while each
+// has some to do. Up to 32 rows a block holds all its loads at once.
 inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
-    const int tile = token_tile(s.tokens), blocks = divided(p.tiles, 8) * divided(s.tokens, tile);
+    const int tile = token_tile(s.tokens), blocks = divided(p.tiles, 8) * divided(s.tokens, tile), items = divided(p.cols, 128);
     int cluster = 1;
     while (cluster * 2 <= limits.cluster_max && blocks * cluster * 2 <= 2 * limits.multiprocessors &&
-           divided(p.cols, 128) >= cluster * 4) {
+           items >= cluster * (tile <= 32 ? 10 : 4)) {
         cluster *= 2;
     }
     const char* kernel = tile == 8    ? "linear_8"
@@ -74,22 +75,19 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
                          : tile == 32 ? "linear_32"
                          : tile == 64 ? "linear_64"
                                       : "linear_128";
-    // The stages; the sums of 128 rows that take their place are less.
-    const int stages = tile <= 32 ? 8 : tile == 64 ? 6 : 4;
-    return {kernel, blocks * cluster, cluster, 256, stages * (4096 + tile * 128), p, s};
+    const int item = 4096 + tile * 128, held = divided(items, cluster) < (80 << 10) / item ? divided(items, cluster) : (80 << 10) / item;
+    // The stages, then what finishing needs; the sums of 128 rows that take the stages' place are less.
+    const int stages = tile == 64 ? 6 : 4;
+    const int shared = tile <= 32 ? tile * 512 + held * item : stages * item;
+    return {kernel, blocks * cluster, cluster, 256, shared + 128 + tile * 8, p, s};
 }
 
-// Decode rows, the first of the batch: by units of a split each, one a multiprocessor, about 10 us a round, or by a warp for
-// each query head, about 20 us a split.
-inline Launch attend(Step s, int decodes, const Phase& p, const BatchLimits& limits) {
+// Decode rows, the first of the batch: a block for each split of a row and kv head.
+inline Launch attend(Step s, int decodes, const Phase& p) {
     s.tokens = decodes;
-    const int units = decodes * (s.heads / s.unit_heads) * s.splits_max;
-    const bool by_units = s.head_dim <= HEAD_DIM_MAX && (s.group > 16 || divided(units, limits.multiprocessors) <= 2 * s.splits_max);
-    if (by_units) {
-        int shared = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
-        return {"attend_rows", units, 1, THREADS, shared, p, s};
-    }
-    return {"attend_decode", decodes * s.kv_heads, 1, s.group * 32, s.group * (2 * s.head_dim + SPLIT + 4) * 4, p, s};
+    s.unit_heads = s.group;
+    const int shared = SPLIT * s.head_dim * 2 + SPLIT * 16 + s.group * s.head_dim * 4 + 160 + s.head_dim * 2;
+    return {"attend_rows", decodes * s.kv_heads * s.splits_max, 1, SPLIT, shared, p, s};
 }
 
 // Prompt rows follow the decode rows: RoPE and cache write of all, then attention tile by tile.
@@ -101,19 +99,23 @@ inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p
     return {"attend_prompt", rows.prompt_tiles * s.kv_heads, 1, 128, 4 * 8 * (2 * s.head_dim + SPLIT + 4) * 4, p, s};
 }
 
-// The head of `s.tokens` rows by its screen: phases SCREEN, CHOOSE (input: the screen's output) and GREEDY. Four launches.
+// The head of `s.tokens` rows by its screen: phases SCREEN, CHOOSE (input: the screen's output); `draw` only
+// where some rows are drawn.
 inline Launch norm_screen(const Step& s, const Phase& p) {
     return {"norm_screen", s.tokens, 1, THREADS, REDUCED_BYTES + divided(p.cols, 128) * 512, p, s};
 }
 inline Launch screen(const Step& s, const Phase& p) {
     const int slots = 2 * s.tokens, tile = slots <= 16 ? 16 : slots <= 64 ? 64 : 128, stages = tile == 16 ? 5 : tile == 64 ? 4 : 3;
     return {tile == 16 ? "screen_16" : tile == 64 ? "screen_64" : "screen_128", divided(p.tiles, 8) * divided(slots, tile), 1, 256,
-            stages * (16384 + tile * 128), p, s};
+            stages * (16384 + tile * 128) + 2048 + tile * 8, p, s};
+}
+inline Launch draw(const Step& s, const Phase& screen) {
+    return {"draw_rows", s.tokens * divided(screen.rows, 2048), 1, THREADS, 0, screen, s};
 }
 inline Launch choose(const Step& s, const Phase& p) {
     return {"choose_rows", s.tokens * divided(p.rows, 2048), 1, THREADS, WARPS * 4 * 512, p, s};
 }
-inline Launch greedy(const Step& s) { return {"greedy_rows", 1, 1, THREADS, 0, Phase(), s}; }
+inline Launch take(const Step& s) { return {"take_rows", divided(s.tokens, WARPS), 1, THREADS, 0, Phase(), s}; }
 
 // Once for a model: the screen of its head, for the phase SCREEN `p`.
 inline Launch pack_screen(Phase p, const void* pieces) {

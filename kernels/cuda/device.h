@@ -18,6 +18,7 @@ DEVICE unsigned char* shared_arena() {
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned bits_of_float(float x) { return __float_as_uint(x); }
+DEVICE unsigned long long bits_of_double(double x) { return (unsigned long long)__double_as_longlong(x); }
 
 // Exact; both halves of a word.
 DEVICE float2 floats_of_halves(unsigned word) {
@@ -121,6 +122,14 @@ DEVICE void cluster_meet() {
 DEVICE void cluster_leave() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
 }
+// The same in two parts: what a thread does in between waits for nobody.
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+DEVICE void store_to_block(int4* at, int rank, const int4& v) {
+    unsigned local = (unsigned)__cvta_generic_to_shared(at), remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
+    asm volatile("st.shared::cluster.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 DEVICE int4 load_of_block(const int4* at, int rank) {
     unsigned local = (unsigned)__cvta_generic_to_shared(at), remote;
     int4 v;
@@ -138,6 +147,9 @@ DEVICE int cluster_size() { return 1; }
 DEVICE int cluster_rank() { return 0; }
 DEVICE void cluster_meet() {}
 DEVICE void cluster_leave() {}
+DEVICE void cluster_arrive() {}
+DEVICE void cluster_wait() {}
+DEVICE void store_to_block(int4* at, int, const int4& v) { *at = v; }
 DEVICE int4 load_of_block(const int4* at, int) { return *at; }
 DEVICE void wait_prior() {}
 DEVICE void launch_next() {}

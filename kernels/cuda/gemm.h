@@ -116,17 +116,23 @@ template <class A, int WIDE, int NT, int STAGES> struct Gemm {
             }
         }
     }
-    DEVICE void run() {
+    // Behind the stages: what finish() needs of the block's rows and tokens, on its way since the launch.
+    DEVICE static unsigned char* facts() { return shared_arena() + STAGES * STAGE_BYTES; }
+
+    // `begin` starts loads that wait for nothing, `follow` those that wait for the launch before.
+    template <class Begin, class Follow> DEVICE void run(const Begin& begin, const Follow& follow) {
 #pragma unroll
         for (int i = 0; i < WIDE * NT * 4; i++) (&sum[0][0][0])[i] = 0;
         int ahead = min((int)STAGES - 1, last - first);
         for (int i = 0; i < ahead; i++) load_weights(first + i);
+        begin();
         wait_prior();
 #pragma unroll
         for (int i = 0; i < STAGES - 1; i++) {
             if (i < ahead) load_rows(first + i);
             copy_commit();
         }
+        follow();
 #pragma unroll 1
         for (int k = first; k < last; k++) {
             copy_wait<STAGES - 2>();
@@ -206,30 +212,42 @@ template <class A, int WIDE, int NT, int STAGES> struct Gemm {
 struct FinishLinear {
     const Phase& p;
     const Step& s;
+    int first_tile, first_token; // of the block
+    const float4* scales;        // in shared memory, of each row tile
+    float2* tokens;              // likewise: factor and sum of each token's bytes
 
+    DEVICE void begin() const {
+        int tile = min(first_tile + (int)threadIdx.x, p.tiles - 1);
+        if (threadIdx.x < GEMM_ROW_TILES) copy_async_kept((void*)(scales + threadIdx.x), p.scales + tile * 4);
+    }
+    DEVICE void follow(int count) const {
+        int t = first_token + (int)threadIdx.x;
+        if ((int)threadIdx.x < count && t < s.tokens) {
+            tokens[threadIdx.x] = float2{s.quantized_scale[t], float_of_bits((unsigned)s.quantized_sum[t])};
+        }
+    }
     template <int COUNT>
     DEVICE void operator()(int tile, int g, int token, int stride, const int (&low)[COUNT], const int (&high)[COUNT]) const {
         if (tile >= p.tiles) return;
         const bool gates = p.epilogue >= EPILOGUE_RELU2, add = p.epilogue == EPILOGUE_ADD;
         const int row = gates ? tile * 8 + g : tile * 16 + g, rows = gates ? p.rows / 2 : p.rows;
-        const float4 scales = *(const float4*)(p.scales + tile * 4);
-        float scale[COUNT], before[COUNT][2] = {};
-        int all[COUNT];
+        float before[COUNT][2] = {};
         float* out = p.output + (long long)token * p.stride + row;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             if (token + i * stride >= s.tokens) break;
-            scale[i] = s.quantized_scale[token + i * stride];
-            all[i] = s.quantized_sum[token + i * stride];
             const float* at = out + (long long)i * stride * p.stride;
             if (add && row < rows) before[i][0] = at[0];
             if (add && row + 8 < rows) before[i][1] = at[8];
         }
+        const float4 scale = scales[tile - first_tile];
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             if (token + i * stride >= s.tokens) break;
-            float first = (float)(low[i] - all[i]) / scale[i] * scales.x * scales.y;
-            float second = (float)(high[i] - all[i]) / scale[i] * scales.z * scales.w;
+            const float2 bytes = tokens[token + i * stride - first_token];
+            const int all = (int)bits_of_float(bytes.y);
+            float first = (float)(low[i] - all) / bytes.x * scale.x * scale.y;
+            float second = (float)(high[i] - all) / bytes.x * scale.z * scale.w;
             float* at = out + (long long)i * stride * p.stride;
             if (gates) {
                 if (row < rows) at[0] = gated(first, second, p.epilogue);
@@ -244,7 +262,9 @@ struct FinishLinear {
 template <int WIDE, int NT, int STAGES> DEVICE void linear_rows(const Phase& p, const Step& s) {
     Gemm<Ternary, WIDE, NT, STAGES> gemm;
     gemm.place(p, s.quantized);
-    gemm.run();
+    const float4* scales = (const float4*)gemm.facts();
+    FinishLinear finish{p, s, gemm.tile, gemm.group * 8, scales, (float2*)(scales + GEMM_ROW_TILES)};
+    gemm.run([&] { finish.begin(); }, [&] { finish.follow(gemm.GROUPS * 8); });
     launch_next();
-    gemm.finish(FinishLinear{p, s});
+    gemm.finish(finish);
 }

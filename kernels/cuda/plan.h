@@ -59,6 +59,20 @@ struct Phase {
     int wide;              // EMBED, HEAD, CHOOSE, and SCREEN where it is made: pieces hold floats.
 };
 
+// What a draw depends on beside the logits: kernels/src/draw.rs. The factor is one over the temperature; 0 is no draw, but the
+// greatest logit.
+struct Draw {
+    unsigned seed[2], position[2];
+    float factor;
+    int unused;
+};
+
+// The best of some tokens: its key, 0 where there is none.
+struct Chosen {
+    unsigned long long key;
+    int token, unused;
+};
+
 // Buffers and shape of one step of `tokens` rows. Rows of one sequence, its prompt, are successive positions.
 struct Step {
     int tokens, hidden, vocab, layers;
@@ -95,6 +109,8 @@ struct Step {
     float* normed;         // likewise: rows of hidden floats
     const int* prompt_tiles; // batch kernels: first row and rows (1 to 32 / group) of each tile of a prompt
     const int* earlier;    // token_ids of the step before, which has not been waited for
+    const Draw* draws;     // batch kernels, SCREEN: of each picked row; null: greatest logits
+    Chosen* chosen;        // likewise: the best of each 2048 tokens
 };
 
 enum {

@@ -1,6 +1,5 @@
-// Attention by warps. Of prompts: a tile of successive rows of one sequence against the cache, a warp for each 8 (row, query
-// head) pairs of one kv head. Of many decode rows: a warp for each query head. The bits of kernels/src/attention: chains of
-// 32 dimensions, splits of 256 positions merged in order.
+// Attention of prompts: a tile of successive rows of one sequence against the cache, a warp for each 8 (row, query head)
+// pairs of one kv head. The bits of kernels/src/attention: chains of 32 dimensions, splits of 256 positions merged in order.
 #pragma once
 
 #include "attention.h"
@@ -287,36 +286,5 @@ DEVICE void attend_prompt_tile(const Step& s, int layer) {
         int r = i / dim, head = kv_head * s.group + rows.head(r);
         area.queries[i] = float_of_half(s.queries[((long long)(rows.first_row + rows.row(r)) * s.heads + head) * dim + i % dim]);
     }
-    attend_splits(s, rows, area, kv_head);
-}
-
-// A block for each decode row and kv head, a warp for each query head: the row's key and value into the cache, then attention.
-DEVICE void attend_decode_row(const Step& s, int layer) {
-    const int dim = s.head_dim, t = (int)blockIdx.x / s.kv_heads, kv_head = (int)blockIdx.x % s.kv_heads;
-    const int threads = s.group * 32, first = kv_head * s.group;
-    PromptRows rows;
-    rows.first_row = t;
-    rows.group = s.group;
-    rows.first_pair = warp_id();
-    rows.pairs = 1;
-    rows.position = s.positions[t];
-    rows.table = s.block_table + (long long)s.sequences[t] * s.table_stride;
-    const long long head_block = 2 * KV_BLOCK * dim;
-    unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + kv_head) * head_block;
-    rows.pool = pool;
-    rows.block_stride = (long long)s.layers * s.kv_heads * head_block;
-    const int slot = rows.position % KV_BLOCK;
-    unsigned short* own = pool + rows.table[rows.position / KV_BLOCK] * rows.block_stride;
-    const float* row = s.qkv + (long long)t * (s.heads + 2 * s.kv_heads) * dim;
-    PromptArea<1> area;
-    area.place(shared_arena(), dim);
-    for (int d = lane_id(); d < dim; d += 32) {
-        area.queries[d] = float_of_half(half_of_float(rotated(s, row + (first + warp_id()) * dim, rows.position, d)));
-    }
-    for (int d = threadIdx.x; d < dim; d += threads) {
-        own[(d / 8 * KV_BLOCK + slot) * 8 + d % 8] = half_of_float(rotated(s, row + (s.heads + kv_head) * dim, rows.position, d));
-        own[(KV_BLOCK + slot) * dim + d] = half_of_float(row[(s.heads + s.kv_heads + kv_head) * dim + d]);
-    }
-    __syncthreads();
     attend_splits(s, rows, area, kv_head);
 }

@@ -76,9 +76,9 @@ struct Bounds {
 };
 
 // `row` is the matrix's: scale, error, norm.
+DEVICE float screen_distance(const float4& row, const ScreenRow& x) { return (row.y * x.size + row.z * x.error) * 1.0001f + 1e-30f; }
 DEVICE Bounds screen_bounds(int high, int low, const float4& row, const ScreenRow& x) {
-    float middle = ((float)high * 256.0f + (float)low) * x.unit * row.x;
-    float off = (row.y * x.size + row.z * x.error) * 1.0001f + 1e-30f;
+    float middle = ((float)high * 256.0f + (float)low) * x.unit * row.x, off = screen_distance(row, x);
     return {middle - off, middle + off};
 }
 
@@ -117,19 +117,14 @@ template <int DEPTH, class Place> DEVICE float exact_logit(const Phase& p, int r
     return sum;
 }
 
-// Rows of up to 32 in a row from `first` on whose upper bound is not below `lower`: their exact keys; the greatest.
-template <int DEPTH, class Place>
-DEVICE unsigned long long choose_rows(const Phase& p, const float* upper, float lower, int first, int count, const float* x,
-                                      const Place& at) {
-    unsigned long long best = 0;
-    bool live = lane_id() < count && !(upper[min(lane_id(), count - 1)] < lower);
+// Hands over the exact logits of the rows `first` + the bits of `left`.
+template <int DEPTH, class Place, class Take>
+DEVICE void choose_rows(const Phase& p, unsigned left, int first, const float* x, const Place& at, const Take& take) {
 #pragma unroll 1
-    for (unsigned left = warp_ballot(live); left != 0; left &= left - 1) {
+    for (; left != 0; left &= left - 1) {
         int row = first + lowest_bit(left);
-        unsigned long long key = greedy_key(exact_logit<DEPTH>(p, row, x, at), row);
-        best = key > best ? key : best;
+        take(exact_logit<DEPTH>(p, row, x, at), row);
     }
-    return best;
 }
 
 DEVICE float lower_of_key(unsigned key) { return key ? unordered(key) : -INFINITE; }
@@ -182,51 +177,44 @@ DEVICE void screen_batch_row(const Phase& p, const Step& s, int t) {
         *(unsigned*)(out + fragment_offset(4 * i, 2 * t % 8 + 1)) = words.y;
     });
     for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) ((float4*)(s.normed + (long long)t * p.cols))[i] = ((float4*)x)[i];
-    if (threadIdx.x == 0) ((float4*)s.screen_rows)[t] = float4{row.unit, row.size, row.error, 0.0f};
-}
-
-// Bounds of a pair of sums: even lanes have a token's upper bytes, odd ones the lower. The first of both takes row g, the other
-// row g + 8.
-DEVICE void finish_screen(const Phase& p, const Step& s, int tile, int g, int token, int low, int high) {
-    int other_low = shuffle_xor(low, 1), other_high = shuffle_xor(high, 1), t = token / 2, row = tile * 16 + g + token % 2 * 8;
-    unsigned key = 0;
-    if (t < s.tokens && row < p.rows) {
-        float4 x = ((const float4*)s.screen_rows)[t];
-        Bounds bounds = screen_bounds(token % 2 ? other_high : low, token % 2 ? high : other_low, ((const float4*)p.scales)[row],
-                                      {x.x, x.y, x.z});
-        p.output[(long long)t * p.rows + row] = bounds.upper;
-        key = lower_key(bounds.lower);
-    }
-    for (int mask : {1, 4, 8, 16}) key = max(key, shuffle_xor(key, mask));
-    // What another block wrote since may be missed: then the addition is for nothing.
-    if ((lane_id() & 29) == 0 && t < s.tokens && key > s.lower[t]) atomicMax(&s.lower[t], key);
+    if (threadIdx.x == 0) ((float4*)s.screen_rows)[t] = float4{row.unit, row.size, row.error, s.draws ? s.draws[t].factor : 0.0f};
 }
 
 struct FinishScreen {
     const Phase& p;
     const Step& s;
+    int first_row, first_token; // of the block
+    float4* facts;              // in shared memory: the screen's of each row, then each token's
 
+    DEVICE void begin() const {
+        if (threadIdx.x < 128) copy_async_kept(facts + threadIdx.x, (const float4*)p.scales + min(first_row + (int)threadIdx.x, p.tiles * 16 - 1));
+    }
+    DEVICE void follow(int count) const {
+        int t = first_token + (int)threadIdx.x;
+        if ((int)threadIdx.x < count && t < s.tokens) facts[128 + threadIdx.x] = ((const float4*)s.screen_rows)[t];
+    }
+    // Bounds of a pair of sums: even lanes have a token's upper bytes, odd ones the lower. The first of both takes row g, the
+    // other row g + 8.
+    DEVICE void pair(int tile, int g, int token, int low, int high) const {
+        int other_low = shuffle_xor(low, 1), other_high = shuffle_xor(high, 1), t = token / 2, row = tile * 16 + g + token % 2 * 8;
+        unsigned key = 0;
+        if (t < s.tokens && row < p.rows) {
+            float4 x = facts[128 + t - first_token];
+            Bounds bounds = screen_bounds(token % 2 ? other_high : low, token % 2 ? high : other_low, facts[row - first_row],
+                                          {x.x, x.y, x.z});
+            p.output[(long long)t * p.rows + row] = bounds.upper;
+            // A draw's scores have bounds of their own.
+            key = x.w == 0.0f ? lower_key(bounds.lower) : 0;
+        }
+        for (int mask : {1, 4, 8, 16}) key = max(key, shuffle_xor(key, mask));
+        // What another block wrote since may be missed: then the addition is for nothing.
+        if ((lane_id() & 29) == 0 && t < s.tokens && key > s.lower[t]) atomicMax(&s.lower[t], key);
+    }
     template <int COUNT>
     DEVICE void operator()(int tile, int g, int token, int stride, const int (&low)[COUNT], const int (&high)[COUNT]) const {
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) finish_screen(p, s, tile, g, token + i * stride, low[i], high[i]);
+        for (int i = 0; i < COUNT; i++) pair(tile, g, token + i * stride, low[i], high[i]);
     }
 };
 
 enum { CHOOSE_ROWS = 2048, CHOOSE_DEPTH = 4 };
-
-// Exact logits of what may be the greatest among CHOOSE_ROWS rows, for one token.
-DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
-    const float lower = lower_of_key(s.lower[t]), *upper = p.input + (long long)t * p.rows;
-    unsigned long long best = 0;
-    auto at = [](int i, int lane) { return (uint4*)shared_arena() + (warp_id() * CHOOSE_DEPTH + i) * 32 + lane; };
-#pragma unroll 1
-    for (int i = 0; i < CHOOSE_ROWS / THREADS; i++) {
-        int first = chunk * CHOOSE_ROWS + (i * WARPS + warp_id()) * 32;
-        if (first >= p.rows) break;
-        unsigned long long key = choose_rows<CHOOSE_DEPTH>(p, upper + first, lower, first, min(p.rows - first, 32),
-                                                           s.normed + (long long)t * p.cols, at);
-        best = key > best ? key : best;
-    }
-    if (lane_id() == 0 && best != 0) atomicMax(&s.best[t], best);
-}

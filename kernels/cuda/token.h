@@ -341,10 +341,13 @@ DEVICE void choose_token(const Phase& p, const Step& s, unsigned char* work) {
     int tiles = (p.rows + 15) / 16;
 #pragma unroll 1
     for (int tile = blockIdx.x * WARPS + warp_id(); tile < tiles; tile += gridDim.x * WARPS) {
-        unsigned long long key =
-            choose_rows<RING_DEPTH>(p, p.input + tile * 16, lower, tile * 16, min(p.rows - tile * 16, 16), (float*)work,
-                                    [](int i, int lane) { return ring_place(i, lane); });
-        best = key > best ? key : best;
+        int row = tile * 16 + lane_id();
+        bool live = lane_id() < 16 && row < p.rows && !(p.input[min(row, p.rows - 1)] < lower);
+        choose_rows<RING_DEPTH>(p, warp_ballot(live), tile * 16, (float*)work, [](int i, int lane) { return ring_place(i, lane); },
+                                [&](float logit, int row) {
+                                    unsigned long long key = greedy_key(logit, row);
+                                    best = key > best ? key : best;
+                                });
     }
     if (lane_id() == 0 && best != 0) atomicMax(s.best, best);
 }

@@ -1,5 +1,6 @@
-// Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [quick | profile | forms];
-// profile only runs three steps of one row, for a profiler; forms compares the two forms of few rows.
+// Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [MODE], where quick only checks
+// small models, profile runs three steps of one row for a profiler, forms compares the two forms of few rows, and one, decode
+// ROWS... and prompts measure what they name.
 #include "driver.h"
 
 #include "../testing/suite.h"
@@ -125,13 +126,24 @@ void measure_token(Driver& gpu, const Model& model, int context) {
     trace_token(gpu, loaded, context);
 }
 
+// The cache: the same random numbers again and again.
+void fill_pool(Driver& gpu, const Loaded& loaded) {
+    const Shape& shape = loaded.model.shape;
+    size_t left = (size_t)loaded.sequences * loaded.blocks_per_row * shape.layers * shape.kv_heads * 2 * KV_BLOCK * shape.head_dim;
+    std::vector<uint16_t> some(std::min(left, (size_t)4 << 20));
+    Random random(3);
+    for (auto& half : some) half = (uint16_t)(0x3000 + random.below(0x0800));
+    for (unsigned short* at = loaded.step.kv_pool; left > 0;) {
+        size_t count = std::min(left, some.size());
+        gpu.upload(at, some.data(), count * 2);
+        at += count;
+        left -= count;
+    }
+}
+
 void measure(Driver& gpu, const Model& model, int tokens, int context) {
     Loaded loaded(model, gpu, tokens);
-    Random random(3);
-    std::vector<uint16_t> pool((size_t)tokens * loaded.blocks_per_row * model.shape.layers * model.shape.kv_heads * 2 *
-                               KV_BLOCK * model.shape.head_dim);
-    for (auto& half : pool) half = (uint16_t)(0x3000 + random.below(0x0800));
-    gpu.upload(loaded.step.kv_pool, pool.data(), pool.size() * 2);
+    fill_pool(gpu, loaded);
     std::vector<int> ids(tokens), positions(tokens, context);
     for (int t = 0; t < tokens; t++) ids[t] = t * 997 + 1;
     int count = (int)loaded.phases.size();
@@ -158,14 +170,12 @@ void measure(Driver& gpu, const Model& model, int tokens, int context) {
 // The layers of a step by the batch kernels, as one graph; then each kernel alone, all its launches in one graph.
 void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& segments) {
     BatchStep step(model, gpu, segments);
-    std::vector<uint16_t> pool((size_t)step.loaded.sequences * step.loaded.blocks_per_row * model.shape.layers *
-                               model.shape.kv_heads * 2 * KV_BLOCK * model.shape.head_dim);
-    Random random(3);
-    for (auto& half : pool) half = (uint16_t)(0x3000 + random.below(0x0800));
-    gpu.upload((void*)step.loaded.step.kv_pool, pool.data(), pool.size() * 2);
+    fill_pool(gpu, step.loaded);
     auto launches = layer_launches(step.loaded, step.rows);
-    const auto head = step.screened_head();
+    const auto head = step.screened_head(false), drawn_head = step.screened_head(true);
     const size_t body = launches.size();
+    auto drawn_step = launches;
+    drawn_step.insert(drawn_step.end(), drawn_head.begin(), drawn_head.end());
     launches.insert(launches.end(), head.begin(), head.end());
     auto time = [&](const std::function<bool(const Launch&, int)>& wanted) {
         auto times = gpu.time_graph(10, [&] {
@@ -179,6 +189,9 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
     gpu.overlapped = false;
     float apart = time([](const Launch&, int) { return true; });
     gpu.overlapped = true;
+    launches.swap(drawn_step);
+    float drawn = time([](const Launch&, int) { return true; });
+    launches.swap(drawn_step);
     const int rows = step.loaded.step.tokens, layers = model.shape.layers;
     double bytes = 0, operations = 0;
     for (const Phase& p : step.loaded.phases) {
@@ -190,9 +203,9 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
         if (p.kind == PHASE_LINEAR) operations += 32.0 * p.tiles * p.cols * rows;
     }
     double limit = std::max(bytes / BYTES_PER_US, operations / OPERATIONS_PER_US);
-    std::printf("batch kernels, %d decode rows, %d prompt rows at %d: %.1f us a step, %.1f us without overlap, %.0f rows/s, "
-                "%.1f %% of the limit %.1f us, %zu launches\n",
-                step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, rows * 1e6 / overlapped,
+    std::printf("batch kernels, %d decode rows, %d prompt rows at %d: %.1f us a step, %.1f us without overlap, %.1f us with two of "
+                "three rows drawn, %.0f rows/s, %.1f %% of the limit %.1f us, %zu launches\n",
+                step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, drawn, rows * 1e6 / overlapped,
                 100 * limit / overlapped, limit, launches.size());
     const size_t each = (body - 1) / layers;
     for (size_t k = 0; k < each + head.size(); k++) {
@@ -215,16 +228,21 @@ void compare_forms(Driver& gpu, const Model& model, int tokens) {
     auto one = gpu.time_graph(30, [&] { step.loaded.run(0, layers); });
     auto many = gpu.time_graph(30, [&] { step.layers(); });
     auto head = gpu.time_graph(30, [&] {
-        for (const Launch& launch : step.screened_head()) gpu.launch(launch);
+        for (const Launch& launch : step.screened_head(false)) gpu.launch(launch);
     });
     std::printf("layers of %d rows: %.1f us in one launch, %.1f us by batch kernels; screened head %.1f us\n", tokens,
                 one[one.size() / 2], many[many.size() / 2], head[head.size() / 2]);
     std::fflush(stdout);
 }
 
-void measure_batches(Driver& gpu) {
-    Model decode(BITNET_2B4T, 300, 10);
-    for (int tokens : {8, 32, 64, 128, 256}) measure_batch(gpu, decode, std::vector<Segment>(tokens, {128, 1}));
+void measure_decode(Driver& gpu, const std::vector<int>& rows) {
+    Model near(BITNET_2B4T, 300, 10);
+    for (int tokens : rows) measure_batch(gpu, near, std::vector<Segment>(tokens, {128, 1}));
+    Model far(BITNET_2B4T, 1100, 10);
+    for (int tokens : {8, 32}) measure_batch(gpu, far, std::vector<Segment>(tokens, {1024, 1}));
+}
+
+void measure_prompts(Driver& gpu) {
     Model prompt(BITNET_2B4T, 2100, 10);
     measure_batch(gpu, prompt, {{0, 512}});
     measure_batch(gpu, prompt, {{0, 2048}});
@@ -232,37 +250,33 @@ void measure_batches(Driver& gpu) {
 
 int main(int argc, char** argv) {
     if (argc < 3) return 2;
-    bool quick = argc > 3;
+    const std::string mode = argc > 3 ? argv[3] : "";
     Driver gpu(argv[1], argv[2]);
-    if (quick && argv[3][0] == 'p') {
+    if (mode == "profile") {
         Model model(BITNET_2B4T, 300, 10);
         Loaded loaded(model, gpu, 1);
         loaded.set_rows({1}, {128});
         for (int i = 0; i < 3; i++) loaded.run_token();
         return 0;
     }
-    if (quick && argv[3][0] == 'b') {
-        BatchStep step(Model(BITNET_2B4T, 1100, 10), gpu, {{0, 512}});
-        step.layers();
-        return 0;
+    if (mode == "decode") {
+        std::vector<int> rows;
+        for (int i = 4; i < argc; i++) rows.push_back(std::atoi(argv[i]));
+        measure_decode(gpu, rows);
     }
-    if (quick && argv[3][0] == 'g') {
-        measure_batches(gpu);
-        return 0;
-    }
-    if (quick && argv[3][0] == 'f') {
+    if (mode == "prompts") measure_prompts(gpu);
+    if (mode == "forms") {
         Model full(BITNET_2B4T, 300, 10);
         for (int tokens : {2, 3, 4, 6, 8}) compare_forms(gpu, full, tokens);
-        return 0;
     }
-    if (quick && argv[3][0] == 'm') {
+    if (mode == "one") {
         Model full(BITNET_2B4T, 1280, 10);
         measure_token(gpu, full, 128);
         measure_token(gpu, full, 1024);
-        return 0;
     }
+    if (mode != "" && mode != "quick") return 0;
     small_suite(gpu);
-    if (quick || failures) return failures > 0;
+    if (mode == "quick" || failures) return failures > 0;
     Shape two_layers = BITNET_2B4T;
     two_layers.layers = 2;
     steps_agree(gpu, Model(two_layers, 1100, 8), {1020}, 3, false);
@@ -281,7 +295,8 @@ int main(int argc, char** argv) {
     measure_token(gpu, full, 128);
     measure_token(gpu, full, 1024);
     for (int tokens : {8, 32}) measure(gpu, full, tokens, 128);
-    measure_batches(gpu);
+    measure_decode(gpu, {8, 32, 64, 128, 256});
+    measure_prompts(gpu);
     measure(gpu, full, 8, 1024);
     return failures > 0;
 }

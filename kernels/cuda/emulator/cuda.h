@@ -257,6 +257,12 @@ DEVICE unsigned bits_of_float(float x) {
     return bits;
 }
 
+DEVICE unsigned long long bits_of_double(double x) {
+    unsigned long long bits;
+    std::memcpy(&bits, &x, 8);
+    return bits;
+}
+
 inline float float_of_half_bits(unsigned short half) {
     unsigned exponent = half >> 10 & 31, mantissa = half & 1023;
     float magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY)
@@ -352,6 +358,12 @@ DEVICE int cluster_size() { return emulator::machine.cluster; }
 DEVICE int cluster_rank() { return blockIdx.x % emulator::machine.cluster; }
 DEVICE void cluster_meet() { emulator::meet(emulator::machine.clusters[blockIdx.x / emulator::machine.cluster]); }
 DEVICE void cluster_leave() { cluster_meet(); }
+DEVICE void cluster_arrive() {}
+DEVICE void cluster_wait() { cluster_meet(); }
+DEVICE void store_to_block(int4* at, int rank, const int4& v) {
+    const int first = blockIdx.x / emulator::machine.cluster * emulator::machine.cluster;
+    std::memcpy(emulator::machine.blocks[first + rank].arena.data() + ((unsigned char*)at - shared_arena()), &v, sizeof v);
+}
 DEVICE int4 load_of_block(const int4* at, int rank) {
     const int first = blockIdx.x / emulator::machine.cluster * emulator::machine.cluster;
     int4 value;

@@ -32,8 +32,7 @@ struct Emulated : Machine {
             {"linear_128", linear_128}, {"attend_rows", attend_rows}, {"store_rows", store_rows},
             {"attend_prompt", attend_prompt}, {"pack_screen", pack_screen},
             {"norm_screen", norm_screen}, {"screen_16", screen_16},   {"screen_64", screen_64},
-            {"screen_128", screen_128}, {"choose_rows", choose_rows}, {"greedy_rows", greedy_rows},
-            {"attend_decode", attend_decode},
+            {"screen_128", screen_128}, {"choose_rows", choose_rows}, {"take_rows", take_rows}, {"draw_rows", draw_rows},
         };
         auto kernel = kernels.at(l.kernel);
         emulator::launch(l.grid, l.cluster, l.threads, l.shared_bytes, [&] { kernel(l.phase, l.step); });

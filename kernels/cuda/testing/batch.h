@@ -6,7 +6,7 @@
 const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "linear_8",    "linear_16",  "linear_32",
                                                 "linear_64",  "linear_128", "attend_rows", "store_rows", "attend_prompt",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",
-                                                "screen_128", "choose_rows", "greedy_rows", "attend_decode"};
+                                                "screen_128", "choose_rows", "draw_rows", "take_rows"};
 
 // Rows of one sequence in a step.
 struct Segment {
@@ -24,7 +24,7 @@ inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows&
         case PHASE_LINEAR: launches.push_back(batch::linear(loaded.step, p, limits)); break;
         case PHASE_ATTEND:
             if (rows.prompts) launches.push_back(batch::store(loaded.step, rows, p));
-            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p, limits));
+            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p));
             if (rows.prompts) launches.push_back(batch::attend_prompt(loaded.step, rows, p));
             break;
         default: break;
@@ -39,6 +39,7 @@ struct BatchStep {
     std::vector<Segment> segments;
     BatchRows rows = {0, 0, 0};
     std::vector<int> ids, positions, sequences, tiles, last;
+    std::vector<Draw> draws; // of each segment, two of three
 
     static int count(const std::vector<Segment>& segments) {
         int rows = 0;
@@ -56,6 +57,8 @@ struct BatchStep {
                 sequences.push_back(i);
             }
             last.push_back((int)ids.size() - 1);
+            unsigned seed = (unsigned)i * 0x9e3779b9u;
+            draws.push_back({{seed, ~seed}, {(unsigned)(of[i].start + of[i].rows), 0}, i % 3 == 2 ? 0.0f : 0.7f + 0.3f * (float)i, 0});
             bool decode = of[i].rows == 1 && rows.prompts == 0;
             (decode ? rows.decodes : rows.prompts) += of[i].rows;
             for (int r = 0; !decode && r < of[i].rows; r += tile) {
@@ -68,7 +71,6 @@ struct BatchStep {
         s.sequences = machine.copy_of(sequences);
         s.prompt_tiles = machine.copy_of(tiles);
         s.picked = machine.copy_of(last);
-        s.unit_heads = loaded.unit_heads(std::max(rows.decodes, 1));
         std::vector<int> sent = ids;
         for (int t = 0; t < (int)ids.size(); t += 3) sent[t] = ~t;
         s.earlier = machine.copy_of(ids);
@@ -78,12 +80,16 @@ struct BatchStep {
     void layers() const {
         for (const Launch& launch : layer_launches(loaded, rows)) loaded.machine.launch(launch);
     }
-    // Next tokens alone, by the screen.
-    std::vector<Launch> screened_head() const {
+    // Next tokens alone, by the screen: the draws', or the best.
+    std::vector<Launch> screened_head(bool drawn) const {
         Step s = loaded.step;
         s.tokens = (int)last.size();
-        return {batch::norm_screen(s, loaded.screen), batch::screen(s, loaded.screen), batch::choose(s, loaded.choose),
-                batch::greedy(s)};
+        s.draws = drawn ? loaded.machine.copy_of(draws) : nullptr;
+        std::vector<Launch> launches = {batch::norm_screen(s, loaded.screen), batch::screen(s, loaded.screen)};
+        if (drawn) launches.push_back(batch::draw(s, loaded.screen));
+        launches.push_back(batch::choose(s, loaded.choose));
+        launches.push_back(batch::take(s));
+        return launches;
     }
     // Logits and next tokens of the last row of each segment, by the step kernel's phases.
     void head() const {

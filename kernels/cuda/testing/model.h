@@ -342,6 +342,7 @@ struct Loaded {
         step.screened = machine.filled<signed char>(slots * columns, 0x55);
         step.screen_rows = machine.filled<float>((size_t)step.tokens * 4, 0xff);
         step.normed = machine.filled<float>((size_t)step.tokens * s.hidden, 0xff);
+        step.chosen = machine.filled<Chosen>((size_t)step.tokens * ((s.vocab + 2047) / 2048), 0xff);
         screen = head;
         screen.kind = PHASE_SCREEN;
         screen.tiles = (s.vocab + 15) / 16;

@@ -202,4 +202,47 @@ template <class Value> std::vector<float> head(const Value& value, int rows, int
     return out;
 }
 
+inline float logarithm(float exponent, float mantissa) {
+    float z = mantissa / (2.0f + mantissa), square = z * z, sum = 1.0f / 15.0f;
+    for (float odd : {13.0f, 11.0f, 9.0f, 7.0f, 5.0f, 3.0f}) sum = sum * square + 1.0f / odd;
+    return exponent * 0.693147182f + 2.0f * (z + z * square * sum);
+}
+
+// The Gumbel number of a token.
+inline float noise(const Draw& draw, int token) {
+    uint32_t counter[4] = {draw.position[0], draw.position[1], (uint32_t)(token / 64 * 16 + token % 16), 1};
+    uint32_t key[2] = {draw.seed[0], draw.seed[1]};
+    for (int round = 0; round < 10; round++) {
+        uint64_t first = (uint64_t)counter[0] * 0xd2511f53u, second = (uint64_t)counter[2] * 0xcd9e8d57u;
+        const uint32_t next[4] = {(uint32_t)(second >> 32) ^ counter[1] ^ key[0], (uint32_t)second,
+                                  (uint32_t)(first >> 32) ^ counter[3] ^ key[1], (uint32_t)first};
+        std::memcpy(counter, next, sizeof next);
+        key[0] += 0x9e3779b9u;
+        key[1] += 0xbb67ae85u;
+    }
+    auto parts = [](float x, float& mantissa) {
+        int exponent;
+        mantissa = std::frexp(x, &exponent) - 1.0f;
+        return (float)exponent;
+    };
+    uint32_t word = counter[token % 64 / 16];
+    float v = ((float)word + 0.5f) * 0x1p-32f, rest = ((float)~word + 0.5f) * 0x1p-32f, mantissa;
+    float exponent = parts(rest, mantissa);
+    float exponential = v <= 0.5f ? -logarithm(0.0f, -v) : -logarithm(exponent, mantissa);
+    exponent = parts(exponential, mantissa);
+    return -logarithm(exponent, mantissa);
+}
+
+// The token of a draw; the greatest logit's without a factor.
+inline int draw(const Draw& draw, const std::vector<float>& logits) {
+    double best = -INFINITY;
+    int at = 0;
+    for (int i = 0; i < (int)logits.size(); i++) {
+        double score = draw.factor == 0.0f ? logits[i] : (double)logits[i] * (double)draw.factor + (double)noise(draw, i);
+        if (score > best) at = i;
+        best = std::max(best, score);
+    }
+    return at;
+}
+
 } // namespace reference

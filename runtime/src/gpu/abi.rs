@@ -71,9 +71,11 @@ pub(super) struct Step {
     pub(super) normed: u64,
     pub(super) prompt_tiles: u64,
     pub(super) earlier: u64,
+    pub(super) draws: u64,
+    pub(super) chosen: u64,
 }
 
-const _: () = assert!(size_of::<Phase>() == 96 && size_of::<Step>() == 264);
+const _: () = assert!(size_of::<Phase>() == 96 && size_of::<Step>() == 280);
 
 pub(super) const PHASE_EMBED: i32 = 0;
 pub(super) const PHASE_QUANTIZE: i32 = 1;
@@ -104,7 +106,10 @@ pub(super) const TOKEN_COLS_MAX: usize = 8192;
 /// Rows whose head is screened by one set of launches.
 pub(super) const SCREEN_ROWS: usize = 128;
 
-/// Logits that one block of `choose_rows` looks at, and its shared memory.
+/// Words of what a row's draw depends on: seed, position, one over the temperature, and one unused.
+pub(super) const DRAW_WORDS: usize = 6;
+
+/// Logits that one block of `draw_rows` and of `choose_rows` looks at, and the latter's shared memory.
 pub(super) const CHOOSE_ROWS: usize = 2048;
 pub(super) const CHOOSE_BYTES: usize = THREADS / 32 * 4 * 512;
 

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 
 use super::abi::{
     CHOOSE_BYTES, CHOOSE_ROWS, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase, REDUCED_BYTES, SPLIT,
-    Step, THREADS, attention_bytes, to_i32,
+    Step, THREADS, to_i32,
 };
 
 /// Where the rows of a step go: single rows first, then those of prompts in tiles.
@@ -44,7 +44,6 @@ pub(super) const KERNELS: [&CStr; 18] = [
     c"linear_64",
     c"linear_128",
     c"attend_rows",
-    c"attend_decode",
     c"store_rows",
     c"attend_prompt",
     c"pack_screen",
@@ -53,10 +52,12 @@ pub(super) const KERNELS: [&CStr; 18] = [
     c"screen_64",
     c"screen_128",
     c"choose_rows",
-    c"greedy_rows",
+    c"draw_rows",
+    c"take_rows",
 ];
 
-/// Hands over the launches that give the best token of `step.tokens` rows by the screen of the head.
+/// Hands over the launches that give the tokens of `step.tokens` rows by the screen of the head: the best, and where `step`
+/// has draws, theirs.
 pub(super) fn screened_head<E>(
     screen: &Phase,
     choose: &Phase,
@@ -81,9 +82,12 @@ pub(super) fn screened_head<E>(
         _ => (128, c"screen_128", 3),
     };
     let grid = size(screen.tiles).div_ceil(8) * (2 * tokens).div_ceil(tile);
-    launch(&of(kernel, grid, LINEAR_THREADS, stages * (16384 + tile * 128), screen))?;
+    launch(&of(kernel, grid, LINEAR_THREADS, stages * (16384 + tile * 128) + 2048 + tile * 8, screen))?;
+    if step.draws != 0 {
+        launch(&of(c"draw_rows", tokens * size(screen.rows).div_ceil(CHOOSE_ROWS), THREADS, 0, screen))?;
+    }
     launch(&of(c"choose_rows", tokens * size(choose.rows).div_ceil(CHOOSE_ROWS), THREADS, CHOOSE_BYTES, choose))?;
-    launch(&of(c"greedy_rows", 1, THREADS, 0, choose))
+    launch(&of(c"take_rows", tokens.div_ceil(THREADS / 32), THREADS, 0, choose))
 }
 
 /// The launch that makes the screen of the head, once for a model, from the half-precision pieces at `halves`.
@@ -123,7 +127,7 @@ pub(super) fn launches<E>(
                     launch(&store)?;
                 }
                 if rows.decodes > 0 {
-                    launch(&attend(plain(c"", 0, 0), rows.decodes, limits))?;
+                    launch(&attend(plain(c"attend_rows", 0, 0), rows.decodes))?;
                 }
                 if rows.prompts > 0 {
                     let shared = 4 * 8 * (2 * size(step.head_dim) + SPLIT + 4) * 4;
@@ -138,37 +142,38 @@ pub(super) fn launches<E>(
     Ok(())
 }
 
-/// Single rows: by units of a split each, one a multiprocessor, or by a warp for each query head where that is sooner.
-fn attend(launch: Launch, decodes: usize, limits: Limits) -> Launch {
-    let step = Step { tokens: to_i32(decodes), ..launch.step };
-    let (dim, group, splits) = (size(step.head_dim), size(step.group), size(step.splits_max));
-    let units = decodes * size(step.heads / step.unit_heads) * splits;
-    if group > WARP_HEADS_MAX || units.div_ceil(limits.multiprocessors) <= 2 * splits {
-        return Launch { kernel: c"attend_rows", grid: units, shared_bytes: attention_bytes(dim), step, ..launch };
-    }
-    let shared_bytes = group * (2 * dim + SPLIT + 4) * 4;
-    let grid = decodes * size(step.kv_heads);
-    Launch { kernel: c"attend_decode", grid, threads: group * 32, shared_bytes, step, ..launch }
+/// Single rows: a block for each split of a row and KV head.
+fn attend(launch: Launch, decodes: usize) -> Launch {
+    let step = Step { tokens: to_i32(decodes), unit_heads: launch.step.group, ..launch.step };
+    let (dim, group) = (size(step.head_dim), size(step.group));
+    let grid = decodes * size(step.kv_heads) * size(step.splits_max);
+    let shared_bytes = SPLIT * dim * 2 + SPLIT * 16 + group * dim * 4 + 160 + dim * 2;
+    Launch { grid, threads: SPLIT, shared_bytes, step, ..launch }
 }
 
-/// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor.
+/// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor, while each
+/// has some to do. Up to 32 rows a block holds all its loads at once.
 fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     let (tile, kernel, stages) = match tokens {
-        0..=8 => (8, c"linear_8", 8),
-        9..=16 => (16, c"linear_16", 8),
-        17..=32 => (32, c"linear_32", 8),
+        0..=8 => (8, c"linear_8", 0),
+        9..=16 => (16, c"linear_16", 0),
+        17..=32 => (32, c"linear_32", 0),
         33..=64 => (64, c"linear_64", 6),
         _ => (128, c"linear_128", 4),
     };
     let blocks = size(launch.phase.tiles).div_ceil(8) * tokens.div_ceil(tile);
+    let (items, items_least) = (size(launch.phase.cols).div_ceil(128), if tile <= 32 { 10 } else { 4 });
     let mut cluster = 1;
     while cluster * 2 <= limits.cluster_max
         && blocks * cluster * 2 <= 2 * limits.multiprocessors
-        && size(launch.phase.cols).div_ceil(128) >= cluster * 4
+        && items >= cluster * items_least
     {
         cluster *= 2;
     }
-    let shared_bytes = stages * (4096 + tile * 128);
+    let item_bytes = 4096 + tile * 128;
+    let held = if tile <= 32 { items.div_ceil(cluster).min(FEW_ITEM_BYTES / item_bytes) } else { stages };
+    let sums = if tile <= 32 { tile * 512 } else { 0 };
+    let shared_bytes = sums + held * item_bytes + 128 + tile * 8;
     Launch { kernel, grid: blocks * cluster, cluster, threads: LINEAR_THREADS, shared_bytes, ..launch }
 }
 
@@ -176,7 +181,7 @@ fn size(value: i32) -> usize {
     usize::try_from(value).expect("sizes are not negative")
 }
 
-/// Query heads of a group that share a block.
-const WARP_HEADS_MAX: usize = 16;
 const LINEAR_THREADS: usize = 256;
 const PROMPT_THREADS: usize = 128;
+/// Shared memory for the weights and activations that a block of few rows holds at a time.
+const FEW_ITEM_BYTES: usize = 80 << 10;

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use kernels::draw::{Draw, halves};
+
+use super::abi::DRAW_WORDS;
 use super::assign::Assignment;
 use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
 use super::pack::Packer;
@@ -145,9 +148,12 @@ impl Device for ChildDevice {
         }
         // SAFETY: as above.
         let picked: &mut [u32] = unsafe { region.write(at(offsets.picked), wants.len()) };
-        let of_kind = |kind| order.picks.iter().zip(wants).filter(move |(_, want)| **want == kind);
-        let in_order = of_kind(Want::Best).chain(of_kind(Want::Scores));
-        picked.iter_mut().zip(in_order).for_each(|(to, (row, _))| *to = word(*row));
+        let scored = |are: bool| order.picks.iter().zip(wants).filter(move |(_, want)| (**want == Want::Scores) == are);
+        picked.iter_mut().zip(scored(false).chain(scored(true))).for_each(|(to, (row, _))| *to = word(*row));
+        // SAFETY: as above.
+        let draws: &mut [u32] = unsafe { region.write(at(offsets.draws), wants.len() * DRAW_WORDS) };
+        let (draws, _) = draws.as_chunks_mut::<DRAW_WORDS>();
+        draws.iter_mut().zip(scored(false)).for_each(|(to, (_, want))| *to = draw_words(want));
         // SAFETY: as above.
         let number_there: &mut [u64] = unsafe { region.write(at(offsets.input), 1) };
         number_there[0] = u64::from(number);
@@ -157,7 +163,9 @@ impl Device for ChildDevice {
         words.decodes.store(word(order.decodes), Ordering::Relaxed);
         words.sequences.store(word(sequences), Ordering::Relaxed);
         words.tiles.store(word(order.tiles.len() / 2), Ordering::Relaxed);
-        words.best.store(word(wants.len() - self.scores[own]), Ordering::Relaxed);
+        words.chosen.store(word(wants.len() - self.scores[own]), Ordering::Relaxed);
+        let drawn = wants.iter().any(|want| matches!(want, Want::Drawn(_)));
+        words.drawn.store(u32::from(drawn), Ordering::Relaxed);
         words.scores.store(word(self.scores[own]), Ordering::Relaxed);
         region.header().submit(number);
         (self.newest, self.looked) = (number, Instant::now());
@@ -176,12 +184,12 @@ impl Device for ChildDevice {
         Ok(false)
     }
 
-    fn best(&self, i: usize) -> u32 {
+    fn token(&self, i: usize) -> u32 {
         let oldest = self.used + 1;
         let at = self.offsets.chosen_of(oldest) + 4 * self.orders[place(oldest)].picks[i];
         // SAFETY: the step is done, and no other one was given its place.
-        let best: &[u32] = unsafe { self.running().region.read(at, 1) };
-        best[0]
+        let token: &[u32] = unsafe { self.running().region.read(at, 1) };
+        token[0]
     }
 
     fn scores(&mut self) -> &mut [f32] {
@@ -254,6 +262,13 @@ impl Running {
             }
         }
     }
+}
+
+/// As the kernels read it; zeros for what is no draw.
+fn draw_words(want: &Want) -> [u32; DRAW_WORDS] {
+    let Want::Drawn(Draw { seed, position, factor }) = *want else { return [0; DRAW_WORDS] };
+    let ([seed_low, seed_high], [low, high]) = (halves(seed), halves(position));
+    [seed_low, seed_high, low, high, factor.to_bits(), 0]
 }
 
 fn word(value: usize) -> u32 {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kernels::draw::Draw;
+
 use super::assign::Assignment;
 use crate::forward::Step;
 use crate::kv::BlockTables;
@@ -24,7 +26,7 @@ pub(super) trait Device {
     fn poll_start(&mut self) -> Result<Option<Started>, Fault>;
 
     /// Begins a step behind those under way, of which there are fewer than [`STEPS_MAX`]. For each entry of `step.logits`,
-    /// `wants` says what is wanted of it. A token may be [`best_of`] an entry of the step begun before.
+    /// `wants` says what is wanted of it. A token may be [`token_of`] an entry of the step begun before.
     fn submit(&mut self, step: &Step, tables: &BlockTables, wants: &[Want]);
 
     /// Whether the oldest step is done.
@@ -33,8 +35,8 @@ pub(super) trait Device {
     /// When it never will be.
     fn poll_step(&mut self) -> Result<bool, Fault>;
 
-    /// The best token of entry `i` of the logits of the oldest step, which is done.
-    fn best(&self, i: usize) -> u32;
+    /// The token of entry `i` of the logits of the oldest step, which is done: the best one, or the draw's.
+    fn token(&self, i: usize) -> u32;
 
     /// The scores of the oldest step, which is done: a row for each of its entries that wanted them.
     fn scores(&mut self) -> &mut [f32];
@@ -49,24 +51,26 @@ pub(super) trait Device {
 /// Steps that are under way at a time: one is computed while the next one waits behind it.
 pub(super) const STEPS_MAX: usize = 2;
 
-/// As a token of a step: the best one of entry `i` of the step before.
-pub(super) fn best_of(i: usize) -> u32 {
-    u32::try_from(i).expect("rows are few") | BEST_OF
+/// As a token of a step: the one that entry `i` of the step before gives.
+pub(super) fn token_of(i: usize) -> u32 {
+    u32::try_from(i).expect("rows are few") | TOKEN_OF
 }
 
 /// The entry that a token of a step stands for, if it does.
 pub(super) fn entry_of(token: u32) -> Option<usize> {
-    (token & BEST_OF != 0).then_some((token & !BEST_OF) as usize)
+    (token & TOKEN_OF != 0).then_some((token & !TOKEN_OF) as usize)
 }
 
 /// Vocabularies are smaller.
-const BEST_OF: u32 = 1 << 31;
+const TOKEN_OF: u32 = 1 << 31;
 
 /// What is wanted of a row's logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Want {
     /// The token with the greatest, the lowest id among equals.
     Best,
+    /// The token of a draw.
+    Drawn(Draw),
     /// All of them.
     Scores,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::assign::Assignment;
-use super::device::{Device, Fault, STEPS_MAX, Want, best_of};
+use super::device::{Device, Fault, STEPS_MAX, Want, token_of};
 use super::health::Health;
 use super::route::Costs;
 use super::sampling::Samplers;
@@ -325,7 +325,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         for (entry, want) in flight.wants.iter().enumerate() {
             match want {
                 Want::Scores => known.check(index, self.device.scores()),
-                Want::Best => known.check_best(index, self.device.best(entry)),
+                Want::Best | Want::Drawn(_) => known.check_token(index, want, self.device.token(entry)),
             }
             .map_err(Fault::WrongResult)?;
         }
@@ -385,7 +385,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             next.streams.push(sequence.stream);
             sequence.computed += segment.rows;
             if sequence.computed == sequence.tokens.len() {
-                next.wants.push(if sequence.sampling.takes_best() { Want::Best } else { Want::Scores });
+                next.wants.push(want(sequence, segment.first_position + segment.rows));
             }
         }
         if let Some(before) = self.flights.back() {
@@ -429,11 +429,11 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             if !has_logits(&flight.step, segment) {
                 continue;
             }
-            let sampled = if flight.wants[entry] == Want::Best {
-                Some(Sampled { token: self.device.best(entry), logprobs: None })
-            } else {
+            let sampled = if flight.wants[entry] == Want::Scores {
                 scored += 1;
                 self.samplers.take(scored - 1)
+            } else {
+                Some(Sampled { token: self.device.token(entry), logprobs: None })
             };
             entry += 1;
             // One that ended, was cancelled or pushed out since the step began has left its slot.
@@ -530,12 +530,20 @@ impl Flight {
             if tables.extend(segment.slot, sequence.computed + 1).is_err() {
                 continue;
             }
-            next.step.push(segment.slot, sequence.computed, &[best_of(entries - 1)], true);
+            next.step.push(segment.slot, sequence.computed, &[token_of(entries - 1)], true);
             next.streams.push(sequence.stream);
-            next.wants.push(Want::Best);
             sequence.computed += 1;
+            next.wants.push(want(sequence, sequence.computed));
         }
     }
+}
+
+/// What is wanted of the logits that give a sequence's token at `position`.
+fn want(sequence: &Sequence, position: usize) -> Want {
+    if sequence.sampling.takes_best() {
+        return Want::Best;
+    }
+    sequence.sampling.plain_draw(position as u64).map_or(Want::Scores, Want::Drawn)
 }
 
 /// Whether the logits of a segment's last row are wanted.

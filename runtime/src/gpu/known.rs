@@ -1,5 +1,8 @@
 //! The self test of a device: a few steps whose scores the CPU has computed, to be met bit for bit.
 
+use kernels::Isa;
+use kernels::draw::{self, Draw};
+
 use super::device::Want;
 use crate::forward::{Forward, Limits, Step};
 use crate::kv::{KvCache, blocks_for};
@@ -18,7 +21,7 @@ impl KnownAnswer {
     ///
     /// # Errors
     /// The operating system's, when the team can't be made.
-    pub(super) fn compute(model: &Model, isa: kernels::Isa) -> std::io::Result<Self> {
+    pub(super) fn compute(model: &Model, isa: Isa) -> std::io::Result<Self> {
         let weights = &model.weights;
         let params = &weights.params;
         let vocab = u32::try_from(params.vocab).expect("a vocabulary is bounded");
@@ -49,10 +52,11 @@ impl KnownAnswer {
     }
 
     /// Forms step `i` of the test for at most `slots` slots, and what is wanted of each: two sequences first, of one of
-    /// which only the best token is asked, as of most; then one alone, in both ways.
+    /// which only a token is asked, as of most; then one alone, in both ways.
     pub(super) fn form(&self, i: usize, slots: usize, step: &mut Step, wants: &mut Vec<Want>) {
         let wanted: &[Want] = match i {
-            0 | 1 => &[Want::Scores, Want::Best],
+            0 => &[Want::Scores, Want::Best],
+            1 => &[Want::Scores, Want::Drawn(DRAW)],
             2 => &[Want::Scores],
             _ => &[Want::Best],
         };
@@ -77,10 +81,19 @@ impl KnownAnswer {
         Err(format!("step {i}: {differ} of {} scores differ", expected.len()))
     }
 
-    /// Whether the best token of step `i` is this one.
-    pub(super) fn check_best(&self, i: usize, token: u32) -> Result<(), String> {
-        let expected = best(&self.scores[i]);
-        if token == expected { Ok(()) } else { Err(format!("step {i}: the best token is {token}, not {expected}")) }
+    /// Whether the token that is wanted of step `i` is this one.
+    pub(super) fn check_token(&self, i: usize, want: &Want, token: u32) -> Result<(), String> {
+        let expected = chosen(want, &self.scores[i]);
+        if token == expected { Ok(()) } else { Err(format!("step {i}: the token is {token}, not {expected}")) }
+    }
+}
+
+/// The token that is wanted of these scores.
+pub(super) fn chosen(want: &Want, scores: &[f32]) -> u32 {
+    match want {
+        Want::Drawn(draw) => draw::draw(Isa::detect(), *draw, scores)
+            .map_or(0, |token| u32::try_from(token).expect("a vocabulary is bounded")),
+        Want::Best | Want::Scores => best(scores),
     }
 }
 
@@ -95,6 +108,7 @@ pub(super) fn best(scores: &[f32]) -> u32 {
     u32::try_from(best).expect("a vocabulary is bounded")
 }
 
+const DRAW: Draw = Draw { seed: 1, position: 2, factor: 0.5 };
 /// What the forward pass is sized for; more than the prompt.
 const FORWARD_ROWS: usize = 64;
 const PROMPT_TOKENS: u32 = 4;

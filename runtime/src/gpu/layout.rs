@@ -4,7 +4,7 @@
 use kernels::dense::PIECE_TILE_ROWS;
 use kernels::ternary::{FRAGMENT_BYTES, FRAGMENT_COLS, HALF_TILE_ROWS, TILE_ROWS};
 
-use super::abi::{LAUNCH_ROWS, SCREEN_ROWS, SPLIT};
+use super::abi::{CHOOSE_ROWS, LAUNCH_ROWS, SCREEN_ROWS, SPLIT};
 use super::shape::Shape;
 
 /// The stacked matrices of a layer.
@@ -154,6 +154,8 @@ pub(super) struct WorkLayout {
     pub(super) screened: usize,
     pub(super) screen_rows: usize,
     pub(super) normed: usize,
+    /// The best of each [`CHOOSE_ROWS`] tokens.
+    pub(super) chosen: usize,
     /// Of a step of one row: values with their tags.
     pub(super) token_x: usize,
     pub(super) token_qkv: usize,
@@ -194,6 +196,7 @@ impl WorkLayout {
             screened: take((2 * SCREEN_ROWS).next_multiple_of(QUANTIZED_ROWS) * padded, 1),
             screen_rows: take(SCREEN_ROWS, 16),
             normed: take(SCREEN_ROWS * hidden, 4),
+            chosen: take(SCREEN_ROWS * (shape.vocab as usize).div_ceil(CHOOSE_ROWS), 16),
             token_x: take(hidden, 8),
             token_qkv: take(shape.qkv_width(), 8),
             token_attention: take(shape.query_width(), 8),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::assign::Assignment;
 use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
 use super::feeder::{Feeder, FeederLimits, GpuCommand, Journal, Ports, Rest};
-use super::known::{KnownAnswer, best};
+use super::known::{KnownAnswer, chosen};
 use super::shape::Shape;
 use super::status::{Identity, State, Status};
 use crate::engine::{Event, GenerationId};
@@ -60,7 +60,8 @@ impl Device for Mock {
         assert!(step.logits.len() == wants.len() && self.under_way.len() < STEPS_MAX);
         let token = |row: usize| {
             let token = step.tokens[row];
-            entry_of(token).map_or(token, |entry| best(&self.under_way.back().expect("a step before")[entry].0))
+            let before = |entry: usize| &self.under_way.back().expect("a step before")[entry];
+            entry_of(token).map(before).map_or(token, |(scores, want)| chosen(want, scores))
         };
         let mut scores: Vec<Vec<f32>> = step.logits.iter().map(|row| self.answer(token(*row))).collect();
         if self.testing < self.known.len() {
@@ -83,8 +84,9 @@ impl Device for Mock {
         }
     }
 
-    fn best(&self, i: usize) -> u32 {
-        best(&self.under_way[0][i].0)
+    fn token(&self, i: usize) -> u32 {
+        let (scores, want) = &self.under_way[0][i];
+        chosen(want, scores)
     }
 
     fn scores(&mut self) -> &mut [f32] {

@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
+use super::abi::DRAW_WORDS;
 use super::device::STEPS_MAX;
 use super::shape::Shape;
 
@@ -60,8 +61,9 @@ pub(super) struct StepWords {
     pub(super) decodes: AtomicU32,
     pub(super) sequences: AtomicU32,
     pub(super) tiles: AtomicU32,
-    /// Rows of which the best token is wanted, and rows of which all scores are.
-    pub(super) best: AtomicU32,
+    /// Rows of which a token is wanted, whether any of them is drawn, and rows of which all scores are wanted.
+    pub(super) chosen: AtomicU32,
+    pub(super) drawn: AtomicU32,
     pub(super) scores: AtomicU32,
 }
 
@@ -75,8 +77,9 @@ pub(super) struct Offsets {
     pub(super) ids: usize,
     pub(super) positions: usize,
     pub(super) sequences: usize,
-    /// Rows whose logits are wanted: first those of the best tokens, then those of scores.
+    /// Rows whose logits are wanted: first those of which a token is, then those of scores; what the tokens depend on.
     pub(super) picked: usize,
+    pub(super) draws: usize,
     pub(super) tiles: usize,
     pub(super) tables: usize,
     pub(super) input_bytes: usize,
@@ -101,7 +104,7 @@ impl Offsets {
         let stage = take(2 * STAGE_BYTES);
         let input = take(8);
         let (ids, positions, sequences) = (take(rows * 4), take(rows * 4), take(rows * 4));
-        let (picked, tiles) = (take(slots * 4), take(rows * 8));
+        let (picked, draws, tiles) = (take(slots * 4), take(slots * DRAW_WORDS * 4), take(rows * 8));
         let tables = take(slots * shape.table_stride() * 4);
         let input_bytes = take(0) - input;
         take((STEPS_MAX - 1) * input_bytes);
@@ -117,6 +120,7 @@ impl Offsets {
             positions,
             sequences,
             picked,
+            draws,
             tiles,
             tables,
             input_bytes,
@@ -331,7 +335,7 @@ const TEXT_BYTES: usize = 256;
 const PAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 256;
 /// Names the layout of this file; a worker of another version refuses it.
-const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu3");
+const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu4");
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::abi::{self, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, to_i32};
+use super::abi::{self, DRAW_WORDS, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, to_i32};
 use super::batch;
 use super::cuda::{self, Address, Card, Context, Failure};
 use super::device::STEPS_MAX;
@@ -231,9 +231,10 @@ impl<'r> Worker<'r> {
         let (words, offsets) = (&self.region.header().steps[place(number)], &self.offsets);
         let count = |word: &std::sync::atomic::AtomicU32| word.load(Ordering::Relaxed) as usize;
         let (rows, decodes, sequences) = (count(&words.rows), count(&words.decodes), count(&words.sequences));
-        let (tiles, best, scores) = (count(&words.tiles), count(&words.best), count(&words.scores));
+        let (tiles, chosen, scores) = (count(&words.tiles), count(&words.chosen), count(&words.scores));
+        let drawn = count(&words.drawn) == 1;
         let fits = rows <= self.shape.rows_max as usize && decodes <= rows && tiles <= rows;
-        assert!(fits && sequences.max(best + scores) <= self.shape.slots as usize, "a step fits the region");
+        assert!(fits && sequences.max(chosen + scores) <= self.shape.slots as usize, "a step fits the region");
         let bytes = offsets.tables - offsets.input + sequences * self.shape.table_stride() * 4;
         let from = self.region.address(offsets.of_step(number, offsets.input));
         self.context.upload(self.input_of(number, offsets.input), from, bytes)?;
@@ -243,27 +244,30 @@ impl<'r> Worker<'r> {
         assert!(splits <= self.shape.context as usize / SPLIT + 1, "positions are inside the context");
         let step = self.arguments(number, rows, splits);
         let alone = rows == 1 && decodes == 1;
-        if alone && !self.plan.token.is_empty() {
-            self.launch_token(step, best == 1)?;
+        let with_token = alone && !self.plan.token.is_empty();
+        let whole = with_token && chosen == 1 && !drawn;
+        if with_token {
+            self.launch_token(step, whole)?;
+        } else if alone {
+            self.launch_step(step, &self.plan.layers)?;
         } else {
-            if alone {
-                self.launch_step(step, &self.plan.layers)?;
-            } else {
-                self.launch_layers(step, decodes, tiles)?;
-            }
-            self.launch_screened_heads(number, step, best)?;
+            self.launch_layers(step, decodes, tiles)?;
         }
-        self.launch_heads(number, step, best, scores)?;
+        if !whole {
+            self.launch_screened_heads(number, step, chosen, drawn)?;
+        }
+        self.launch_heads(number, step, chosen, scores)?;
         let chosen = self.region.address(offsets.chosen_of(number));
         self.context.download(chosen, self.input_of(number, offsets.ids), rows * 4)?;
         self.context.download(self.region.address(offsets.done), self.input_of(number, offsets.input), 8)
     }
 
-    /// The best tokens of the first `count` picked rows.
-    fn launch_screened_heads(&self, number: u32, step: Step, count: usize) -> Result<(), Failure> {
+    /// The tokens of the first `count` picked rows, some of them `drawn`.
+    fn launch_screened_heads(&self, number: u32, step: Step, count: usize, drawn: bool) -> Result<(), Failure> {
         for first in (0..count).step_by(SCREEN_ROWS) {
             let picked = self.input_of(number, self.offsets.picked + 4 * first);
-            let step = Step { tokens: to_i32((count - first).min(SCREEN_ROWS)), picked, ..step };
+            let draws = if drawn { self.input_of(number, self.offsets.draws + 4 * DRAW_WORDS * first) } else { 0 };
+            let step = Step { tokens: to_i32((count - first).min(SCREEN_ROWS)), picked, draws, ..step };
             let Plan { screen, choose, .. } = &self.plan;
             batch::screened_head(screen, choose, &step, |launch| self.context.launch_batch(launch))?;
         }
@@ -296,12 +300,10 @@ impl<'r> Worker<'r> {
 
     /// All rows through the layers, by the batch kernels.
     fn launch_layers(&self, step: Step, decodes: usize, tiles: usize) -> Result<(), Failure> {
-        let (rows, splits) = (step.tokens.unsigned_abs() as usize, step.splits_max.unsigned_abs() as usize);
-        let unit_heads = to_i32(abi::unit_heads(&self.shape, decodes.max(1), splits, self.blocks));
+        let rows = step.tokens.unsigned_abs() as usize;
         let rows = batch::Rows { decodes, prompts: rows - decodes, prompt_tiles: tiles };
         let limits = batch::Limits { multiprocessors: self.blocks, cluster_max: if self.sm_90 { 8 } else { 1 } };
         let layers = &self.plan.phases[self.plan.layers.clone()];
-        let step = Step { unit_heads, ..step };
         batch::launches(layers, &step, rows, limits, |launch| self.context.launch_batch(launch))
     }
 
@@ -373,6 +375,7 @@ impl<'r> Worker<'r> {
             screened: buffer(work.screened),
             screen_rows: buffer(work.screen_rows),
             normed: buffer(work.normed),
+            chosen: buffer(work.chosen),
             earlier: self.input_of(number.wrapping_sub(1), offsets.ids),
             ..Step::default()
         }

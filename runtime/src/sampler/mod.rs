@@ -51,6 +51,17 @@ impl SamplingParams {
     }
 }
 
+impl SamplingParams {
+    /// The draw for `position`, where the choice is one from the raw logits and nothing else is asked.
+    #[must_use]
+    pub fn plain_draw(&self, position: u64) -> Option<Draw> {
+        if changes_logits(self) {
+            return None;
+        }
+        self.reach(position).and_then(|reach| reach.draw)
+    }
+}
+
 impl Default for SamplingParams {
     /// Nothing but the model's own distribution, seed 0.
     fn default() -> Self {

@@ -1,0 +1,191 @@
+// Linears of up to 32 rows, a launch each: blocks of 8 row tiles, a warp for each, the columns split over a cluster of 1,
+// 2, 4 or 8. A block
+// has all its loads under way at once, and its warps meet once. Sums are exact integers: the split changes no bit.
+#pragma once
+
+#include "linear.h"
+
+enum { FEW_THREADS = 256, FEW_TILES = FEW_THREADS / 32, FEW_ITEM_BYTES = 80 << 10 };
+
+// NT groups of 8 tokens. Shared memory: sums from the other blocks of the cluster, what finishing needs, then items: the
+// weights of 128 columns and their bytes of each token.
+template <int NT> struct Few {
+    enum {
+        ITEM = FEW_TILES * 512 + NT * 1024,
+        ITEMS = FEW_ITEM_BYTES / ITEM, // at a time
+        PARTS = FEW_TILES * NT * 512, // a part of each of up to 8 blocks
+        CHAINS = NT == 1 ? 4 : NT == 2 ? 2 : 1, // of products, so that one does not wait for the one before
+    };
+    const Phase& p;
+    const Step& s;
+    int size, rank, tile, items, first, last; // of the cluster; the warp's row tile; columns / 128, and the block's part of them
+    int sum[CHAINS][NT][4];
+
+    DEVICE static int4* parts() { return (int4*)shared_arena(); }
+    DEVICE static float4* scales() { return (float4*)(shared_arena() + PARTS); }
+    DEVICE static float2* tokens() { return (float2*)(scales() + FEW_TILES); }
+    DEVICE static unsigned char* item(int i) { return (unsigned char*)(tokens() + NT * 8) + i * ITEM; }
+
+    DEVICE Few(const Phase& phase, const Step& step) : p(phase), s(step) {
+        size = cluster_size();
+        rank = cluster_rank();
+        tile = (int)blockIdx.x / size * FEW_TILES + warp_id();
+        items = (p.cols + 127) / 128;
+        first = items * rank / size;
+        last = items * (rank + 1) / size;
+#pragma unroll
+        for (int i = 0; i < CHAINS * NT * 4; i++) (&sum[0][0][0])[i] = 0;
+    }
+    // Tiles past the end are copies of the last: nobody reads what they give.
+    DEVICE void load_weights(int start, int count) const {
+        const char* from = (const char*)p.weights + ((long long)min(tile, p.tiles - 1) * items + start) * 512 + lane_id() * 16;
+        unsigned char* to = item(0) + warp_id() * 512 + lane_id() * 16;
+#pragma unroll 4
+        for (int i = 0; i < count; i++) copy_async(to + i * ITEM, from + i * 512);
+    }
+    // The two halves of a lane's 32 bytes change places in every other four lanes: no two lanes of a load share a bank.
+    DEVICE void load_rows(int start, int count) const {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < count * NT * 64; i += FEW_THREADS) {
+            int k = i / (NT * 64), n = i / 64 % NT, chunk = i % 64;
+            copy_async_kept(item(k) + FEW_TILES * 512 + n * 1024 + (chunk ^ (chunk >> 3 & 1)) * 16,
+                            s.quantized + ((long long)n * items + start + k) * 1024 + chunk * 16);
+        }
+    }
+    DEVICE void multiply(int count) {
+        const int low = (lane_id() * 2) ^ (lane_id() >> 2 & 1);
+#pragma unroll 2
+        for (int i = 0; i < count; i++) {
+            const uint4* at = (const uint4*)item(i);
+            const uint4 w = at[warp_id() * 32 + lane_id()];
+            const unsigned words[4] = {w.x, w.y, w.z, w.w};
+            uint4 b[NT][2];
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                b[n][0] = at[FEW_TILES * 32 + n * 64 + low];
+                b[n][1] = at[FEW_TILES * 32 + n * 64 + (low ^ 1)];
+            }
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                unsigned a[4];
+#pragma unroll
+                for (int r = 0; r < 4; r++) a[r] = (words[k] >> (2 * r)) & 0x03030303u;
+#pragma unroll
+                for (int n = 0; n < NT; n++) {
+                    const uint4& half = b[n][k / 2];
+                    mma(sum[k % CHAINS][n], a, k % 2 ? half.z : half.x, k % 2 ? half.w : half.y);
+                }
+            }
+        }
+    }
+    // Where this lane's four sums of a fragment go: rows g and g + 8 of a row tile, tokens 2 t and 2 t + 1 of a group. Fragment f
+    // is group f % NT of row tile f / NT.
+    DEVICE int row(int f) const {
+        int t = (int)blockIdx.x / size * FEW_TILES + f / NT;
+        return (p.epilogue >= EPILOGUE_RELU2 ? t * 8 : t * 16) + lane_id() / 4;
+    }
+    DEVICE static int token(int f) { return f % NT * 8 + (lane_id() & 3) * 2; }
+    DEVICE float4 residual(int f) const {
+        float4 before = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (p.epilogue != EPILOGUE_ADD) return before;
+        const int r = row(f), t = token(f);
+        const float* at = p.output + (long long)t * p.stride + r;
+        if (t < s.tokens && r < p.rows) before.x = at[0];
+        if (t + 1 < s.tokens && r < p.rows) before.y = at[p.stride];
+        if (t < s.tokens && r + 8 < p.rows) before.z = at[8];
+        if (t + 1 < s.tokens && r + 8 < p.rows) before.w = at[p.stride + 8];
+        return before;
+    }
+    DEVICE void finish(int f, const int4& v, const float4& before) const {
+        const bool gates = p.epilogue >= EPILOGUE_RELU2, add = p.epilogue == EPILOGUE_ADD;
+        const int r = row(f), t = token(f), rows = gates ? p.rows / 2 : p.rows;
+        const float4 scale = scales()[f / NT];
+        const int low[2] = {v.x, v.y}, high[2] = {v.z, v.w};
+        const float first_before[2] = {before.x, before.y}, second_before[2] = {before.z, before.w};
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float2 bytes = tokens()[t + i];
+            const int all = (int)bits_of_float(bytes.y);
+            float y = (float)(low[i] - all) / bytes.x * scale.x * scale.y;
+            float z = (float)(high[i] - all) / bytes.x * scale.z * scale.w;
+            float* at = p.output + (long long)(t + i) * p.stride + r;
+            if (t + i >= s.tokens) break;
+            if (gates) {
+                if (r < rows) at[0] = gated(y, z, p.epilogue);
+                continue;
+            }
+            if (r < rows) at[0] = add ? first_before[i] + y : y;
+            if (r + 8 < rows) at[8] = add ? second_before[i] + z : z;
+        }
+    }
+    DEVICE int4 total(int n) const {
+        int v[4];
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            v[c] = sum[0][n][c];
+#pragma unroll
+            for (int k = 1; k < CHAINS; k++) v[c] += sum[k][n][c];
+        }
+        return int4{v[0], v[1], v[2], v[3]};
+    }
+    // Each block of the cluster finishes every `size`th fragment, to which all send their sums.
+    DEVICE void finish_all(const float4& before) const {
+        if (size == 1) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) finish(warp_id() * NT + n, total(n), residual(warp_id() * NT + n));
+            return;
+        }
+        const int each = FEW_TILES * NT / size;
+        cluster_wait(); // all of its blocks are there
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            int f = warp_id() * NT + n;
+            store_to_block(parts() + (rank * each + f / size) * 32 + lane_id(), f % size, total(n));
+        }
+        cluster_arrive();
+        cluster_wait();
+#pragma unroll 1
+        for (int k = warp_id(); k * size + rank < FEW_TILES * NT; k += FEW_THREADS / 32) {
+            int4 v = {0, 0, 0, 0};
+#pragma unroll 8
+            for (int block = 0; block < size; block++) {
+                int4 w = parts()[(block * each + k) * 32 + lane_id()];
+                v = int4{v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w};
+            }
+            const int f = k * size + rank;
+            finish(f, v, k == warp_id() ? before : residual(f));
+        }
+    }
+    DEVICE void run() {
+        if (size > 1) cluster_arrive();
+        int count = min(last - first, (int)ITEMS);
+        load_weights(first, count);
+        if (threadIdx.x < FEW_TILES) {
+            int t = (int)blockIdx.x / size * FEW_TILES + (int)threadIdx.x;
+            copy_async_kept(scales() + threadIdx.x, p.scales + min(t, p.tiles - 1) * 4);
+        }
+        wait_prior();
+        load_rows(first, count);
+        copy_commit();
+        launch_next();
+        if ((int)threadIdx.x < min(s.tokens, NT * 8)) {
+            tokens()[threadIdx.x] = float2{s.quantized_scale[threadIdx.x], float_of_bits((unsigned)s.quantized_sum[threadIdx.x])};
+        }
+        float4 before = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (size > 1 && warp_id() * size + rank < FEW_TILES * NT) before = residual(warp_id() * size + rank);
+#pragma unroll 1
+        for (int start = first; start < last; start += ITEMS) {
+            count = min(last - start, (int)ITEMS);
+            if (start > first) {
+                __syncthreads();
+                load_weights(start, count);
+                load_rows(start, count);
+                copy_commit();
+            }
+            copy_wait<0>();
+            __syncthreads();
+            multiply(count);
+        }
+        finish_all(before);
+    }
+};
