@@ -79,7 +79,7 @@ KERNEL void __launch_bounds__(THREADS) draw_rows(const GRID_CONSTANT Phase p, co
     wait_prior();
     draw_batch_rows(p, s, (int)blockIdx.x % s.tokens, (int)blockIdx.x / s.tokens);
 }
-KERNEL void __launch_bounds__(THREADS) choose_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+KERNEL void __launch_bounds__(CHOOSE_THREADS) choose_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     choose_batch_rows(p, s, (int)blockIdx.x % s.tokens, (int)blockIdx.x / s.tokens);
 }

@@ -113,7 +113,7 @@ inline Launch draw(const Step& s, const Phase& screen) {
     return {"draw_rows", s.tokens * divided(screen.rows, 2048), 1, THREADS, 0, screen, s};
 }
 inline Launch choose(const Step& s, const Phase& p) {
-    return {"choose_rows", s.tokens * divided(p.rows, 2048), 1, THREADS, WARPS * 4 * 512, p, s};
+    return {"choose_rows", s.tokens * divided(p.rows, 2048), 1, 128, 4 * 10 * 512, p, s};
 }
 inline Launch take(const Step& s) { return {"take_rows", divided(s.tokens, WARPS), 1, THREADS, 0, Phase(), s}; }
 

@@ -108,7 +108,8 @@ DEVICE void take_best_of_lanes(Chosen& best) {
     }
 }
 
-// Exact logits of what may be the best among CHOOSE_ROWS rows, for one token: the best of them.
+// Exact logits of what may be the best among CHOOSE_ROWS rows, for one token: the best of them. Few blocks have more than one
+// such row, whose warp they wait for: so their warps are few.
 DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     const float lower = lower_of_key(s.lower[t]), *upper = p.input + (long long)t * p.rows;
     Draw draw = {};
@@ -117,13 +118,13 @@ DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     Chosen best = {0, 0x7fffffff, 0};
     auto at = [](int i, int lane) { return (uint4*)shared_arena() + (warp_id() * CHOOSE_DEPTH + i) * 32 + lane; };
     // All bounds are looked at before anything is done about one. Lane i keeps the i-th 32 of the warp.
-    enum { LOOKS = CHOOSE_ROWS / THREADS };
+    enum { LOOKS = CHOOSE_ROWS / CHOOSE_THREADS };
     const int first = chunk * CHOOSE_ROWS + warp_id() * 32;
     bool live[LOOKS];
     unsigned kept = 0;
 #pragma unroll
     for (int i = 0; i < LOOKS; i++) {
-        int row = first + i * THREADS + lane_id();
+        int row = first + i * CHOOSE_THREADS + lane_id();
         live[i] = row < p.rows && !(upper[row] < lower);
     }
 #pragma unroll
@@ -133,7 +134,7 @@ DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     }
 #pragma unroll 1
     for (int i = 0; i < LOOKS; i++) {
-        choose_rows<CHOOSE_DEPTH>(p, shuffle(kept, i), first + i * THREADS, s.normed + (long long)t * p.cols, at,
+        choose_rows<CHOOSE_DEPTH>(p, shuffle(kept, i), first + i * CHOOSE_THREADS, s.normed + (long long)t * p.cols, at,
                                   [&](float logit, int row) {
                                       take_better(best, drawn ? drawn_key(logit, draw, row) : greedy_key(logit, row), row);
                                   });
@@ -143,7 +144,7 @@ DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     if (lane_id() == 0) of_warps[warp_id()] = best;
     __syncthreads();
     if (warp_id() > 0) return;
-    best = of_warps[lane_id() % WARPS];
+    best = of_warps[lane_id() % (CHOOSE_THREADS / 32)];
     take_best_of_lanes(best);
     if (lane_id() == 0) s.chosen[t * ((p.rows + CHOOSE_ROWS - 1) / CHOOSE_ROWS) + chunk] = best;
 }

@@ -217,4 +217,4 @@ struct FinishScreen {
     }
 };
 
-enum { CHOOSE_ROWS = 2048, CHOOSE_DEPTH = 4 };
+enum { CHOOSE_THREADS = 128, CHOOSE_ROWS = 2048, CHOOSE_DEPTH = 10 };

@@ -109,9 +109,10 @@ pub(super) const SCREEN_ROWS: usize = 128;
 /// Words of what a row's draw depends on: seed, position, one over the temperature, and one unused.
 pub(super) const DRAW_WORDS: usize = 6;
 
-/// Logits that one block of `draw_rows` and of `choose_rows` looks at, and the latter's shared memory.
+/// Logits that one block of `draw_rows` and of `choose_rows` looks at, and the latter's threads and shared memory.
 pub(super) const CHOOSE_ROWS: usize = 2048;
-pub(super) const CHOOSE_BYTES: usize = THREADS / 32 * 4 * 512;
+pub(super) const CHOOSE_THREADS: usize = 128;
+pub(super) const CHOOSE_BYTES: usize = CHOOSE_THREADS / 32 * 10 * 512;
 
 /// Rows of one launch of a step kernel, each of another sequence.
 pub(super) const LAUNCH_ROWS: usize = 32;

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 
 use super::abi::{
-    CHOOSE_BYTES, CHOOSE_ROWS, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase, REDUCED_BYTES, SPLIT,
+    CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase, REDUCED_BYTES, SPLIT,
     Step, THREADS, to_i32,
 };
 
@@ -86,7 +86,7 @@ pub(super) fn screened_head<E>(
     if step.draws != 0 {
         launch(&of(c"draw_rows", tokens * size(screen.rows).div_ceil(CHOOSE_ROWS), THREADS, 0, screen))?;
     }
-    launch(&of(c"choose_rows", tokens * size(choose.rows).div_ceil(CHOOSE_ROWS), THREADS, CHOOSE_BYTES, choose))?;
+    launch(&of(c"choose_rows", tokens * size(choose.rows).div_ceil(CHOOSE_ROWS), CHOOSE_THREADS, CHOOSE_BYTES, choose))?;
     launch(&of(c"take_rows", tokens.div_ceil(THREADS / 32), THREADS, 0, choose))
 }
 
