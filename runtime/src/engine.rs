@@ -210,9 +210,13 @@ impl Engine {
             self.release();
             if let Some(index) = self.form() {
                 self.turn = index + 1;
-                self.lanes[index].step(&self.team, &mut self.link, &self.metrics);
+                let is_behind = self.lanes[index].step(&self.team, &mut self.link, &self.metrics);
                 self.publish();
                 self.link.ring();
+                if is_behind {
+                    // It was rung a whole step ago and waits, most likely for the core that this thread has.
+                    std::thread::yield_now();
+                }
             } else if self.link.has_ended() {
                 return;
             } else {
@@ -302,6 +306,11 @@ impl Engine {
 }
 
 impl Link {
+    /// Whether events of earlier steps are still in the ring of the leader's own executor.
+    fn executor_is_behind(&self) -> bool {
+        self.events.slots() < self.events.buffer().capacity()
+    }
+
     /// Whether no command comes any more.
     fn has_ended(&self) -> bool {
         self.stopping.load(Ordering::SeqCst) && self.commands.is_empty() && self.guests.have_left()

@@ -178,7 +178,7 @@ impl Lane {
         let Self { scheduler, kv, forward, pace, speculator, step, .. } = self;
         scheduler.admit(kv.tables_mut(), |stream| push(link, Event::Admitted(stream)));
         let rows_max = forward.limits().rows_max;
-        let budget = pace.prompt_budget(&scheduler.decode_rows(), beside_s, rows_max);
+        let budget = pace.prompt_budget(&scheduler.decode_rows(), scheduler.prompts(), beside_s, rows_max);
         if let Some(pool) = &self.pool {
             let formed = scheduler.form(step, kv.tables_mut(), rows_max, budget);
             pool.want(step, scheduler);
@@ -188,8 +188,8 @@ impl Lane {
         scheduler.form(step, kv.tables_mut(), rows_max, budget)
     }
 
-    /// Computes the formed step on `team` and sends its tokens.
-    pub(super) fn step(&mut self, team: &Team, link: &mut Link, metrics: &ShardMetrics) {
+    /// Computes the formed step on `team` and sends its tokens; whether those of earlier steps are still in the ring.
+    pub(super) fn step(&mut self, team: &Team, link: &mut Link, metrics: &ShardMetrics) -> bool {
         let started = Instant::now();
         let Self { model, forward, kv, scheduler, samplers, sampled, step, .. } = self;
         let step = &*step;
@@ -197,7 +197,8 @@ impl Lane {
         if self.pool.is_some() {
             forward.run(team, &model.weights, kv, step, &|_, _, _| {});
             self.observe(started, started.elapsed(), metrics);
-            return self.embed(link);
+            self.embed(link);
+            return false;
         }
         #[cfg(test)]
         let begun = step.segments.iter().any(|segment| {
@@ -219,7 +220,9 @@ impl Lane {
         metrics.observe_head(self.forward.head_counts());
         let ended = Instant::now();
         self.observe(started, ended.saturating_duration_since(started), metrics);
+        let is_behind = link.executor_is_behind();
         self.advance(link, ended, metrics);
+        is_behind
     }
 
     fn observe(&mut self, started: Instant, elapsed: Duration, metrics: &ShardMetrics) {

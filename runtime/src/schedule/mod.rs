@@ -400,6 +400,12 @@ impl Scheduler {
         self.slots.iter_mut().flatten().filter(|sequence| sequence.pending() == 1)
     }
 
+    /// Sequences that have no token yet, in slots and in the queue.
+    #[must_use]
+    pub fn prompts(&self) -> usize {
+        self.waiting.len() + self.slots.iter().flatten().filter(|sequence| sequence.pending() > 1).count()
+    }
+
     /// What the sequences that decode will add to the next step, but for their drafts.
     #[must_use]
     pub fn decode_rows(&self) -> StepRows {

@@ -1,8 +1,10 @@
 //! How much of a step prompts may take: pure arithmetic on the measured cost of earlier steps.
 //!
-//! Running streams wait for every row of a step. Prompts get what is left of the inter-token target after the decode
-//! rows, and never less than the decode rows themselves take: a step with a chunk then lasts at most the target or
-//! twice a step without, whichever is longer, and prompts go on also where decoding alone misses the target.
+//! Running streams wait for every row of a step, and prompts for every decode row. Who waits for a first token counts as
+//! much as who waits for a next one: prompts get as much time as decode rows take, times the prompts for each sequence
+//! that decodes where that is more than one. A lone prompt so makes steps twice as long at most, and many are done soon.
+//! Their share is what is left of the inter-token target, or [`WAITED_MAX`] times the decode rows' time where that is
+//! more; prompts go on also where decoding alone misses the target.
 
 use std::time::Duration;
 
@@ -44,16 +46,21 @@ impl Pace {
         }
     }
 
-    /// What prompts may take of a step of at most `rows_max` rows beside `decodes`, where sequences that decode wait
-    /// `beside_s` for other steps between two of theirs already.
+    /// What `prompts` prompts may take of a step of at most `rows_max` rows beside `decodes`, where sequences that decode
+    /// wait `beside_s` for other steps between two of theirs already.
     #[must_use]
-    pub fn prompt_budget(&self, decodes: &StepRows, beside_s: f64, rows_max: usize) -> PromptBudget {
+    #[expect(clippy::cast_precision_loss, reason = "rows are few")]
+    pub fn prompt_budget(&self, decodes: &StepRows, prompts: usize, beside_s: f64, rows_max: usize) -> PromptBudget {
         let step_s = self.model.estimate_s(decodes);
-        let seconds = if decodes.decode_rows == 0 && beside_s == 0.0 {
-            self.itl_target_s * IDLE_TARGETS - step_s
+        let left_s = self.itl_target_s - step_s - beside_s;
+        let seconds = if decodes.decode_rows > 0 {
+            let waited_s = step_s + beside_s;
+            let each_s = waited_s * (prompts as f64 / decodes.decode_rows as f64).max(1.0);
+            each_s.min(left_s.max(waited_s * WAITED_MAX))
+        } else if beside_s > 0.0 {
+            left_s.max(beside_s)
         } else {
-            let waited_s = if decodes.decode_rows == 0 { beside_s } else { step_s + beside_s };
-            (self.itl_target_s - step_s - beside_s).max(waited_s)
+            self.itl_target_s * IDLE_TARGETS - step_s
         };
         // How a few rows went says little about many.
         let rows_max = rows_max.min((self.prompt_rows_seen * ROWS_GROWTH).max(FIRST_ROWS));
@@ -96,6 +103,8 @@ fn average(value: &mut f64, sample: f64) {
 const LEARN_ROWS_MIN: usize = 8;
 /// Steps take at most so many times the prompt rows that one has had before.
 const ROWS_GROWTH: usize = 4;
+/// How many times what decode rows take prompts may take beside them, where many wait and the target is missed anyway.
+const WAITED_MAX: f64 = 2.0;
 /// While nobody waits for a next token a step may take so many targets: new arrivals and cancellations wait for it.
 const IDLE_TARGETS: f64 = 4.0;
 /// Chunk of the first prompt, before any cost is known.
@@ -148,41 +157,51 @@ mod tests {
     #[test]
     fn the_first_chunks_are_small_and_an_idle_shard_takes_long_steps() {
         let mut pace = Pace::new(ms(50.0));
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 0.0, 512)), 64);
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 1, 0.0, 512)), 64);
         pace.observe(&prompt(4), ms(1.0));
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 0.0, 512)), 64, "four rows say nothing");
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 1, 0.0, 512)), 64, "four rows say nothing");
         pace.observe(&prompt(32), ms(1.0));
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 0.0, 512)), 128, "cheap rows grow step by step");
-        near(rows_of(learned(ms(25.0)).prompt_budget(&decodes(0), 0.0, 512)), 196);
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 1, 0.0, 512)), 128, "cheap rows grow step by step");
+        near(rows_of(learned(ms(25.0)).prompt_budget(&decodes(0), 1, 0.0, 512)), 196);
     }
 
     #[test]
     fn a_chunk_fills_what_decoding_leaves_of_the_target() {
         let pace = learned(ms(50.0));
-        near(rows_of(pace.prompt_budget(&decodes(4), 0.0, 512)), 88);
-        near(rows_of(pace.prompt_budget(&decodes(10), 0.0, 512)), 76);
-        near(rows_of(pace.prompt_budget(&decodes(10), 20.0e-3, 512)), 64);
+        near(rows_of(pace.prompt_budget(&decodes(4), 40, 0.0, 512)), 88);
+        near(rows_of(pace.prompt_budget(&decodes(10), 40, 0.0, 512)), 76);
+        near(rows_of(pace.prompt_budget(&decodes(10), 10, 20.0e-3, 512)), 64);
+    }
+
+    #[test]
+    fn a_lone_prompt_takes_as_long_as_decoding_and_many_take_more() {
+        let pace = learned(ms(50.0));
+        near(rows_of(pace.prompt_budget(&decodes(10), 1, 0.0, 512)), 24);
+        near(rows_of(pace.prompt_budget(&decodes(10), 10, 0.0, 512)), 24);
+        near(rows_of(pace.prompt_budget(&decodes(10), 20, 0.0, 512)), 48);
+        near(rows_of(pace.prompt_budget(&decodes(10), 1, 10.0e-3, 512)), 44);
     }
 
     #[test]
     fn prompts_get_as_much_time_as_decoding_where_that_misses_the_target() {
         let pace = learned(ms(50.0));
-        near(rows_of(pace.prompt_budget(&decodes(40), 0.0, 512)), 84);
-        near(rows_of(pace.prompt_budget(&decodes(98), 0.0, 512)), 200);
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(98), 0.0, 120)), 120);
+        near(rows_of(pace.prompt_budget(&decodes(40), 1, 0.0, 512)), 84);
+        near(rows_of(pace.prompt_budget(&decodes(98), 1, 0.0, 512)), 200);
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(98), 1, 0.0, 120)), 120);
+        near(rows_of(pace.prompt_budget(&decodes(40), 1000, 0.0, 512)), 168);
     }
 
     #[test]
     fn a_prompt_is_short_also_where_only_others_would_feel_it() {
         let pace = learned(ms(50.0));
-        near(rows_of(pace.prompt_budget(&decodes(0), 10.0e-3, 512)), 76);
-        near(rows_of(pace.prompt_budget(&decodes(0), 100.0e-3, 512)), 200);
+        near(rows_of(pace.prompt_budget(&decodes(0), 1, 10.0e-3, 512)), 76);
+        near(rows_of(pace.prompt_budget(&decodes(0), 1, 100.0e-3, 512)), 200);
     }
 
     #[test]
     fn a_chunk_never_vanishes() {
         let pace = learned(ms(1.0));
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(1), 0.0, 512)), 16);
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(1), 0.0, 7)), 7);
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(1), 1, 0.0, 512)), 16);
+        assert_eq!(rows_of(pace.prompt_budget(&decodes(1), 1, 0.0, 7)), 7);
     }
 }

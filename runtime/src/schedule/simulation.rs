@@ -137,9 +137,9 @@ impl World {
     /// One step; whether there was one.
     fn step(&mut self) -> bool {
         self.scheduler.admit(&mut self.kv, |_| {});
-        let decodes = self.scheduler.decode_rows();
+        let (decodes, prompts) = (self.scheduler.decode_rows(), self.scheduler.prompts());
         let budget = match &self.pace {
-            Some(pace) => pace.prompt_budget(&decodes, 0.0, ROWS_MAX),
+            Some(pace) => pace.prompt_budget(&decodes, prompts, 0.0, ROWS_MAX),
             None => PromptBudget::of_rows(1 + self.draw.below(96)),
         };
         let first = self.scheduler.order.first().copied();
@@ -148,7 +148,7 @@ impl World {
             return false;
         }
         assert!(self.step.tokens.len() <= ROWS_MAX);
-        self.pass_time(decodes);
+        self.pass_time(decodes, prompts);
         let (mut first_goes_on, mut segments) = (false, self.step.segments.clone());
         // A worker may take any segment first.
         segments.rotate_left(self.draw.below(self.step.segments.len()));
@@ -179,13 +179,16 @@ impl World {
         true
     }
 
-    /// Lets the step take its time, which the pace learns.
-    fn pass_time(&mut self, decodes: StepRows) {
+    /// Lets the step take its time, which the pace learns; there were so many prompts.
+    fn pass_time(&mut self, decodes: StepRows, prompts: usize) {
         let rows = self.scheduler.rows_of(&self.step);
         let seconds = machine_s(&rows) * (0.97 + self.draw.below(60) as f64 / 1000.0);
         self.now += Duration::from_secs_f64(seconds);
         let Some(pace) = &mut self.pace else { return };
-        let allowed = ITL_TARGET.as_secs_f64().max(2.0 * machine_s(&decodes));
+        let (decode_s, target_s) = (machine_s(&decodes), ITL_TARGET.as_secs_f64());
+        // Few prompts take no more than decode rows do, or the smallest chunk.
+        let few_s = 2.0 * decode_s + 16.0 * 2e-4;
+        let allowed = if prompts <= decodes.decode_rows { few_s } else { target_s.max(3.0 * decode_s) };
         if self.ended > 5 && decodes.decode_rows > 0 && seconds / allowed > self.worst.0 / self.worst.1.max(1e-9) {
             self.worst = (seconds, allowed);
         }
