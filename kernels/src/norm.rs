@@ -11,11 +11,18 @@ use crate::simd::{Kernel, LANES, Simd, dispatch};
 /// # Panics
 /// If the lengths differ.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    rms_norm_ahead(isa, x, weight, eps, out, &[]);
+}
+
+/// [`rms_norm`], and what is known of the results by the way: the greatest magnitude among them, NaN passed over. Asks for
+/// `ahead` meanwhile, where the next call reads on.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn rms_norm_ahead(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], ahead: &[f32]) -> f32 {
     assert_eq!(x.len(), weight.len(), "one weight per value");
     assert_eq!(x.len(), out.len(), "one result per value");
-    if !x.is_empty() {
-        dispatch(isa, RmsNorm { x, weight, eps, out });
-    }
+    if x.is_empty() { 0.0 } else { dispatch(isa, RmsNorm { x, weight, eps, out, ahead }) }
 }
 
 /// [`rms_norm`] of `x` into itself.
@@ -34,18 +41,27 @@ struct RmsNorm<'a> {
     weight: &'a [f32],
     eps: f32,
     out: &'a mut [f32],
+    ahead: &'a [f32],
 }
 
 impl Kernel for RmsNorm<'_> {
-    type Output = ();
+    type Output = f32;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(self, s: S) -> f32 {
         let scale = s.splat(factor(s, self.x, self.eps));
+        let mut ahead = self.ahead.chunks(LANES);
+        let (mut greatest, mut least) = (s.splat(0.0), s.splat(0.0));
         for ((x, w), out) in self.x.chunks(LANES).zip(self.weight.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
-            let y = s.mul(s.load_part(x, 0.0), scale);
-            s.store_part(s.mul(y, s.load_part(w, 0.0)), out);
+            if let Some(line) = ahead.next() {
+                s.prefetch(line);
+            }
+            let y = s.mul(s.mul(s.load_part(x, 0.0), scale), s.load_part(w, 0.0));
+            s.store_part(y, out);
+            // The second where one is NaN.
+            (greatest, least) = (s.max(y, greatest), s.min(y, least));
         }
+        s.greatest(s.max(greatest, s.sub(s.splat(0.0), least)))
     }
 }
 
@@ -99,8 +115,9 @@ mod tests {
             rms_norm(Isa::Portable, &x, &w, 1e-5, &mut expected);
             for isa in Isa::available() {
                 let mut out = vec![f32::NAN; n];
-                rms_norm(isa, &x, &w, 1e-5, &mut out);
+                let greatest = rms_norm_ahead(isa, &x, &w, 1e-5, &mut out, &w[n / 3..]);
                 same_bits(&out, &expected, isa.name());
+                assert_eq!(greatest, expected.iter().fold(0.0, |most, y| y.abs().max(most)), "{} {n}", isa.name());
                 out.copy_from_slice(&x);
                 rms_norm_in_place(isa, &mut out, &w, 1e-5);
                 same_bits(&out, &expected, isa.name());
@@ -120,6 +137,21 @@ mod tests {
                 let truth = f64::from(x[i]) / (mean + 1e-6).sqrt() * f64::from(w[i]);
                 assert!((f64::from(out[i]) - truth).abs() <= 4e-7 * truth.abs(), "{i}: {} {truth}", out[i]);
             }
+        }
+    }
+
+    #[test]
+    fn nan_is_passed_over_where_the_greatest_is_sought() {
+        let (mut x, mut out) = ([0.5; 40], [0.0; 40]);
+        (x[3], x[39]) = (f32::NAN, -7.0);
+        for isa in Isa::available() {
+            assert_eq!(rms_norm_ahead(isa, &x, &[1.0; 40], 1e-5, &mut out, &[]), 0.0, "{}: all are NaN", isa.name());
+            let mut weight = [1.0; 40];
+            weight[5] = f32::NAN;
+            x[3] = 0.5;
+            let greatest = rms_norm_ahead(isa, &x, &weight, 1e-5, &mut out, &[]);
+            assert_eq!(greatest.to_bits(), (-out[39]).to_bits(), "{}", isa.name());
+            x[3] = f32::NAN;
         }
     }
 

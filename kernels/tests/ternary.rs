@@ -90,7 +90,7 @@ impl Case {
         for index in 0..panel_count(n) {
             let part = panel_rows(n, index);
             let rows = &self.q[part.start * self.stride..];
-            interleave(rows, self.stride, part.len(), &mut q[part.start * width..part.end * width]);
+            interleave(isa, rows, self.stride, part.len(), &mut q[part.start * width..part.end * width]);
         }
         let x = Panels { q: &q, scale: &self.scale, sum: &self.sum };
         let mut scratch = PanelScratch::new(self.cols, n);

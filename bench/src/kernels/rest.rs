@@ -16,8 +16,8 @@ pub(super) fn rows(bench: &mut Bench, shape: &Shape) -> Result<(), Failure> {
         let case = case(&format!("{} norm + quantise {width}", shape.name), width * 13);
         let answer = |isa| {
             let (mut out, mut q) = (vec![0.0; width], vec![0; ternary::padded_cols(width)]);
-            norm::rms_norm(isa, &x, &y, 1e-5, &mut out);
-            let found = ternary::quantize(isa, &out, &mut q);
+            let greatest = norm::rms_norm_ahead(isa, &x, &y, 1e-5, &mut out, &[]);
+            let found = ternary::quantize_within(isa, &out, greatest, &mut q);
             out.extend(q.iter().map(|&q| f32::from(q)));
             out.extend([found.scale, found.sum as f32]);
             out
@@ -26,8 +26,8 @@ pub(super) fn rows(bench: &mut Bench, shape: &Shape) -> Result<(), Failure> {
         bench.time(case, &|_, _| {
             let (mut out, mut q) = (vec![0.0; width], vec![0; ternary::padded_cols(width)]);
             for _ in 0..ROWS_PER_CALL {
-                norm::rms_norm(isa, black_box(&x), &y, 1e-5, &mut out);
-                black_box(ternary::quantize(isa, &out, &mut q));
+                let greatest = norm::rms_norm_ahead(isa, black_box(&x), &y, 1e-5, &mut out, &x);
+                black_box(ternary::quantize_within(isa, &out, greatest, &mut q));
             }
         });
     }

@@ -155,7 +155,7 @@ impl Simd for Avx512Bw {
     }
 
     #[inline(always)]
-    fn prefetch(self, line: &[u16]) {
+    fn prefetch<T>(self, line: &[T]) {
         // SAFETY: a hint that reads nothing, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }

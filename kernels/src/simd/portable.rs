@@ -119,5 +119,5 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn prefetch(self, _line: &[u16]) {}
+    fn prefetch<T>(self, _line: &[T]) {}
 }

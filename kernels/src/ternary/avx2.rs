@@ -10,16 +10,16 @@ use std::ops::Range;
 
 use super::layout::{TILE_ROWS, TILES_EXACT_IN_I16, Tile, word};
 use super::linear::{Finish, Job};
-use super::quantize::{Quantized, quantize_lanes};
+use super::quantize::round_lanes;
 use crate::Avx2;
 
-pub(super) fn quantize(_: Avx2, x: &[f32], q: &mut [i8]) -> Quantized {
+pub(super) fn round(_: Avx2, x: &[f32], scale: f32, q: &mut [i8]) -> i32 {
     #[target_feature(enable = "avx2,fma")]
-    fn body(x: &[f32], q: &mut [i8]) -> Quantized {
-        quantize_lanes(x, q)
+    fn body(x: &[f32], scale: f32, q: &mut [i8]) -> i32 {
+        round_lanes(x, scale, q)
     }
     // SAFETY: the token proves that these instructions exist.
-    unsafe { body(x, q) }
+    unsafe { body(x, scale, q) }
 }
 
 pub(super) fn linear<F: Finish>(_: Avx2, job: Job<'_>, finish: F, out: &mut [F::Out]) {

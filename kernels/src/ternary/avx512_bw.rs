@@ -2,24 +2,60 @@
 #![expect(unsafe_code, reason = "loads, prefetches and calls of functions with target features")]
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_loadu_si512,
-    _mm512_madd_epi16, _mm512_maddubs_epi16, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
+    __m128i, __m512, __m512i, _CMP_ORD_Q, _MM_HINT_T0, _mm_mask_storeu_epi8, _mm_prefetch, _mm_storeu_si128,
+    _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_cmp_ps_mask, _mm512_cvtsepi32_epi8, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_madd_epi16, _mm512_maddubs_epi16, _mm512_maskz_cvtps_epi32, _mm512_maskz_loadu_ps,
+    _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_si512,
 };
 use std::ops::Range;
 
 use super::layout::{TILE_ROWS, TILES_EXACT_IN_I16, Tile, word};
 use super::linear::{Finish, Job};
-use super::quantize::{Quantized, quantize_lanes};
 use crate::Avx512Bw;
 
-pub(super) fn quantize(_: Avx512Bw, x: &[f32], q: &mut [i8]) -> Quantized {
+/// The instruction that converts rounds half to even; what it makes of a NaN is masked away, and the one that narrows
+/// clamps.
+pub(super) fn round(_: Avx512Bw, x: &[f32], scale: f32, q: &mut [i8]) -> i32 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn body(x: &[f32], q: &mut [i8]) -> Quantized {
-        quantize_lanes(x, q)
+    fn body(x: &[f32], scale: f32, q: &mut [i8]) -> i32 {
+        let mut sums = [_mm512_setzero_si512(); 2];
+        let lines = x.chunks(TILE_ROWS).zip(q.chunks_mut(TILE_ROWS));
+        for (i, (x, q)) in lines.enumerate() {
+            let values = _mm512_mul_ps(load_floats(x), _mm512_set1_ps(scale));
+            let numbers = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(values, values);
+            let rounded = _mm512_maskz_cvtps_epi32(numbers, values);
+            store_bytes(_mm512_cvtsepi32_epi8(rounded), q);
+            sums[i % 2] = _mm512_add_epi32(sums[i % 2], rounded);
+        }
+        _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]))
     }
     // SAFETY: the token proves that these instructions exist.
-    unsafe { body(x, q) }
+    unsafe { body(x, scale, q) }
+}
+
+/// At most 16 floats; the lanes past them are 0.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_floats(x: &[f32]) -> __m512 {
+    if let Some(x) = x.first_chunk::<16>() {
+        // SAFETY: 64 readable bytes; the load has no alignment requirement.
+        return unsafe { _mm512_loadu_ps(x.as_ptr()) };
+    }
+    // SAFETY: the mask leaves out what is past the slice.
+    unsafe { _mm512_maskz_loadu_ps((1 << x.len()) - 1, x.as_ptr()) }
+}
+
+/// At most 16 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[inline]
+fn store_bytes(bytes: __m128i, q: &mut [i8]) {
+    if let Some(q) = q.first_chunk_mut::<16>() {
+        // SAFETY: 16 writable bytes; the store has no alignment requirement.
+        return unsafe { _mm_storeu_si128(q.as_mut_ptr().cast(), bytes) };
+    }
+    // SAFETY: the mask leaves out what is past the slice.
+    unsafe { _mm_mask_storeu_epi8(q.as_mut_ptr(), (1 << q.len()) - 1, bytes) }
 }
 
 pub(super) fn linear<F: Finish>(_: Avx512Bw, job: Job<'_>, finish: F, out: &mut [F::Out]) {

@@ -34,4 +34,4 @@ pub use panels::{
     Columns, Factored, Gating, PANEL_ROWS_MAX, PANEL_UNIT_ROWS, PanelScratch, Panels, Product, interleave,
     linear_panels, panel_count, panel_rows, prefers_panels,
 };
-pub use quantize::{Quantized, quantize};
+pub use quantize::{Quantized, quantize, quantize_within};

@@ -1,6 +1,7 @@
 //! Activations to int8: one scale a row, as bitnet.cpp defines it.
 
 use super::layout::padded_cols;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{FloatIsa, Isa};
 
 /// What [`quantize`] found of a row: `x` is about `q / scale`; `sum` is the sum of all `q`.
@@ -18,38 +19,54 @@ pub struct Quantized {
 /// # Panics
 /// Where `q` is not `padded_cols(x.len())` long.
 pub fn quantize(isa: Isa, x: &[f32], q: &mut [i8]) -> Quantized {
+    quantize_within(isa, x, dispatch(isa, Greatest(x)), q)
+}
+
+/// [`quantize`] where `max |x|` is known already: a NaN is passed over in it.
+///
+/// # Panics
+/// Where `q` is not `padded_cols(x.len())` long.
+pub fn quantize_within(isa: Isa, x: &[f32], greatest: f32, q: &mut [i8]) -> Quantized {
     assert_eq!(q.len(), padded_cols(x.len()), "q is padded");
-    match isa.floats() {
+    #[expect(clippy::cast_possible_truncation, reason = "the definition rounds the f64 quotient to f32")]
+    let scale = (127.0 / f64::from(greatest).max(1e-5)) as f32;
+    let (q, rest) = q.split_at_mut(x.len());
+    rest.fill(0);
+    let sum = match isa.floats() {
         #[cfg(target_arch = "x86_64")]
-        FloatIsa::Avx2(proof) => super::avx2::quantize(proof, x, q),
+        FloatIsa::Avx2(proof) => super::avx2::round(proof, x, scale, q),
         #[cfg(target_arch = "x86_64")]
-        FloatIsa::Avx512Bw(proof) => super::avx512_bw::quantize(proof, x, q),
+        FloatIsa::Avx512Bw(proof) => super::avx512_bw::round(proof, x, scale, q),
         #[cfg(not(target_arch = "x86_64"))]
         FloatIsa::Avx2(_) | FloatIsa::Avx512Bw(_) => unreachable!("no proof exists on this machine"),
-        FloatIsa::Portable => quantize_lanes(x, q),
+        FloatIsa::Portable => round_lanes(x, scale, q),
+    };
+    Quantized { scale, sum }
+}
+
+struct Greatest<'a>(&'a [f32]);
+
+impl Kernel for Greatest<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let (mut greatest, mut least) = (s.splat(0.0), s.splat(0.0));
+        for x in self.0.chunks(LANES) {
+            let x = s.load_part(x, 0.0);
+            // The second where one is NaN.
+            (greatest, least) = (s.max(x, greatest), s.min(x, least));
+        }
+        s.greatest(s.max(greatest, s.sub(s.splat(0.0), least)))
     }
 }
 
-/// The definition, in a form that compilers vectorise; each ISA compiles it with its own instructions.
+/// Fills `q` and gives its sum; the definition, in a form that compilers vectorise.
 #[inline(always)]
-pub(super) fn quantize_lanes(x: &[f32], q: &mut [i8]) -> Quantized {
-    let (x_blocks, x_tail) = x.as_chunks::<LANES>();
-    let (q_all, q_end) = q.split_at_mut(x.len());
-    q_end.fill(0);
-    let (q_blocks, q_tail) = q_all.as_chunks_mut::<LANES>();
-
-    let mut lane_max = [0.0_f32; LANES];
-    for block in x_blocks {
-        for (max, &x) in lane_max.iter_mut().zip(block) {
-            let x = x.abs();
-            *max = if x > *max { x } else { *max };
-        }
-    }
-    let amax = lane_max.iter().chain(x_tail).fold(0.0_f32, |max, &x| if x.abs() > max { x.abs() } else { max });
-    #[expect(clippy::cast_possible_truncation, reason = "the definition rounds the f64 quotient to f32")]
-    let scale = (127.0 / f64::from(amax).max(1e-5)) as f32;
-
-    let mut lane_sum = [0_i32; LANES];
+pub(super) fn round_lanes(x: &[f32], scale: f32, q: &mut [i8]) -> i32 {
+    let (x_blocks, x_tail) = x.as_chunks::<BLOCK>();
+    let (q_blocks, q_tail) = q.as_chunks_mut::<BLOCK>();
+    let mut lane_sum = [0_i32; BLOCK];
     for (x, q) in x_blocks.iter().zip(q_blocks) {
         for ((sum, q), &x) in lane_sum.iter_mut().zip(q).zip(x) {
             *q = nearest(x * scale);
@@ -61,7 +78,7 @@ pub(super) fn quantize_lanes(x: &[f32], q: &mut [i8]) -> Quantized {
         *q = nearest(x * scale);
         sum += i32::from(*q);
     }
-    Quantized { scale, sum }
+    sum
 }
 
 /// Half to even by adding 1.5 * 2^23, right for `|x| < 2^22` (here at most 128); 0 for NaN.
@@ -77,7 +94,7 @@ fn nearest(x: f32) -> i8 {
     q
 }
 
-const LANES: usize = 32;
+const BLOCK: usize = 32;
 
 #[cfg(test)]
 mod tests {

@@ -80,9 +80,10 @@ impl Pass<'_> {
     /// the shared buffers, with a barrier, for more.
     pub(super) fn prepare(&self, member: Member<'_>, scratch: &mut Scratch, rows: &Rows<'_>, counter: usize) {
         if self.is_alone(rows.count) {
-            self.normalise(rows, 0, &mut scratch.row);
+            let greatest = self.normalise(rows, 0, &mut scratch.row);
             let padded = ternary::padded_cols(rows.width);
-            let quantized = ternary::quantize(self.isa, &scratch.row[..rows.width], &mut scratch.quantized[..padded]);
+            let (normed, q) = (&scratch.row[..rows.width], &mut scratch.quantized[..padded]);
+            let quantized = self.quantize(normed, greatest, q);
             (scratch.scale, scratch.sum) = ([quantized.scale], [quantized.sum]);
             if let (true, Some(probe)) = (rows.gated && member.index == 0, &mut scratch.probe) {
                 // SAFETY: the previous phase wrote this row, this one only reads it.
@@ -106,7 +107,7 @@ impl Pass<'_> {
                 let range = first + panel.start * padded..first + panel.end * padded;
                 // SAFETY: the panel was claimed by this worker alone.
                 let q = unsafe { self.buffers.quantized.write(range) };
-                ternary::interleave(together, padded, panel.len(), q);
+                ternary::interleave(self.isa, together, padded, panel.len(), q);
             }
         } else {
             while let Some(index) = member.claim(counter, rows.count * inputs) {
@@ -127,7 +128,7 @@ impl Pass<'_> {
                 for index in 0..ternary::panel_count(rows.count) {
                     let panel = ternary::panel_rows(rows.count, index);
                     let to = &mut own[panel.start * padded..panel.end * padded];
-                    ternary::interleave(&q[panel.start * stride..], stride, panel.len(), to);
+                    ternary::interleave(self.isa, &q[panel.start * stride..], stride, panel.len(), to);
                 }
             }
             scratch.lap(Phase::Prepare);
@@ -148,9 +149,10 @@ impl Pass<'_> {
         q: &mut [i8],
     ) {
         let normed = &mut normed[..rows.width];
-        self.normalise(rows, row, normed);
+        let mut greatest = self.normalise(rows, row, normed);
         if let Some(weight) = rows.inputs.norms[input] {
             norm::rms_norm_in_place(self.isa, normed, weight, self.weights.params.norm_eps);
+            greatest = None;
         }
         let place = input * self.buffers.rows_max + row;
         if rows.floats {
@@ -158,28 +160,40 @@ impl Pass<'_> {
             let floats = unsafe { self.buffers.normed.write(place * rows.width..(place + 1) * rows.width) };
             floats.copy_from_slice(normed);
         }
-        let quantized = ternary::quantize(self.isa, normed, q);
+        let quantized = self.quantize(normed, greatest, q);
         // SAFETY: as above.
         let scale = unsafe { self.buffers.scale.write(place..place + 1) };
         scale[0] = quantized.scale;
         // SAFETY: as above.
         let sum = unsafe { self.buffers.sum.write(place..place + 1) };
         sum[0] = quantized.sum;
-        if let (true, Some(probe)) = (rows.gated, probe) {
+        if let (true, Some(probe)) = (rows.gated && row.is_multiple_of(PROBED_ROWS), probe) {
             // SAFETY: the previous phase wrote this row, this one only reads it.
             probe.count(unsafe { rows.buffer.read(row * rows.width..(row + 1) * rows.width) }, q);
         }
     }
 
-    pub(super) fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) {
+    /// The greatest magnitude of the results, where it was found by the way. Asks for the row behind this one meanwhile.
+    pub(super) fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) -> Option<f32> {
         let from = rows.pick.map_or(row, |pick| pick[row]) * rows.width;
         // SAFETY: the previous phase wrote this buffer, this one only reads it.
         let source = unsafe { rows.buffer.read(from..from + rows.width) };
-        match rows.norm {
-            Some(weight) => {
-                norm::rms_norm(self.isa, source, weight, self.weights.params.norm_eps, &mut out[..rows.width]);
-            }
-            None => out[..rows.width].copy_from_slice(source),
+        let out = &mut out[..rows.width];
+        let Some(weight) = rows.norm else {
+            out.copy_from_slice(source);
+            return None;
+        };
+        let next = from + rows.width;
+        let ahead = if row + 1 < rows.count && rows.pick.is_none() { next..next + rows.width } else { 0..0 };
+        // SAFETY: as above.
+        let ahead = unsafe { rows.buffer.read(ahead) };
+        Some(norm::rms_norm_ahead(self.isa, source, weight, self.weights.params.norm_eps, out, ahead))
+    }
+
+    fn quantize(&self, values: &[f32], greatest: Option<f32>, q: &mut [i8]) -> ternary::Quantized {
+        match greatest {
+            Some(greatest) => ternary::quantize_within(self.isa, values, greatest, q),
+            None => ternary::quantize(self.isa, values, q),
         }
     }
 
@@ -225,3 +239,5 @@ impl Pass<'_> {
 /// Up to so many rows every worker puts all of them in panels for itself, which takes less than waiting for whoever
 /// quantises the last panel.
 pub(super) const OWN_PANELS_ROWS_MAX: usize = 64;
+/// Of so many rows a benchmark looks at one: to look at all of them would take as long as to quantise them.
+const PROBED_ROWS: usize = 16;

@@ -3,6 +3,9 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
+mod interleave;
+
+pub use interleave::interleave;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -48,6 +51,21 @@ pub const fn panel_rows(n: usize, index: usize) -> Range<usize> {
     index * n / count..(index + 1) * n / count
 }
 
+/// `all` in `count` near-equal parts, as [`panel_rows`] cuts them; no division for each, which takes as long as a dozen
+/// products.
+#[inline(always)]
+pub(super) fn parts(all: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
+    let (whole, rest) = (all.len() / count, all.len() % count);
+    let (mut end, mut over) = (all.start, 0);
+    (0..count).map(move |_| {
+        let start = end;
+        over += rest;
+        end += whole + usize::from(over >= count);
+        over -= if over >= count { count } else { 0 };
+        start..end
+    })
+}
+
 /// Whether `isa` multiplies `n` rows faster in panels. It is exact either way.
 #[must_use]
 pub fn prefers_panels(isa: Isa, n: usize) -> bool {
@@ -63,22 +81,6 @@ pub struct Panels<'a> {
     pub q: &'a [i8],
     pub scale: &'a [f32],
     pub sum: &'a [i32],
-}
-
-/// Puts `count` quantised rows, which start `stride` apart in `rows`, in the order of a panel.
-///
-/// # Panics
-/// Where `panel` is not `count` rows of whole runs of 4 columns, or longer ones than `rows` holds.
-pub fn interleave(rows: &[i8], stride: usize, count: usize, panel: &mut [i8]) {
-    assert!(panel.len().is_multiple_of(4 * count), "rows of whole runs");
-    let width = panel.len() / count;
-    let panel = panel.as_chunks_mut::<4>().0;
-    for t in 0..count {
-        let row = rows[t * stride..][..width].as_chunks::<4>().0;
-        for (run, to) in row.iter().zip(panel[t..].iter_mut().step_by(count)) {
-            *to = *run;
-        }
-    }
 }
 
 /// A matrix and a factor of its results, 1 where there is none.
@@ -120,6 +122,8 @@ pub struct Columns<'a> {
 pub struct PanelScratch {
     pub(super) codes: Vec<Codes>,
     pub(super) sums: Vec<Sums>,
+    /// One over the scale of each activation row.
+    inverses: Vec<f32>,
 }
 
 impl PanelScratch {
@@ -131,6 +135,7 @@ impl PanelScratch {
         Self {
             codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); 4 * tiles.min(BLOCK_TILES)],
             sums: vec![Sums([[0; TILE_ROWS]; PAIR]); sums],
+            inverses: vec![0.0; n_max],
         }
     }
 }
@@ -152,15 +157,28 @@ pub fn linear_panels(
     out: Columns<'_>,
     scratch: &mut PanelScratch,
 ) {
-    let job = PanelJob::new(product, (rows, next), x, out);
+    let mut job = PanelJob::new(product, (rows, next), x, out);
     if job.rows == 0 || job.n() == 0 {
         return;
     }
+    let PanelScratch { codes, sums, inverses } = scratch;
+    if x.scale.iter().all(|scale| QUOTIENT_DIVISORS.contains(scale)) {
+        let inverses = &mut inverses[..x.scale.len()];
+        inverses.iter_mut().zip(x.scale).for_each(|(inverse, scale)| *inverse = 1.0 / scale);
+        job.inverses = Some(inverses);
+    }
+    let room = Room { codes, sums };
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(proof) => avx512_vnni::linear(proof, &job, scratch),
-        _ => dispatch(isa, Plain { job: &job, scratch }),
+        Isa::Avx512Vnni(proof) => avx512_vnni::linear(proof, &job, room),
+        _ => dispatch(isa, Plain { job: &job, room }),
     }
+}
+
+/// What of a [`PanelScratch`] is written while a job runs.
+pub(super) struct Room<'a> {
+    pub(super) codes: &'a mut [Codes],
+    pub(super) sums: &'a mut [Sums],
 }
 
 /// A checked call.
@@ -172,6 +190,8 @@ pub(super) struct PanelJob<'a> {
     tiles_per_row: usize,
     rows: usize,
     x: Panels<'a>,
+    /// One over each scale, where [`Simd::quotient`] takes all of them.
+    inverses: Option<&'a [f32]>,
     out: Columns<'a>,
 }
 
@@ -196,7 +216,7 @@ impl<'a> PanelJob<'a> {
             if tile < w.rows().div_ceil(TILE_ROWS) { w.row_tiles(tile..tile + 1) } else { &[] }
         };
         let following = [row_tile(first, next), row_tile(second, next.saturating_add(step))];
-        Self { product, tiles, following, tiles_per_row: first.tiles_per_row(), rows: width, x, out }
+        Self { product, tiles, following, tiles_per_row: first.tiles_per_row(), rows: width, x, inverses: None, out }
     }
 
     /// Rows of activations.
@@ -312,10 +332,9 @@ impl<'a> PanelJob<'a> {
             exact[l] = sums[l].wrapping_sub(self.x.sum[t]) as f32;
         }
         let (exact, scale) = (s.load(&exact), self.x.scale[t]);
-        let quotient = if QUOTIENT_DIVISORS.contains(&scale) {
-            s.quotient(exact, s.splat(scale), s.splat(1.0 / scale))
-        } else {
-            s.div(exact, s.splat(scale))
+        let quotient = match self.inverses {
+            Some(inverses) => s.quotient(exact, s.splat(scale), s.splat(inverses[t])),
+            None => s.div(exact, s.splat(scale)),
         };
         s.mul(s.mul(quotient, s.splat(w.matrix.scale())), s.splat(w.factor))
     }
@@ -341,7 +360,7 @@ impl<'a> PanelJob<'a> {
 /// The definition, one row tile and one activation row at a time.
 struct Plain<'a> {
     job: &'a PanelJob<'a>,
-    scratch: &'a mut PanelScratch,
+    room: Room<'a>,
 }
 
 impl Kernel for Plain<'_> {
@@ -353,7 +372,7 @@ impl Kernel for Plain<'_> {
         for pair in 0..job.pairs() {
             for index in 0..panel_count(job.n()) {
                 let rows = panel_rows(job.n(), index);
-                let sums = &mut self.scratch.sums[..rows.len()];
+                let sums = &mut self.room.sums[..rows.len()];
                 for (t, sums) in sums.iter_mut().enumerate() {
                     for (side, sums) in sums.0.iter_mut().enumerate() {
                         let tiles = job.row_tile(pair, side).unwrap_or_default();
@@ -389,3 +408,18 @@ const PANELS_FROM_ROWS: usize = 2;
 pub(super) const DIRECT_ROWS_MAX: usize = 24;
 /// Most rows of such a panel: with a pair of row tiles, 24 sums leave 8 registers for tiles, codes and activations.
 pub(super) const DIRECT_PANEL_ROWS_MAX: usize = 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_cut_as_panels_are() {
+        for n in 1..300 {
+            let rows: Vec<_> = (0..panel_count(n)).map(|index| panel_rows(n, index)).collect();
+            assert_eq!(parts(0..n, panel_count(n)).collect::<Vec<_>>(), rows);
+            assert!(rows.iter().all(|rows| !rows.is_empty() && rows.len() <= PANEL_ROWS_MAX));
+        }
+        assert_eq!(parts(5..7, 4).collect::<Vec<_>>(), [5..5, 5..6, 6..6, 6..7]);
+    }
+}
