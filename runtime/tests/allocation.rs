@@ -1,4 +1,5 @@
-//! A steady decode allocates nothing: neither the forward pass, on any of its workers, nor the sampler.
+//! A steady decode allocates nothing: neither who says what the next step computes, nor the forward pass, on any of its
+//! workers, nor the sampler.
 #![expect(unsafe_code, reason = "a global allocator that counts")]
 #![expect(clippy::unwrap_used, reason = "a model that cannot be loaded fails the test")]
 
@@ -7,10 +8,16 @@ mod harness;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use std::time::{Duration, Instant};
+
 use harness::{ROWS_MAX, Rig, load};
 use kernels::Isa;
-use runtime::forward::Step;
+use runtime::forward::{Limits, Step};
+use runtime::kv::{KvCache, blocks_for};
+use runtime::model::Model;
 use runtime::sampler::{History, Sampler, SamplingParams};
+use runtime::schedule::{NewSequence, Pace, Scheduler, StreamId};
+use runtime::speculate::{Speculation, Speculator};
 
 /// The system's allocator, which counts what the whole process asks of it while told to.
 struct Counting;
@@ -57,9 +64,16 @@ unsafe impl GlobalAlloc for Counting {
 #[test]
 fn steady_decode_allocates_nothing() {
     let model = load(None);
+    steps_and_samples(&model);
+    for (sequences, speculation) in [(1, Speculation::Auto), (2, Speculation::Fixed(3)), (5, Speculation::Off)] {
+        scheduled_steps(&model, sequences, speculation);
+    }
+}
+
+fn steps_and_samples(model: &Model) {
     let vocab = model.weights.params.vocab;
     for (sequences, draft) in [(1, 0), (5, 0), (1, 3)] {
-        let mut rig = Rig::new(&model, Isa::detect(), 2, sequences, POSITIONS + draft);
+        let mut rig = Rig::new(model, Isa::detect(), 2, sequences, POSITIONS + draft);
         let mut sampler = Sampler::new(vocab);
         let params: Vec<SamplingParams> = (0..sequences).map(params_of).collect();
         let mut histories: Vec<History> = (0..sequences).map(|_| History::with_capacity(POSITIONS)).collect();
@@ -86,6 +100,69 @@ fn steady_decode_allocates_nothing() {
         COUNTING.store(false, Ordering::Relaxed);
         assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "{sequences} sequences, drafts of {draft}");
     }
+}
+
+/// Steps as a lane forms them: admitted, budgeted, drafted, with blocks taken and made known. From the first step on in
+/// which all sequences decode nothing grows any more.
+fn scheduled_steps(model: &Model, sequences: usize, speculation: Speculation) {
+    let (vocab, tokens_max) = (model.weights.params.vocab, 3 * kernels::attention::BLOCK);
+    let mut rig = Rig::new(model, Isa::detect(), 2, 1, 1);
+    let context = PROMPT.len() + tokens_max;
+    rig.kv = KvCache::new(&model.weights.params, context, sequences, sequences * blocks_for(context)).with_prefixes();
+    let mut scheduler = Scheduler::new(sequences, sequences);
+    let mut speculator = Speculator::new(speculation, speculation.rows_max());
+    let mut pace = Pace::new(Duration::from_millis(50));
+    let mut step = Step::with_capacity(Limits { rows_max: ROWS_MAX, logits_max: ROWS_MAX });
+    let mut sampler = Sampler::new(vocab);
+    for i in 0..sequences {
+        let mut prompt = PROMPT.to_vec();
+        prompt[3] += u32::try_from(i).unwrap();
+        let stream = StreamId(i as u64);
+        scheduler.submit(NewSequence::new(stream, prompt, tokens_max, params_of(i), Instant::now())).unwrap();
+    }
+    let (mut counted, mut drafted) = (0, 0);
+    loop {
+        let started = Instant::now();
+        scheduler.admit(rig.kv.tables_mut(), |_| {});
+        let decodes = scheduler.decoding() == sequences;
+        COUNTING.store(decodes, Ordering::Relaxed);
+        let budget = pace.prompt_budget(&scheduler.decode_rows(), scheduler.prompts(), 0.0, ROWS_MAX);
+        speculator.plan(&mut scheduler, ROWS_MAX);
+        assert!(scheduler.form(&mut step, rig.kv.tables_mut(), ROWS_MAX, budget), "there is something to compute");
+        rig.forward.run(&rig.team, &rig.model.weights, &mut rig.kv, &step, &|_, _, _| {});
+        pace.observe(&scheduler.rows_of(&step), started.elapsed());
+        speculator.observe(step.tokens.len(), step.tokens.len() - step.segments.len(), started.elapsed());
+        let (mut logits, mut over) = (0, false);
+        for segment in &step.segments {
+            let sequence = scheduler.sequence_mut(segment.slot).unwrap();
+            let rows = if sequence.pending() == 1 { segment.rows } else { 1 };
+            sequence.computed += segment.rows - rows;
+            (counted, drafted) = (counted + rows * usize::from(decodes), drafted + rows - 1);
+            let (mut given, mut count) = ([0; 16], 0);
+            for ahead in 0..rows {
+                let position = sequence.tokens.len() as u64;
+                let scores = rig.forward.logits(logits + ahead);
+                let token = sampler.sample(scores, &sequence.sampling, &sequence.history, position).unwrap().token;
+                sequence.computed += 1;
+                sequence.push(token);
+                (given[count], count) = (token, count + 1);
+                over |= sequence.generated() + 16 > tokens_max;
+                if sequence.draft.rows().get(ahead) != Some(&token) {
+                    break;
+                }
+            }
+            speculator.learn(&mut sequence.draft, &given[..count]);
+            logits += rows;
+        }
+        COUNTING.store(false, Ordering::Relaxed);
+        if over {
+            break;
+        }
+    }
+    let what = format!("{sequences} sequences, {speculation:?}");
+    assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "{what}");
+    assert!(counted >= 2 * kernels::attention::BLOCK, "{what}: {counted} rows");
+    assert!(drafted > 0 || !matches!(speculation, Speculation::Fixed(_)), "{what}: no drafts");
 }
 
 /// Every path of the sampler in turn.

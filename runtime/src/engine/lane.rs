@@ -73,7 +73,7 @@ impl Lane {
                 limits.speculation,
                 forward.limits().logits_max.saturating_sub(limits.slots_max),
             ),
-            step: Step::with_capacity(forward.limits().logits_max),
+            step: Step::with_capacity(forward.limits()),
             model,
             forward,
             kv,

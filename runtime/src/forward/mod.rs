@@ -76,14 +76,15 @@ impl Step {
         self.also.clear();
     }
 
-    /// With room for as many entries of `logits`, each with as many tokens as [`Step::want_best`] takes.
+    /// With room for whatever `limits` allow, each entry of `logits` with as many tokens as [`Step::want_best`] takes.
     #[must_use]
-    pub fn with_capacity(logits_max: usize) -> Self {
+    pub fn with_capacity(limits: Limits) -> Self {
         Self {
-            logits: Vec::with_capacity(logits_max),
-            best: Vec::with_capacity(logits_max),
-            also: Vec::with_capacity(logits_max * ALSO_MAX),
-            ..Self::default()
+            tokens: Vec::with_capacity(limits.rows_max),
+            segments: Vec::with_capacity(limits.rows_max),
+            logits: Vec::with_capacity(limits.logits_max),
+            best: Vec::with_capacity(limits.logits_max),
+            also: Vec::with_capacity(limits.logits_max * ALSO_MAX),
         }
     }
 
