@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{Avx512Bw, Avx512Vnni};
 
-pub(super) fn linear(proof: Avx512Vnni, job: &PanelJob<'_>, room: Room<'_>) {
+pub(super) fn linear(proof: Avx512Vnni, job: &PanelJob<'_>, room: &mut Room<'_>) {
     if job.n() <= DIRECT_ROWS_MAX {
         // SAFETY: the token proves that these instructions exist.
         unsafe { direct(proof.bw(), job, room) }
@@ -29,7 +29,7 @@ pub(super) fn linear(proof: Avx512Vnni, job: &PanelJob<'_>, room: Room<'_>) {
 /// Pairs, panels: all columns of a pair at once, unpacked in registers. The first panel asks for the pair that comes
 /// next, whole: two rows of tiles are too short streams to run ahead of themselves.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn direct(proof: Avx512Bw, job: &PanelJob<'_>, room: Room<'_>) {
+fn direct(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
     for pair in 0..job.pairs() {
         let first = job.row_tile(pair, 0).expect("a pair has a row tile");
         // A pair of one only: what the other one gives is not looked at.
@@ -112,7 +112,7 @@ fn direct_dot<const N: usize, const SPLIT: usize>(
 /// Blocks of row tiles, blocks of columns, pairs, panels: a pair's codes stay in the first-level cache while those
 /// columns of all panels pass by from the second-level one.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: Room<'_>) {
+fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
     let (n, tiles) = (job.n(), job.tiles_per_row());
     let (blocks, panels) = (tiles.div_ceil(BLOCK_TILES), panel_count(n));
     let block_columns = |block: usize| block * tiles / blocks..(block + 1) * tiles / blocks;
