@@ -104,7 +104,7 @@ impl Scratch {
             own_panels: vec![0; OWN_PANELS_ROWS_MAX.min(limits.rows_max) * own_cols],
             panels: PanelScratch::new(widest, limits.rows_max),
             live_rows: vec![0; UNIT_ROWS_MAX],
-            dense: DenseScratch::default(),
+            dense: DenseScratch::new(limits.logits_max),
             screen: ScreenInput::new(limits.logits_max, params.hidden),
             select: SelectScratch::new(params.vocab),
             attention: attention::Scratch::new(params.head_dim),
