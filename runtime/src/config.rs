@@ -1,5 +1,8 @@
 //! Settings: flags, then the environment, then the TOML file, then defaults; what comes out is valid.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::registry::AllowedDirectories;
 
 use crate::model::HeadScreen;
-use crate::shard::AdmissionLimits;
+use crate::shard::{AdmissionLimits, TimeLimits};
 use crate::speculate::{NoSuchSpeculation, Speculation};
 use crate::tuned::Tuned;
 
@@ -101,6 +104,9 @@ pub struct Settings {
     /// Share of all sequences that slots and queue take above which requests that would wait are refused [default: 0.9]
     #[arg(long, env = "BITNET_ADMISSION_BUSY_MAX")]
     pub admission_busy_max: Option<f64>,
+    /// The same by the name that other servers have for it [default: none]
+    #[arg(long, env = "BITNET_BACKPRESSURE_THRESHOLD")]
+    pub backpressure_threshold: Option<f64>,
     /// Share of the KV cache in use above which new requests are refused; 1 lets them wait [default: 0.85]
     #[arg(long, env = "BITNET_ADMISSION_MEMORY_MAX")]
     pub admission_memory_max: Option<f64>,
@@ -132,9 +138,15 @@ pub struct Settings {
     /// Drafts out of a sequence's own text, same output: auto, off or a number of tokens [default: auto]
     #[arg(long, env = "BITNET_SPECULATION")]
     pub speculation: Option<String>,
-    /// Seconds after which a request is given up [default: 300]
+    /// Seconds after which a request is given up; what a request says itself can only be shorter [default: 300]
     #[arg(long, env = "BITNET_REQUEST_TIMEOUT")]
     pub request_timeout: Option<u64>,
+    /// Milliseconds that a request waits to be computed; what it says itself can only be shorter [default: no limit]
+    #[arg(long, env = "BITNET_QUEUE_TIMEOUT_MS")]
+    pub queue_timeout_ms: Option<u64>,
+    /// Milliseconds until the first token of an answer; what a request says itself can only be shorter [default: no limit]
+    #[arg(long, env = "BITNET_FIRST_TOKEN_TIMEOUT_MS")]
+    pub first_token_timeout_ms: Option<u64>,
     /// Seconds that running streams get to finish on SIGTERM [default: 30]
     #[arg(long, env = "BITNET_DRAIN_TIMEOUT")]
     pub drain_timeout: Option<u64>,
@@ -188,7 +200,7 @@ pub struct Config {
     pub head_screen: HeadScreen,
     pub itl_target: Duration,
     pub speculation: Speculation,
-    pub request_timeout: Duration,
+    pub time_limits: TimeLimits,
     pub drain_timeout: Duration,
     pub fixed_seed: Option<u64>,
     pub prometheus: bool,
@@ -275,6 +287,7 @@ impl Settings {
             max_queued_requests: self.max_queued_requests.or(file.max_queued_requests),
             max_queued_tokens: self.max_queued_tokens.or(file.max_queued_tokens),
             admission_busy_max: self.admission_busy_max.or(file.admission_busy_max),
+            backpressure_threshold: self.backpressure_threshold.or(file.backpressure_threshold),
             admission_memory_max: self.admission_memory_max.or(file.admission_memory_max),
             admission_queue_above: self.admission_queue_above.or(file.admission_queue_above),
             max_batch_size: self.max_batch_size.or(file.max_batch_size),
@@ -286,6 +299,8 @@ impl Settings {
             itl_target_ms: self.itl_target_ms.or(file.itl_target_ms),
             speculation: self.speculation.or(file.speculation),
             request_timeout: self.request_timeout.or(file.request_timeout),
+            queue_timeout_ms: self.queue_timeout_ms.or(file.queue_timeout_ms),
+            first_token_timeout_ms: self.first_token_timeout_ms.or(file.first_token_timeout_ms),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             deterministic: self.deterministic.or(file.deterministic),
             seed: self.seed.or(file.seed),
@@ -335,7 +350,7 @@ impl Settings {
             slots_max,
             waiting_max: within("max_queued_requests", self.max_queued_requests.unwrap_or(400), 0, 100_000)?,
             admission: AdmissionLimits {
-                busy_max: within("admission_busy_max", self.admission_busy_max.unwrap_or(0.9), 0.0, 1.0)?,
+                busy_max: busy_max(self.admission_busy_max, self.backpressure_threshold)?,
                 memory_max: within("admission_memory_max", self.admission_memory_max.unwrap_or(0.85), 0.0, 1.0)?,
                 queue_above: within("admission_queue_above", self.admission_queue_above.unwrap_or(0.7), 0.0, 1.0)?,
                 queued_tokens_max: within("max_queued_tokens", self.max_queued_tokens.unwrap_or(1 << 18), 1, 1 << 40)?,
@@ -348,12 +363,7 @@ impl Settings {
             head_screen: if self.head_screen.unwrap_or(true) { HeadScreen::WhereItPays } else { HeadScreen::Off },
             itl_target: Duration::from_millis(within("itl_target_ms", self.itl_target_ms.unwrap_or(50), 1, 10_000)?),
             speculation: parse_speculation(self.speculation.as_deref())?,
-            request_timeout: Duration::from_secs(within(
-                "request_timeout",
-                self.request_timeout.unwrap_or(300),
-                1,
-                86_400,
-            )?),
+            time_limits: time_limits(self.request_timeout, self.queue_timeout_ms, self.first_token_timeout_ms)?,
             drain_timeout: Duration::from_secs(within("drain_timeout", self.drain_timeout.unwrap_or(30), 0, 3600)?),
             fixed_seed: self.deterministic.unwrap_or(false).then_some(self.seed.unwrap_or(42)),
             prometheus: self.prometheus_enabled.unwrap_or(true),
@@ -456,6 +466,29 @@ fn require_authentication(wanted: Option<bool>, keys: &Keys) -> Result<bool, Err
     }
 }
 
+fn busy_max(named: Option<f64>, by_older_name: Option<f64>) -> Result<f64, Error> {
+    let older = by_older_name.map(|older| within("backpressure_threshold", older, 0.0, 1.0)).transpose()?;
+    match (named, older) {
+        (Some(named), Some(older)) if named != older => {
+            let allowed = format!("{named}, as `admission_busy_max` is");
+            Err(invalid("backpressure_threshold", &older.to_string(), &allowed))
+        }
+        (named, older) => within("admission_busy_max", named.or(older).unwrap_or(0.9), 0.0, 1.0),
+    }
+}
+
+/// Of the whole in seconds, of the parts in milliseconds.
+fn time_limits(total: Option<u64>, queue: Option<u64>, first_token: Option<u64>) -> Result<TimeLimits, Error> {
+    let total_s = within("request_timeout", total.unwrap_or(300), 1, 86_400)?;
+    let part =
+        |key, ms: Option<u64>| ms.map(|ms| within(key, ms, 1, total_s * 1000).map(Duration::from_millis)).transpose();
+    Ok(TimeLimits {
+        queue: part("queue_timeout_ms", queue)?,
+        first_token: part("first_token_timeout_ms", first_token)?,
+        total: Duration::from_secs(total_s),
+    })
+}
+
 fn parse_mode(text: Option<&str>) -> Result<u32, Error> {
     let text = text.unwrap_or("600");
     let octal = !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
@@ -547,69 +580,7 @@ const GPUS_MAX: usize = 64;
 /// Read elsewhere than in [`Settings`].
 const OTHER_VARIABLES: [&str; 1] = ["BITNET_CONFIG_FILE"];
 /// Part of the contract, not built yet: ignoring them could open what was meant to be closed.
-const LATER_VARIABLES: [&str; 3] = ["BITNET_ALLOWED_ORIGINS", "BITNET_BACKPRESSURE_THRESHOLD", "BITNET_OTLP_ENDPOINT"];
+const LATER_VARIABLES: [&str; 2] = ["BITNET_ALLOWED_ORIGINS", "BITNET_OTLP_ENDPOINT"];
 
 /// Models of one server.
 const MODELS_MAX: usize = 16;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn flags_go_before_the_file_and_the_file_before_defaults() {
-        let path = std::env::temp_dir().join(format!("bitnetd-config-{}.toml", std::process::id()));
-        std::fs::write(&path, "port = 1234\nseed = 7\ndeterministic = true\n").unwrap();
-        let flags = Settings { port: Some(4321), ..Settings::default() };
-        let config = flags.or_file(&path).unwrap().validate().unwrap();
-        std::fs::write(&path, "prot = 1\n").unwrap();
-        let error = Settings::default().or_file(&path).unwrap_err().to_string();
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(
-            (config.listen.map(|listen| listen.port()), config.fixed_seed, config.slots_max),
-            (Some(4321), Some(7), 100)
-        );
-        assert!(error.contains("prot"), "{error}");
-    }
-
-    #[test]
-    fn a_value_out_of_range_names_its_key() {
-        let error = Settings { workers: Some(0), ..Settings::default() }.validate().unwrap_err();
-        assert_eq!(error.to_string(), "`workers` is `0`, allowed are 1 to 1024");
-        let error = Settings { device: Some("tpu".into()), ..Settings::default() }.validate().unwrap_err();
-        assert!(error.to_string().contains("auto, cpu and gpu"));
-        for bad in [f64::NAN, -0.1, 1.1] {
-            assert!(Settings { admission_busy_max: Some(bad), ..Settings::default() }.validate().is_err(), "{bad}");
-        }
-        let gpu = |choice: &str| Settings { gpu: Some(choice.into()), ..Settings::default() }.validate();
-        assert_eq!(gpu("2").unwrap().gpu, GpuChoice::Count(2));
-        assert!(gpu("0").is_err() && gpu("some").is_err());
-    }
-
-    #[test]
-    fn a_unix_socket_closes_the_port_unless_that_is_asked_for() {
-        let unix = Settings { listen_unix: Some("/run/s".into()), ..Settings::default() };
-        let config = unix.clone().validate().unwrap();
-        assert_eq!((config.listen, config.listen_unix), (None, Some(("/run/s".into(), 0o600))));
-        let both = Settings { port: Some(1), listen_unix_mode: Some("660".into()), ..unix.clone() }.validate().unwrap();
-        assert_eq!((both.listen.map(|at| at.port()), both.listen_unix.map(|unix| unix.1)), (Some(1), Some(0o660)));
-        for mode in ["", "8", "1777", "+600", "0o600", "-1"] {
-            let error = Settings { listen_unix_mode: Some(mode.into()), ..unix.clone() }.validate().unwrap_err();
-            assert!(error.to_string().contains("octal"), "{mode}");
-        }
-    }
-
-    #[test]
-    fn secrets_are_not_repeated() {
-        let settings = |secret: &str| Settings { jwt_secret: Some(secret.into()), ..Settings::default() };
-        let short = settings("hunter2").validate().unwrap_err().to_string();
-        assert!(short.contains("32 bytes") && !short.contains("hunter2"), "{short}");
-        let long = settings("hunter2, but much longer than that is");
-        assert!(!toml::to_string(&long).unwrap().contains("hunter2"));
-        assert!(!format!("{:?}", long.validate().unwrap()).contains("hunter2"));
-        let wanted = Settings { require_authentication: Some(true), ..Settings::default() };
-        assert!(wanted.clone().validate().is_err());
-        let secret = Some("hunter2, but much longer than that is".into());
-        assert!(Settings { jwt_secret: secret, ..wanted }.validate().is_ok());
-    }
-}

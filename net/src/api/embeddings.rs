@@ -1,6 +1,6 @@
 //! `POST /v1/embeddings`: the request's schema and the answer's body.
 
-use super::fields::{priority, prompt};
+use super::fields::{milliseconds, priority, prompt};
 use super::generate::{Priority, Prompt};
 use crate::base64;
 use crate::error::ApiError;
@@ -28,6 +28,8 @@ pub struct EmbeddingsRequest {
     pub priority: Priority,
     /// For the whole request; at least 1.
     pub timeout_ms: Option<u64>,
+    /// Until the first input is computed; at least 1.
+    pub queue_timeout_ms: Option<u64>,
 }
 
 /// Inputs of one request, as OpenAI has it.
@@ -48,6 +50,7 @@ impl EmbeddingsRequest {
             dimensions: None,
             priority: Priority::Normal,
             timeout_ms: None,
+            queue_timeout_ms: None,
         };
         let mut input = None;
         for (key, value) in object.fields() {
@@ -64,7 +67,8 @@ impl EmbeddingsRequest {
                 }
                 "dimensions" => request.dimensions = Some(value.u32(path, 1)?),
                 "priority" => request.priority = priority(value, path)?,
-                "timeout_ms" => request.timeout_ms = Some(value.integer(path, 1, i64::MAX)?.cast_unsigned()),
+                "timeout_ms" => request.timeout_ms = Some(milliseconds(value, path)?),
+                "queue_timeout_ms" => request.queue_timeout_ms = Some(milliseconds(value, path)?),
                 "normalize" if !value.bool(path)? => return Err(ApiError::not_supported(path)),
                 "messages" | "prompt" => return Err(ApiError::validation(path, "is not known here; send `input`")),
                 _ if REFUSED.contains(&key) && !value.is_neutral() => return Err(ApiError::not_supported(path)),

@@ -9,14 +9,17 @@ use net::error::{ApiError, Code};
 use net::http::{self, Request};
 
 use super::answer::count;
-use super::generation::{check_length, check_vocabulary, lost, priority_of, queue_full};
+use super::client::client_of;
+use super::generation::{
+    Clock, Deadlines, check_length, check_room, check_time, check_vocabulary, lost, priority_of, queue_full,
+};
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, unix_time};
 use crate::engine::{Command, Event, Finish};
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
-use crate::schedule::{NewSequence, Priority, StreamId};
+use crate::schedule::{ClientId, NewSequence, Priority, StreamId};
 
 /// Answers one request for embeddings. `Ok(false)` where the connection can't go on.
 ///
@@ -36,11 +39,15 @@ pub(super) async fn run(
         shard.metrics.requests.outcomes.refused_draining.add(1);
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
     }
+    // The first input wants a place, others come when there is one.
+    check_room(shard, 1, wanted.priority)?;
     let served = shard.models.pick(wanted.model.as_deref())?.served;
     let inputs = inputs(&served.model, &wanted)?;
-    let timeout = wanted.timeout_ms.map_or(shard.config.request_timeout, Duration::from_millis);
-    let mut embedding = Embedding::new(shard, peer, served, id, inputs, (arrival, priority_of(wanted.priority)));
-    if !embedding.collect(arrival + timeout).await? {
+    let deadlines = Deadlines::new((&wanted).into(), &shard.config.time_limits, arrival);
+    check_time(shard, inputs.iter().map(Vec::len).sum(), &deadlines, arrival)?;
+    let turn = (client_of(shard, peer, request), priority_of(wanted.priority));
+    let mut embedding = Embedding::new(shard, peer, served, id, inputs, turn, arrival);
+    if !embedding.collect(deadlines).await? {
         return Ok(false);
     }
     let mut body = Vec::new();
@@ -97,16 +104,19 @@ struct Embedding<'a> {
     served: Rc<Served>,
     id: u128,
     inputs: Vec<Vec<u32>>,
-    /// Inputs that were sent to the leader so far, and how many of them have not ended.
+    /// Inputs that were sent to the leader so far, and those of them that have not ended, with when they got a slot.
     sent: usize,
-    running: Vec<StreamId>,
+    running: Vec<(StreamId, Option<Instant>)>,
     vectors: Vec<Option<Box<[f32]>>>,
     inbox: Rc<Inbox>,
+    client: ClientId,
     priority: Priority,
+    /// Of each input, and of those that have no vector yet.
+    tokens: Vec<usize>,
+    pending_tokens: usize,
     prompt_tokens: u64,
     received_unix_ms: u64,
-    arrival: Instant,
-    admitted: Option<Instant>,
+    clock: Clock,
     failed: bool,
 }
 
@@ -117,9 +127,13 @@ impl<'a> Embedding<'a> {
         served: Rc<Served>,
         id: &str,
         inputs: Vec<Vec<u32>>,
-        (arrival, priority): (Instant, Priority),
+        (client, priority): (ClientId, Priority),
+        arrival: Instant,
     ) -> Self {
-        let prompt_tokens = inputs.iter().map(|tokens| tokens.len() as u64).sum();
+        let tokens: Vec<usize> = inputs.iter().map(Vec::len).collect();
+        let pending_tokens = tokens.iter().sum();
+        let prompt_tokens = pending_tokens as u64;
+        shard.admission.add_pending(pending_tokens);
         let requests = &shard.metrics.requests;
         requests.started.add(1);
         requests.active.add(1);
@@ -141,17 +155,19 @@ impl<'a> Embedding<'a> {
             vectors: vec![None; inputs.len()],
             inputs,
             inbox: Rc::new(inbox),
+            client,
             priority,
+            tokens,
+            pending_tokens,
             prompt_tokens,
             received_unix_ms: u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX),
-            arrival,
-            admitted: None,
+            clock: Clock::new(arrival),
             failed: false,
         }
     }
 
     /// Has all inputs computed. `Ok(false)` where the client is gone.
-    async fn collect(&mut self, deadline: Instant) -> Result<bool, ApiError> {
+    async fn collect(&mut self, deadlines: Deadlines) -> Result<bool, ApiError> {
         self.send()?;
         loop {
             while let Some((index, event, at)) = self.next_event() {
@@ -171,10 +187,10 @@ impl<'a> Embedding<'a> {
             if self.inbox.cut.get() {
                 return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
             }
-            if Instant::now() >= deadline {
-                return Err(ApiError::new(408, Code::InferenceFailed, "the request took longer than its timeout"));
+            if let Some(error) = deadlines.overdue(&self.clock, Instant::now()) {
+                return Err(error);
             }
-            self.peer.wake_at.set(Some(deadline));
+            self.peer.wake_at.set(Some(deadlines.next(&self.clock)));
             self.peer.wake.wait().await;
             self.peer.wake_at.set(None);
         }
@@ -209,13 +225,14 @@ impl<'a> Embedding<'a> {
         let stream = StreamId(shard.next_id());
         let tokens = std::mem::take(&mut self.inputs[self.sent]);
         let sequence = NewSequence {
+            client: self.client,
             priority: self.priority,
-            ..NewSequence::new(stream, tokens, 0, SamplingParams::default(), self.arrival)
+            ..NewSequence::new(stream, tokens, 0, SamplingParams::default(), self.clock.arrival)
         };
         shard.streams.borrow_mut().insert(stream, (Rc::clone(&self.inbox), self.sent));
         let sent = shard.start(Command::Start { generation: self.served.id, sequence: Box::new(sequence) });
         if sent {
-            self.running.push(stream);
+            self.running.push((stream, None));
             self.sent += 1;
         } else {
             shard.streams.borrow_mut().remove(&stream);
@@ -226,9 +243,18 @@ impl<'a> Embedding<'a> {
     fn take(&mut self, index: usize, event: Event, at: Instant) -> Result<(), ApiError> {
         let stream = event.stream();
         match event {
-            Event::Admitted(_) => self.admitted = self.admitted.or(Some(at)),
+            Event::Admitted(_) => {
+                self.clock.admitted = self.clock.admitted.or(Some(at));
+                self.running.iter_mut().filter(|running| running.0 == stream).for_each(|running| running.1 = Some(at));
+            }
             Event::Embedding { vector, .. } => {
-                self.running.retain(|running| *running != stream);
+                if let Some(running) = self.running.iter().position(|running| running.0 == stream)
+                    && let (_, Some(admitted)) = self.running.swap_remove(running)
+                {
+                    self.shard.admission.observe_slot(at.saturating_duration_since(admitted));
+                }
+                self.shard.admission.remove_pending(self.tokens[index]);
+                self.pending_tokens -= self.tokens[index];
                 self.vectors[index] = Some(vector);
             }
             Event::Refused(_) => {
@@ -255,10 +281,11 @@ impl<'a> Embedding<'a> {
         let requests = &self.shard.metrics.requests;
         requests.outcomes.stop.add(1);
         self.served.metrics.succeeded.add(1);
-        let admitted = self.admitted.unwrap_or(self.arrival);
-        requests.queue.observe_duration(admitted.saturating_duration_since(self.arrival));
+        let Clock { arrival, admitted, .. } = self.clock;
+        let admitted = admitted.unwrap_or(arrival);
+        requests.queue.observe_duration(admitted.saturating_duration_since(arrival));
         requests.prefill.observe_duration(admitted.elapsed());
-        requests.end_to_end.observe_duration(self.arrival.elapsed());
+        requests.end_to_end.observe_duration(arrival.elapsed());
     }
 
     fn receipt(&self) -> Receipt {
@@ -278,18 +305,19 @@ impl<'a> Embedding<'a> {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: 0,
             received_unix_ms: self.received_unix_ms,
-            queue_us: self.admitted.map_or(0, |at| us(at.saturating_duration_since(self.arrival))),
+            queue_us: self.clock.admitted.map_or(0, |at| us(at.saturating_duration_since(self.clock.arrival))),
             first_token_us: None,
-            total_us: us(self.arrival.elapsed()),
+            total_us: us(self.clock.arrival.elapsed()),
         }
     }
 }
 
 impl Drop for Embedding<'_> {
     fn drop(&mut self) {
-        for stream in &self.running {
+        for (stream, _) in &self.running {
             self.shard.cancel(*stream);
         }
+        self.shard.admission.remove_pending(self.pending_tokens);
         self.shard.control.receipts[self.shard.index].write(&self.receipt());
         let active = &self.shard.metrics.requests.active;
         active.set(active.get() - 1);

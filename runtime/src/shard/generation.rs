@@ -25,7 +25,8 @@ use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
 use crate::schedule::{ClientId, NewSequence, Priority, StreamId};
 use crate::text;
-use deadlines::{Clock, Deadlines};
+pub use deadlines::TimeLimits;
+pub(super) use deadlines::{Clock, Deadlines};
 use reply::Reply;
 
 /// Answers one request for tokens. `Ok(false)` where the connection can't go on.
@@ -49,11 +50,16 @@ pub(super) async fn run(
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
     }
     check_quantization(&generate)?;
-    check_room(shard, &generate)?;
+    let wanted = generate.prompt.count() * generate.n as usize;
+    if wanted > shard.sequences_max {
+        let message = format_args!("times prompts is {wanted}, this server takes {}", shard.sequences_max);
+        return Err(ApiError::validation("n", message));
+    }
+    check_room(shard, wanted, generate.priority)?;
     let picked = shard.models.pick(generate.model.as_deref())?;
     let work = Work::plan(&picked.served.model, endpoint, &generate)?;
-    let deadlines = Deadlines::new(&generate, arrival, shard.config.request_timeout);
-    check_time(shard, &work, &deadlines, arrival)?;
+    let deadlines = Deadlines::new((&generate).into(), &shard.config.time_limits, arrival);
+    check_time(shard, work.prompt_tokens(), &deadlines, arrival)?;
     let client = client_of(shard, peer, request);
     let mut generation = Generation::submit(shard, (peer, client), picked, id, &generate, work, arrival)?;
     let reply = Reply::new(&generation.served.model, endpoint, request, id, &generate, &generation.work);
@@ -61,19 +67,18 @@ pub(super) async fn run(
 }
 
 /// Refuses what there is no room for, before its text is cut into tokens.
-fn check_room(shard: &Shard, generate: &GenerateRequest) -> Result<(), ApiError> {
-    let wanted = generate.prompt.count() * generate.n as usize;
-    if wanted > shard.sequences_max {
-        let message = format_args!("times prompts is {wanted}, this server takes {}", shard.sequences_max);
-        return Err(ApiError::validation("n", message));
-    }
-    let room = shard.admission.check_room(&shard.standing(), wanted, priority_of(generate.priority));
+pub(super) fn check_room(shard: &Shard, wanted: usize, priority: api::Priority) -> Result<(), ApiError> {
+    let room = shard.admission.check_room(&shard.standing(), wanted, priority_of(priority));
     room.map_err(|refusal| refuse(shard, refusal))
 }
 
-/// Refuses what would come too late.
-fn check_time(shard: &Shard, work: &Work, deadlines: &Deadlines, arrival: Instant) -> Result<(), ApiError> {
-    let tokens = work.prompt_tokens();
+/// Refuses prompts of so many tokens that would come too late.
+pub(super) fn check_time(
+    shard: &Shard,
+    tokens: usize,
+    deadlines: &Deadlines,
+    arrival: Instant,
+) -> Result<(), ApiError> {
     let estimate = shard.admission.estimate(&shard.standing(), tokens);
     let in_time = match deadlines.will_miss(arrival, &estimate) {
         true => Err(Refusal::Late(estimate.first_token)),

@@ -48,6 +48,7 @@ use turns::Fallen;
 
 pub use admission::AdmissionLimits;
 pub use doors::Door;
+pub use generation::TimeLimits;
 pub use models::Served;
 
 /// The CPUs of a shard's workers, for those who ask what there is.

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use runtime::cli::synth::Preset;
 use serde_json::{Value, json};
 
 use crate::clients::{Answer, Client};
+use crate::models::{Folder, SECRET_SHA256};
 use crate::server::{Server, becomes_true};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -111,4 +113,49 @@ fn prompt_tokens_that_wait_are_bounded() {
     drop(held);
     assert_eq!((waits.answer().status, short.answer().status), (200, 200));
     assert_eq!(server.post(COMPLETIONS, &body(4, &long)).status, 200);
+}
+
+#[test]
+fn what_the_server_allows_holds_for_requests_that_ask_for_more_or_for_nothing() {
+    let server = Server::start(&["--max-concurrent-requests", "1", "--queue-timeout-ms", "50"]);
+    let running = hold(&server, 1);
+    for wish in [json!({}), json!({"queue_timeout_ms": 60_000})] {
+        let waits = server.post(COMPLETIONS, &body(4, &wish));
+        assert_eq!((waits.status, retry_after_ms(&waits)), (429, 1000), "{}", waits.text());
+        assert!(waits.text().contains("queue_timeout_ms"), "{}", waits.text());
+    }
+    drop(running);
+    assert!(server.is_quiet_within(Duration::from_secs(5)));
+}
+
+#[test]
+fn embeddings_are_taken_in_and_refused_as_other_requests_are() {
+    let folder = Folder::new();
+    let file = folder.synth_as("embed.gguf", Preset::TinyQwen3, 1);
+    let (directory, key) = (folder.text(""), format!("ops={SECRET_SHA256}:model:write"));
+    let limits = ["--max-concurrent-requests", "2", "--max-queued-requests", "8", "--max-queued-tokens", "60"];
+    let rights = ["--allowed-model-directory", &directory, "--api-key", &key];
+    let server = Server::start(&[&limits[..], &rights].concat());
+    let loaded = server.admin("POST", "/v1/models/load", &json!({"model_path": file, "model_id": "e"}));
+    assert_eq!(loaded.status, 200, "{}", loaded.text());
+    let embed = |tokens: u32, more: Value| {
+        let mut body = json!({"model": "e", "input": (0..tokens).collect::<Vec<u32>>()});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/embeddings", &body.to_string())
+    };
+    assert_eq!(embed(100, json!({})).status, 200, "nobody waits");
+    let mut running = hold(&server, 3);
+    let long = embed(100, json!({}));
+    assert_eq!((long.status, retry_after_ms(&long)), (429, 5000), "{}", long.text());
+    assert_eq!(embed(3, json!({})).status, 200);
+    running.extend(hold(&server, 6));
+    let low = embed(3, json!({"priority": "low"}));
+    assert_eq!((low.status, retry_after_ms(&low)), (429, 2000), "{}", low.text());
+    running.extend(hold(&server, 1));
+    let full = embed(3, json!({"priority": "high"}));
+    assert_eq!((full.status, retry_after_ms(&full)), (429, 5000), "{}", full.text());
+    drop(running);
+    assert!(server.is_quiet_within(Duration::from_secs(5)));
+    assert_eq!(embed(100, json!({"queue_timeout_ms": 60_000, "priority": "low"})).status, 200);
+    assert_eq!(embed(3, json!({"queue_timeout_ms": 0})).status, 400);
 }

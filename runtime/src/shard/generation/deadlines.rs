@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use net::api::GenerateRequest;
+use net::api::{EmbeddingsRequest, GenerateRequest};
 use net::error::{ApiError, Code};
 
 use crate::shard::admission::Estimate;
@@ -16,16 +16,44 @@ pub(in crate::shard) struct Clock {
     pub(in crate::shard) last_token: Cell<Option<Instant>>,
 }
 
+/// The longest that any request may take to be computed, to its first token, and in all.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeLimits {
+    pub queue: Option<Duration>,
+    pub first_token: Option<Duration>,
+    pub total: Duration,
+}
+
+/// What a request says of its time, in milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::shard) struct Wishes {
+    queue: Option<u64>,
+    first_token: Option<u64>,
+    total: Option<u64>,
+}
+
 /// Moments by which a request must have come so far.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadlines {
+pub(in crate::shard) struct Deadlines {
     queue: Option<Instant>,
     first_token: Option<Instant>,
     total: Instant,
 }
 
+impl From<&GenerateRequest> for Wishes {
+    fn from(request: &GenerateRequest) -> Self {
+        Self { queue: request.queue_timeout_ms, first_token: request.first_token_timeout_ms, total: request.timeout_ms }
+    }
+}
+
+impl From<&EmbeddingsRequest> for Wishes {
+    fn from(request: &EmbeddingsRequest) -> Self {
+        Self { queue: request.queue_timeout_ms, first_token: None, total: request.timeout_ms }
+    }
+}
+
 impl Clock {
-    pub(super) fn new(arrival: Instant) -> Self {
+    pub(in crate::shard) fn new(arrival: Instant) -> Self {
         Self { arrival, admitted: None, first_token: None, last_token: Cell::new(None) }
     }
 
@@ -36,19 +64,22 @@ impl Clock {
 }
 
 impl Deadlines {
-    /// What the request says of one that came at `arrival`, else `total`.
-    pub(super) fn new(generate: &GenerateRequest, arrival: Instant, total: Duration) -> Self {
-        // A time beyond what the clock counts is none.
-        let after = |ms: Option<u64>| arrival.checked_add(Duration::from_millis(ms?));
+    /// Of a request that came at `arrival`: what it wishes, as far as that is within `limits`.
+    pub(in crate::shard) fn new(wishes: Wishes, limits: &TimeLimits, arrival: Instant) -> Self {
+        let within = |wish: Option<u64>, limit: Option<Duration>| {
+            let wish = wish.map(Duration::from_millis);
+            // A time beyond what the clock counts is none.
+            arrival.checked_add(wish.into_iter().chain(limit).min()?)
+        };
         Self {
-            queue: after(generate.queue_timeout_ms),
-            first_token: after(generate.first_token_timeout_ms),
-            total: after(generate.timeout_ms).unwrap_or(arrival + total),
+            queue: within(wishes.queue, limits.queue),
+            first_token: within(wishes.first_token, limits.first_token),
+            total: within(wishes.total, Some(limits.total)).unwrap_or(arrival + limits.total),
         }
     }
 
     /// Whether a request that came at `arrival` will miss one of them, as far as is known.
-    pub(super) fn will_miss(&self, arrival: Instant, estimate: &Estimate) -> bool {
+    pub(in crate::shard) fn will_miss(&self, arrival: Instant, estimate: &Estimate) -> bool {
         let after = |time: Duration, by: Option<Instant>| by.is_some_and(|by| by.duration_since(arrival) < time);
         after(estimate.queue, self.queue)
             || after(estimate.first_token, self.first_token)
@@ -56,12 +87,12 @@ impl Deadlines {
     }
 
     /// The next one that counts, as far as the request has come.
-    pub(super) fn next(&self, clock: &Clock) -> Instant {
+    pub(in crate::shard) fn next(&self, clock: &Clock) -> Instant {
         self.counting(clock).into_iter().flatten().min().unwrap_or(self.total)
     }
 
     /// What is to be said of a request that has not come far enough until `now`.
-    pub(super) fn overdue(&self, clock: &Clock, now: Instant) -> Option<ApiError> {
+    pub(in crate::shard) fn overdue(&self, clock: &Clock, now: Instant) -> Option<ApiError> {
         let [queue, first_token, total] = self.counting(clock).map(|at| at.is_some_and(|at| at <= now));
         let late = |message| ApiError::new(408, Code::InferenceFailed, message);
         match () {
@@ -101,6 +132,22 @@ mod tests {
         clock.first_token = Some(at(6));
         assert_eq!((deadlines.next(&clock), deadlines.overdue(&clock, at(29))), (at(30), None));
         assert!(deadlines.overdue(&clock, at(30)).is_some());
+    }
+
+    #[test]
+    fn a_wish_can_only_shorten_what_the_server_allows() {
+        let (arrival, ms) = (Instant::now(), Duration::from_millis);
+        let limits = TimeLimits { queue: Some(ms(10)), first_token: None, total: ms(100) };
+        let deadlines = |wishes| Deadlines::new(wishes, &limits, arrival);
+        let of = |deadlines: Deadlines| {
+            let since = |at: Instant| u64::try_from(at.duration_since(arrival).as_millis()).unwrap();
+            (deadlines.queue.map(since), deadlines.first_token.map(since), since(deadlines.total))
+        };
+        assert_eq!(of(deadlines(Wishes::default())), (Some(10), None, 100));
+        let short = Wishes { queue: Some(1), first_token: Some(2), total: Some(3) };
+        assert_eq!(of(deadlines(short)), (Some(1), Some(2), 3));
+        let long = Wishes { queue: Some(11), first_token: Some(500), total: Some(u64::MAX) };
+        assert_eq!(of(deadlines(long)), (Some(10), Some(500), 100));
     }
 
     #[test]
