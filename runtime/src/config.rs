@@ -129,6 +129,13 @@ pub struct Settings {
     /// them: same output, sooner; how soon tells a client whether others have sent a prompt before [default: true]
     #[arg(long, env = "BITNET_PREFIX_CACHE", value_parser = parse_bool)]
     pub prefix_cache: Option<bool>,
+    /// Share of the KV cache that prompts and answers which nobody uses may take [default: 0.5]
+    #[arg(long, env = "BITNET_PREFIX_CACHE_SHARE")]
+    pub prefix_cache_share: Option<f64>,
+    /// Seconds after which memory of the KV cache that nobody used goes back to the system, kept prompts included; 0 keeps
+    /// it [default: 600]
+    #[arg(long, env = "BITNET_KV_IDLE_SECONDS")]
+    pub kv_idle_seconds: Option<u64>,
     /// Keep an int8 copy of a big output head: faster greedy and top-k decoding, same output, more memory [default: true]
     #[arg(long, env = "BITNET_HEAD_SCREEN", value_parser = parse_bool)]
     pub head_screen: Option<bool>,
@@ -197,6 +204,8 @@ pub struct Config {
     pub context_max: usize,
     pub kv_bytes_max: Option<u64>,
     pub prefix_cache: bool,
+    pub prefix_cache_share: f64,
+    pub kv_idle: Option<Duration>,
     pub head_screen: HeadScreen,
     pub itl_target: Duration,
     pub speculation: Speculation,
@@ -295,6 +304,8 @@ impl Settings {
             max_context: self.max_context.or(file.max_context),
             kv_cache_mb: self.kv_cache_mb.or(file.kv_cache_mb),
             prefix_cache: self.prefix_cache.or(file.prefix_cache),
+            prefix_cache_share: self.prefix_cache_share.or(file.prefix_cache_share),
+            kv_idle_seconds: self.kv_idle_seconds.or(file.kv_idle_seconds),
             head_screen: self.head_screen.or(file.head_screen),
             itl_target_ms: self.itl_target_ms.or(file.itl_target_ms),
             speculation: self.speculation.or(file.speculation),
@@ -360,6 +371,11 @@ impl Settings {
             context_max: within("max_context", self.max_context.unwrap_or(8192), 32, 1 << 20)?,
             kv_bytes_max: self.kv_cache_mb.map(|mb| mb << 20),
             prefix_cache: self.prefix_cache.unwrap_or(true),
+            prefix_cache_share: within("prefix_cache_share", self.prefix_cache_share.unwrap_or(0.5), 0.0, 1.0)?,
+            kv_idle: match within("kv_idle_seconds", self.kv_idle_seconds.unwrap_or(600), 0, 1 << 30)? {
+                0 => None,
+                seconds => Some(Duration::from_secs(seconds)),
+            },
             head_screen: if self.head_screen.unwrap_or(true) { HeadScreen::WhereItPays } else { HeadScreen::Off },
             itl_target: Duration::from_millis(within("itl_target_ms", self.itl_target_ms.unwrap_or(50), 1, 10_000)?),
             speculation: parse_speculation(self.speculation.as_deref())?,

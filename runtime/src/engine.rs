@@ -217,9 +217,10 @@ impl Engine {
                     // It was rung a whole step ago and waits, most likely for the core that this thread has.
                     std::thread::yield_now();
                 }
+                self.give_back_idle();
             } else if self.link.has_ended() {
                 return;
-            } else {
+            } else if !self.give_back_idle() {
                 self.publish();
                 let link = &self.link;
                 let busy = || !link.commands.is_empty() || !link.guests.are_quiet() || link.has_ended();
@@ -288,8 +289,15 @@ impl Engine {
         })
     }
 
+    /// Gives a little KV memory that nobody has used for long back; whether there may be more.
+    fn give_back_idle(&mut self) -> bool {
+        let now = Instant::now();
+        self.lanes.iter_mut().any(|lane| lane.give_back_idle(now))
+    }
+
     fn publish(&mut self) {
-        let (mut running, mut waiting, mut prompt_tokens, mut used, mut all) = (0, 0, 0, 0, 0);
+        let (mut running, mut waiting, mut prompt_tokens) = (0, 0, 0);
+        let (mut used, mut resident, mut all) = (0, 0, 0);
         for lane in &mut self.lanes {
             lane.publish();
             self.metrics.count_schedule(lane.take_counts());
@@ -299,9 +307,10 @@ impl Engine {
             prompt_tokens += lane.prompt_tokens();
             used += blocks.0;
             all += blocks.1;
+            resident += lane.kv_resident();
         }
         self.metrics.set_queue(running, waiting, prompt_tokens);
-        self.metrics.set_kv(used, all);
+        self.metrics.set_kv(used, resident, all);
     }
 }
 

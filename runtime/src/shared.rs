@@ -40,6 +40,12 @@ impl Shared<u16> {
         let first = arena.as_mut_ptr().cast::<UnsafeCell<u16>>();
         Self { cells: NonNull::slice_from_raw_parts(first, len), arena: Some(arena) }
     }
+
+    /// Gives the memory of `range` back to the system as far as it fills pages; they are zeros again. Whether it could.
+    pub fn give_back(&mut self, range: std::ops::Range<usize>) -> bool {
+        let bytes = range.start * size_of::<u16>()..range.end * size_of::<u16>();
+        self.arena.as_mut().is_some_and(|arena| arena.give_back(bytes).is_ok())
+    }
 }
 
 impl<T: Copy + Default> Shared<T> {

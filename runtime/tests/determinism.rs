@@ -335,6 +335,7 @@ fn lane(
         waiting_max: SEQUENCES,
         itl_target: Duration::from_millis(20),
         speculation: Speculation::Off,
+        kv_idle: None,
     };
     Lane::new(id, Arc::clone(model), workers, forward, kv, limits, Arc::new(GenerationMetrics::default()))
 }

@@ -166,7 +166,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
     let forward = Forward::new(Isa::detect(), params, workers, limits);
     let kv = KvCache::new(params, positions, slots_max, slots_max * blocks_for(positions));
     let itl_target = Duration::from_millis(20);
-    let limits = LaneLimits { slots_max, waiting_max: requests.len(), itl_target, speculation };
+    let limits = LaneLimits { slots_max, waiting_max: requests.len(), itl_target, speculation, kv_idle: None };
     let metrics = Arc::new(GenerationMetrics::default());
     let lane = Lane::new(GenerationId(0), Arc::clone(model), workers, forward, kv, limits, metrics);
     let link = Link {

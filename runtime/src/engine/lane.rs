@@ -10,7 +10,7 @@ use super::faults;
 use super::pool::Pool;
 use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
 use crate::forward::{Forward, Segment, Step};
-use crate::kv::KvCache;
+use crate::kv::{KvCache, SWEEPS_KEPT};
 use crate::metrics::{GenerationMetrics, ShardMetrics};
 use crate::model::Model;
 use crate::sampler::Sampler;
@@ -27,6 +27,8 @@ pub struct LaneLimits {
     /// Longest step that running sequences should feel.
     pub itl_target: Duration,
     pub speculation: Speculation,
+    /// How long KV memory that nobody uses is kept; `None` for ever.
+    pub kv_idle: Option<Duration>,
 }
 
 /// A generation with all that its steps need. A step computes rows of one lane; lanes take turns.
@@ -44,6 +46,9 @@ pub struct Lane {
     /// Of an embedding model, whose sequences end with their last state.
     pool: Option<Pool>,
     metrics: Arc<GenerationMetrics>,
+    /// Time between two sweeps for memory that nobody uses, and when the next one is.
+    sweep_every: Option<Duration>,
+    next_sweep: Option<Instant>,
     /// No further sequence comes: it leaves with its last one.
     closing: bool,
 }
@@ -78,6 +83,8 @@ impl Lane {
             forward,
             kv,
             metrics,
+            sweep_every: limits.kv_idle.map(|idle| idle / SWEEPS_KEPT),
+            next_sweep: None,
             closing: false,
         }
     }
@@ -154,6 +161,21 @@ impl Lane {
 
     pub(super) fn waiting(&self) -> usize {
         self.scheduler.waiting()
+    }
+
+    /// KV blocks that have memory.
+    pub(super) fn kv_resident(&self) -> usize {
+        self.kv.tables().resident()
+    }
+
+    /// Gives a KV block that nobody has used for long back to the system; whether there may be more.
+    pub(super) fn give_back_idle(&mut self, now: Instant) -> bool {
+        let Some(every) = self.sweep_every else { return false };
+        if self.next_sweep.is_none_or(|at| at <= now) {
+            self.next_sweep = Some(now + every);
+            self.kv.tables_mut().sweep();
+        }
+        self.kv.give_back_one()
     }
 
     /// Prompt tokens that are still to be computed.

@@ -14,6 +14,7 @@ use crate::model::HyperParameters;
 use crate::shared::Shared;
 
 pub use known::{KnownBlocks, block_hashes};
+pub use prefix::SWEEPS_KEPT;
 pub use tables::{BlockTables, OutOfBlocks};
 
 /// Keys and values of all sequences of a shard, as F16.
@@ -69,6 +70,29 @@ impl KvCache {
     #[must_use]
     pub fn published_in(self, known: Arc<KnownBlocks>) -> Self {
         Self { tables: self.tables.published_in(known), ..self }
+    }
+
+    /// The same, but of the blocks at most `share` are kept while nobody uses them.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "blocks are few"
+    )]
+    pub fn keeping_at_most(self, share: f64) -> Self {
+        let blocks = (self.tables.blocks() as f64 * share.clamp(0.0, 1.0)) as usize;
+        Self { tables: self.tables.keeping_at_most(blocks), ..self }
+    }
+
+    /// Gives the memory of a block that nobody needs back to the system; `false` where there is none, see
+    /// [`BlockTables::take_idle`].
+    pub fn give_back_one(&mut self) -> bool {
+        let Some(block) = self.tables.take_idle() else { return false };
+        let start = block as usize * self.block_len;
+        // Where the system does not take it, nothing is lost.
+        self.pool.give_back(start..start + self.block_len);
+        true
     }
 
     /// Bytes of one block over all layers.

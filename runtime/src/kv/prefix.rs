@@ -26,6 +26,8 @@ struct Entry {
     /// Neighbours among the unused: longer and shorter unused.
     older: u32,
     newer: u32,
+    /// The sweep since which it is unused.
+    since: u32,
 }
 
 /// The index over all blocks of a cache.
@@ -37,20 +39,31 @@ pub(super) struct PrefixIndex {
     oldest: u32,
     newest: u32,
     unused: usize,
+    /// Sweeps so far.
+    sweeps: u32,
     /// Where others read what is known.
     published: Option<Arc<KnownBlocks>>,
 }
 
 impl PrefixIndex {
     pub(super) fn new(blocks: usize) -> Self {
-        let nothing =
-            Entry { parent: NONE, hash: 0, tokens: [0; BLOCK], known: false, next: NONE, older: NONE, newer: NONE };
+        let nothing = Entry {
+            parent: NONE,
+            hash: 0,
+            tokens: [0; BLOCK],
+            known: false,
+            next: NONE,
+            older: NONE,
+            newer: NONE,
+            since: 0,
+        };
         Self {
             entries: vec![nothing; blocks].into(),
             buckets: vec![NONE; blocks.next_power_of_two()].into(),
             oldest: NONE,
             newest: NONE,
             unused: 0,
+            sweeps: 0,
             published: None,
         }
     }
@@ -108,7 +121,7 @@ impl PrefixIndex {
     pub(super) fn rest(&mut self, block: u32) {
         let before = std::mem::replace(&mut self.newest, block);
         let entry = &mut self.entries[block as usize];
-        (entry.older, entry.newer) = (before, NONE);
+        (entry.older, entry.newer, entry.since) = (before, NONE, self.sweeps);
         match before {
             NONE => self.oldest = block,
             before => self.entries[before as usize].newer = block,
@@ -128,6 +141,18 @@ impl PrefixIndex {
             newer => self.entries[newer as usize].older = older,
         }
         self.unused -= 1;
+    }
+
+    /// Blocks that were unused before [`SWEEPS_KEPT`] sweeps are old from now on.
+    pub(super) fn sweep(&mut self) {
+        self.sweeps = self.sweeps.wrapping_add(1);
+    }
+
+    /// Forgets an old block, and gives it away.
+    pub(super) fn evict_old(&mut self) -> Option<u32> {
+        let oldest = self.entries.get(self.oldest as usize)?;
+        let age = self.sweeps.wrapping_sub(oldest.since);
+        if age > SWEEPS_KEPT { self.evict() } else { None }
     }
 
     /// Forgets the block that was unused for longest, and gives it away.
@@ -162,5 +187,7 @@ impl PrefixIndex {
     }
 }
 
+/// Sweeps that a block outlives unused.
+pub const SWEEPS_KEPT: u32 = 4;
 /// No block.
 const NONE: u32 = u32::MAX;

@@ -21,8 +21,16 @@ pub struct BlockTables {
     published: Vec<u32>,
     /// Slots that hold each block.
     users: Vec<u32>,
+    /// Free blocks that have memory, and those that have none (any more).
     free: Vec<u32>,
+    untouched: Vec<u32>,
+    /// How many from the start of `free` nobody has wanted since the last sweep, and how many of these are to lose
+    /// their memory.
+    idle: usize,
+    leaving: usize,
     index: Option<PrefixIndex>,
+    /// Most known blocks that are kept unused.
+    kept_max: usize,
     blocks_per_slot: usize,
 }
 
@@ -44,8 +52,12 @@ impl BlockTables {
             held: vec![0; slots],
             published: vec![0; slots],
             users: vec![0; blocks],
-            free: (0..count).rev().collect(),
+            free: Vec::with_capacity(blocks),
+            untouched: (0..count).rev().collect(),
+            idle: 0,
+            leaving: 0,
             index: None,
+            kept_max: blocks,
             blocks_per_slot,
         }
     }
@@ -56,16 +68,23 @@ impl BlockTables {
         Self { index: Some(PrefixIndex::new(self.users.len())), ..self }
     }
 
+    /// The same, but at most so many known blocks are kept while nobody uses them.
+    #[must_use]
+    pub fn keeping_at_most(self, blocks: usize) -> Self {
+        Self { kept_max: blocks, ..self }
+    }
+
     /// The same, and others read in `known` which blocks it knows.
     #[must_use]
     pub fn published_in(self, known: Arc<KnownBlocks>) -> Self {
         Self { index: self.index.map(|index| index.published_in(known)), ..self }
     }
 
-    /// Forgets everything: no slot holds a block, and none is known.
+    /// Forgets everything: no slot holds a block, and none is known. All of them may have memory still.
     pub fn clear(&mut self) {
-        let index = self.index.take().map(PrefixIndex::cleared);
-        *self = Self { index, ..Self::new(self.blocks_per_slot * BLOCK, self.held.len(), self.users.len()) };
+        let (index, kept_max) = (self.index.take().map(PrefixIndex::cleared), self.kept_max);
+        let fresh = Self::new(self.blocks_per_slot * BLOCK, self.held.len(), self.users.len());
+        *self = Self { index, kept_max, free: fresh.untouched, untouched: fresh.free, ..fresh };
     }
 
     /// Takes the blocks for `positions` positions of `slot`, which holds none.
@@ -89,12 +108,49 @@ impl BlockTables {
             return Err(OutOfBlocks { wanted: wanted_more, free });
         }
         for _ in 0..wanted_more {
-            let evicted = || self.index.as_mut().and_then(PrefixIndex::evict);
-            let block = self.free.pop().or_else(evicted).expect("counted above");
+            let block = self.take_free().expect("counted above");
             self.users[block as usize] = 1;
             self.push(slot, block);
         }
         Ok(())
+    }
+
+    fn take_free(&mut self) -> Option<u32> {
+        let block = self.free.pop().or_else(|| self.untouched.pop());
+        (self.idle, self.leaving) = (self.idle.min(self.free.len()), self.leaving.min(self.free.len()));
+        block.or_else(|| self.index.as_mut().and_then(PrefixIndex::evict))
+    }
+
+    /// Begins a sweep: the memory of what nobody has wanted since the last one may go, see [`BlockTables::take_idle`].
+    pub fn sweep(&mut self) {
+        (self.leaving, self.idle) = (self.idle, self.free.len());
+        if let Some(index) = &mut self.index {
+            index.sweep();
+        }
+    }
+
+    /// The next block whose memory nobody needs: a free one that was not wanted between two sweeps, or a known one that
+    /// was unused for some. It has none from now on, which is the caller's to do.
+    pub fn take_idle(&mut self) -> Option<u32> {
+        let block = match self.index.as_mut().and_then(PrefixIndex::evict_old) {
+            Some(block) => block,
+            None => {
+                self.leaving = self.leaving.checked_sub(1)?;
+                let all = self.idle == self.free.len();
+                let block = self.free.swap_remove(self.leaving);
+                // The last one came to its place, which was wanted meanwhile unless all are idle.
+                self.idle = if all { self.free.len() } else { self.idle.min(self.leaving) };
+                block
+            }
+        };
+        self.untouched.push(block);
+        Some(block)
+    }
+
+    /// Blocks that have memory.
+    #[must_use]
+    pub fn resident(&self) -> usize {
+        self.users.len() - self.untouched.len()
     }
 
     /// Gives back everything that `slot` holds; known blocks are kept as long as nobody needs their place.
@@ -168,7 +224,7 @@ impl BlockTables {
     /// Blocks that no slot holds, those included that are only kept.
     #[must_use]
     pub fn blocks_free(&self) -> usize {
-        self.free.len() + self.index.as_ref().map_or(0, PrefixIndex::unused)
+        self.free.len() + self.untouched.len() + self.index.as_ref().map_or(0, PrefixIndex::unused)
     }
 
     /// The blocks of `slot`, in order of positions.
@@ -199,7 +255,12 @@ impl BlockTables {
             return;
         }
         match &mut self.index {
-            Some(index) if index.is_known(block) => index.rest(block),
+            Some(index) if index.is_known(block) => {
+                index.rest(block);
+                if index.unused() > self.kept_max {
+                    self.free.extend(index.evict());
+                }
+            }
             _ => self.free.push(block),
         }
     }
@@ -207,6 +268,7 @@ impl BlockTables {
 
 #[cfg(test)]
 mod tests {
+    use super::super::prefix::SWEEPS_KEPT;
     use super::*;
 
     fn tables(slots: usize, blocks: usize) -> BlockTables {
@@ -310,6 +372,50 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_kept_than_may_be() {
+        let mut tables = tables(2, 8).keeping_at_most(3);
+        let (a, b) = (text(1, 2), text(2, 2));
+        for text in [&a, &b] {
+            compute(&mut tables, 0, text);
+            tables.release(0);
+        }
+        assert_eq!((tables.adopt(0, &b), tables.adopt(1, &a)), (2 * BLOCK, BLOCK), "the oldest is forgotten");
+        assert_eq!(tables.blocks_free(), 5);
+        let mut nothing = BlockTables::new(256, 1, 8).with_prefixes().keeping_at_most(0);
+        compute(&mut nothing, 0, &a);
+        nothing.release(0);
+        assert_eq!((nothing.adopt(0, &a), nothing.blocks_free()), (0, 8));
+    }
+
+    #[test]
+    fn memory_goes_back_when_nobody_has_wanted_it_for_long() {
+        let (mut tables, text) = (tables(2, 8), text(1, 2));
+        let swept = |tables: &mut BlockTables| {
+            tables.sweep();
+            std::iter::from_fn(|| tables.take_idle()).count()
+        };
+        assert_eq!((tables.resident(), swept(&mut tables)), (0, 0));
+        compute(&mut tables, 0, &text);
+        tables.extend(1, 3 * BLOCK).unwrap();
+        assert_eq!(tables.resident(), 5);
+        tables.release(1);
+        assert_eq!(swept(&mut tables), 0, "three are free, but not for long");
+        tables.extend(1, BLOCK).unwrap();
+        tables.release(1);
+        assert_eq!((swept(&mut tables), tables.resident()), (2, 3), "one of them was wanted");
+        assert_eq!((swept(&mut tables), swept(&mut tables)), (1, 0));
+        tables.release(0);
+        assert_eq!((0..SWEEPS_KEPT).map(|_| swept(&mut tables)).sum::<usize>(), 0, "kept for a while");
+        assert_eq!(tables.adopt(0, &text), 2 * BLOCK);
+        tables.release(0);
+        assert_eq!((0..SWEEPS_KEPT).map(|_| swept(&mut tables)).sum::<usize>(), 0, "and used again");
+        assert_eq!((swept(&mut tables), tables.resident(), tables.blocks_free()), (2, 0, 8));
+        assert_eq!(tables.adopt(0, &text), 0);
+        compute(&mut tables, 0, &text);
+        assert_eq!(tables.resident(), 2);
+    }
+
+    #[test]
     fn without_prefixes_nothing_is_shared_or_kept() {
         let (mut tables, text) = (BlockTables::new(256, 2, 8), text(1, 2));
         compute(&mut tables, 0, &text);
@@ -327,7 +433,7 @@ mod tests {
             (random >> 33) as usize % limit
         };
         let (slots, blocks) = (5, 12);
-        let mut tables = tables(slots, blocks);
+        let mut tables = tables(slots, blocks).keeping_at_most(blocks / 2);
         let mut texts: Vec<Vec<u32>> = vec![Vec::new(); slots];
         for _ in 0..20_000 {
             let slot = below(slots);
@@ -353,12 +459,23 @@ mod tests {
                 let computed = below(texts[slot].len() + 1).max(tables.published(slot) * BLOCK);
                 tables.publish(slot, &texts[slot][..computed]);
             }
+            if below(20) == 0 {
+                tables.sweep();
+                for _ in 0..below(4) {
+                    tables.take_idle();
+                }
+            }
             let mut users = vec![0; blocks];
             for slot in 0..slots {
                 tables.table(slot).iter().for_each(|block| users[*block as usize] += 1);
             }
             assert_eq!(users, tables.users);
             assert_eq!(users.iter().filter(|users| **users == 0).count(), tables.blocks_free());
+            let mut free = [&tables.free[..], &tables.untouched].concat();
+            free.sort_unstable();
+            free.dedup();
+            assert_eq!(free.len(), tables.free.len() + tables.untouched.len());
+            assert!(free.iter().all(|block| users[*block as usize] == 0));
             // Whatever two slots share, they have the same tokens up to its end.
             for (a, b) in (0..slots).flat_map(|a| (0..a).map(move |b| (a, b))) {
                 let shared = tables.table(a).iter().zip(tables.table(b)).take_while(|(a, b)| a == b).count();

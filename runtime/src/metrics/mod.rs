@@ -109,6 +109,7 @@ pub struct StepMetrics {
     pub prefix_queries: Cell,
     pub prefix_hits: Cell,
     pub kv_blocks_used: Cell,
+    pub kv_blocks_resident: Cell,
     pub kv_blocks: Cell,
     /// Moving averages of what steps cost, as bits of f64: see [`crate::schedule::Pace`].
     pub decode_s_bits: Cell,
@@ -204,6 +205,7 @@ impl Default for ShardMetrics {
                 prefix_queries: Cell::default(),
                 prefix_hits: Cell::default(),
                 kv_blocks_used: Cell::default(),
+                kv_blocks_resident: Cell::default(),
                 kv_blocks: Cell::default(),
                 decode_s_bits: Cell::default(),
                 decode_rows_bits: Cell::default(),
@@ -289,9 +291,10 @@ impl ShardMetrics {
         self.step.prefill_row_s_bits.set(prefill_row_s.to_bits());
     }
 
-    /// KV blocks in use and in all.
-    pub fn set_kv(&self, used: usize, all: usize) {
+    /// KV blocks in use, those that have memory, and all.
+    pub fn set_kv(&self, used: usize, resident: usize, all: usize) {
         self.step.kv_blocks_used.set(used as u64);
+        self.step.kv_blocks_resident.set(resident as u64);
         self.step.kv_blocks.set(all as u64);
     }
 }

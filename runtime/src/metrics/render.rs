@@ -144,6 +144,9 @@ impl Page<'_> {
         self.counter("bitnet_prefix_routed_sequences_total", routed, |s| &s.requests.routed);
         let (used, all) = (self.sum(|s| &s.step.kv_blocks_used), self.sum(|s| &s.step.kv_blocks));
         self.push_gauge("bitnet_kv_cache_usage_ratio", "KV blocks in use.", if all > 0.0 { used / all } else { 0.0 });
+        self.gauge("bitnet_kv_cache_resident_blocks", "KV blocks that have memory, in use or not.", |s| {
+            &s.step.kv_blocks_resident
+        });
     }
 
     fn holdups(&mut self) {

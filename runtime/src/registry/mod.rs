@@ -155,13 +155,14 @@ fn make_lane(
     let forward = Forward::new(config.isa, params, workers, limits).tuned(&config.tuned);
     let kv = KvCache::on_node(params, served.model.weights.context, slots_max, kv_blocks, Some(place.memory_node))?;
     let kv = match served.known.get(index) {
-        Some(known) => kv.with_prefixes().published_in(Arc::clone(known)),
+        Some(known) => kv.with_prefixes().keeping_at_most(config.prefix_cache_share).published_in(Arc::clone(known)),
         None => kv,
     };
     // Sequences of other shards come beside those that its own executor takes in.
     let guests_max = if served.known.is_empty() { 0 } else { (shards - 1) * guests_max(slots_max, shards) };
     let (itl_target, speculation) = (config.itl_target, config.speculation);
-    let limits = LaneLimits { slots_max, waiting_max: waiting_max + guests_max, itl_target, speculation };
+    let (waiting_max, kv_idle) = (waiting_max + guests_max, config.kv_idle);
+    let limits = LaneLimits { slots_max, waiting_max, itl_target, speculation, kv_idle };
     Ok(Lane::new(served.id, Arc::clone(&served.model), workers, forward, kv, limits, Arc::clone(&served.metrics)))
 }
 

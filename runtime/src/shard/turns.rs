@@ -217,8 +217,16 @@ async fn keep_time(shard: Rc<Shard>) {
         for peer in shard.peers.borrow().values() {
             peer.check_deadlines(now);
         }
+        if shard.config.kv_idle.is_some_and(|idle| beats.is_multiple_of(beats_of(idle / KV_LOOKS))) {
+            shard.bell.ring();
+        }
         executor::sleep(BEAT).await;
     }
+}
+
+/// Beats that last about as long as `time`.
+fn beats_of(time: Duration) -> u64 {
+    u64::try_from(time.as_millis() / BEAT.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// Steps that take longer wake the executor.
@@ -227,5 +235,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// How often deadlines are looked at.
 const BEAT: Duration = Duration::from_millis(100);
 const BEATS_PER_MEMORY_LOOK: u64 = 10;
+/// How often a leader that sleeps is woken within the time that unused KV memory is kept, to give it back.
+const KV_LOOKS: u32 = 8;
 /// What a client gets to take the error that ends its stream.
 const CUT_WRITE_MAX: Duration = Duration::from_secs(1);

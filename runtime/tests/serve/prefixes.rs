@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::clients::streamed_text;
-use crate::server::Server;
+use crate::server::{PATIENCE, Server, becomes_true};
 
 const COMPLETIONS: &str = "/v1/completions";
 const STORY: &str = "Once upon a time, in a land far away, there lived a little fox who wanted to see the sea. Every \
@@ -82,4 +82,24 @@ fn streams_that_are_pushed_out_for_want_of_blocks_give_the_text_that_they_give_a
         assert_eq!(text(&server.ask(COMPLETIONS, &body(seed, false))), together, "stream {seed}");
     }
     assert!(server.is_quiet_within(std::time::Duration::from_secs(1)));
+}
+
+#[test]
+fn what_nobody_has_used_for_long_goes_back_to_the_system() {
+    let server = Server::start(&["--kv-idle-seconds", "1"]);
+    let body = json!({"prompt": STORY, "max_tokens": 40, "temperature": 0, "ignore_eos": true});
+    let first = server.ask(COMPLETIONS, &body);
+    let resident = || server.metric("bitnet_kv_cache_resident_blocks");
+    assert!(becomes_true(PATIENCE, || resident() == 0.0), "{}", resident());
+    let again = server.ask(COMPLETIONS, &body);
+    assert_eq!((cached(&again), text(&again)), (0, text(&first)));
+    assert!(resident() > 0.0);
+}
+
+#[test]
+fn a_share_of_nothing_keeps_nothing() {
+    let server = Server::start(&["--prefix-cache-share", "0"]);
+    let body = json!({"prompt": STORY, "max_tokens": 40, "temperature": 0, "ignore_eos": true});
+    let answers = [(); 2].map(|()| server.ask(COMPLETIONS, &body));
+    assert_eq!((cached(&answers[1]), text(&answers[1])), (0, text(&answers[0])));
 }

@@ -1,6 +1,7 @@
 //! Anonymous zeroed memory in the largest pages that the machine gives.
 #![expect(unsafe_code, reason = "mappings are raw memory; everything above sees slices")]
 use std::io;
+use std::ops;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::slice;
@@ -123,6 +124,27 @@ impl Arena {
             }
         };
         self.locking
+    }
+
+    /// Gives what of `bytes` fills pages (as large as base pages are on any machine) back to the system: it is zero again,
+    /// and no memory until it is touched.
+    ///
+    /// # Errors
+    /// The kernel's, as for pages that are locked.
+    ///
+    /// # Panics
+    /// When the range is not inside the arena.
+    pub fn give_back(&mut self, bytes: ops::Range<usize>) -> io::Result<()> {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.len_bytes, "a range of the arena");
+        let (start, end) =
+            (bytes.start.next_multiple_of(BASE_PAGE_BYTES), bytes.end / BASE_PAGE_BYTES * BASE_PAGE_BYTES);
+        if start >= end || self.pages.is_of_a_pool() {
+            return Ok(());
+        }
+        // SAFETY: both ends lie inside the arena.
+        let start_ptr = unsafe { self.data.add(start) };
+        // SAFETY: `&mut self` is the only access to these pages, and zeros are bytes as good as any.
+        unsafe { syscalls::discard(Range { start: start_ptr, bytes: end - start }) }
     }
 
     /// What it lies in, as far as the machine tells. Looks at some thousand of its pages.
@@ -309,6 +331,29 @@ mod tests {
         assert_eq!(arena.as_slice()[4 << 30], 7);
         // Other tests run beside this one and hold some megabytes of their own.
         assert!(rss_bytes().unwrap() < before + (256 << 20));
+    }
+
+    #[test]
+    fn what_is_given_back_is_zero_again_and_its_neighbours_stay() {
+        let mut arena = Arena::reserve(4 << 20, None).unwrap();
+        arena.as_mut_slice().fill(7);
+        let page = BASE_PAGE_BYTES;
+        arena.give_back(page - 1..1 << 20).unwrap();
+        arena.give_back(5 << 19..(5 << 19) + page + 1).unwrap();
+        arena.give_back(100..200).unwrap();
+        for (at, byte) in arena.as_slice().iter().enumerate() {
+            let gone = (page..1 << 20).contains(&at) || (5 << 19..(5 << 19) + page).contains(&at);
+            assert_eq!(*byte, if gone { 0 } else { 7 }, "byte {at}");
+        }
+        arena.as_mut_slice()[page] = 9;
+        assert_eq!(arena.as_slice()[page..page + 2], [9, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a range of the arena")]
+    fn nothing_beyond_the_arena_is_given_back() {
+        let mut arena = Arena::reserve(1 << 20, None).unwrap();
+        let _ = arena.give_back(0..(1 << 20) + 1);
     }
 
     #[test]

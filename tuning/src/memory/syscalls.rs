@@ -34,6 +34,15 @@ pub(super) unsafe fn unmap(range: Range) {
     unsafe { libc::munmap(range.start.as_ptr().cast(), range.bytes) };
 }
 
+/// Takes the memory of pages away; what is read there next is zero.
+///
+/// # Safety
+/// Nobody else uses what is in them, and zeros are valid for whoever comes next.
+pub(super) unsafe fn discard(range: Range) -> io::Result<()> {
+    // SAFETY: the caller's word.
+    ok(unsafe { libc::madvise(range.start.as_ptr().cast(), range.bytes, libc::MADV_DONTNEED) })
+}
+
 /// Advice on how memory is backed; none of those used changes what is in it.
 #[derive(Clone, Copy)]
 pub(super) enum Advice {
