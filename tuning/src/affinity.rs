@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "affinity, thread names and the current cpu are libc calls")]
 use std::ffi::CString;
 use std::io;
-use std::mem;
 
 use crate::cpu::{CpuId, format_cpus};
 use crate::error::Error;
@@ -13,10 +12,12 @@ use crate::error::Error;
 /// [`Error::Pin`] if the set is empty, or none of it is online and allowed.
 pub fn pin(cpus: &[CpuId]) -> Result<(), Error> {
     let refused = |source| Error::Pin { cpus: format_cpus(cpus), source };
-    if cpus.is_empty() || cpus.iter().any(|cpu| cpu.0 as usize >= MASK_CPUS) {
+    if cpus.is_empty() || cpus.iter().any(|cpu| cpu.0 as usize >= MASK_CPUS_MAX) {
         return Err(refused(io::Error::from_raw_os_error(libc::EINVAL)));
     }
-    if let [cpu] = cpus {
+    if let [cpu] = cpus
+        && (cpu.0 as usize) < FIXED_MASK_CPUS
+    {
         let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: cpu.0 as usize });
         return if pinned { Ok(()) } else { Err(refused(io::Error::last_os_error())) };
     }
@@ -26,19 +27,22 @@ pub fn pin(cpus: &[CpuId]) -> Result<(), Error> {
 /// Cpus of the calling thread's affinity mask, ascending. The kernel has already cut it down to the cpuset.
 ///
 /// # Errors
-/// [`Error::Affinity`] if the kernel refuses to tell, as it does on more than 1024 cpus.
+/// [`Error::Affinity`] if the kernel refuses to tell.
 pub fn allowed_cpus() -> Result<Vec<CpuId>, Error> {
-    let mut mask = empty_mask();
-    // SAFETY: `mask` is a live, writable cpu_set_t of exactly the size that is passed; pid 0 is the calling thread.
-    let status = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut mask) };
-    if status != 0 {
-        return Err(Error::Affinity { source: io::Error::last_os_error() });
+    let mut mask = Mask::with_room_for(FIXED_MASK_CPUS);
+    loop {
+        // SAFETY: `mask` is live and writable, of exactly the size that is passed; pid 0 is the calling thread.
+        let status = unsafe { libc::sched_getaffinity(0, mask.bytes(), mask.0.as_mut_ptr().cast()) };
+        if status == 0 {
+            return Ok(mask.cpus());
+        }
+        let source = io::Error::last_os_error();
+        // The kernel knows more cpus than the mask has bits.
+        if source.raw_os_error() != Some(libc::EINVAL) || mask.bytes() * 8 >= MASK_CPUS_MAX {
+            return Err(Error::Affinity { source });
+        }
+        mask = Mask::with_room_for(mask.bytes() * 16);
     }
-    let is_set = |cpu: usize| {
-        // SAFETY: `cpu` is below the number of bits in a cpu_set_t.
-        unsafe { libc::CPU_ISSET(cpu, &mask) }
-    };
-    Ok((0u32..).take(MASK_CPUS).filter(|cpu| is_set(*cpu as usize)).map(CpuId).collect())
 }
 
 /// Names the calling thread as `ps -L`, `top -H` and debuggers show it; the kernel keeps 15 bytes.
@@ -58,22 +62,45 @@ pub fn current_cpu() -> Option<CpuId> {
 }
 
 fn set_mask(cpus: &[CpuId]) -> io::Result<()> {
-    let mut mask = empty_mask();
-    for cpu in cpus {
-        // SAFETY: `pin` has checked that the cpu is below the number of bits in a cpu_set_t.
-        unsafe { libc::CPU_SET(cpu.0 as usize, &mut mask) };
-    }
-    // SAFETY: `mask` is a live cpu_set_t of exactly the size that is passed; pid 0 is the calling thread.
-    let status = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const mask) };
+    let mask = Mask::of(cpus);
+    // SAFETY: `mask` is live, of exactly the size that is passed; pid 0 is the calling thread.
+    let status = unsafe { libc::sched_setaffinity(0, mask.bytes(), mask.0.as_ptr().cast()) };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn empty_mask() -> libc::cpu_set_t {
-    // SAFETY: cpu_set_t is an array of integers, for which all zeros is the empty set.
-    unsafe { mem::zeroed() }
+/// A set of cpus as the kernel takes it: a bit for each, in words of the machine, as many as it takes.
+#[derive(Debug, PartialEq, Eq)]
+struct Mask(Vec<libc::c_ulong>);
+
+impl Mask {
+    fn with_room_for(cpus: usize) -> Self {
+        Self(vec![0; cpus.div_ceil(WORD_BITS).max(1)])
+    }
+
+    fn of(cpus: &[CpuId]) -> Self {
+        let last = cpus.iter().map(|cpu| cpu.0 as usize).max().unwrap_or(0);
+        let mut mask = Self::with_room_for(last + 1);
+        for cpu in cpus.iter().map(|cpu| cpu.0 as usize) {
+            mask.0[cpu / WORD_BITS] |= 1 << (cpu % WORD_BITS);
+        }
+        mask
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&self.0[..])
+    }
+
+    fn cpus(&self) -> Vec<CpuId> {
+        let is_set = |cpu: &u32| self.0[*cpu as usize / WORD_BITS] & 1 << (*cpu as usize % WORD_BITS) != 0;
+        (0u32..).take(self.0.len() * WORD_BITS).filter(is_set).map(CpuId).collect()
+    }
 }
 
-const MASK_CPUS: usize = 8 * size_of::<libc::cpu_set_t>();
+const WORD_BITS: usize = libc::c_ulong::BITS as usize;
+/// Bits of the mask that the C library's own functions have.
+const FIXED_MASK_CPUS: usize = 8 * size_of::<libc::cpu_set_t>();
+/// More than any kernel can be built for.
+const MASK_CPUS_MAX: usize = 1 << 16;
 const NAME_BYTES_MAX: usize = 15;
 
 #[cfg(test)]
@@ -106,6 +133,27 @@ mod tests {
         });
         let (none, offline, past, past_in_set) = join.join().unwrap();
         assert!(none.is_err() && offline.is_err() && past.is_err() && past_in_set.is_err());
+    }
+
+    #[test]
+    fn a_mask_holds_any_cpu_that_a_kernel_may_have() {
+        for cpus in [&[0][..], &[63, 64], &[1023, 1024, 8191], &[65_535]] {
+            let cpus: Vec<CpuId> = cpus.iter().copied().map(CpuId).collect();
+            assert_eq!(Mask::of(&cpus).cpus(), cpus);
+        }
+        assert_eq!(Mask::of(&[CpuId(0)]).bytes(), size_of::<libc::c_ulong>());
+        assert!(Mask::with_room_for(FIXED_MASK_CPUS).cpus().is_empty());
+    }
+
+    #[test]
+    fn cpus_past_the_fixed_mask_are_for_the_kernel_to_judge() {
+        let allowed = allowed_cpus().unwrap();
+        let far = [&allowed[..], &[CpuId(5000)]].concat();
+        let thread = std::thread::spawn(move || (pin(&[CpuId(5000)]), pin(&far).map(|()| allowed_cpus().unwrap())));
+        let (alone, with_others) = thread.join().unwrap();
+        // The kernel leaves out what is not there, and refuses a set of which nothing is.
+        assert!(alone.is_err());
+        assert_eq!(with_others.unwrap(), allowed);
     }
 
     #[test]

@@ -9,6 +9,6 @@ mod syscalls;
 pub use allocator::map_blocks_from;
 pub use arena::Arena;
 pub use backing::{Backing, Binding, Locking, Residency};
-pub use limits::{available_memory_bytes, peak_rss_bytes, rss_bytes};
+pub use limits::{available_memory_bytes, available_node_bytes, peak_rss_bytes, rss_bytes};
 pub use pages::{PageKind, Shortage};
 pub use syscalls::prefer_huge_pages;

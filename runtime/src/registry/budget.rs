@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tuning::NodeId;
+
 use super::load::LoadError;
 use crate::config::Config;
 use crate::kv::{KvCache, blocks_for};
@@ -13,10 +15,21 @@ pub struct Wants<'a> {
     pub config: &'a Config,
     /// Memory that may be taken.
     pub free_bytes: u64,
+    /// The same of each node that has shards, and how many it has; where there is one node, or the kernel does not say,
+    /// none.
+    pub nodes: &'a [NodeRoom],
     pub replicas: usize,
     pub shards: usize,
     /// Memory for the KV caches of all shards; `None` takes what is fit.
     pub kv_bytes_max: Option<u64>,
+}
+
+/// What a node has, and who wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeRoom {
+    pub node: NodeId,
+    pub free_bytes: u64,
+    pub shards: u64,
 }
 
 /// The memory of one generation.
@@ -33,6 +46,8 @@ pub struct Budget {
     pub kv_block_bytes: u64,
     /// Of a sequence as long as the context.
     pub sequence_blocks: u64,
+    /// The node that has least for its shards, where that decides how many KV blocks a shard gets.
+    pub tightest: Option<NodeRoom>,
 }
 
 impl Budget {
@@ -56,20 +71,37 @@ impl Budget {
             kv_blocks: 0,
             kv_block_bytes: KvCache::block_bytes(params) as u64,
             sequence_blocks: blocks_for(context) as u64,
+            tightest: None,
         };
         let sequence_bytes = budget.sequence_blocks * budget.kv_block_bytes;
         let wanted_bytes = budget.taken_bytes().saturating_add(shards * sequence_bytes);
         if wanted_bytes > free_bytes {
             return Err(LoadError::TooBig { wanted_bytes, free_bytes });
         }
-        let kv_bytes_max = wants.kv_bytes_max.or(config.kv_bytes_max);
-        let kv_bytes_max =
-            kv_bytes_max.unwrap_or((free_bytes - wanted_bytes) / KV_MEMORY_SHARE + shards * sequence_bytes);
+        let asked_for = wants.kv_bytes_max.or(config.kv_bytes_max);
+        let kv_bytes_max = asked_for.unwrap_or((free_bytes - wanted_bytes) / KV_MEMORY_SHARE + shards * sequence_bytes);
         budget.kv_blocks = (budget.sequence_blocks * slots).min(kv_bytes_max / shards / budget.kv_block_bytes);
+        if asked_for.is_none() {
+            budget.fit_nodes(wants.nodes);
+        }
         if budget.kv_blocks < budget.sequence_blocks {
             return Err(LoadError::TooBig { wanted_bytes: shards * sequence_bytes, free_bytes: kv_bytes_max });
         }
         Ok(budget)
+    }
+
+    /// Leaves a shard no more KV blocks than the node with the least has for each of its own: shards are all alike. One
+    /// sequence fits in any case, if need be in another node's memory.
+    fn fit_nodes(&mut self, nodes: &[NodeRoom]) {
+        let sequence_bytes = self.sequence_blocks * self.kv_block_bytes;
+        for room in nodes {
+            let taken_bytes = self.replica_bytes + room.shards * (self.buffer_bytes + sequence_bytes);
+            let more_bytes = room.free_bytes.saturating_sub(taken_bytes) / KV_MEMORY_SHARE;
+            let blocks = self.sequence_blocks + more_bytes / room.shards.max(1) / self.kv_block_bytes;
+            if blocks < self.kv_blocks {
+                (self.kv_blocks, self.tightest) = (blocks, Some(*room));
+            }
+        }
     }
 
     /// KV caches of all shards.
@@ -103,7 +135,11 @@ impl fmt::Display for Budget {
             kernels::attention::BLOCK,
             plural(self.kv_blocks / self.sequence_blocks, "sequence"),
             self.free_bytes.saturating_sub(self.taken_bytes() + self.kv_bytes()) >> 20,
-        )
+        )?;
+        match self.tightest {
+            Some(room) => write!(f, "; {} has {} MiB, which bounds the KV cache", room.node, room.free_bytes >> 20),
+            None => Ok(()),
+        }
     }
 }
 
@@ -134,8 +170,12 @@ mod tests {
     }
 
     fn plan(settings: Settings, free_bytes: u64, shards: usize) -> Result<Budget, LoadError> {
+        plan_on(settings, free_bytes, &[], shards)
+    }
+
+    fn plan_on(settings: Settings, free_bytes: u64, nodes: &[NodeRoom], shards: usize) -> Result<Budget, LoadError> {
         let config = settings.validate().unwrap();
-        let wants = Wants { config: &config, free_bytes, replicas: shards, shards, kv_bytes_max: None };
+        let wants = Wants { config: &config, free_bytes, nodes, replicas: shards, shards, kv_bytes_max: None };
         Budget::plan(wants, &default_model())
     }
 
@@ -168,6 +208,27 @@ mod tests {
             before = budget.kv_blocks;
         }
         assert_eq!(before, 50 * plan(Settings::default(), 1 << 50, 2).unwrap().sequence_blocks);
+    }
+
+    #[test]
+    fn the_node_with_the_least_memory_bounds_the_caches_of_all() {
+        let room = |node, free_mib: u64, shards| NodeRoom { node: NodeId(node), free_bytes: free_mib << 20, shards };
+        let plan = |nodes: &[NodeRoom]| plan_on(Settings::default(), 1 << 40, nodes, 4).unwrap();
+        let free = plan(&[]);
+        assert_eq!((free.kv_blocks, free.tightest), (25 * free.sequence_blocks, None));
+        let roomy = [room(0, 1 << 20, 2), room(1, 1 << 20, 2)];
+        assert_eq!(plan(&roomy), free);
+        let narrow = [room(0, 1 << 20, 2), room(1, 256, 2)];
+        let got = plan(&narrow);
+        assert_eq!(got.tightest, Some(narrow[1]));
+        assert!(got.kv_blocks > got.sequence_blocks && got.kv_blocks < free.kv_blocks, "{got:?}");
+        let on_node = got.replica_bytes + 2 * (got.buffer_bytes + got.kv_blocks * got.kv_block_bytes);
+        assert!(on_node <= 256 << 20, "{on_node}");
+        assert!(got.to_string().contains("node1 has 256 MiB"), "{got}");
+        // A node without any room still serves one sequence, out of another node's memory.
+        assert_eq!(plan(&[room(0, 1 << 20, 2), room(1, 0, 2)]).kv_blocks, free.sequence_blocks);
+        let told = Settings { kv_cache_mb: Some(1 << 12), ..Settings::default() };
+        assert_eq!(plan_on(told, 1 << 40, &narrow, 4).unwrap().kv_blocks, free.kv_blocks, "the operator knows better");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use gguf::Gguf;
 use net::error::{ApiError, Code};
 use tuning::{NodeId, Placement};
 
-use super::budget::{Budget, Wants};
+use super::budget::{Budget, NodeRoom, Wants};
 use super::facts::{Facts, FileIdentity, Hash, hash_tokenizer, hex};
 use crate::config::Config;
 use crate::engine::GenerationId;
@@ -185,14 +185,30 @@ pub(super) fn budget(source: &Source, gguf: &Gguf<'_>, plan: &LoadPlan<'_>) -> R
         return Err(LoadError::TooBig { wanted_bytes, free_bytes });
     }
     let footprint = model::footprint(source, gguf, plan.config.head_screen)?;
+    let nodes = nodes(plan.placement);
     let wants = Wants {
         config: plan.config,
         free_bytes,
-        replicas: nodes(plan.placement).len(),
+        nodes: &rooms(plan, &nodes),
+        replicas: nodes.len(),
         shards: plan.placement.shards.len(),
         kv_bytes_max: plan.kv_bytes_max,
     };
     Budget::plan(wants, &footprint)
+}
+
+/// What each of several nodes has for its shards; what other generations may still take is spread over all of them.
+fn rooms(plan: &LoadPlan<'_>, nodes: &[NodeId]) -> Vec<NodeRoom> {
+    if nodes.len() < 2 {
+        return Vec::new();
+    }
+    let reserved_bytes = plan.reserved_bytes / nodes.len() as u64;
+    let room = |node: &NodeId| {
+        let shards = plan.placement.shards.iter().filter(|shard| shard.memory_node == *node).count() as u64;
+        let free_bytes = tuning::memory::available_node_bytes(*node)?.saturating_sub(reserved_bytes);
+        Some(NodeRoom { node: *node, free_bytes, shards })
+    };
+    nodes.iter().filter_map(room).collect()
 }
 
 /// Milliseconds since 1970.

@@ -3,6 +3,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::cgroup;
+use crate::cpu::NodeId;
 use crate::error::Error;
 
 /// Bytes that this process can still commit without swapping or being killed:
@@ -12,6 +13,13 @@ use crate::error::Error;
 /// [`Error::Read`] or [`Error::FieldMissing`] if `/proc/meminfo` is not there or has no `MemAvailable`.
 pub fn available_memory_bytes() -> Result<u64, Error> {
     available_below(Path::new("/sys"), Path::new("/proc"))
+}
+
+/// Bytes that can be had on one node: what is free, and half of what the kernel can take back; `None` where it does not
+/// say. A hint, since memory spills from node to node.
+#[must_use]
+pub fn available_node_bytes(node: NodeId) -> Option<u64> {
+    available_on_node(Path::new("/sys"), node)
 }
 
 /// Resident bytes of this process.
@@ -34,6 +42,16 @@ fn available_below(sys: &Path, proc_root: &Path) -> Result<u64, Error> {
     let system = kib_field(&proc_root.join("meminfo"), "MemAvailable")?;
     let groups = cgroup::folders(sys, proc_root, "memory");
     Ok(groups.iter().filter_map(|folder| left_in_group(folder)).min().map_or(system, |left| left.min(system)))
+}
+
+fn available_on_node(sys: &Path, node: NodeId) -> Option<u64> {
+    let text = fs::read_to_string(sys.join(format!("devices/system/node/{node}/meminfo"))).ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.split_once(name).map(|(_, value)| value))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+    };
+    let reclaimable = ["Inactive(file):", "Active(file):", "SReclaimable:"].into_iter().filter_map(field);
+    Some(field("MemFree:")?.saturating_add(reclaimable.fold(0, u64::saturating_add) / 2))
 }
 
 /// Limit less use; page cache that nobody has touched lately is given back by the kernel before it kills.
@@ -135,6 +153,24 @@ mod tests {
             ],
         );
         assert_eq!(tree.available().unwrap(), 100_000);
+    }
+
+    #[test]
+    fn each_node_has_its_own() {
+        let meminfo = "\nNode 1 MemTotal:       9000 kB\nNode 1 MemFree:        1000 kB\nNode 1 Active(file):    200 kB\n\
+                       Node 1 Inactive(file):  300 kB\nNode 1 KReclaimable:   9999 kB\nNode 1 SReclaimable:    100 kB\n";
+        let folder = "sys/devices/system/node";
+        let files = [
+            (format!("{folder}/node0/meminfo"), "Node 0 MemTotal: 5 kB\nNode 0 MemFree: 3 kB\n"),
+            (format!("{folder}/node1/meminfo"), meminfo),
+            (format!("{folder}/node2/meminfo"), "Node 2 MemTotal: 5 kB\n"),
+            (format!("{folder}/node3/meminfo"), "Node 3 MemFree: many\n"),
+        ];
+        let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), *text)).collect();
+        let tree = Tree::new("nodes", &files);
+        let available = |node| available_on_node(&tree.0.join("sys"), NodeId(node));
+        let kib = |kib: u64| Some(kib * 1024);
+        assert_eq!([0, 1, 2, 3, 4].map(available), [kib(3), kib(1300), None, None, None]);
     }
 
     #[test]
