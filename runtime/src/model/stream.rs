@@ -1,7 +1,7 @@
 //! One pass over a file: its bytes in order, read ahead, hashed if that is wanted, and handed to the threads that pack.
 //!
-//! One thread reads and hashes; each range goes to the packing thread that has the fewest bytes to do. So a file is read
-//! once, and the hash is that of the bytes that were packed.
+//! One thread reads, one hashes (the same where one packs), and each range goes to the packing thread that has the fewest
+//! bytes to do. So a file is read once, and the hash is that of the bytes that were packed.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,6 +9,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -92,11 +93,16 @@ impl Bytes {
     }
 }
 
-/// What a packing thread gives back.
+/// What a thread gives back. The last to do so gives the memory with it.
 struct Done {
+    bytes: Arc<Bytes>,
+    /// Of a packing thread.
+    packed: Option<Packed>,
+}
+
+struct Packed {
     worker: usize,
     bytes: u64,
-    slot: Option<Slot>,
     result: Result<(), Error>,
 }
 
@@ -116,8 +122,8 @@ pub(super) fn run(
     let route = feed.route();
     let sha256 = std::thread::scope(|scope| {
         // Room for everything, so that no thread ever waits to put something in.
-        let (done_in, done) = sync_channel(pieces.len());
-        let packers: Vec<SyncSender<(Job<'_>, Bytes)>> = (0..threads.max(1))
+        let (done_in, done) = sync_channel(2 * pieces.len());
+        let packers: Vec<SyncSender<(Job<'_>, Arc<Bytes>)>> = (0..threads.max(1))
             .map(|worker| {
                 let (jobs_in, jobs) = sync_channel(pieces.len());
                 let done_in = done_in.clone();
@@ -125,9 +131,18 @@ pub(super) fn run(
                 jobs_in
             })
             .collect();
-        drop(done_in);
-        Reader { feed: &mut feed, hash: hash.then(Sha256::new), busy: vec![0; packers.len()], packers, done }
-            .run(pieces)
+        let (hashing, hasher) = match (hash, threads) {
+            (false, _) => (Hashing::Off, None),
+            // Beside others' work there is no hurry.
+            (true, ..=1) => (Hashing::Here(Sha256::new()), None),
+            (true, _) => {
+                let (bytes_in, bytes) = sync_channel(pieces.len());
+                (Hashing::Beside(bytes_in), Some(scope.spawn(move || hash_all(&bytes, &done_in))))
+            }
+        };
+        let (busy, unhashed) = (vec![0; packers.len()], 0);
+        let here = Reader { feed: &mut feed, hashing, unhashed, busy, packers, done }.run(pieces)?;
+        Ok::<_, Error>(here.or_else(|| hasher.map(|hasher| hasher.join().expect("hashing does not panic"))))
     })?;
     Ok(Pass { sha256, route, bytes, time: started.elapsed() })
 }
@@ -158,15 +173,29 @@ fn fill_gap(pieces: &mut Vec<Piece<'_>>, gap: Range<u64>) {
 }
 
 /// A packing thread.
-fn pack(worker: usize, jobs: &Receiver<(Job<'_>, Bytes)>, done: &SyncSender<Done>, progress: &(dyn Fn(u64) + Sync)) {
+fn pack(
+    worker: usize,
+    jobs: &Receiver<(Job<'_>, Arc<Bytes>)>,
+    done: &SyncSender<Done>,
+    progress: &(dyn Fn(u64) + Sync),
+) {
     while let Ok((job, bytes)) = jobs.recv() {
-        let packed = job.packed_bytes() as u64;
-        let (result, bytes_done) = (job.run(bytes.data()), bytes.data().len() as u64);
-        progress(packed);
-        let slot = bytes.into_slot();
+        let packed_bytes = job.packed_bytes() as u64;
+        let packed = Packed { worker, result: job.run(bytes.data()), bytes: bytes.data().len() as u64 };
+        progress(packed_bytes);
         // A reader that is gone has an error to tell.
-        let _ = done.send(Done { worker, bytes: bytes_done, slot, result });
+        let _ = done.send(Done { bytes, packed: Some(packed) });
     }
+}
+
+/// The hashing thread: takes bytes in the order of the file.
+fn hash_all(pieces: &Receiver<Arc<Bytes>>, done: &SyncSender<Done>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    while let Ok(bytes) = pieces.recv() {
+        hash.update(bytes.data());
+        let _ = done.send(Done { bytes, packed: None });
+    }
+    hash.finalize().into()
 }
 
 /// Where bytes come from.
@@ -260,17 +289,27 @@ enum Started {
     Reading(u16),
 }
 
+/// Who hashes.
+enum Hashing {
+    Off,
+    Here(Sha256),
+    Beside(SyncSender<Arc<Bytes>>),
+}
+
 /// The thread that reads.
 struct Reader<'f, 's, 'a> {
     feed: &'f mut Feed<'s>,
-    hash: Option<Sha256>,
-    packers: Vec<SyncSender<(Job<'a>, Bytes)>>,
+    hashing: Hashing,
+    /// Ranges that another thread has not hashed yet.
+    unhashed: usize,
+    packers: Vec<SyncSender<(Job<'a>, Arc<Bytes>)>>,
     /// Bytes that each packer has not done yet.
     busy: Vec<u64>,
     done: Receiver<Done>,
 }
 
 impl<'a> Reader<'_, '_, 'a> {
+    /// The hash, where it is made here.
     fn run(mut self, pieces: Vec<Piece<'a>>) -> Result<Option<[u8; 32]>, Error> {
         let mut pieces = pieces.into_iter().peekable();
         let mut started: VecDeque<(Started, Option<Job<'a>>)> = VecDeque::new();
@@ -290,26 +329,28 @@ impl<'a> Reader<'_, '_, 'a> {
                     let bytes = self.feed.finish(begun)?;
                     self.hand_out(job, bytes);
                 }
-                None if self.busy.iter().all(|bytes| *bytes == 0) && pieces.peek().is_none() => break,
+                None if self.is_idle() && pieces.peek().is_none() => break,
                 None => {
                     let done = self.done.recv().expect("packers outlive their reader");
                     self.take_back(done)?;
                 }
             }
         }
-        Ok(self.hash.map(|hash| hash.finalize().into()))
+        Ok(if let Hashing::Here(hash) = self.hashing { Some(hash.finalize().into()) } else { None })
     }
 
     fn hand_out(&mut self, job: Option<Job<'a>>, bytes: Bytes) {
-        if let Some(hash) = &mut self.hash {
-            hash.update(bytes.data());
-        }
-        let Some(job) = job else {
-            if let Some(slot) = bytes.into_slot() {
-                self.feed.give_back(slot);
+        let bytes = Arc::new(bytes);
+        match &mut self.hashing {
+            Hashing::Off => {}
+            Hashing::Here(hash) => hash.update(bytes.data()),
+            Hashing::Beside(hasher) => {
+                self.unhashed += 1;
+                let sent = hasher.send(Arc::clone(&bytes));
+                assert!(sent.is_ok(), "the hashing thread outlives its reader");
             }
-            return;
-        };
+        }
+        let Some(job) = job else { return self.free(bytes) };
         let len = bytes.data().len() as u64;
         let idlest = (0..self.busy.len()).min_by_key(|&worker| self.busy[worker]).expect("there is a packer");
         self.busy[idlest] += len;
@@ -318,11 +359,24 @@ impl<'a> Reader<'_, '_, 'a> {
     }
 
     fn take_back(&mut self, done: Done) -> Result<(), Error> {
-        self.busy[done.worker] -= done.bytes;
-        if let Some(slot) = done.slot {
+        self.free(done.bytes);
+        let Some(Packed { worker, bytes, result }) = done.packed else {
+            self.unhashed -= 1;
+            return Ok(());
+        };
+        self.busy[worker] -= bytes;
+        result
+    }
+
+    fn is_idle(&self) -> bool {
+        self.unhashed == 0 && self.busy.iter().all(|bytes| *bytes == 0)
+    }
+
+    /// Frees the memory of `bytes` if nobody else has them.
+    fn free(&mut self, bytes: Arc<Bytes>) {
+        if let Some(slot) = Arc::into_inner(bytes).and_then(Bytes::into_slot) {
             self.feed.give_back(slot);
         }
-        done.result
     }
 }
 
