@@ -3,8 +3,12 @@
 #include "draw.h"
 #include "few.h"
 #include "gemm.h"
+#if WARPGROUPS
+#include "group.h"
+#endif
 #include "head.h"
 #include "prompt.h"
+#include "rows.h"
 
 KERNEL void __launch_bounds__(THREADS) embed_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
@@ -23,6 +27,15 @@ KERNEL void __launch_bounds__(THREADS) norm_rows(const GRID_CONSTANT Phase p, co
     quantize_phase(p, s, area, reduced);
 }
 
+// The same for rows of up to 8192 columns, kept in registers.
+KERNEL void __launch_bounds__(ROW_THREADS, 3) norm_kept(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    if (p.cols <= 3 * 4 * ROW_THREADS) {
+        norm_kept_row<3>(p, s);
+    } else {
+        norm_kept_row<8>(p, s);
+    }
+}
+
 KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_8(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     Few<1>(p, s).run();
 }
@@ -33,10 +46,18 @@ KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_32(const GRID_CONSTANT Phas
     Few<4>(p, s).run();
 }
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+#if WARPGROUPS
+    group_linear<8, 6>(p, s);
+#else
     linear_rows<1, 8, 6>(p, s);
+#endif
 }
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+#if WARPGROUPS
+    group_linear<16, 4>(p, s);
+#else
     linear_rows<4, 4, 4>(p, s);
+#endif
 }
 
 // Decode rows: RoPE, cache write and attention, a block for each split of a row and kv head.
@@ -47,7 +68,7 @@ KERNEL void __launch_bounds__(THREADS) store_rows(const GRID_CONSTANT Phase p, c
     wait_prior();
     store_row(s, p.rows, p.first_block + (int)blockIdx.x);
 }
-KERNEL void __launch_bounds__(PROMPT_THREADS, 3) attend_prompt(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+KERNEL void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     attend_prompt_tile(s, p.rows);
 }

@@ -50,6 +50,7 @@ inline Launch embed(const Step& s, const Phase& p) {
 }
 
 inline Launch norm(const Step& s, const Phase& p) {
+    if (p.cols <= 8192) return {"norm_kept", s.tokens, 1, 256, REDUCED_BYTES, p, s};
     return {"norm_rows", s.tokens, 1, THREADS, REDUCED_BYTES + p.cols * 8, p, s};
 }
 
@@ -62,12 +63,14 @@ inline int token_tile(int tokens) {
 }
 
 // Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor, while each
-// has some to do. Up to 32 rows a block holds all its loads at once.
+// has some to do. Up to 32 rows a block holds all its loads at once. Warpgroups want a multiprocessor for themselves, unless
+// columns are many.
 inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
     const int tile = token_tile(s.tokens), blocks = divided(p.tiles, 8) * divided(s.tokens, tile), items = divided(p.cols, 128);
+    const bool groups = tile >= 64 && limits.cluster_max > 1;
     int cluster = 1;
-    while (cluster * 2 <= limits.cluster_max && blocks * cluster * 2 <= 2 * limits.multiprocessors &&
-           items >= cluster * (tile <= 32 ? 10 : 4)) {
+    while (cluster * 2 <= limits.cluster_max && items >= cluster * (tile <= 32 ? 10 : 4) &&
+           blocks * cluster * 2 <= (groups && items < 27 * cluster ? 1 : 2) * limits.multiprocessors) {
         cluster *= 2;
     }
     const char* kernel = tile == 8    ? "linear_8"
@@ -79,7 +82,7 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
     // The stages, then what finishing needs; the sums of 128 rows that take the stages' place are less.
     const int stages = tile == 64 ? 6 : 4;
     const int shared = tile <= 32 ? tile * 512 + held * item : stages * item;
-    return {kernel, blocks * cluster, cluster, 256, shared + 128 + tile * 8, p, s};
+    return {kernel, blocks * cluster, cluster, 256, shared + (groups ? tile * 16 : 128 + tile * 8), p, s};
 }
 
 // Decode rows, the first of the batch: a block for each split of a row and kv head.
@@ -95,8 +98,11 @@ inline Launch store(const Step& s, const BatchRows& rows, Phase p) {
     p.first_block = rows.decodes;
     return {"store_rows", rows.prompts, 1, THREADS, 0, p, s};
 }
-inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p) {
-    return {"attend_prompt", rows.prompt_tiles * s.kv_heads, 1, 128, 4 * 8 * (2 * s.head_dim + SPLIT + 4) * 4, p, s};
+// Pairs of a row and a query head in a tile of a prompt, whose rows are that by `group`.
+inline int prompt_pairs(const BatchLimits& limits) { return limits.cluster_max > 1 ? 64 : 32; }
+inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p, const BatchLimits& limits) {
+    const int pairs = prompt_pairs(limits), shared = (pairs * (SPLIT + 8 + s.head_dim) + 8 * 256 + 4) * 4; // TileArea
+    return {"attend_prompt", rows.prompt_tiles * s.kv_heads * s.splits_max, 1, 256, shared, p, s};
 }
 
 // The head of `s.tokens` rows by its screen: phases SCREEN, CHOOSE (input: the screen's output); `draw` only

@@ -1,5 +1,7 @@
 // Instructions that the kernels use, each as one function: the GPU's own here, the emulator's in emulator/cuda.h.
 //
+// WARPGROUPS: the tensor cores of 9.0 multiply for four warps at once, with operands from shared memory.
+//
 // Compiled without contraction (--fmad=false): a product and a sum fuse where the source says fused() and nowhere else.
 #pragma once
 
@@ -9,9 +11,14 @@
 #define DEVICE __device__ __forceinline__
 #define KERNEL extern "C" __global__
 #define GRID_CONSTANT __grid_constant__
+#if __CUDA_ARCH__ >= 900
+#define WARPGROUPS 1
+#else
+#define WARPGROUPS 0
+#endif
 
 DEVICE unsigned char* shared_arena() {
-    extern __shared__ __align__(128) unsigned char arena[];
+    extern __shared__ __align__(1024) unsigned char arena[];
     return arena;
 }
 
@@ -41,6 +48,12 @@ DEVICE unsigned warp_max(unsigned x) { return __reduce_max_sync(0xffffffffu, x);
 DEVICE unsigned warp_ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 DEVICE int lowest_bit(unsigned x) { return __ffs((int)x) - 1; }
 DEVICE int warp_sum(int x) { return __reduce_add_sync(0xffffffffu, x); }
+
+// The lowest bytes of four words; the sum of a word's signed bytes and more.
+DEVICE unsigned low_bytes(unsigned a, unsigned b, unsigned c, unsigned d) {
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+DEVICE int sum_bytes(unsigned word, int more) { return __dp4a((int)word, 0x01010101, more); }
 
 // sum (16 x 8, int32) += a (16 x 32, unsigned bytes) * b (32 x 8, signed bytes).
 DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -142,6 +155,55 @@ DEVICE int4 load_of_block(const int4* at, int rank) {
 // blocks once all blocks here have called launch_next or ended.
 DEVICE void wait_prior() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEVICE void launch_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+// Products of a warpgroup: each of its warps has 16 rows in `a`, and all of them 8 NT tokens of 128 bytes at `b` (swizzled by
+// 128 bytes), of which step q takes 32. They are under way from begin to commit, and done when at most PENDING commits are
+// not: until then nobody touches sums, operands and `b`.
+DEVICE void gather_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void gather_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING> DEVICE void gather_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+// Values stay where they are across what the compiler does not see.
+template <int NT> DEVICE void settle(int (&sum)[NT][4]) {
+#pragma unroll
+    for (int i = 0; i < NT * 4; i++) asm volatile("" : "+r"(sum[i / 4][i % 4])::"memory");
+}
+// As the instruction wants it: address, 8 rows every 1024 bytes, swizzle.
+DEVICE unsigned long long gathered_rows(const void* at) {
+    unsigned shared = (unsigned)__cvta_generic_to_shared(at);
+    return (unsigned long long)(shared >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+DEVICE void gather_mma(int (&sum)[16][4], const unsigned (&a)[4], const void* b, int step) {
+    asm volatile(
+        "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+        "{%64,%65,%66,%67}, %68, p;}"
+        : "+r"(sum[0][0]), "+r"(sum[0][1]), "+r"(sum[0][2]), "+r"(sum[0][3]), "+r"(sum[1][0]), "+r"(sum[1][1]), "+r"(sum[1][2]), "+r"(sum[1][3]),
+          "+r"(sum[2][0]), "+r"(sum[2][1]), "+r"(sum[2][2]), "+r"(sum[2][3]), "+r"(sum[3][0]), "+r"(sum[3][1]), "+r"(sum[3][2]), "+r"(sum[3][3]),
+          "+r"(sum[4][0]), "+r"(sum[4][1]), "+r"(sum[4][2]), "+r"(sum[4][3]), "+r"(sum[5][0]), "+r"(sum[5][1]), "+r"(sum[5][2]), "+r"(sum[5][3]),
+          "+r"(sum[6][0]), "+r"(sum[6][1]), "+r"(sum[6][2]), "+r"(sum[6][3]), "+r"(sum[7][0]), "+r"(sum[7][1]), "+r"(sum[7][2]), "+r"(sum[7][3]),
+          "+r"(sum[8][0]), "+r"(sum[8][1]), "+r"(sum[8][2]), "+r"(sum[8][3]), "+r"(sum[9][0]), "+r"(sum[9][1]), "+r"(sum[9][2]), "+r"(sum[9][3]),
+          "+r"(sum[10][0]), "+r"(sum[10][1]), "+r"(sum[10][2]), "+r"(sum[10][3]), "+r"(sum[11][0]), "+r"(sum[11][1]), "+r"(sum[11][2]), "+r"(sum[11][3]),
+          "+r"(sum[12][0]), "+r"(sum[12][1]), "+r"(sum[12][2]), "+r"(sum[12][3]), "+r"(sum[13][0]), "+r"(sum[13][1]), "+r"(sum[13][2]), "+r"(sum[13][3]),
+          "+r"(sum[14][0]), "+r"(sum[14][1]), "+r"(sum[14][2]), "+r"(sum[14][3]), "+r"(sum[15][0]), "+r"(sum[15][1]), "+r"(sum[15][2]), "+r"(sum[15][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(gathered_rows(b) + 2 * step));
+}
+DEVICE void gather_mma(int (&sum)[8][4], const unsigned (&a)[4], const void* b, int step) {
+    asm volatile(
+        "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+        "{%32,%33,%34,%35}, %36, p;}"
+        : "+r"(sum[0][0]), "+r"(sum[0][1]), "+r"(sum[0][2]), "+r"(sum[0][3]), "+r"(sum[1][0]), "+r"(sum[1][1]), "+r"(sum[1][2]), "+r"(sum[1][3]),
+          "+r"(sum[2][0]), "+r"(sum[2][1]), "+r"(sum[2][2]), "+r"(sum[2][3]), "+r"(sum[3][0]), "+r"(sum[3][1]), "+r"(sum[3][2]), "+r"(sum[3][3]),
+          "+r"(sum[4][0]), "+r"(sum[4][1]), "+r"(sum[4][2]), "+r"(sum[4][3]), "+r"(sum[5][0]), "+r"(sum[5][1]), "+r"(sum[5][2]), "+r"(sum[5][3]),
+          "+r"(sum[6][0]), "+r"(sum[6][1]), "+r"(sum[6][2]), "+r"(sum[6][3]), "+r"(sum[7][0]), "+r"(sum[7][1]), "+r"(sum[7][2]), "+r"(sum[7][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(gathered_rows(b) + 2 * step));
+}
+// What this thread wrote or copied to shared memory, the tensor cores see after the next barrier.
+DEVICE void show_to_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #else
 DEVICE int cluster_size() { return 1; }
 DEVICE int cluster_rank() { return 0; }
@@ -153,6 +215,7 @@ DEVICE void store_to_block(int4* at, int, const int4& v) { *at = v; }
 DEVICE int4 load_of_block(const int4* at, int) { return *at; }
 DEVICE void wait_prior() {}
 DEVICE void launch_next() {}
+DEVICE void show_to_tensor_cores() {}
 #endif
 // Memory accesses before stay before: fewer values in registers at once.
 DEVICE void keep_order() { asm volatile("" ::: "memory"); }

@@ -107,7 +107,7 @@ struct Step {
     signed char* screened; // batch kernels, SCREEN: two B operand tokens a row, upper and lower bytes; for 128 tokens more
     float* screen_rows;    // likewise: four floats a row, see ScreenRow
     float* normed;         // likewise: rows of hidden floats
-    const int* prompt_tiles; // batch kernels: first row and rows (1 to 32 / group) of each tile of a prompt
+    const int* prompt_tiles; // batch kernels: first row and rows (1 to PROMPT_PAIRS / group) of each tile of a prompt
     const int* earlier;    // token_ids of the step before, which has not been waited for
     const Draw* draws;     // batch kernels, SCREEN: of each picked row; null: greatest logits
     Chosen* chosen;        // likewise: the best of each 2048 tokens

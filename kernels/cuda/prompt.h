@@ -1,290 +1,432 @@
-// Attention of prompts: a tile of successive rows of one sequence against the cache, a warp for each 8 (row, query head)
-// pairs of one kv head. The bits of kernels/src/attention: chains of 32 dimensions, splits of 256 positions merged in order.
+// Attention of prompts: pairs of successive rows of one sequence and query heads of one kv head against the cache, a block
+// for each 64 of them (32 below devices of 9.0) and split, of which the last to come merges all. The bits of kernels/src/attention: chains of 32
+// dimensions, splits of 256 positions merged in order.
+//
+// Products are 8 x 8 or 8 x 4 a thread, from keys, values and queries that are widened once into shared memory. Keys and values
+// are a warp's own: it waits for no other.
 #pragma once
 
 #include "attention.h"
 
-enum { PROMPT_WARPS = 4, PROMPT_ROWS = 8, PROMPT_THREADS = PROMPT_WARPS * 32, PROMPT_KEYS = 4 };
-
-// RoPE of row t; keys and values into the cache, queries as F16 into Step.
-DEVICE void store_row(const Step& s, int layer, int t) {
-    const int dim = s.head_dim, position = s.positions[t], slot = position % KV_BLOCK;
-    const float* row = s.qkv + (long long)t * (s.heads + 2 * s.kv_heads) * dim;
-    const long long head_block = 2 * KV_BLOCK * dim;
-    int block = s.block_table[(long long)s.sequences[t] * s.table_stride + position / KV_BLOCK];
-    unsigned short* pool = s.kv_pool + ((long long)block * s.layers + layer) * s.kv_heads * head_block;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < (s.heads + 2 * s.kv_heads) * dim; i += THREADS) {
-        int head = i / dim, d = i - head * dim, kv_head = head - s.heads;
-        if (kv_head >= s.kv_heads) {
-            kv_head -= s.kv_heads;
-            pool[kv_head * head_block + (KV_BLOCK + slot) * dim + d] = half_of_float(row[i]);
-            continue;
-        }
-        unsigned short half = half_of_float(rotated(s, row + head * dim, position, d));
-        if (kv_head < 0) {
-            s.queries[(long long)t * s.heads * dim + i] = half;
-        } else {
-            pool[kv_head * head_block + (d / 8 * KV_BLOCK + slot) * 8 + d % 8] = half;
-        }
-    }
-}
-
-// Shared memory of a warp of R pairs.
-template <int R> struct PromptArea {
-    float* queries; // [R][head_dim]
-    float* outputs; // likewise: unscaled values of the splits so far
-    float* weights; // [R][SPLIT]
-    float* state;   // [R][2]: greatest score, sum of weights
-    float* part;    // the same of the split at hand
-
-    DEVICE void place(unsigned char* arena, int dim) {
-        queries = (float*)(arena + warp_id() * R * (2 * dim + SPLIT + 4) * 4);
-        outputs = queries + R * dim;
-        weights = outputs + R * dim;
-        state = weights + R * SPLIT;
-        part = state + 2 * R;
-    }
+enum {
+    PROMPT_WARPS = 8,
+    PROMPT_THREADS = PROMPT_WARPS * 32,
+    PROMPT_PAIRS = WARPGROUPS ? 64 : 32,
+    LANE_PAIRS = PROMPT_PAIRS / 8, // of a lane 4 g + x: 8 i + g
+    WEIGHT_STRIDE = SPLIT + 4,     // against bank conflicts
+    WIDE_DIMS = 8,                 // of a cache block's keys, a lane 4 x .. + 4 and 16 + 4 x .. + 4
+    WIDE_POSITIONS = 16,           // of 16 dimensions, a lane 4 x .. + 4
+    WIDE_FLOATS = 256,
 };
 
-// Pairs of one sequence and kv head; pairs past the last are copies of it whose results are dropped.
-struct PromptRows {
-    int first_row, first_pair, pairs, group, position; // position of pair 0
+static_assert(PROMPT_WARPS * KV_BLOCK == SPLIT && WIDE_DIMS * KV_BLOCK == WIDE_FLOATS && WIDE_POSITIONS * 16 == WIDE_FLOATS,
+              "keys and values take the same room");
+
+// Shared memory of a block.
+struct TileArea {
+    float* queries; // [head_dim][LANE_PAIRS g + i]
+    float* weights; // [pair][WEIGHT_STRIDE]: scores of a split, then weights
+    float* wide;    // of the warp
+    float* states;  // [pair][2]: greatest score, sum of weights
+    int* ends;      // [pair]: positions that it sees
+    int* places;    // [pair]: row * heads + head
+    int* merges;
+
+    DEVICE void place(unsigned char* arena) {
+        weights = (float*)arena;
+        wide = weights + PROMPT_PAIRS * WEIGHT_STRIDE + warp_id() * WIDE_FLOATS;
+        states = weights + PROMPT_PAIRS * WEIGHT_STRIDE + PROMPT_WARPS * WIDE_FLOATS;
+        ends = (int*)(states + 2 * PROMPT_PAIRS);
+        places = ends + PROMPT_PAIRS;
+        merges = places + PROMPT_PAIRS;
+        queries = (float*)(merges + 4);
+    }
+    // Positions of a split that a pair sees.
+    DEVICE int seen(int pair, int split) const { return min(max(ends[pair] - split * (int)SPLIT, 0), (int)SPLIT); }
+    DEVICE int longest(int split) const { return seen(PROMPT_PAIRS - 1, split); }
+};
+
+// Where a tile's keys and values are.
+struct TileCache {
     const int* table;
     const unsigned short* pool; // of layer and kv head
     long long block_stride;
 
-    DEVICE int row(int r) const { return (first_pair + min(r, pairs - 1)) / group; }
-    DEVICE int head(int r) const { return (first_pair + min(r, pairs - 1)) % group; }
-    DEVICE int seen(int r, int split) const {
-        return min(max(position + row(r) - row(0) + 1 - split * (int)SPLIT, 0), (int)SPLIT);
-    }
     DEVICE const unsigned short* block(int split, int b) const {
         return pool + table[split * (SPLIT / KV_BLOCK) + b] * block_stride;
     }
 };
 
-// Products of R queries, `stride` apart, with 8 dimensions of each key.
-template <int R>
-DEVICE void add_products(const float* queries, int stride, const uint4 (&k)[PROMPT_KEYS], float (&sum)[R][PROMPT_KEYS]) {
+DEVICE void widen(float (&to)[8], const uint4& from) {
+    const unsigned words[4] = {from.x, from.y, from.z, from.w};
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        float2 low[PROMPT_KEYS], high[PROMPT_KEYS];
-#pragma unroll
-        for (int j = 0; j < PROMPT_KEYS; j++) {
-            low[j] = floats_of_halves(half ? k[j].z : k[j].x);
-            high[j] = floats_of_halves(half ? k[j].w : k[j].y);
-        }
-#pragma unroll
-        for (int r = 0; r < R; r++) {
-            float4 q = *(const float4*)(queries + r * stride + half * 4);
-#pragma unroll
-            for (int j = 0; j < PROMPT_KEYS; j++) {
-                float x = fused(q.y, low[j].y, fused(q.x, low[j].x, sum[r][j]));
-                sum[r][j] = fused(q.w, high[j].y, fused(q.z, high[j].x, x));
-            }
-        }
+    for (int i = 0; i < 4; i++) {
+        float2 pair = floats_of_halves(words[i]);
+        to[2 * i] = pair.x;
+        to[2 * i + 1] = pair.y;
     }
 }
 
-// Scores of PROMPT_KEYS cache blocks from `first` on; a lane has the same position of each.
-template <int R>
-DEVICE void score_blocks(const Step& s, const PromptRows& rows, const PromptArea<R>& area, int split, int first, int blocks) {
+// Pairs past the last are copies of it whose results are dropped.
+DEVICE void load_queries(const Step& s, const TileArea& area, int first_row, int pairs, int kv_head) {
     const int dim = s.head_dim;
-    const uint4* keys[PROMPT_KEYS];
-#pragma unroll
-    for (int j = 0; j < PROMPT_KEYS; j++) {
-        keys[j] = (const uint4*)rows.block(split, min(first + j, blocks - 1)) + lane_id();
-    }
-    float total[R][PROMPT_KEYS] = {};
 #pragma unroll 1
-    for (int chain = 0; chain < dim; chain += CHAIN) {
-        float sum[R][PROMPT_KEYS] = {};
-        // One pair leaves room for the loads of a whole chain at once.
-        enum { STEPS = R == 1 ? CHAIN / 8 : 1 };
-#pragma unroll 1
-        for (int start = chain; start < min(chain + CHAIN, dim); start += 8 * STEPS) {
-            uint4 k[STEPS][PROMPT_KEYS];
-#pragma unroll
-            for (int i = 0; i < STEPS * PROMPT_KEYS; i++) {
-                int d = start + i / PROMPT_KEYS * 8;
-                if (STEPS == 1 || d < dim) k[i / PROMPT_KEYS][i % PROMPT_KEYS] = keys[i % PROMPT_KEYS][d / 8 * KV_BLOCK];
-            }
-#pragma unroll
-            for (int i = 0; i < STEPS; i++) {
-                int d = start + i * 8;
-                if (STEPS == 1 || d < dim) add_products(area.queries + d, dim, k[i], sum);
-            }
+    for (int i = threadIdx.x; i < PROMPT_PAIRS * (dim / 8); i += PROMPT_THREADS) {
+        const int pair = i % PROMPT_PAIRS, d = i / PROMPT_PAIRS * 8, p = min(pair, pairs - 1);
+        const int place = (first_row + p / s.group) * s.heads + kv_head * s.group + p % s.group;
+        if (d == 0) {
+            area.places[pair] = place;
+            area.ends[pair] = s.positions[first_row] + p / s.group + 1;
         }
+        float x[8];
+        widen(x, *(const uint4*)(s.queries + (long long)place * dim + d));
+        float* to = area.queries + d * PROMPT_PAIRS + pair % 8 * LANE_PAIRS + pair / 8;
 #pragma unroll
-        for (int i = 0; i < R * PROMPT_KEYS; i++) (&total[0][0])[i] += (&sum[0][0])[i];
-    }
-#pragma unroll
-    for (int i = 0; i < R * PROMPT_KEYS; i++) {
-        int r = i / PROMPT_KEYS, place = (first + i % PROMPT_KEYS) * KV_BLOCK + lane_id();
-        if (place < SPLIT) area.weights[r * SPLIT + place] = total[r][i % PROMPT_KEYS] * s.score_scale;
+        for (int j = 0; j < 8; j++) to[j * PROMPT_PAIRS] = x[j];
     }
 }
 
-// Scores of one row become weights exp(score - greatest), 0 past what it sees.
-DEVICE void soften_row(float* weights, int seen, float* part) {
-    float score[SPLIT / 32], most = -INFINITE;
+DEVICE void add_products(float (&sum)[8], float query, const float4 (&keys)[2]) {
+    sum[0] = fused(query, keys[0].x, sum[0]);
+    sum[1] = fused(query, keys[0].y, sum[1]);
+    sum[2] = fused(query, keys[0].z, sum[2]);
+    sum[3] = fused(query, keys[0].w, sum[3]);
+    sum[4] = fused(query, keys[1].x, sum[4]);
+    sum[5] = fused(query, keys[1].y, sum[5]);
+    sum[6] = fused(query, keys[1].z, sum[6]);
+    sum[7] = fused(query, keys[1].w, sum[7]);
+}
+
+// Scores of all pairs with cache block b of the split, yet without their scale.
+DEVICE void score_keys(const Step& s, const TileCache& cache, const TileArea& area, int split, int b) {
+    const int dim = s.head_dim, g = lane_id() / 4, x = lane_id() % 4;
+    const uint4* keys = (const uint4*)cache.block(split, b) + lane_id();
+    uint4 next = *keys;
+    float sum[LANE_PAIRS][8] = {};
+#pragma unroll 1
+    for (int d = 0; d < dim; d += WIDE_DIMS) {
+        float k[8];
+        widen(k, next);
+        __syncwarp();
 #pragma unroll
-    for (int i = 0; i < SPLIT / 32; i++) {
-        score[i] = i * 32 + lane_id() < seen ? weights[i * 32 + lane_id()] : -INFINITE;
+        for (int j = 0; j < 8; j++) area.wide[j * KV_BLOCK + lane_id()] = k[j];
+        __syncwarp();
+        keys += KV_BLOCK;
+        if (d + WIDE_DIMS < dim) next = *keys;
+        const float *q_at = area.queries + d * PROMPT_PAIRS + g * LANE_PAIRS, *k_at = area.wide + 4 * x;
+#pragma unroll 2
+        for (int j = 0; j < WIDE_DIMS; j++) {
+            const float4 keys_of[2] = {*(const float4*)(k_at + j * KV_BLOCK), *(const float4*)(k_at + j * KV_BLOCK + 16)};
+            float4 q[LANE_PAIRS / 4];
+#pragma unroll
+            for (int i = 0; i < LANE_PAIRS / 4; i++) q[i] = ((const float4*)(q_at + j * PROMPT_PAIRS))[i];
+#pragma unroll
+            for (int i = 0; i < LANE_PAIRS; i++) {
+                const float4& four = q[i / 4];
+                add_products(sum[i], i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w, keys_of);
+            }
+        }
+        if ((d + WIDE_DIMS) % CHAIN != 0 && d + WIDE_DIMS < dim) continue;
+        // The end of a chain.
+#pragma unroll
+        for (int i = 0; i < LANE_PAIRS * 2; i++) {
+            float4* at = (float4*)(area.weights + (i / 2 * 8 + g) * WEIGHT_STRIDE + b * KV_BLOCK + i % 2 * 16 + 4 * x);
+            float* of = sum[i / 2] + i % 2 * 4;
+            float4 total = d < CHAIN ? float4{0.0f, 0.0f, 0.0f, 0.0f} : *at;
+            *at = float4{total.x + of[0], total.y + of[1], total.z + of[2], total.w + of[3]};
+            of[0] = of[1] = of[2] = of[3] = 0.0f;
+        }
+    }
+}
+
+// e^x for x up to 0, the bits of exp_exact: one exact power of two on the bits, one that may round.
+DEVICE float exp_of_negative(float x) {
+    const float round = 12582912.0f + 64.0f;
+    x = -104.0f > x ? -104.0f : x;
+    const float shifted = fused(x, 1.44269504088896340736f, round), n = shifted - round;
+    const float r = fused(n, 1.9046542e-9f, fused(n, -0.693147180559945309417f, x));
+    float p = 0.0013814538f;
+    p = fused(p, r, 0.008368745f);
+    p = fused(p, r, 0.04166839f);
+    p = fused(p, r, 0.16666521f);
+    p = fused(p, r, 0.49999994f);
+    p = fused(r * r, p, r) + 1.0f;
+    // The product with 0 keeps what is no number.
+    return fused(float_of_bits(bits_of_float(p) + (bits_of_float(shifted) << 23)), 5.42101086242752217e-20f, 0.0f * r);
+}
+
+// Scores of two pairs become weights exp(score - greatest), half a warp for each. Position p counts to lane p % 16, in order;
+// lanes merge by the tree + 8, + 4, + 2, + 1.
+DEVICE void soften_pairs(const Step& s, const TileArea& area, int first, int split) {
+    const int pair = first + lane_id() / 16 * 4, lane = lane_id() % 16, seen = area.seen(pair, split);
+    float* weights = area.weights + pair * WEIGHT_STRIDE + lane;
+    float score[SPLIT / 16], most = -INFINITE, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < SPLIT / 16; i++) {
+        score[i] = i * 16 + lane < seen ? weights[i * 16] * s.score_scale : -INFINITE;
         most = fmaxf(most, score[i]);
     }
-    most = unordered(warp_max(ordered(most)));
+    for (int mask = 8; mask > 0; mask >>= 1) most = fmaxf(most, shuffle_xor(most, mask));
 #pragma unroll
-    for (int i = 0; i < SPLIT / 32; i++) {
-        weights[i * 32 + lane_id()] = i * 32 + lane_id() < seen ? exp_exact(score[i] - most) : 0.0f;
+    for (int i = 0; i < SPLIT / 16; i++) {
+        // All at once, without a branch.
+        const unsigned mask = i * 16 + lane < seen ? 0xffffffffu : 0u;
+        const float weight = float_of_bits(bits_of_float(exp_of_negative(score[i] - most)) & mask);
+        weights[i * 16] = weight;
+        sum += weight;
     }
-    __syncwarp();
-    float sum = sum_weights(weights);
-    if (lane_id() == 0) {
-        part[0] = most;
-        part[1] = sum;
+    for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
+    if (lane == 0) {
+        area.states[2 * pair] = most;
+        area.states[2 * pair + 1] = sum;
     }
 }
 
-DEVICE void mix_position(float (&sum)[4], float weight, const float2& low, const float2& high) {
-    sum[0] = fused(weight, low.x, sum[0]);
-    sum[1] = fused(weight, low.y, sum[1]);
-    sum[2] = fused(weight, high.x, sum[2]);
-    sum[3] = fused(weight, high.y, sum[3]);
+DEVICE void add_values(float (&sum)[4], float weight, const float4& value) {
+    sum[0] = fused(weight, value.x, sum[0]);
+    sum[1] = fused(weight, value.y, sum[1]);
+    sum[2] = fused(weight, value.z, sum[2]);
+    sum[3] = fused(weight, value.w, sum[3]);
 }
 
-// N positions from p on, of one cache block, which all rows see.
-template <int R, int N>
-DEVICE void mix_positions(const unsigned short* values, int dim, const float* weights, int p, float (&sum)[R][4]) {
-    uint2 v[N];
+// Weighted values of the split, 16 dimensions from `first` on, in the order of positions.
+DEVICE void mix_values(const Step& s, const TileCache& cache, const TileArea& area, int split, int first,
+                       float (&sum)[LANE_PAIRS][4]) {
+    const int dim = s.head_dim, g = lane_id() / 4, x = lane_id() % 4;
+    const int common = area.seen(0, split), longest = area.longest(split);
+    // A lane loads half of a position's 16 dimensions.
+    const int half = lane_id() % 2 * 8, row = lane_id() / 2;
+    uint4 next = {0, 0, 0, 0};
+    auto load = [&](int start) {
+        if (start >= longest || first + half >= dim) return;
+        next = *(const uint4*)(cache.block(split, start / KV_BLOCK) + (KV_BLOCK + start % KV_BLOCK + row) * dim + first + half);
+    };
+    load(0);
+#pragma unroll 1
+    for (int start = 0; start < longest; start += WIDE_POSITIONS) {
+        float v[8];
+        widen(v, next);
+        __syncwarp();
+        float4* to = (float4*)(area.wide + row * 16 + half);
+        to[0] = float4{v[0], v[1], v[2], v[3]};
+        to[1] = float4{v[4], v[5], v[6], v[7]};
+        __syncwarp();
+        load(start + WIDE_POSITIONS);
+        const float *w_at = area.weights + g * WEIGHT_STRIDE + start, *v_at = area.wide + 4 * x;
+        int p = 0;
+#pragma unroll 1
+        for (; p + 4 <= min(common - start, (int)WIDE_POSITIONS); p += 4) {
+            float4 value[4];
 #pragma unroll
-    for (int i = 0; i < N; i++) v[i] = *(const uint2*)(values + ((p + i) % KV_BLOCK) * dim);
+            for (int j = 0; j < 4; j++) value[j] = *(const float4*)(v_at + (p + j) * 16);
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
-        float2 low[4], high[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            low[j] = floats_of_halves(v[i + j].x);
-            high[j] = floats_of_halves(v[i + j].y);
+            for (int i = 0; i < LANE_PAIRS; i++) {
+                float4 weight = *(const float4*)(w_at + i * 8 * WEIGHT_STRIDE + p);
+                add_values(sum[i], weight.x, value[0]);
+                add_values(sum[i], weight.y, value[1]);
+                add_values(sum[i], weight.z, value[2]);
+                add_values(sum[i], weight.w, value[3]);
+            }
         }
+        // What a pair does not see never enters its sum.
+#pragma unroll 1
+        for (; p < min(longest - start, (int)WIDE_POSITIONS); p++) {
+            const float4 value = *(const float4*)(v_at + p * 16);
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-            float4 w = *(const float4*)(weights + r * SPLIT + p + i);
-            mix_position(sum[r], w.x, low[0], high[0]);
-            mix_position(sum[r], w.y, low[1], high[1]);
-            mix_position(sum[r], w.z, low[2], high[2]);
-            mix_position(sum[r], w.w, low[3], high[3]);
-        }
-    }
-}
-
-// Weighted values of the dimensions d..d + 4 in the order of positions, into sums.
-template <int R>
-DEVICE void mix_rows(const Step& s, const PromptRows& rows, const float* weights, int split, int d,
-                     float (&sum)[R][4]) {
-    const int dim = s.head_dim, common = rows.seen(0, split), longest = rows.seen(R - 1, split);
-#pragma unroll 1
-    for (int b = 0; b * KV_BLOCK < longest; b++) {
-        const unsigned short* values = rows.block(split, b) + KV_BLOCK * dim + d;
-        int p = b * KV_BLOCK, end = min(longest, p + (int)KV_BLOCK);
-        for (; R == 1 && p + 16 <= min(common, end); p += 16) mix_positions<R, 16>(values, dim, weights, p, sum);
-#pragma unroll 1
-        for (; p + 4 <= min(common, end); p += 4) mix_positions<R, 4>(values, dim, weights, p, sum);
-#pragma unroll 1
-        for (; p < end; p++) {
-            uint2 v = *(const uint2*)(values + (p % KV_BLOCK) * dim);
-            float2 low = floats_of_halves(v.x), high = floats_of_halves(v.y);
-#pragma unroll
-            for (int r = 0; r < R; r++) {
-                // What a row does not see never enters its sum.
-                if (p < rows.seen(r, split)) mix_position(sum[r], weights[r * SPLIT + p], low, high);
+            for (int i = 0; i < LANE_PAIRS; i++) {
+                if (split * (int)SPLIT + start + p < area.ends[8 * i + g]) {
+                    add_values(sum[i], w_at[i * 8 * WEIGHT_STRIDE + p], value);
+                }
             }
         }
     }
 }
 
-// Adds the split's sums to those of the splits before it.
-template <int R>
-DEVICE void merge_rows(const PromptRows& rows, const PromptArea<R>& area, int split, int dim, int d,
-                       const float (&sum)[R][4]) {
+// A split's greatest score and sum of weights, and its values, for the block that comes last.
+DEVICE float* partial_state(const Step& s, int place, int split) {
+    return s.partial + (long long)s.tokens * s.heads * s.splits_max * s.head_dim + ((long long)place * s.splits_max + split) * 2;
+}
+DEVICE float* partial_values(const Step& s, int place, int split) {
+    return s.partial + ((long long)place * s.splits_max + split) * s.head_dim;
+}
+
+// Results of the only split, or what is to be merged.
+DEVICE void leave_values(const Step& s, const TileArea& area, int pairs, int split, bool only, int first,
+                         const float (&sum)[LANE_PAIRS][4]) {
+    const int g = lane_id() / 4, d = first + lane_id() % 4 * 4;
+    if (d >= s.head_dim) return;
 #pragma unroll
-    for (int r = 0; r < R; r++) {
-        float4* out = (float4*)(area.outputs + r * dim + d);
-        if (rows.seen(r, split) == 0) continue;
-        if (split == 0) {
-            *out = float4{sum[r][0], sum[r][1], sum[r][2], sum[r][3]};
+    for (int i = 0; i < LANE_PAIRS; i++) {
+        const int pair = 8 * i + g;
+        if (pair >= pairs) break;
+        const int place = area.places[pair];
+        const float all = only ? area.states[2 * pair + 1] : 1.0f;
+        float* to = only ? s.attention + (long long)place * s.head_dim : partial_values(s, place, split);
+        *(float4*)(to + d) = float4{sum[i][0] / all, sum[i][1] / all, sum[i][2] / all, sum[i][3] / all};
+    }
+}
+
+// All splits of a tile, in order, a warp for each pair.
+DEVICE void merge_tile(const Step& s, const TileArea& area, int pairs) {
+    enum { AHEAD = 4 };
+    const int dim = s.head_dim;
+#pragma unroll 1
+    for (int i = warp_id(); i < pairs * ((dim + 127) / 128); i += PROMPT_WARPS) {
+        const int pair = i % pairs, d = i / pairs * 128 + 4 * lane_id(), place = area.places[pair];
+        const int splits = (area.ends[pair] - 1) / (int)SPLIT + 1;
+        if (d >= dim) continue;
+        float greatest = 0.0f, sum = 0.0f;
+        float4 out = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 1
+        for (int start = 0; start < splits; start += AHEAD) {
+            float4 values[AHEAD];
+            float next[AHEAD], sums[AHEAD];
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) {
+                const int split = min(start + j, splits - 1);
+                values[j] = __ldcg((const float4*)(partial_values(s, place, split) + d));
+                next[j] = __ldcg(partial_state(s, place, split));
+                sums[j] = __ldcg(partial_state(s, place, split) + 1);
+            }
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) {
+                if (start + j >= splits) break;
+                if (start + j == 0) {
+                    greatest = next[0];
+                    sum = sums[0];
+                    out = values[0];
+                    continue;
+                }
+                const float max = greatest > next[j] ? greatest : next[j];
+                const float keep = exp_exact(greatest - max), add = exp_exact(next[j] - max);
+                greatest = max;
+                sum = fused(sums[j], add, sum * keep);
+                out = float4{fused(values[j].x, add, out.x * keep), fused(values[j].y, add, out.y * keep),
+                             fused(values[j].z, add, out.z * keep), fused(values[j].w, add, out.w * keep)};
+            }
+        }
+        *(float4*)(s.attention + (long long)place * dim + d) = float4{out.x / sum, out.y / sum, out.z / sum, out.w / sum};
+    }
+}
+
+// Says that a split of the tile is done; whether it was the last.
+DEVICE bool arrive_last(const Step& s, const TileArea& area) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        unsigned* arrived = s.arrived + area.places[0];
+        __threadfence();
+        const bool last = atomicAdd(arrived, 1u) == (unsigned)(area.ends[PROMPT_PAIRS - 1] - 1) / SPLIT;
+        __threadfence();
+        if (last) *arrived = 0;
+        *area.merges = last;
+    }
+    __syncthreads();
+    return *area.merges;
+}
+
+// A block for each tile, kv head and split; the last tiles, which see most, first.
+DEVICE void attend_prompt_tile(const Step& s, int layer) {
+    const int tiles = (int)gridDim.x / s.splits_max, index = tiles - 1 - (int)blockIdx.x % tiles, split = (int)blockIdx.x / tiles;
+    const int tile = index / s.kv_heads, kv_head = index % s.kv_heads, dim = s.head_dim;
+    const int first_row = s.prompt_tiles[2 * tile], rows = s.prompt_tiles[2 * tile + 1], pairs = rows * s.group;
+    const int splits = s.positions[first_row + rows - 1] / SPLIT + 1;
+    if (split >= splits) return;
+    const long long head_block = 2 * KV_BLOCK * dim;
+    TileCache cache;
+    cache.table = s.block_table + (long long)s.sequences[first_row] * s.table_stride;
+    cache.pool = s.kv_pool + ((long long)layer * s.kv_heads + kv_head) * head_block;
+    cache.block_stride = (long long)s.layers * s.kv_heads * head_block;
+    TileArea area;
+    area.place(shared_arena());
+    load_queries(s, area, first_row, pairs, kv_head);
+    __syncthreads();
+    // Not always the same warps have the keys that no row of the last split sees.
+    const int b = (warp_id() + index) % PROMPT_WARPS;
+    if (b * KV_BLOCK < area.longest(split)) score_keys(s, cache, area, split, b);
+    __syncthreads();
+#pragma unroll 1
+    for (int i = warp_id(); i < PROMPT_PAIRS / 2; i += PROMPT_WARPS) soften_pairs(s, area, i / 4 * 8 + i % 4, split);
+    __syncthreads();
+#pragma unroll 1
+    for (int d = warp_id() * 16; d < dim; d += PROMPT_WARPS * 16) {
+        float sum[LANE_PAIRS][4] = {};
+        mix_values(s, cache, area, split, d, sum);
+        leave_values(s, area, pairs, split, splits == 1, d, sum);
+    }
+    if (splits == 1) return;
+    if ((int)threadIdx.x < pairs) {
+        float* to = partial_state(s, area.places[threadIdx.x], split);
+        to[0] = area.states[2 * threadIdx.x];
+        to[1] = area.states[2 * threadIdx.x + 1];
+    }
+    if (arrive_last(s, area)) merge_tile(s, area, pairs);
+}
+
+// Eight dimensions of one head at its position.
+DEVICE void rotate_eight(const Step& s, const float* head, int position, int d, float (&out)[8]) {
+    const int half = s.rope_half;
+    if (half % 8 != 0 || d >= 2 * half) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) out[j] = rotated(s, head, position, d + j);
+        return;
+    }
+    const bool second = d >= half;
+    const float* turn = s.rope + (long long)position * 2 * half + (s.rope_pairs ? d / 2 : second ? d - half : d);
+    const float4* own = (const float4*)(head + d);
+    const float4 low = own[0], high = own[1];
+    const float a[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    if (s.rope_pairs) {
+        const float4 cosines = *(const float4*)turn, sines = *(const float4*)(turn + half);
+        const float cos[4] = {cosines.x, cosines.y, cosines.z, cosines.w}, sin[4] = {sines.x, sines.y, sines.z, sines.w};
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+            out[j] = fused(a[j], cos[j / 2], -a[j + 1] * sin[j / 2]);
+            out[j + 1] = fused(a[j], sin[j / 2], a[j + 1] * cos[j / 2]);
+        }
+        return;
+    }
+    const float4 *far = (const float4*)(head + (second ? d - half : d + half)), *at = (const float4*)turn;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float4 other = far[i], cosines = at[i], sines = ((const float4*)(turn + half))[i];
+        const float b[4] = {other.x, other.y, other.z, other.w}, cos[4] = {cosines.x, cosines.y, cosines.z, cosines.w};
+        const float sin[4] = {sines.x, sines.y, sines.z, sines.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float x = a[4 * i + j];
+            out[4 * i + j] = second ? fused(b[j], sin[j], x * cos[j]) : fused(x, cos[j], -b[j] * sin[j]);
+        }
+    }
+}
+
+DEVICE uint4 halves_of(const float (&x)[8]) {
+    unsigned words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) words[i] = (unsigned)half_of_float(x[2 * i]) | (unsigned)half_of_float(x[2 * i + 1]) << 16;
+    return uint4{words[0], words[1], words[2], words[3]};
+}
+
+// RoPE of row t; keys and values into the cache, queries as F16 into Step. A thread takes eight dimensions.
+DEVICE void store_row(const Step& s, int layer, int t) {
+    const int dim = s.head_dim, position = s.positions[t], slot = position % KV_BLOCK, eights = dim / 8;
+    const float* row = s.qkv + (long long)t * (s.heads + 2 * s.kv_heads) * dim;
+    const long long head_block = 2 * KV_BLOCK * dim;
+    const int block = s.block_table[(long long)s.sequences[t] * s.table_stride + position / KV_BLOCK];
+    unsigned short* pool = s.kv_pool + ((long long)block * s.layers + layer) * s.kv_heads * head_block;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < (s.heads + 2 * s.kv_heads) * eights; i += THREADS) {
+        const int head = i / eights, d = (i - head * eights) * 8, kv_head = head - s.heads;
+        float x[8];
+        if (kv_head >= s.kv_heads) {
+            const float4 low = ((const float4*)(row + head * dim + d))[0], high = ((const float4*)(row + head * dim + d))[1];
+            x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+            x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+            *(uint4*)(pool + (kv_head - s.kv_heads) * head_block + (KV_BLOCK + slot) * dim + d) = halves_of(x);
             continue;
         }
-        float old = area.state[2 * r], next = area.part[2 * r], max = old > next ? old : next;
-        float keep = exp_exact(old - max), add = exp_exact(next - max);
-        float4 before = *out;
-        *out = float4{fused(sum[r][0], add, before.x * keep), fused(sum[r][1], add, before.y * keep),
-                      fused(sum[r][2], add, before.z * keep), fused(sum[r][3], add, before.w * keep)};
+        rotate_eight(s, row + head * dim, position, d, x);
+        unsigned short* to = kv_head < 0 ? s.queries + ((long long)t * s.heads + head) * dim + d
+                                         : pool + kv_head * head_block + (d / 8 * KV_BLOCK + slot) * 8;
+        *(uint4*)to = halves_of(x);
     }
-}
-
-template <int R> DEVICE void merge_states(const PromptRows& rows, const PromptArea<R>& area, int split) {
-    int r = lane_id();
-    if (r >= R || rows.seen(r, split) == 0) return;
-    float old = area.state[2 * r], next = area.part[2 * r], sum = area.part[2 * r + 1];
-    float max = split == 0 || next > old ? next : old;
-    if (split > 0) sum = fused(sum, exp_exact(next - max), area.state[2 * r + 1] * exp_exact(old - max));
-    area.state[2 * r] = max;
-    area.state[2 * r + 1] = sum;
-}
-
-// All splits, from queries in the area to results.
-template <int R>
-DEVICE void attend_splits(const Step& s, const PromptRows& rows, const PromptArea<R>& area, int kv_head) {
-    const int dim = s.head_dim;
-    __syncwarp();
-#pragma unroll 1
-    for (int split = 0; rows.seen(R - 1, split) > 0; split++) {
-        int blocks = (rows.seen(R - 1, split) + KV_BLOCK - 1) / KV_BLOCK;
-#pragma unroll 1
-        for (int first = 0; first < blocks; first += PROMPT_KEYS) score_blocks(s, rows, area, split, first, blocks);
-        __syncwarp();
-#pragma unroll 1
-        for (int r = 0; r < R; r++) soften_row(area.weights + r * SPLIT, rows.seen(r, split), area.part + 2 * r);
-        __syncwarp();
-#pragma unroll 1
-        for (int d = 4 * lane_id(); d < dim; d += 128) {
-            float sum[R][4] = {};
-            mix_rows(s, rows, area.weights, split, d, sum);
-            merge_rows(rows, area, split, dim, d, sum);
-        }
-        __syncwarp();
-        merge_states(rows, area, split);
-        __syncwarp();
-    }
-    for (int i = lane_id(); i < rows.pairs * dim; i += 32) {
-        int r = i / dim, head = kv_head * s.group + rows.head(r);
-        s.attention[((long long)(rows.first_row + rows.row(r)) * s.heads + head) * dim + i % dim] =
-            area.outputs[i] / area.state[2 * r + 1];
-    }
-}
-
-// A block for each tile and kv head; the last tiles, which see most, first.
-DEVICE void attend_prompt_tile(const Step& s, int layer) {
-    int tile = ((int)gridDim.x - 1 - (int)blockIdx.x) / s.kv_heads, kv_head = (int)blockIdx.x % s.kv_heads;
-    PromptRows rows;
-    rows.first_row = s.prompt_tiles[2 * tile];
-    rows.group = s.group;
-    rows.first_pair = warp_id() * PROMPT_ROWS;
-    rows.pairs = min(s.prompt_tiles[2 * tile + 1] * s.group - rows.first_pair, (int)PROMPT_ROWS);
-    if (rows.pairs <= 0) return;
-    rows.position = s.positions[rows.first_row] + rows.row(0);
-    rows.table = s.block_table + (long long)s.sequences[rows.first_row] * s.table_stride;
-    const long long head_block = 2 * KV_BLOCK * s.head_dim;
-    rows.pool = s.kv_pool + ((long long)layer * s.kv_heads + kv_head) * head_block;
-    rows.block_stride = (long long)s.layers * s.kv_heads * head_block;
-    PromptArea<PROMPT_ROWS> area;
-    area.place(shared_arena(), s.head_dim);
-    const int dim = s.head_dim;
-    for (int i = lane_id(); i < PROMPT_ROWS * dim; i += 32) {
-        int r = i / dim, head = kv_head * s.group + rows.head(r);
-        area.queries[i] = float_of_half(s.queries[((long long)(rows.first_row + rows.row(r)) * s.heads + head) * dim + i % dim]);
-    }
-    attend_splits(s, rows, area, kv_head);
 }

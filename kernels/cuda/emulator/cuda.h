@@ -20,6 +20,9 @@
 #define DEVICE inline
 #define KERNEL inline
 #define GRID_CONSTANT
+#ifndef WARPGROUPS
+#define WARPGROUPS 1
+#endif
 #define __launch_bounds__(...)
 
 struct uint4 {
@@ -125,6 +128,9 @@ inline void make_context(Context& context, char* stack, size_t bytes, void (*ent
 struct Thread {
     Context context;
     std::deque<Copy> copies;
+    std::vector<std::function<void()>> products;
+    std::deque<size_t> commits; // each: products before its end
+    size_t done = 0;
     int groups = 0;
     std::unique_ptr<char[]> stack;
     Block* block;
@@ -315,6 +321,13 @@ DEVICE int warp_sum(int x) {
     });
 }
 
+DEVICE unsigned low_bytes(unsigned a, unsigned b, unsigned c, unsigned d) {
+    return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
+}
+DEVICE int sum_bytes(unsigned word, int more) {
+    return more + (int8_t)word + (int8_t)(word >> 8) + (int8_t)(word >> 16) + (int8_t)(word >> 24);
+}
+
 // By the operand maps of the PTX manual for m16n8k32 with 8-bit integers.
 template <class A> void mma_of(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
@@ -336,6 +349,43 @@ DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 DEVICE void mma_signed(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     mma_of<int8_t>(sum, a, b0, b1);
 }
+
+// By the operand maps of the PTX manual for wgmma m64nNk32 with A in registers and B in shared memory, its rows of columns
+// swizzled by 128 bytes. Operands are read as late as they may be, so that a missing wait shows.
+DEVICE void gather_begin() {}
+template <int NT> DEVICE void gather_mma(int (&sum)[NT][4], const unsigned (&a)[4], const void* b, int step) {
+    struct Lanes {
+        uint32_t a[32][4];
+    };
+    Lanes all = emulator::exchange(a, sizeof a, [](const uint32_t (*lanes)[6]) {
+        Lanes copy;
+        for (int l = 0; l < 32; l++) std::memcpy(copy.a[l], lanes[l], sizeof copy.a[l]);
+        return copy;
+    });
+    const long base = (const unsigned char*)b - shared_arena();
+    emulator::self().products.push_back([&sum, all, base, step] {
+        const int lane = emulator::self().index.x % 32;
+        for (int i = 0; i < NT * 4; i++) {
+            int row = lane / 4 + i % 4 / 2 * 8, n = i / 4 * 8 + lane % 4 * 2 + i % 2;
+            for (int k = 0; k < 32; k++) {
+                uint32_t word = all.a[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2];
+                long at = base + n * 128 + step * 32 + k;
+                at ^= (at >> 7 & 7) << 4;
+                sum[i / 4][i % 4] += (int)(uint8_t)(word >> (k % 4 * 8)) * (int)(int8_t)shared_arena()[at];
+            }
+        }
+    });
+}
+DEVICE void gather_commit() { emulator::self().commits.push_back(emulator::self().products.size()); }
+template <int PENDING> DEVICE void gather_wait() {
+    emulator::Thread& thread = emulator::self();
+    while ((int)thread.commits.size() > PENDING) {
+        for (; thread.done < thread.commits.front(); thread.done++) thread.products[thread.done]();
+        thread.commits.pop_front();
+    }
+    if (thread.commits.empty()) thread.products.clear(), thread.done = 0;
+}
+DEVICE void show_to_tensor_cores() {}
 
 // A copy may land at any time up to the wait that asks for it. Here it lands as late as it may, so that a missing wait shows.
 DEVICE void copy_async(void* to, const void* from) {

@@ -3,7 +3,7 @@
 
 #include "model.h"
 
-const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "linear_8",    "linear_16",  "linear_32",
+const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept",   "linear_8",   "linear_16",  "linear_32",
                                                 "linear_64",  "linear_128", "attend_rows", "store_rows", "attend_prompt",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",
                                                 "screen_128", "choose_rows", "draw_rows", "take_rows"};
@@ -25,7 +25,7 @@ inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows&
         case PHASE_ATTEND:
             if (rows.prompts) launches.push_back(batch::store(loaded.step, rows, p));
             if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p));
-            if (rows.prompts) launches.push_back(batch::attend_prompt(loaded.step, rows, p));
+            if (rows.prompts) launches.push_back(batch::attend_prompt(loaded.step, rows, p, limits));
             break;
         default: break;
         }
@@ -48,7 +48,7 @@ struct BatchStep {
     }
     BatchStep(const Model& model, Machine& machine, const std::vector<Segment>& of)
         : loaded(model, machine, count(of), (int)of.size()), segments(of) {
-        const int tile = 32 / loaded.step.group;
+        const int tile = batch::prompt_pairs({machine.blocks(), machine.cluster_max()}) / loaded.step.group;
         for (int i = 0; i < (int)of.size(); i++) {
             int first = (int)ids.size();
             for (int r = 0; r < of[i].rows; r++) {

@@ -73,6 +73,7 @@ inline void steps_agree(Machine& machine, const Model& model, std::vector<int> s
 }
 
 // Norm and rounding of odd rows, among them one whose mean falls between two floats, so that the order of adding decides.
+// By the step kernels and by the batch kernels.
 inline void rows_agree(Machine& machine, int width, bool plain) {
     Model model({width, 0, 1, 1, 16, 16, 16}, 16, 5);
     int tokens = 8;
@@ -95,21 +96,29 @@ inline void rows_agree(Machine& machine, int width, bool plain) {
     x[7 * width + 1] = -std::nextafter(x[7 * width + 1], 0.0f);
     Phase phase = {nullptr, nullptr, machine.copy_of(gamma), machine.copy_of(x), nullptr, PHASE_QUANTIZE, 0, 0, width,
                    0, 0, 0, 0, 1e-5f, 0, 0, plain, 0};
-    machine.run(1, loaded.shared_bytes(1, 1), machine.copy_of(std::vector<Phase>{phase}), 1, loaded.step);
     int items = (width + 127) / 128;
-    auto q = machine.read(loaded.step.quantized, (size_t)items * 1024);
-    auto scale = machine.read(loaded.step.quantized_scale, tokens);
-    auto sum = machine.read(loaded.step.quantized_sum, tokens);
     size_t wrong = 0;
-    for (int t = 0; t < tokens; t++) {
-        std::vector<float> normed(&x[t * width], &x[t * width] + width);
-        if (!plain) normed = reference::rms_norm(normed.data(), gamma.data(), width, 1e-5f);
-        reference::Row row = reference::quantize(normed);
-        wrong += reference::bits(scale[t]) != reference::bits(row.scale);
-        wrong += sum[t] != row.sum;
-        for (int k = 0; k < items * 128; k++) {
-            int at = (k / 128 * 32 + t * 4 + k % 16 / 4) * 32 + k % 128 / 32 * 8 + k % 32 / 16 * 4 + k % 4;
-            wrong += q[at] != (k < width ? row.q[k] : 0);
+    for (bool batch : {false, true}) {
+        if (!batch && width > 4096) continue; // wider than any hidden size that a step kernel has room for
+        machine.upload(loaded.step.quantized, std::vector<char>((size_t)items * 1024, 0x55).data(), (size_t)items * 1024);
+        if (batch) {
+            machine.launch(batch::norm(loaded.step, phase));
+        } else {
+            machine.run(1, loaded.shared_bytes(1, 1), machine.copy_of(std::vector<Phase>{phase}), 1, loaded.step);
+        }
+        auto q = machine.read(loaded.step.quantized, (size_t)items * 1024);
+        auto scale = machine.read(loaded.step.quantized_scale, tokens);
+        auto sum = machine.read(loaded.step.quantized_sum, tokens);
+        for (int t = 0; t < tokens; t++) {
+            std::vector<float> normed(&x[t * width], &x[t * width] + width);
+            if (!plain) normed = reference::rms_norm(normed.data(), gamma.data(), width, 1e-5f);
+            reference::Row row = reference::quantize(normed);
+            wrong += reference::bits(scale[t]) != reference::bits(row.scale);
+            wrong += sum[t] != row.sum;
+            for (int k = 0; k < items * 128; k++) {
+                int at = (k / 128 * 32 + t * 4 + k % 16 / 4) * 32 + k % 128 / 32 * 8 + k % 32 / 16 * 4 + k % 4;
+                wrong += q[at] != (k < width ? row.q[k] : 0);
+            }
         }
     }
     char what[100];
@@ -158,6 +167,7 @@ inline void small_suite(Machine& machine) {
     rows_agree(machine, 132, false);
     rows_agree(machine, 132, true);
     rows_agree(machine, 2560, false);
+    rows_agree(machine, 6912, false);
     Model squared({160, 2, 4, 2, 32, 272, 517}, 300, 1);
     steps_agree(machine, squared, {0}, 2, false);
     steps_agree(machine, squared, {7, 9}, 1, true);
@@ -178,7 +188,11 @@ inline void small_suite(Machine& machine) {
     // Columns split over clusters, the second size of the screen.
     batch_agrees(machine, Model({128, 1, 8, 4, 64, 1100, 300}, 40, 6),
                  {{39, 1}, {3, 1}, {9, 1}, {31, 1}, {0, 1}, {2, 1}, {5, 1}, {7, 1}, {1, 12}});
-    batch_agrees(machine, Model({128, 1, 4, 2, 256, 160, 100, EPILOGUE_SILU, true}, 40, 7), {{3, 20}});
+    batch_agrees(machine, Model({128, 1, 4, 2, 256, 160, 100, EPILOGUE_SILU, true}, 300, 7), {{3, 20}, {250, 9}});
+    // 64 and 128 rows a block, more than one block of them, columns that a cluster splits and columns that it does not;
+    // prompts of six splits.
+    batch_agrees(machine, Model({128, 1, 2, 1, 32, 40, 40}, 1300, 12), {{9, 1}, {0, 45}, {1275, 9}});
+    batch_agrees(machine, Model({512, 1, 4, 1, 32, 532, 40}, 140, 13), {{31, 1}, {0, 129}, {5, 3}});
     gated.head_dim = 40;
     batch_agrees(machine, Model(gated, 400, 5), {{300, 1}, {250, 19}});
 }

@@ -4,8 +4,8 @@
 use std::ffi::CStr;
 
 use super::abi::{
-    CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase, REDUCED_BYTES, SPLIT,
-    Step, THREADS, to_i32,
+    CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase,
+    REDUCED_BYTES, SPLIT, Step, THREADS, to_i32,
 };
 
 /// Where the rows of a step go: single rows first, then those of prompts in tiles.
@@ -35,9 +35,10 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 18] = [
+pub(super) const KERNELS: [&CStr; 19] = [
     c"embed_rows",
     c"norm_rows",
+    c"norm_kept",
     c"linear_8",
     c"linear_16",
     c"linear_32",
@@ -86,7 +87,13 @@ pub(super) fn screened_head<E>(
     if step.draws != 0 {
         launch(&of(c"draw_rows", tokens * size(screen.rows).div_ceil(CHOOSE_ROWS), THREADS, 0, screen))?;
     }
-    launch(&of(c"choose_rows", tokens * size(choose.rows).div_ceil(CHOOSE_ROWS), CHOOSE_THREADS, CHOOSE_BYTES, choose))?;
+    launch(&of(
+        c"choose_rows",
+        tokens * size(choose.rows).div_ceil(CHOOSE_ROWS),
+        CHOOSE_THREADS,
+        CHOOSE_BYTES,
+        choose,
+    ))?;
     launch(&of(c"take_rows", tokens.div_ceil(THREADS / 32), THREADS, 0, choose))
 }
 
@@ -118,7 +125,7 @@ pub(super) fn launches<E>(
         };
         match phase.kind {
             PHASE_EMBED => launch(&plain(c"embed_rows", (tokens * size(step.hidden) / 8).div_ceil(THREADS), 0))?,
-            PHASE_QUANTIZE => launch(&plain(c"norm_rows", tokens, REDUCED_BYTES + size(phase.cols) * 8))?,
+            PHASE_QUANTIZE => launch(&norm(plain(c"", tokens, 0)))?,
             PHASE_LINEAR => launch(&linear(plain(c"", 0, 0), tokens, limits))?,
             PHASE_ATTEND => {
                 if rows.prompts > 0 {
@@ -130,16 +137,30 @@ pub(super) fn launches<E>(
                     launch(&attend(plain(c"attend_rows", 0, 0), rows.decodes))?;
                 }
                 if rows.prompts > 0 {
-                    let shared = 4 * 8 * (2 * size(step.head_dim) + SPLIT + 4) * 4;
-                    let mut attend = plain(c"attend_prompt", rows.prompt_tiles * size(step.kv_heads), shared);
-                    attend.threads = PROMPT_THREADS;
-                    launch(&attend)?;
+                    let pairs = prompt_pairs(limits.cluster_max > 1);
+                    let shared = (pairs * (SPLIT + 8 + size(step.head_dim)) + 8 * 256 + 4) * 4;
+                    let grid = rows.prompt_tiles * size(step.kv_heads) * size(step.splits_max);
+                    launch(&Launch { threads: PROMPT_THREADS, ..plain(c"attend_prompt", grid, shared) })?;
                 }
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Pairs of a row and a query head in one tile of a prompt.
+pub(super) fn prompt_pairs(sm_90: bool) -> usize {
+    if sm_90 { 64 } else { 32 }
+}
+
+/// A block for each row, which keeps it in registers where there is room.
+fn norm(launch: Launch) -> Launch {
+    let cols = size(launch.phase.cols);
+    if cols <= KEPT_COLUMNS_MAX {
+        return Launch { kernel: c"norm_kept", threads: KEPT_THREADS, shared_bytes: REDUCED_BYTES, ..launch };
+    }
+    Launch { kernel: c"norm_rows", shared_bytes: REDUCED_BYTES + cols * 8, ..launch }
 }
 
 /// Single rows: a block for each split of a row and KV head.
@@ -152,7 +173,8 @@ fn attend(launch: Launch, decodes: usize) -> Launch {
 }
 
 /// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor, while each
-/// has some to do. Up to 32 rows a block holds all its loads at once.
+/// has some to do. Up to 32 rows a block holds all its loads at once. Warpgroups want a multiprocessor for themselves, unless
+/// columns are many.
 fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     let (tile, kernel, stages) = match tokens {
         0..=8 => (8, c"linear_8", 0),
@@ -163,17 +185,19 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     };
     let blocks = size(launch.phase.tiles).div_ceil(8) * tokens.div_ceil(tile);
     let (items, items_least) = (size(launch.phase.cols).div_ceil(128), if tile <= 32 { 10 } else { 4 });
+    let groups = tile >= 64 && limits.cluster_max > 1;
     let mut cluster = 1;
     while cluster * 2 <= limits.cluster_max
-        && blocks * cluster * 2 <= 2 * limits.multiprocessors
         && items >= cluster * items_least
+        && blocks * cluster * 2 <= if groups && items < 27 * cluster { 1 } else { 2 } * limits.multiprocessors
     {
         cluster *= 2;
     }
     let item_bytes = 4096 + tile * 128;
     let held = if tile <= 32 { items.div_ceil(cluster).min(FEW_ITEM_BYTES / item_bytes) } else { stages };
     let sums = if tile <= 32 { tile * 512 } else { 0 };
-    let shared_bytes = sums + held * item_bytes + 128 + tile * 8;
+    let facts = if groups { tile * 16 } else { 128 + tile * 8 };
+    let shared_bytes = sums + held * item_bytes + facts;
     Launch { kernel, grid: blocks * cluster, cluster, threads: LINEAR_THREADS, shared_bytes, ..launch }
 }
 
@@ -182,6 +206,8 @@ fn size(value: i32) -> usize {
 }
 
 const LINEAR_THREADS: usize = 256;
-const PROMPT_THREADS: usize = 128;
+const KEPT_THREADS: usize = 256;
+const KEPT_COLUMNS_MAX: usize = 8192;
+const PROMPT_THREADS: usize = 256;
 /// Shared memory for the weights and activations that a block of few rows holds at a time.
 const FEW_ITEM_BYTES: usize = 80 << 10;

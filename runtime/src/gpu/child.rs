@@ -10,7 +10,9 @@ use kernels::draw::{Draw, halves};
 
 use super::abi::DRAW_WORDS;
 use super::assign::Assignment;
+use super::batch::prompt_pairs;
 use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
+use super::images::image_for;
 use super::pack::Packer;
 use super::plan::Order;
 use super::shape::Shape;
@@ -117,7 +119,9 @@ impl Device for ChildDevice {
         let number = self.newest + 1;
         assert!(number - self.used <= STEPS_MAX as u32, "a step has a place");
         let (before, own) = (place(self.newest), place(number));
-        orders[own].arrange(step, TILE_ROWS / shape.group());
+        let capability = region.header().capability.load(Ordering::Relaxed).cast_signed();
+        let sm_90 = image_for(capability / 10, capability % 10).is_some_and(|image| image.sm_90);
+        orders[own].arrange(step, prompt_pairs(sm_90) / shape.group());
         let (order, before) = (&orders[own], &orders[before]);
         let (rows, stride, sequences) = (order.rows.len(), shape.table_stride(), step.segments.len());
         let fits = rows <= shape.rows_max as usize && sequences.max(wants.len()) <= shape.slots as usize;
@@ -275,8 +279,6 @@ fn word(value: usize) -> u32 {
     u32::try_from(value).expect("rows, positions and stages fit 32 bits")
 }
 
-/// Query rows of one tile of a prompt, over the heads of a group.
-const TILE_ROWS: usize = 32;
 /// How often the worker is looked after while a step runs.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// A worker that comes up may stand still for so long: a driver compiles for its device, a card wakes up.

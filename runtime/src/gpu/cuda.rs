@@ -128,8 +128,9 @@ impl Context {
         let step_kernels = [1, 8, 16, 32].map(|rows| abi::kernel_for(rows, image.sm_90).1);
         let first = usize::from(!image.sm_90);
         let mut kernels = Vec::new();
+        let batch_shared = if image.sm_90 { BATCH_SHARED_BYTES_SM_90 } else { BATCH_SHARED_BYTES };
         for (code, names, shared) in
-            [(&code[0], &step_kernels[first..], shared_bytes), (&code[1], &batch::KERNELS[..], BATCH_SHARED_BYTES)]
+            [(&code[0], &step_kernels[first..], shared_bytes), (&code[1], &batch::KERNELS[..], batch_shared)]
         {
             let mut module = std::ptr::null_mut();
             call!(cuModuleLoadData(&raw mut module, code.as_ptr().cast()))?;
@@ -283,6 +284,8 @@ fn check(call: &str, code: sys::CUresult) -> Result<(), Failure> {
 
 /// What every device of compute capability 8.0 allows a block; batch kernels take less, or say so when launched.
 const BATCH_SHARED_BYTES: usize = 99 << 10;
+/// What devices of 9.0 allow.
+const BATCH_SHARED_BYTES_SM_90: usize = 227 << 10;
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: u32 = 1;
 /// `CU_MEMHOSTREGISTER_PORTABLE`.

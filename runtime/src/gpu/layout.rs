@@ -181,8 +181,7 @@ impl WorkLayout {
             ffn: take(rows * (shape.feed_forward as usize).next_multiple_of(HALF_TILE_ROWS), 4),
             qkv: take(rows * shape.qkv_width(), 4),
             attention: take(rows * shape.query_width(), 4),
-            // Only single rows merge splits, and there is one of a sequence.
-            partial: take(shape.slots as usize * heads * splits * (dim + 2), 4),
+            partial: take(rows * heads * splits * (dim + 2), 4),
             arrived: take(rows * heads, 4),
             quantized: take(rows.next_multiple_of(QUANTIZED_ROWS) * shape.widest_padded(), 1),
             quantized_scale: take(rows, 4),
