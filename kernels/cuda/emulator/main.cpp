@@ -24,7 +24,7 @@ struct Emulated : Machine {
         auto kernel = token_tiles == 0 ? step_1 : token_tiles == 1 ? step_8 : token_tiles == 2 ? step_16 : step_32;
         emulator::launch(grid, 1, THREADS, shared_bytes, [=] { kernel(phases, count, step); });
     }
-    int cluster_max() const override { return 8; }
+    int cluster_max() const override { return WARPGROUPS ? 8 : 1; }
     void launch(const Launch& l) override {
         static const std::map<std::string, void (*)(const Phase, const Step)> kernels = {
             {"embed_rows", embed_rows}, {"norm_rows", norm_rows}, {"norm_kept", norm_kept},     {"linear_8", linear_8},

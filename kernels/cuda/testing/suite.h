@@ -168,6 +168,7 @@ inline void small_suite(Machine& machine) {
     rows_agree(machine, 132, true);
     rows_agree(machine, 2560, false);
     rows_agree(machine, 6912, false);
+    rows_agree(machine, 8320, false);
     Model squared({160, 2, 4, 2, 32, 272, 517}, 300, 1);
     steps_agree(machine, squared, {0}, 2, false);
     steps_agree(machine, squared, {7, 9}, 1, true);
