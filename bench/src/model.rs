@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use kernels::attention::KvType;
 use runtime::forward::{Findings, HeadCounts, Phase};
 use runtime::model::HeadScreen;
 use runtime::tuned::Tuned;
@@ -32,6 +33,12 @@ pub(crate) struct Args {
     /// Sequences that decode together (tg tests)
     #[arg(short, long, value_delimiter = ',', default_value = "1")]
     batch: Vec<usize>,
+    /// Positions before those that tg tests decode
+    #[arg(short, long, value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+    /// How the KV cache keeps keys and values: f16 or int8
+    #[arg(long, default_value = "f16")]
+    kv_cache_type: KvType,
     /// Times that each test runs
     #[arg(short, long, default_value_t = 3)]
     repetitions: usize,
@@ -76,7 +83,7 @@ fn measure(args: &Args) -> Result<(), Failure> {
     workers.dedup();
     let batch_max = args.batch.iter().copied().max().unwrap_or(1);
     let screen = if args.full_head { HeadScreen::Off } else { HeadScreen::WhereItPays };
-    let mut session = Session::load(args.model.as_deref(), (isa, tuned), batch_max, screen)?;
+    let mut session = Session::load(args.model.as_deref(), (isa, tuned), batch_max, (screen, args.kv_cache_type))?;
     session.check(&workers)?;
     if args.check {
         println!("check passed: {} {}", session.describe(), isa.name());
@@ -92,21 +99,32 @@ fn measure(args: &Args) -> Result<(), Failure> {
         limits.push(Limits::measure(isa, session.team()));
         for &tokens in &args.prompt {
             let speeds = repeat(args.repetitions, || session.prompt(tokens))?;
-            let test = Test { name: format!("pp{tokens}"), workers: count, batch: 1, head: None };
+            let test = Test { name: format!("pp{tokens}"), workers: count, batch: 1, positions: 0, head: None };
             results.push(result(&mut session, limits.last(), test, &speeds));
         }
         for &batch in &args.batch {
-            for &tokens in &args.decode {
-                let mut head = HeadCounts::default();
-                let speeds = repeat(args.repetitions, || session.decode((batch, tokens), args.temperature, &mut head))?;
-                let name = if batch == 1 { format!("tg{tokens}") } else { format!("tg{tokens}x{batch}") };
-                let test = Test { name, workers: count, batch, head: Some(head) };
-                results.push(result(&mut session, limits.last(), test, &speeds));
+            for &depth in &args.depth {
+                session.fill(batch, depth)?;
+                for &tokens in &args.decode {
+                    let mut head = HeadCounts::default();
+                    let test = (batch, tokens, depth);
+                    let speeds = repeat(args.repetitions, || session.decode(test, args.temperature, &mut head))?;
+                    let positions = depth + tokens / 2;
+                    let test = Test { name: name(test), workers: count, batch, positions, head: Some(head) };
+                    results.push(result(&mut session, limits.last(), test, &speeds));
+                }
             }
         }
     }
     print(args, &session, isa, &workers, &limits, &results);
     Ok(())
+}
+
+/// As llama-bench names them.
+fn name((batch, tokens, depth): (usize, usize, usize)) -> String {
+    let together = if batch == 1 { String::new() } else { format!("x{batch}") };
+    let behind = if depth == 0 { String::new() } else { format!("@d{depth}") };
+    format!("tg{tokens}{together}{behind}")
 }
 
 /// Tokens per second of each repetition, sorted.
@@ -126,6 +144,8 @@ struct Test {
     name: String,
     workers: usize,
     batch: usize,
+    /// Cached positions that a step of each sequence reads, on average.
+    positions: usize,
     /// How decoded rows went through the head.
     head: Option<HeadCounts>,
 }
@@ -141,7 +161,8 @@ struct Outcome {
 fn result(session: &mut Session, limits: Option<&Limits>, test: Test, speeds: &[f64]) -> Outcome {
     let median = speeds[speeds.len() / 2];
     let limits = limits.expect("measured for these workers");
-    let bytes = session.bytes_per_step(test.batch, test.head.unwrap_or_default());
+    let bytes = session.bytes_per_step(test.batch, test.head.unwrap_or_default())
+        + session.kv_bytes_per_step(test.batch, test.positions);
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     let (operations, batch) = (session.int8_operations_per_token() as f64, test.batch as f64);
     let by_memory = limits.read_bytes_per_s / bytes * batch;

@@ -1,16 +1,20 @@
-//! Causal attention of grouped queries over a paged F16 KV cache.
+//! Causal attention of grouped queries over a paged KV cache, F16 or int8.
 //!
 //! The bits of a result depend on the query, the cached keys and values, and the positions alone: dot products run in
 //! chains of [`CHAIN`] dimensions, softmax in splits of [`SPLIT`] absolute positions that are merged in order. How the
 //! queries are cut into calls and tiles changes nothing.
 
+mod ahead;
 mod attend;
+mod bytes;
 mod cache;
+mod halves;
 mod tile;
 mod wide;
 
-pub use attend::{Scratch, Shape, attend};
-pub use cache::{KvView, head_block_len, store};
+pub use attend::{PART_ROWS_MAX, Parts, Queries, Scratch, Shape, attend, attend_splits, merge, part_vectors};
+pub use cache::{KvLayout, KvType, KvView, NoSuchKvType, store};
+pub use tile::RowState;
 
 /// Positions interleaved in K: the lanes of one vector.
 pub const GROUP: usize = 16;

@@ -43,6 +43,14 @@ impl AvxVnni {
     }
 }
 
+impl AvxVnni {
+    /// AVX2, FMA and F16C are part of what this proves.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn avx2(self) -> Avx2 {
+        Avx2(())
+    }
+}
+
 impl Avx512Bw {
     /// `None` where an instruction is missing or the machine is not x86-64.
     #[must_use]

@@ -7,8 +7,10 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod pairs;
 mod portable;
 
+pub(crate) use pairs::{PairKernel, Pairs, dispatch_pairs, pair};
 pub(crate) use portable::Portable;
 
 use std::cell::Cell;
@@ -48,6 +50,9 @@ pub(crate) trait Simd: Copy {
     /// Conversion to F16 bits, round to nearest even; overflow to infinity.
     fn store_f16(self, v: Self::F, out: &mut [u16; LANES]);
 
+    /// The nearest whole numbers, ties to even, of values within the range of 16 bits.
+    fn store_i16(self, v: Self::F, out: &mut [i16; LANES]);
+
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -79,6 +84,8 @@ pub(crate) trait Simd: Copy {
     /// Asks for the cache line of the first element, into L2: the misses of L1 are too few to keep memory busy (T0 gives
     /// three quarters of the bandwidth at context 4096). No effect on results.
     fn prefetch<T>(self, line: &[T]);
+    /// The same into L1.
+    fn prefetch_near(self, line: &[u16]);
 
     /// Up to 16 values; the lanes past the slice's end are `rest`.
     #[inline(always)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
+use kernels::attention::{KvType, NoSuchKvType};
 use net::api::DevicePreference;
 use net::auth::{Keys, Secret};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -125,6 +126,10 @@ pub struct Settings {
     /// Memory for the KV cache in MiB, over all shards [default: what the slots need, at most a third of the free memory]
     #[arg(long, env = "BITNET_KV_CACHE_MB")]
     pub kv_cache_mb: Option<u64>,
+    /// How the KV cache keeps keys and values: f16, or int8 in half the memory, on CPUs only and with a slightly different
+    /// output (docs/BENCHMARKS.md says how different) [default: f16]
+    #[arg(long, env = "BITNET_KV_CACHE_TYPE")]
+    pub kv_cache_type: Option<String>,
     /// Keep the keys and values of earlier prompts and answers while there is room, and let requests that begin alike share
     /// them: same output, sooner; how soon tells a client whether others have sent a prompt before [default: true]
     #[arg(long, env = "BITNET_PREFIX_CACHE", value_parser = parse_bool)]
@@ -203,6 +208,7 @@ pub struct Config {
     pub connections_max: usize,
     pub context_max: usize,
     pub kv_bytes_max: Option<u64>,
+    pub kv_type: KvType,
     pub prefix_cache: bool,
     pub prefix_cache_share: f64,
     pub kv_idle: Option<Duration>,
@@ -303,6 +309,7 @@ impl Settings {
             max_connections: self.max_connections.or(file.max_connections),
             max_context: self.max_context.or(file.max_context),
             kv_cache_mb: self.kv_cache_mb.or(file.kv_cache_mb),
+            kv_cache_type: self.kv_cache_type.or(file.kv_cache_type),
             prefix_cache: self.prefix_cache.or(file.prefix_cache),
             prefix_cache_share: self.prefix_cache_share.or(file.prefix_cache_share),
             kv_idle_seconds: self.kv_idle_seconds.or(file.kv_idle_seconds),
@@ -370,6 +377,7 @@ impl Settings {
             connections_max: within("max_connections", self.max_connections.unwrap_or(4096), 1, 1 << 20)?,
             context_max: within("max_context", self.max_context.unwrap_or(8192), 32, 1 << 20)?,
             kv_bytes_max: self.kv_cache_mb.map(|mb| mb << 20),
+            kv_type: parse_kv_type(self.kv_cache_type.as_deref())?,
             prefix_cache: self.prefix_cache.unwrap_or(true),
             prefix_cache_share: within("prefix_cache_share", self.prefix_cache_share.unwrap_or(0.5), 0.0, 1.0)?,
             kv_idle: match within("kv_idle_seconds", self.kv_idle_seconds.unwrap_or(600), 0, 1 << 30)? {
@@ -523,6 +531,11 @@ fn parse_model(text: &str) -> Result<(Option<String>, PathBuf), Error> {
 fn parse_isa(name: Option<&str>) -> Result<kernels::Isa, Error> {
     let Some(name) = name else { return Ok(kernels::Isa::detect()) };
     name.parse().map_err(|error: kernels::NoSuchIsa| invalid("isa", name, &format!("those of the processor: {error}")))
+}
+
+fn parse_kv_type(name: Option<&str>) -> Result<KvType, Error> {
+    let Some(name) = name else { return Ok(KvType::default()) };
+    name.parse().map_err(|error: NoSuchKvType| invalid("kv_cache_type", name, &error.to_string()))
 }
 
 fn parse_speculation(text: Option<&str>) -> Result<Speculation, Error> {

@@ -3,6 +3,7 @@
 //! For checks of a model that is not served yet.
 
 use kernels::Isa;
+use kernels::attention::KvType;
 
 use crate::engine::pooled;
 use crate::forward::{Forward, Limits, Step};
@@ -23,12 +24,12 @@ impl<'m> Replay<'m> {
     ///
     /// # Errors
     /// When a thread can't be started.
-    pub fn new(model: &'m Model, isa: Isa, workers: usize, positions: usize) -> std::io::Result<Self> {
+    pub fn new(model: &'m Model, isa: Isa, kv_type: KvType, workers: usize, positions: usize) -> std::io::Result<Self> {
         let params = &model.weights.params;
         let rows_max = positions.clamp(1, ROWS_MAX);
         let team = Team::start(workers, |_| {})?;
         let forward = Forward::new(isa, params, workers, Limits { rows_max, logits_max: rows_max });
-        let kv = KvCache::new(params, positions, 1, blocks_for(positions));
+        let kv = KvCache::new(params, kv_type, positions, 1, blocks_for(positions));
         Ok(Self { model, team, forward, kv })
     }
 

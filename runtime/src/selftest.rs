@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use kernels::attention::KvType;
 use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
 use kernels::ternary::{self, Activations, TernaryMatrix};
 use kernels::{Isa, norm, softmax};
@@ -40,13 +41,13 @@ pub enum Failure {
 ///
 /// # Errors
 /// The first test that fails.
-pub fn self_test(model: &Model, isa: Isa, workers: usize) -> Result<SelfTest, Failure> {
+pub fn self_test(model: &Model, isa: Isa, kv_type: KvType, workers: usize) -> Result<SelfTest, Failure> {
     let started = Instant::now();
     known_answers(isa)?;
     let prompt = prompt(model);
     let embedding = model.weights.params.pooling.is_some();
     let answer_max = if embedding { 0 } else { ANSWER_TOKENS.min(model.weights.context.saturating_sub(prompt.len())) };
-    let mut replay = Replay::new(model, isa, workers, prompt.len() + answer_max).map_err(Failure::Thread)?;
+    let mut replay = Replay::new(model, isa, kv_type, workers, prompt.len() + answer_max).map_err(Failure::Thread)?;
     let answer = replay.greedy(&prompt, answer_max);
     let tokens = [&prompt[..], &answer].concat();
     check_steps(&mut replay, &prompt, &answer)?;
@@ -55,7 +56,7 @@ pub fn self_test(model: &Model, isa: Isa, workers: usize) -> Result<SelfTest, Fa
     }
     let whole_step = model.weights.bytes_per_token() <= PORTABLE_STEP_BYTES_MAX;
     if whole_step {
-        let mut portable = Replay::new(model, Isa::Portable, workers, 1).map_err(Failure::Thread)?;
+        let mut portable = Replay::new(model, Isa::Portable, kv_type, workers, 1).map_err(Failure::Thread)?;
         let first = |replay: &mut Replay<'_>| {
             let mut logits = Vec::new();
             replay.sequence(&tokens[..1], |_, row| logits.extend_from_slice(row));
@@ -215,10 +216,10 @@ mod tests {
     fn the_default_model_passes_whole_and_in_parts() {
         let options = LoadOptions { threads: 2, node: None, context_max: 64, head_screen: HeadScreen::WhereItPays };
         let model = Model::load(&Source::embedded(), "tested".into(), options, &|_, _| {}).unwrap();
-        let passed = self_test(&model, Isa::detect(), 1).unwrap();
+        let passed = self_test(&model, Isa::detect(), KvType::F16, 1).unwrap();
         assert!(passed.whole_step && !passed.text.is_empty(), "{passed:?}");
         assert!(portable_parts(&model, Isa::detect()).is_ok());
-        assert_eq!(passed.text, self_test(&model, Isa::Portable, 2).unwrap().text);
+        assert_eq!(passed.text, self_test(&model, Isa::Portable, KvType::F16, 2).unwrap().text);
     }
 
     #[test]
@@ -226,6 +227,6 @@ mod tests {
         let options = LoadOptions { threads: 2, node: None, context_max: 64, head_screen: HeadScreen::WhereItPays };
         let mut model = Model::load(&Source::embedded(), "tested".into(), options, &|_, _| {}).unwrap();
         model.weights.output_norm[7] = f32::NAN;
-        assert!(matches!(self_test(&model, Isa::detect(), 1), Err(Failure::NotFinite { position: 0 })));
+        assert!(matches!(self_test(&model, Isa::detect(), KvType::F16, 1), Err(Failure::NotFinite { position: 0 })));
     }
 }

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use tuning::{Placement, Topology};
 
+use kernels::attention::KvType;
+
 use crate::config::{Config, GpuChoice, IoChoice};
 use crate::engine::{self, Bells, Engine, LANES_MAX, Lane, Link, Neighbours};
 use crate::gpu::{Feeders, Inventory, ShardPort};
@@ -213,7 +215,11 @@ fn take_inventory(config: &Config, model: &crate::model::Model) -> Result<Invent
         GpuChoice::Auto => usize::MAX,
         GpuChoice::Count(count) => count,
     };
-    let inventory = Inventory::take(model, most);
+    let inventory = match config.kv_type {
+        KvType::F16 => Inventory::take(model, most),
+        // Their kernels know F16 only: a sequence would change its text on the way from one to the other.
+        KvType::Int8 => Inventory { unused: Some("an int8 KV cache is for CPUs".into()), ..Inventory::default() },
+    };
     for card in &inventory.cards {
         let image = card.image.as_deref().unwrap_or("none");
         info!(

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use harness::{ROWS_MAX, Rig, load};
 use kernels::Isa;
+use kernels::attention::KvType;
 use runtime::forward::{Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::model::Model;
@@ -72,19 +73,22 @@ fn steady_decode_allocates_nothing() {
 
 fn steps_and_samples(model: &Model) {
     let vocab = model.weights.params.vocab;
-    for (sequences, draft) in [(1, 0), (5, 0), (1, 3)] {
-        let mut rig = Rig::new(model, Isa::detect(), 2, sequences, POSITIONS + draft);
+    // The last one is long enough for its attention to be cut.
+    for (sequences, draft, prompt_len) in [(1, 0, 7), (5, 0, 7), (1, 3, 7), (1, 3, 700)] {
+        let positions = prompt_len + WARM_STEPS + 40;
+        let prompt: Vec<u32> = PROMPT.into_iter().cycle().take(prompt_len).collect();
+        let mut rig = Rig::new(model, Isa::detect(), 2, sequences, positions + draft);
         let mut sampler = Sampler::new(vocab);
         let params: Vec<SamplingParams> = (0..sequences).map(params_of).collect();
-        let mut histories: Vec<History> = (0..sequences).map(|_| History::with_capacity(POSITIONS)).collect();
+        let mut histories: Vec<History> = (0..sequences).map(|_| History::with_capacity(positions)).collect();
         for (slot, history) in histories.iter_mut().enumerate() {
-            rig.feed(slot, 0, &PROMPT, ROWS_MAX);
-            history.push_prompt(&PROMPT);
+            rig.feed(slot, 0, &prompt, ROWS_MAX);
+            history.push_prompt(&prompt);
         }
         let mut next = vec![PROMPT[0]; sequences];
         let mut step = Step::default();
-        for position in PROMPT.len()..POSITIONS {
-            COUNTING.store(position >= PROMPT.len() + WARM_STEPS, Ordering::Relaxed);
+        for position in prompt_len..positions {
+            COUNTING.store(position >= prompt_len + WARM_STEPS, Ordering::Relaxed);
             step.clear();
             for (slot, token) in next.iter().enumerate() {
                 step.push(slot, position, &[*token], true);
@@ -108,7 +112,8 @@ fn scheduled_steps(model: &Model, sequences: usize, speculation: Speculation) {
     let (vocab, tokens_max) = (model.weights.params.vocab, 3 * kernels::attention::BLOCK);
     let mut rig = Rig::new(model, Isa::detect(), 2, 1, 1);
     let context = PROMPT.len() + tokens_max;
-    rig.kv = KvCache::new(&model.weights.params, context, sequences, sequences * blocks_for(context)).with_prefixes();
+    let blocks = sequences * blocks_for(context);
+    rig.kv = KvCache::new(&model.weights.params, KvType::F16, context, sequences, blocks).with_prefixes();
     let mut scheduler = Scheduler::new(sequences, sequences);
     let mut speculator = Speculator::new(speculation, speculation.rows_max());
     let mut pace = Pace::new(Duration::from_millis(50));
@@ -180,4 +185,3 @@ fn params_of(slot: usize) -> SamplingParams {
 const PROMPT: [u32; 7] = [0, 427, 434, 262, 381, 16, 436];
 /// Steps after which every buffer has its size.
 const WARM_STEPS: usize = 4;
-const POSITIONS: usize = PROMPT.len() + WARM_STEPS + 40;

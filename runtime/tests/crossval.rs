@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use gguf::{Gguf, TensorType};
+use kernels::attention::KvType;
 use runtime::cli::synth::{self, Preset};
 use runtime::crossval::{Error, Options, Recorded, Reference, Rejection, Report, cross_validate};
 use runtime::model::{HeadScreen, LoadOptions, Model, Source};
@@ -47,8 +48,15 @@ fn load(source: &Source) -> Model {
     Model::load(source, "tested".into(), options, &|_, _| {}).unwrap()
 }
 
-const OPTIONS: Options<'_> =
-    Options { min_accuracy: 0.99, samples: 2, positions_max: None, text: None, threads: 2, deadline: None };
+const OPTIONS: Options<'_> = Options {
+    min_accuracy: 0.99,
+    samples: 2,
+    positions_max: None,
+    text: None,
+    threads: 2,
+    kv_type: KvType::F16,
+    deadline: None,
+};
 
 fn compare(source: &Source, model: &Model, reference: &Reference<'_>) -> Report {
     cross_validate(source, model, reference, &OPTIONS, &|_, _| {}).unwrap()
@@ -157,7 +165,7 @@ fn recorded_logits_are_compared_or_refused() {
         Recorded::parse(&zip(&[("tokens.npy", &ids), ("logits.npy", &rows)])).unwrap()
     };
     let mut logits = vec![];
-    runtime::replay::Replay::new(&model, kernels::Isa::detect(), 1, 3)
+    runtime::replay::Replay::new(&model, kernels::Isa::detect(), KvType::F16, 1, 3)
         .unwrap()
         .sequence(&[1, 2, 3], |_, row| logits.extend_from_slice(row));
     let good = recorded(&[1, 2, 3], &logits);
@@ -192,4 +200,28 @@ fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { 0xedb8_8320 ^ (crc >> 1) } else { crc >> 1 })
     })
+}
+
+/// The default model on a long text; `tr -s '\n' < LICENSE > text`, `bitnetd crossval --reference f16 --kv-cache-type int8
+/// --text text` shows the figures.
+#[test]
+fn an_int8_cache_is_near_an_f16_one_and_an_f16_one_is_the_same() {
+    let source = Source::embedded();
+    let options = LoadOptions { threads: 2, node: None, context_max: 4096, head_screen: HeadScreen::Off };
+    let model = Model::load(&source, "tested".into(), options, &|_, _| {}).unwrap();
+    let mut text = include_str!("../../LICENSE").to_owned();
+    while text.contains("\n\n") {
+        text = text.replace("\n\n", "\n");
+    }
+    let [f16, int8] = [KvType::F16, KvType::Int8].map(|kv_type| {
+        let reference = Reference::Model { source: &source, model: &model };
+        let options = Options { text: Some(&text), kv_type, ..OPTIONS };
+        let scores = cross_validate(&source, &model, &reference, &options, &|_, _| {}).unwrap().scores;
+        println!("{kv_type:?}: {scores:?}");
+        assert!(scores.positions > 500);
+        scores.choices.unwrap()
+    });
+    assert_eq!((f16.top1_agreement, f16.kl_max), (1.0, 0.0));
+    assert!(int8.kl_max > 0.0 && int8.kl_mean < 1e-2, "{int8:?}");
+    assert!(int8.top1_agreement > 0.95 && int8.perplexity_difference.abs() < 0.01, "{int8:?}");
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use gguf::TensorType;
 use harness::{ROWS_MAX, Rig, load, load_with};
 use kernels::Isa;
+use kernels::attention::KvType;
 use runtime::cli::synth::{self, Preset};
 use runtime::engine::{Command, Engine, Event, GenerationId, Guests, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits, Step};
@@ -30,6 +31,14 @@ fn chunks_workers_and_isas_change_no_logit_of_tiny_models() {
         // Longer than what attention treats as one split.
         chunks_workers_and_isas_change_no_logit(&tiny(name), 300, 24);
     }
+}
+
+#[test]
+fn chunks_workers_and_isas_change_no_logit_over_an_int8_cache() {
+    for name in TINY {
+        chunks_workers_and_isas_change_no_logit_over(KvType::Int8, &tiny(name), 300, 24);
+    }
+    chunks_workers_and_isas_change_no_logit_over(KvType::Int8, &load(None), 70, 2);
 }
 
 #[test]
@@ -86,14 +95,18 @@ fn other_sequences_change_no_state_of_embedding_models() {
 
 /// Portable code computes the first `portable_len` tokens only: what follows changes nothing before it.
 fn chunks_workers_and_isas_change_no_logit(model: &Model, len: usize, portable_len: usize) {
+    chunks_workers_and_isas_change_no_logit_over(KvType::F16, model, len, portable_len);
+}
+
+fn chunks_workers_and_isas_change_no_logit_over(kv_type: KvType, model: &Model, len: usize, portable_len: usize) {
     let mut draw = Draw(1);
     let tokens = draw.tokens(model, len);
-    let expected = Rig::new(model, Isa::detect(), 1, 1, len).feed(0, 0, &tokens, ROWS_MAX);
+    let expected = Rig::over(model, kv_type, Isa::detect(), 1, (1, len)).feed(0, 0, &tokens, ROWS_MAX);
     for isa in Isa::available() {
         let len = if isa == Isa::Portable { portable_len } else { len };
         for workers in [1, 2, 3] {
             for chunk in [1, 7, 64, ROWS_MAX] {
-                let got = Rig::new(model, isa, workers, 1, len).feed(0, 0, &tokens[..len], chunk);
+                let got = Rig::over(model, kv_type, isa, workers, (1, len)).feed(0, 0, &tokens[..len], chunk);
                 let what = format!("{}, {workers} workers, chunks of {chunk}", isa.name());
                 same_bits(&got, &expected[..len], &what);
             }
@@ -188,17 +201,22 @@ fn blocks_that_are_shared_and_blocks_that_are_few_change_no_token() {
         })
         .collect();
     let streams: Vec<usize> = (0..SEQUENCES).collect();
-    let expected = generate(&model, 2, (SEQUENCES, 256), &prompts, &streams);
     let positions = prompts.iter().map(Vec::len).max().unwrap() + ANSWER_TOKENS;
     // Some prompts end where a block ends: their first token is the first of a new one.
     assert!(prompts.iter().any(|prompt| prompt.len() % 32 == 0));
-    for (slots, rows_max, blocks) in [(8, 48, 400), (33, 256, blocks_for(positions) + 3)] {
-        let cache = || KvCache::new(&model.weights.params, positions, slots, blocks);
-        for (kv, shares) in [(cache(), false), (cache().with_prefixes(), true)] {
-            let (got, metrics) = run_engine(&model, 2, (slots, rows_max), kv, &prompts, &streams);
-            assert_eq!(got, expected, "{slots} slots, {blocks} blocks, shared: {shares}");
-            assert_eq!(metrics.step.prefix_hits.get() > 0, shares);
-            assert_eq!(metrics.step.kv_blocks_used.get(), 0);
+    for kv_type in [KvType::F16, KvType::Int8] {
+        let cache = |slots, blocks| KvCache::new(&model.weights.params, kv_type, positions, slots, blocks);
+        let enough = cache(SEQUENCES, SEQUENCES * blocks_for(positions));
+        let (expected, _) = run_engine(&model, 2, (SEQUENCES, 256), enough, &prompts, &streams);
+        for (slots, rows_max, blocks) in [(8, 48, 400), (33, 256, blocks_for(positions) + 3)] {
+            for shares in [false, true] {
+                let kv = cache(slots, blocks);
+                let kv = if shares { kv.with_prefixes() } else { kv };
+                let (got, metrics) = run_engine(&model, 2, (slots, rows_max), kv, &prompts, &streams);
+                assert_eq!(got, expected, "{kv_type:?}, {slots} slots, {blocks} blocks, shared: {shares}");
+                assert_eq!(metrics.step.prefix_hits.get() > 0, shares);
+                assert_eq!(metrics.step.kv_blocks_used.get(), 0);
+            }
         }
     }
 }
@@ -221,7 +239,7 @@ fn generations_that_share_a_team_change_no_token_of_each_other() {
         commands_in.push(command).ok().unwrap();
     };
     streams.iter().for_each(|&stream| start(&mut commands_in, 0, stream));
-    let kv_of = |model: &Model| KvCache::new(&model.weights.params, 64, 6, 6 * blocks_for(64));
+    let kv_of = |model: &Model| KvCache::new(&model.weights.params, KvType::F16, 64, 6, 6 * blocks_for(64));
     let opened = lane(&new, GenerationId(1), 2, (6, 64), kv_of(&new));
     commands_in.push(Command::Open(Box::new(opened))).ok().unwrap();
     streams.iter().for_each(|&stream| start(&mut commands_in, 1, stream));
@@ -285,7 +303,7 @@ fn generate_counted(
     streams: &[usize],
 ) -> (Vec<Vec<u32>>, [u64; 3]) {
     let positions = prompts.iter().map(Vec::len).max().unwrap() + ANSWER_TOKENS;
-    let kv = KvCache::new(&model.weights.params, positions, slots_max, slots_max * blocks_for(positions));
+    let kv = KvCache::new(&model.weights.params, KvType::F16, positions, slots_max, slots_max * blocks_for(positions));
     let (answers, metrics) = run_engine(model, workers, (slots_max, rows_max), kv, prompts, streams);
     let head = &metrics.step.head;
     (answers, [&head.full, &head.screened, &head.undecided].map(|count| count.get()))

@@ -3,6 +3,7 @@
 
 use gguf::Gguf;
 use kernels::Isa;
+use kernels::attention::KvType;
 use runtime::cli::synth::{self, Preset};
 use runtime::crossval::{Options, Reference, cross_validate};
 use runtime::model::{HeadScreen, LoadOptions, Model, Source, footprint};
@@ -26,10 +27,17 @@ fn every_official_shape_loads_answers_and_takes_what_is_stated() {
             preset.name(),
             stated.bytes
         );
-        let passed = self_test(&model, Isa::detect(), 2).unwrap();
+        let passed = self_test(&model, Isa::detect(), KvType::F16, 2).unwrap();
         assert_eq!(passed.text.is_empty(), model.weights.params.pooling.is_some(), "{}", preset.name());
-        let options =
-            Options { min_accuracy: 0.97, samples: 1, positions_max: None, text: None, threads: 2, deadline: None };
+        let options = Options {
+            min_accuracy: 0.97,
+            samples: 1,
+            positions_max: None,
+            text: None,
+            threads: 2,
+            kv_type: KvType::F16,
+            deadline: None,
+        };
         let report = cross_validate(&source, &model, &Reference::Own, &options, &|_, _| {}).unwrap();
         assert_eq!(report.verdict(), Ok(()), "{}", preset.name());
         std::fs::remove_file(&path).unwrap();

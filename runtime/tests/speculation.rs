@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use harness::load;
 use kernels::Isa;
+use kernels::attention::KvType;
 use runtime::engine::{Command, Engine, Event, Finish, GenerationId, Guests, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits};
 use runtime::kv::{KvCache, blocks_for};
@@ -164,7 +165,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
     let params = &model.weights.params;
     let limits = Limits { rows_max, logits_max: slots_max + speculation.rows_max() };
     let forward = Forward::new(Isa::detect(), params, workers, limits);
-    let kv = KvCache::new(params, positions, slots_max, slots_max * blocks_for(positions));
+    let kv = KvCache::new(params, KvType::F16, positions, slots_max, slots_max * blocks_for(positions));
     let itl_target = Duration::from_millis(20);
     let limits = LaneLimits { slots_max, waiting_max: requests.len(), itl_target, speculation, kv_idle: None };
     let metrics = Arc::new(GenerationMetrics::default());

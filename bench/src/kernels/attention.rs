@@ -3,53 +3,60 @@
 use std::cell::Cell;
 
 use kernels::Isa;
-use kernels::attention::{BLOCK, KvView, Scratch, Shape as Heads, attend, head_block_len, store};
+use kernels::attention::{BLOCK, KvLayout, KvType, KvView, Queries, Scratch, Shape as Heads, attend, store};
 
 use super::linear::noise;
 use super::timing::{Bench, Case, Work};
 use super::{Failure, Shape};
 
 pub(super) fn all(bench: &mut Bench, shape: &Shape) -> Result<(), Failure> {
-    for context in CONTEXTS {
-        for queries in QUERIES {
-            one(bench, shape, context, queries)?;
+    for kv_type in [KvType::F16, KvType::Int8] {
+        for context in CONTEXTS {
+            for queries in QUERIES {
+                one(bench, shape, kv_type, (context, queries))?;
+            }
         }
     }
     Ok(())
 }
 
-/// The last `queries` positions of `context` over all KV heads, a unit each.
-fn one(bench: &mut Bench, shape: &Shape, context: usize, queries: usize) -> Result<(), Failure> {
+/// The last `queries` positions of `context` over all KV heads of some layers, a unit each.
+fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (usize, usize)) -> Result<(), Failure> {
     let (group, dim) = (shape.heads / shape.kv_heads, shape.head_dim);
     #[expect(clippy::cast_precision_loss, reason = "head_dim is small")]
     let heads = Heads { head_dim: dim, group, scale: 1.0 / (dim as f32).sqrt() };
-    let (blocks, len) = (context.div_ceil(BLOCK), head_block_len(dim));
-    let bytes = shape.kv_heads * blocks * len * size_of::<u16>();
-    let copies = bench.copies(bytes);
-    let pool = cache(copies * shape.kv_heads * blocks, dim);
-    let table: Vec<u32> = (0..u32::try_from(blocks)?).collect();
-    let view = |index: usize| KvView {
-        pool: &pool[index % (copies * shape.kv_heads) * blocks * len..][..blocks * len],
-        table: &table,
-        block_stride: len,
-        offset: 0,
+    let blocks = context.div_ceil(BLOCK);
+    // Enough layers that the blocks of a head lie as far apart as a model's.
+    let layout = KvLayout { kv_type, head_dim: dim, heads: LAYERS * shape.kv_heads };
+    let bytes = shape.kv_heads * context.div_ceil(BLOCK) * layout.head_block_len() * size_of::<u16>();
+    let sequences = bench.copies(layout.pool_len(blocks) * size_of::<u16>());
+    let pool = cache(layout, sequences * blocks);
+    let table: Vec<u32> = (0..u32::try_from(sequences * blocks)?).collect();
+    // A call is a layer of one of the sequences.
+    let view = |call: usize, head: usize| KvView {
+        pool: &pool,
+        table: &table[call / LAYERS % sequences * blocks..][..blocks],
+        layout,
+        head: call % LAYERS * shape.kv_heads + head,
     };
     let width = group * dim;
     let q: Vec<f32> = (0..queries * width).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
-    let first = context - queries;
-    let run = |isa, index, out: &mut [f32], scratch: &mut Scratch| {
-        attend(isa, heads, view(index), first, queries, &q, width, out, width, scratch);
+    let asked = Queries { first_position: context - queries, count: queries, values: &q, stride: width };
+    let run = |isa, (call, head): (usize, usize), then: &[u16], out: &mut [f32], scratch: &mut Scratch| {
+        attend(isa, heads, (view(call, head), then), asked, (out, width), scratch);
     };
-    let pairs: usize = (first..context).map(|position| (position + 1) * shape.heads).sum();
+    // A call of several workers is as many layers.
+    let workers = bench.workers();
+    let pairs: usize = (context - queries..context).map(|position| (position + 1) * shape.heads).sum();
     let case = Case {
         family: "attention",
-        name: format!("{} context {context} queries {queries}", shape.name),
-        bytes,
-        work: Work::Float(4 * dim * pairs),
+        name: format!("{} {} context {context} queries {queries}", shape.name, kv_type.name()),
+        bytes: bytes * workers,
+        work: Work::Float(4 * dim * pairs * workers),
     };
     let answer = |isa| {
         let mut out = vec![0.0; queries * width];
-        run(isa, 1, &mut out, &mut Scratch::new(dim));
+        run(isa, (1, 0), &[], &mut out, &mut Scratch::new(dim));
         out
     };
     bench.check(&case.name, &answer(bench.isa), &answer(Isa::Portable))?;
@@ -58,22 +65,26 @@ fn one(bench: &mut Bench, shape: &Shape, context: usize, queries: usize) -> Resu
         let mut area = AREA.take().filter(|area| area.dim == dim && area.out.len() == queries * width);
         let Area { out, scratch, .. } =
             area.get_or_insert_with(|| Area { dim, out: vec![0.0; queries * width], scratch: Scratch::new(dim) });
-        while let Some(head) = member.claim(0, shape.kv_heads) {
-            run(isa, call * shape.kv_heads + head, out, scratch);
+        let heads = shape.kv_heads;
+        while let Some(unit) = member.claim(0, heads * member.team_size()) {
+            let place = |unit: usize| (call * member.team_size() + unit / heads, unit % heads);
+            let next = place(unit + member.team_size());
+            run(isa, place(unit), view(next.0, next.1).first_keys(0), out, scratch);
         }
         AREA.set(area);
     });
     Ok(())
 }
 
-/// So many blocks of keys and values.
-fn cache(blocks: usize, dim: usize) -> Vec<u16> {
-    let len = head_block_len(dim);
-    let mut pool = vec![0; blocks * len];
+/// So many blocks of keys and values, in pages as a server's cache has.
+fn cache(layout: KvLayout, blocks: usize) -> Vec<u16> {
+    let (dim, len) = (layout.head_dim, layout.head_block_len());
+    let mut pool = vec![0; layout.pool_len(blocks)];
+    tuning::memory::prefer_huge_pages(&mut pool);
     let (one, others) = pool.split_at_mut(len);
     for slot in 0..BLOCK {
         let row: Vec<f32> = (0..dim).map(|d| f32::from(noise(slot * 31 + d * 7)) / 64.0 - 2.0).collect();
-        store(Isa::Portable, one, dim, slot, &row, &row);
+        store(Isa::Portable, &layout, one, slot, &row, &row);
     }
     others.chunks_exact_mut(len).for_each(|block| block.copy_from_slice(one));
     pool
@@ -90,5 +101,7 @@ thread_local! {
     static AREA: Cell<Option<Area>> = const { Cell::new(None) };
 }
 
-const CONTEXTS: [usize; 4] = [128, 1024, 4096, 16_384];
+const CONTEXTS: [usize; 5] = [128, 512, 1024, 2048, 4096];
 const QUERIES: [usize; 2] = [1, 64];
+/// Of the model that the cache is of.
+const LAYERS: usize = 30;

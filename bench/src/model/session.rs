@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kernels::Isa;
+use kernels::attention::KvType;
 use kernels::draw::Draw;
 use runtime::cli::load_model;
 use runtime::forward::{Findings, Forward, HeadCounts, Limits, Reach, Step};
@@ -34,14 +35,14 @@ impl Session {
         path: Option<&Path>,
         (isa, tuned): (Isa, Tuned),
         batch_max: usize,
-        head_screen: HeadScreen,
+        (head_screen, kv_type): (HeadScreen, KvType),
     ) -> Result<Self, Failure> {
         let threads = cores()?;
         let options = LoadOptions { threads, node: None, context_max: CONTEXT_MAX, head_screen };
         let model = load_model(None, path, options)?;
         let params = &model.weights.params;
         let blocks = blocks_for(model.weights.context) * batch_max;
-        let kv = KvCache::new(params, model.weights.context, batch_max, blocks);
+        let kv = KvCache::new(params, kv_type, model.weights.context, batch_max, blocks);
         let (team, forward) = team_of(&model, (isa, &tuned), 1, batch_max)?;
         Ok(Self { model, isa, tuned, team, forward, kv, batch_max })
     }
@@ -90,11 +91,41 @@ impl Session {
         layers + weights.screen_bytes() as f64 + exact + again
     }
 
+    /// Bytes of keys and values that a step of `batch` sequences reads behind `positions` positions each.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    pub(super) fn kv_bytes_per_step(&self, batch: usize, positions: usize) -> f64 {
+        let block = KvCache::block_bytes(&self.model.weights.params, self.kv.layout().kv_type);
+        (batch * positions * block) as f64 / kernels::attention::BLOCK as f64
+    }
+
     /// Products and sums of the ternary layers for one row.
     pub(super) fn int8_operations_per_token(&self) -> usize {
         let layers = &self.model.weights.layers;
         let linears = layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
         linears.filter(|linear| linear.is_ternary()).map(|linear| 2 * linear.rows * linear.cols).sum()
+    }
+
+    /// Writes keys and values of `depth` positions in `batch` sequences and forgets whose they are: the next ones get the
+    /// same blocks.
+    pub(super) fn fill(&mut self, batch: usize, depth: usize) -> Result<(), Failure> {
+        if depth == 0 {
+            return Ok(());
+        }
+        self.fits(depth)?;
+        let prompt = noise(depth, self.model.weights.params.vocab);
+        self.hold(batch, depth)?;
+        let mut step = Step::default();
+        for slot in 0..batch {
+            for (index, chunk) in prompt.chunks(ROWS_MAX).enumerate() {
+                step.clear();
+                step.push(slot, index * ROWS_MAX, chunk, false);
+                self.run(&step);
+            }
+        }
+        self.drop_all(batch);
+        // Not the steps that are measured.
+        let _ = self.findings();
+        Ok(())
     }
 
     /// Runs a prompt of `tokens` tokens from an empty cache.
@@ -112,21 +143,21 @@ impl Session {
         Ok(tokens)
     }
 
-    /// Decodes `tokens` tokens in each of `batch` sequences from a cache of one token: the best ones, or draws at a
+    /// Decodes `tokens` tokens in each of `batch` sequences behind `depth` positions: the best ones, or draws at a
     /// temperature. Counts how their rows went through the head.
     pub(super) fn decode(
         &mut self,
-        (batch, tokens): (usize, usize),
+        (batch, tokens, depth): (usize, usize, usize),
         temperature: Option<f32>,
         head: &mut HeadCounts,
     ) -> Result<usize, Failure> {
-        self.fits(tokens)?;
+        self.fits(depth + tokens)?;
         let last: Vec<AtomicU32> =
             noise(batch, self.model.weights.params.vocab).into_iter().map(AtomicU32::new).collect();
-        self.hold(batch, tokens)?;
+        self.hold(batch, depth + tokens)?;
         let isa = self.isa;
         let mut step = Step::default();
-        for position in 0..tokens {
+        for position in depth..depth + tokens {
             let draw = |slot: usize| {
                 let (seed, position) = (slot as u64, position as u64);
                 temperature.map(|temperature| Draw { seed, position, factor: 1.0 / temperature })

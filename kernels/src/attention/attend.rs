@@ -1,10 +1,16 @@
-//! The attention call: rows in chunks, chunks in tiles, positions in splits.
+//! The attention call: rows in chunks, chunks in tiles, positions in splits; by all splits of a sequence, or by some of
+//! them, whose parts are merged when all are there.
 
-use super::tile::{RowState, Tile, TileScratch, column};
+use std::ops::Range;
+
+use super::ahead::Ahead;
+use super::bytes::Bytes;
+use super::halves::{Halves, round};
+use super::tile::{Format, RowState, Tile, TileScratch, column, merge_row};
 use super::wide::{WIDE_ROWS_MAX, Wide, WideScratch};
-use super::{KvView, SPLIT};
+use super::{KvType, KvView, SPLIT};
 use crate::Isa;
-use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::simd::{Kernel, LANES, PairKernel, Pairs, Simd, dispatch, dispatch_pairs};
 
 /// What the heads of a call have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,13 +23,46 @@ pub struct Shape {
     pub scale: f32,
 }
 
+/// Successive positions that attend: query i stands at `first_position + i` and sees positions 0 to its own, which must
+/// be in the cache. Its heads are `values[i * stride..][..group * head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    pub first_position: usize,
+    pub count: usize,
+    pub values: &'a [f32],
+    pub stride: usize,
+}
+
+impl Queries<'_> {
+    /// Splits that the last of them sees, a few or none for all.
+    #[must_use]
+    pub fn splits(&self) -> usize {
+        (self.first_position + self.count).div_ceil(SPLIT)
+    }
+}
+
+/// What splits gave, each for all rows of the queries: `states[split][row]` and `outputs[split][row][vector]`.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    pub states: &'a mut [RowState],
+    pub outputs: &'a mut [[f32; LANES]],
+}
+
+/// Vectors of a row's outputs in [`Parts`].
+#[must_use]
+pub const fn part_vectors(head_dim: usize) -> usize {
+    head_dim.div_ceil(LANES)
+}
+
 /// Working memory of [`attend`], for one thread; nothing is allocated after it.
 #[derive(Debug)]
 pub struct Scratch {
     head_dim_max: usize,
-    /// Queries rounded to F16: of a few rows, each tile `[head_dim][tile rows]`; of many, `[row][head_dim]`.
+    /// Packed queries, each tile `[..][tile rows]`, and the factors of their scores.
+    packed: Vec<u32>,
+    factors: Vec<f32>,
+    /// Queries of many rows, rounded to F16.
     q: Vec<f32>,
-    row: Vec<f32>,
     states: Vec<RowState>,
     /// Unscaled outputs, `[row][vectors]`.
     outputs: Vec<[f32; LANES]>,
@@ -35,11 +74,12 @@ impl Scratch {
     /// For heads of up to `head_dim_max` values.
     #[must_use]
     pub fn new(head_dim_max: usize) -> Self {
-        let vectors = head_dim_max.div_ceil(LANES);
+        let vectors = part_vectors(head_dim_max);
         Self {
             head_dim_max,
+            packed: vec![0; WIDE_ROWS_MAX * head_dim_max],
+            factors: vec![0.0; WIDE_ROWS_MAX],
             q: vec![0.0; WIDE_ROWS_MAX * head_dim_max],
-            row: vec![0.0; head_dim_max],
             states: vec![RowState::default(); WIDE_ROWS_MAX],
             outputs: vec![[0.0; LANES]; WIDE_ROWS_MAX * vectors],
             tile: TileScratch::new(vectors),
@@ -48,99 +88,231 @@ impl Scratch {
     }
 }
 
-/// Attention of `queries` successive positions, from `first_position` on, over one KV head.
+/// Attention of `queries` over one KV head; their results go to `out` as their values come. What is likely to be read
+/// next, `then`, is asked for at the end.
 ///
-/// Query i stands at position `first_position + i` and sees positions 0 to its own, which must be in the cache. Its
-/// `group` heads are `q[i * q_stride..][..group * head_dim]`, their results go to `out` likewise. q is rounded to F16;
-/// scores, softmax weights and sums are f32.
+/// Queries are rounded to F16, or as [`super::bytes`] says; softmax weights and sums of them are f32.
 ///
 /// # Panics
-/// If `head_dim` is below 16 or above the scratch's, or a slice, the block table or the pool is too short.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "two strided matrices, each with its stride, and their place in the cache"
-)]
+/// If `head_dim` is below 16 or above the scratch's or not the cache's, or a slice, the block table or the pool is too
+/// short.
 pub fn attend(
     isa: Isa,
     shape: Shape,
-    kv: KvView<'_>,
-    first_position: usize,
-    queries: usize,
-    q: &[f32],
-    q_stride: usize,
-    out: &mut [f32],
-    out_stride: usize,
+    (kv, then): (KvView<'_>, &[u16]),
+    queries: Queries<'_>,
+    (out, out_stride): (&mut [f32], usize),
     scratch: &mut Scratch,
 ) {
-    assert!(shape.head_dim >= LANES, "head_dim {} below {LANES}", shape.head_dim);
-    assert!(shape.head_dim <= scratch.head_dim_max, "head_dim {} above {}", shape.head_dim, scratch.head_dim_max);
-    dispatch(isa, Attend { shape, kv, first_position, queries, q, q_stride, out, out_stride, scratch });
+    run(isa, Attend { shape, kv, then, queries, scratch, to: To::Results { out, stride: out_stride } });
+}
+
+/// The part that each of `splits` has in that, of few queries, to be put together by [`merge`].
+///
+/// # Panics
+/// As [`attend`], or if there are more than [`PART_ROWS_MAX`] rows, or `parts` are not those of the splits.
+pub fn attend_splits(
+    isa: Isa,
+    shape: Shape,
+    (kv, then): (KvView<'_>, &[u16]),
+    queries: Queries<'_>,
+    (splits, parts): (Range<usize>, Parts<'_>),
+    scratch: &mut Scratch,
+) {
+    let rows = queries.count * shape.group;
+    assert!(rows <= PART_ROWS_MAX, "{rows} rows, {PART_ROWS_MAX} at most");
+    assert_eq!(parts.states.len(), splits.len() * rows, "a state for each split and row");
+    assert_eq!(parts.outputs.len(), parts.states.len() * part_vectors(shape.head_dim), "an output for each");
+    run(isa, Attend { shape, kv, then, queries, scratch, to: To::Parts { splits, parts } });
+}
+
+/// Puts the parts of all splits together, to the bits of [`attend`]; uses them up.
+///
+/// # Panics
+/// If `parts` are not those of all splits, or `out` is too short.
+pub fn merge(isa: Isa, shape: Shape, queries: Queries<'_>, parts: Parts<'_>, (out, out_stride): (&mut [f32], usize)) {
+    let rows = queries.count * shape.group;
+    assert_eq!(parts.states.len(), queries.splits() * rows, "a state for each split and row");
+    assert_eq!(parts.outputs.len(), parts.states.len() * part_vectors(shape.head_dim), "an output for each");
+    dispatch(isa, Merge { shape, queries, parts, out, out_stride });
+}
+
+fn run(isa: Isa, call: Attend<'_>) {
+    let (Shape { head_dim, .. }, layout, most) = (call.shape, call.kv.layout, call.scratch.head_dim_max);
+    assert!(head_dim >= LANES, "head_dim {head_dim} below {LANES}");
+    assert!(head_dim <= most, "head_dim {head_dim} above {most}");
+    assert_eq!(head_dim, layout.head_dim, "the cache's head_dim");
+    match layout.kv_type {
+        KvType::F16 => dispatch(isa, call),
+        KvType::Int8 => dispatch_pairs(isa, call),
+    }
 }
 
 struct Attend<'a> {
     shape: Shape,
     kv: KvView<'a>,
-    first_position: usize,
-    queries: usize,
-    q: &'a [f32],
-    q_stride: usize,
-    out: &'a mut [f32],
-    out_stride: usize,
+    then: &'a [u16],
+    queries: Queries<'a>,
     scratch: &'a mut Scratch,
+    to: To<'a>,
+}
+
+/// What becomes of the splits.
+enum To<'a> {
+    /// All of them together.
+    Results { out: &'a mut [f32], stride: usize },
+    /// Some of them, each by itself.
+    Parts { splits: Range<usize>, parts: Parts<'a> },
 }
 
 impl Kernel for Attend<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let rows = self.queries * self.shape.group;
-        let mut first = 0;
-        while first < rows {
-            let count = (rows - first).min(WIDE_ROWS_MAX);
-            if count >= WIDE_TILES_MIN * S::TILE_ROWS {
-                self.wide(s, first, count);
-            } else {
-                self.narrow(s, first, count);
-            }
-            for row in 0..count {
-                self.finish(s, first, row);
-            }
-            first += count;
-        }
+    fn run<S: Simd>(self, s: S) {
+        self.compute(Halves(s));
     }
 }
 
-impl Attend<'_> {
-    /// Rows `first..first + count`, few of them; a row is one head of one query, heads fastest.
-    ///
-    /// Splits outside, tiles inside: a split's keys and values stay in L2 while all rows use them.
+impl PairKernel for Attend<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn narrow<S: Simd>(&mut self, s: S, first: usize, count: usize) {
-        for tile in (0..count).step_by(S::TILE_ROWS) {
-            self.pack(s, first, tile, (count - tile).min(S::TILE_ROWS));
-        }
-        for split in 0..=self.position(first + count - 1) / SPLIT {
-            for tile in (0..count).step_by(S::TILE_ROWS) {
-                let rows = (count - tile).min(S::TILE_ROWS);
-                match tile_width(rows) {
-                    1 => self.tile::<S, 1>(s, split, first, tile, rows),
-                    2 => self.tile::<S, 2>(s, split, first, tile, rows),
-                    3 => self.tile::<S, 3>(s, split, first, tile, rows),
-                    4 => self.tile::<S, 4>(s, split, first, tile, rows),
-                    6 => self.tile::<S, 6>(s, split, first, tile, rows),
-                    _ => self.tile::<S, 8>(s, split, first, tile, rows),
+    fn run<P: Pairs>(self, p: P) {
+        self.compute(Bytes(p));
+    }
+}
+
+impl<'a> Attend<'a> {
+    #[inline(always)]
+    fn compute<F: Format>(mut self, format: F) {
+        let rows = self.queries.count * self.shape.group;
+        for first in (0..rows).step_by(WIDE_ROWS_MAX) {
+            let count = (rows - first).min(WIDE_ROWS_MAX);
+            let whole = matches!(self.to, To::Results { .. });
+            if F::WIDE && whole && count >= WIDE_TILES_MIN * F::S::TILE_ROWS {
+                self.wide(format.simd(), first, count);
+            } else {
+                self.pack(format, first, count);
+                self.narrow(format, first, count);
+            }
+            if whole {
+                for row in 0..count {
+                    self.finish(format.simd(), first, row);
                 }
             }
         }
     }
 
-    /// The same for many rows.
+    /// Divides a row's output by the sum of its weights.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, s: S, first: usize, row: usize) {
+        let Shape { head_dim, group, .. } = self.shape;
+        let To::Results { out, stride } = &mut self.to else { return };
+        let vectors = part_vectors(head_dim);
+        let (state, outputs) = (self.scratch.states[row], &self.scratch.outputs[row * vectors..][..vectors]);
+        let place = (first + row) / group * *stride + (first + row) % group * head_dim;
+        divide(s, state, outputs, &mut out[place..][..head_dim]);
+    }
+
+    fn position(&self, row: usize) -> usize {
+        self.queries.first_position + row / self.shape.group
+    }
+
+    fn query(&self, row: usize) -> &'a [f32] {
+        let (Shape { head_dim, group, .. }, Queries { values, stride, .. }) = (self.shape, self.queries);
+        &values[row / group * stride + row % group * head_dim..][..head_dim]
+    }
+
+    /// Packs the queries of rows `first..first + count`, tile by tile.
+    #[inline(always)]
+    fn pack<F: Format>(&mut self, format: F, first: usize, count: usize) {
+        let Shape { head_dim, scale, group } = self.shape;
+        let Queries { values, stride, .. } = self.queries;
+        let query = |row: usize| &values[row / group * stride + row % group * head_dim..][..head_dim];
+        for tile in (0..count).step_by(F::S::TILE_ROWS) {
+            let rows = (count - tile).min(F::S::TILE_ROWS);
+            let width = tile_width::<F>(rows);
+            let packed = &mut self.scratch.packed[tile * head_dim..][..width * format.packed_len(head_dim)];
+            packed.fill(0);
+            for r in 0..rows {
+                let row = first + tile + r;
+                self.scratch.factors[tile + r] = format.pack(query(row), scale, (r, width), packed);
+            }
+        }
+    }
+
+    /// The wanted splits of rows `first..first + count`; a row is one head of one query, heads fastest.
+    ///
+    /// Splits outside, tiles inside: a split's keys and values stay in L2 while all rows use them.
+    #[inline(always)]
+    fn narrow<F: Format>(&mut self, format: F, first: usize, count: usize) {
+        let seen = self.position(first + count - 1) + 1;
+        let splits = match &self.to {
+            To::Results { .. } => 0..seen.div_ceil(SPLIT),
+            To::Parts { splits, .. } => splits.clone(),
+        };
+        let mut ahead = Ahead::new(self.kv, splits.start, seen.min(splits.end * SPLIT), self.then);
+        for (nth, split) in splits.enumerate() {
+            for tile in (0..count).step_by(F::S::TILE_ROWS) {
+                let rows = (count - tile).min(F::S::TILE_ROWS);
+                // Later tiles find the split in the cache.
+                let mut none = Ahead::nothing(self.kv);
+                let ahead = if tile == 0 { &mut ahead } else { &mut none };
+                let place = Place { split, part: nth * count, first: first + tile, tile, rows };
+                match tile_width::<F>(rows) {
+                    1 => self.tile::<F, 1>(format, place, ahead),
+                    2 => self.tile::<F, 2>(format, place, ahead),
+                    3 => self.tile::<F, 3>(format, place, ahead),
+                    4 => self.tile::<F, 4>(format, place, ahead),
+                    6 => self.tile::<F, 6>(format, place, ahead),
+                    _ => self.tile::<F, 8>(format, place, ahead),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<F: Format, const R: usize>(&mut self, format: F, place: Place, ahead: &mut Ahead<'a>) {
+        if R > F::S::TILE_ROWS {
+            return;
+        }
+        let Place { split, part, first, tile, rows } = place;
+        let mut seen = [0; R];
+        for (r, seen) in seen[..rows].iter_mut().enumerate() {
+            *seen = (self.position(first + r) + 1).saturating_sub(split * SPLIT).min(SPLIT);
+        }
+        let head_dim = self.shape.head_dim;
+        let vectors = part_vectors(head_dim);
+        let scratch = &mut *self.scratch;
+        let mut factors = [0.0; R];
+        factors[..rows].copy_from_slice(&scratch.factors[tile..tile + rows]);
+        let (fresh, at, states, outputs) = match &mut self.to {
+            To::Results { .. } => (split == 0, tile, &mut scratch.states[..], &mut scratch.outputs[..]),
+            To::Parts { parts, .. } => (true, part + tile, &mut *parts.states, &mut *parts.outputs),
+        };
+        let tile = Tile {
+            head_dim,
+            kv: self.kv,
+            split,
+            fresh,
+            seen,
+            q: scratch.packed[tile * head_dim..][..R * format.packed_len(head_dim)].as_chunks().0,
+            factors,
+            ahead,
+            scratch: &mut scratch.tile,
+            states: &mut states[at..at + rows],
+            outputs: &mut outputs[at * vectors..][..rows * vectors],
+        };
+        tile.run(format);
+    }
+
+    /// All splits of many rows.
     #[inline(always)]
     fn wide<S: Simd>(&mut self, s: S, first: usize, count: usize) {
         let Shape { head_dim, group, scale } = self.shape;
         for row in 0..count {
-            let q = &self.q[(first + row) / group * self.q_stride + (first + row) % group * head_dim..][..head_dim];
+            let q = self.query(first + row);
             round(s, q, &mut self.scratch.q[row * head_dim..][..head_dim]);
         }
         let scratch = &mut *self.scratch;
@@ -148,94 +320,81 @@ impl Attend<'_> {
             head_dim,
             scale,
             kv: self.kv,
-            first_position: self.first_position,
+            first_position: self.queries.first_position,
             first_row: first,
             group,
             q: &scratch.q[..count * head_dim],
             scratch: &mut scratch.wide,
             states: &mut scratch.states[..count],
-            outputs: &mut scratch.outputs[..count * head_dim.div_ceil(LANES)],
+            outputs: &mut scratch.outputs[..count * part_vectors(head_dim)],
         };
         wide.run(s);
     }
+}
 
-    fn position(&self, row: usize) -> usize {
-        self.first_position + row / self.shape.group
-    }
+/// A tile of rows over a split.
+#[derive(Clone, Copy)]
+struct Place {
+    split: usize,
+    /// First row of the split in the parts.
+    part: usize,
+    /// First row among all, and in this chunk of them.
+    first: usize,
+    tile: usize,
+    rows: usize,
+}
 
-    /// Rounds the rows of a tile to F16 and lays them out as its `[head_dim][R]`.
+struct Merge<'a> {
+    shape: Shape,
+    queries: Queries<'a>,
+    parts: Parts<'a>,
+    out: &'a mut [f32],
+    out_stride: usize,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn pack<S: Simd>(&mut self, s: S, first: usize, tile: usize, rows: usize) {
+    fn run<S: Simd>(self, s: S) {
         let Shape { head_dim, group, .. } = self.shape;
-        let width = tile_width(rows);
-        let packed = &mut self.scratch.q[tile * head_dim..][..width * head_dim];
-        packed.fill(0.0);
-        for r in 0..rows {
-            let row = first + tile + r;
-            let q = &self.q[row / group * self.q_stride + row % group * head_dim..][..head_dim];
-            let rounded = &mut self.scratch.row[..head_dim];
-            round(s, q, rounded);
-            for (packed, q) in packed.chunks_exact_mut(width).zip(rounded) {
-                packed[r] = *q;
+        let (vectors, rows) = (part_vectors(head_dim), self.queries.count * group);
+        let (states, later_states) = self.parts.states.split_at_mut(rows);
+        let (outputs, later_outputs) = self.parts.outputs.split_at_mut(rows * vectors);
+        for row in 0..rows {
+            let position = self.queries.first_position + row / group;
+            let (state, output) = (&mut states[row], &mut outputs[row * vectors..][..vectors]);
+            for split in 0..position / SPLIT {
+                let at = split * rows + row;
+                let part = later_outputs[at * vectors..][..vectors].iter();
+                merge_row(s, (state, output), later_states[at], part);
             }
-        }
-    }
-
-    #[inline(always)]
-    fn tile<S: Simd, const R: usize>(&mut self, s: S, split: usize, first: usize, tile: usize, rows: usize) {
-        let mut seen = [0; R];
-        for (r, seen) in seen[..rows].iter_mut().enumerate() {
-            *seen = (self.position(first + tile + r) + 1).saturating_sub(split * SPLIT).min(SPLIT);
-        }
-        let Shape { head_dim, scale, .. } = self.shape;
-        let vectors = head_dim.div_ceil(LANES);
-        let scratch = &mut *self.scratch;
-        let tile = Tile {
-            head_dim,
-            scale,
-            kv: self.kv,
-            split,
-            seen,
-            q: scratch.q[tile * head_dim..][..R * head_dim].as_chunks().0,
-            scratch: &mut scratch.tile,
-            states: &mut scratch.states[tile..tile + rows],
-            outputs: &mut scratch.outputs[tile * vectors..][..rows * vectors],
-        };
-        tile.run(s);
-    }
-
-    /// Divides a row's output by the sum of its weights.
-    #[inline(always)]
-    fn finish<S: Simd>(&mut self, s: S, first: usize, row: usize) {
-        let Shape { head_dim, group, .. } = self.shape;
-        let vectors = head_dim.div_ceil(LANES);
-        let sum = s.splat(self.scratch.states[row].sum);
-        let place = (first + row) / group * self.out_stride + (first + row) % group * head_dim;
-        let out = &mut self.out[place..][..head_dim];
-        for (v, output) in self.scratch.outputs[row * vectors..][..vectors].iter().enumerate() {
-            s.store_part(s.div(s.load(output), sum), &mut out[column(v, head_dim)..][..LANES]);
+            let place = row / group * self.out_stride + row % group * head_dim;
+            divide(s, *state, output, &mut self.out[place..][..head_dim]);
         }
     }
 }
 
-/// The nearest F16 values.
+/// A row's output divided by the sum of its weights.
 #[inline(always)]
-fn round<S: Simd>(s: S, values: &[f32], rounded: &mut [f32]) {
-    let mut half = [0; LANES];
-    for (value, rounded) in values.chunks(LANES).zip(rounded.chunks_mut(LANES)) {
-        s.store_f16(s.load_part(value, 0.0), &mut half);
-        s.store_part(s.load_f16(&half), rounded);
+fn divide<S: Simd>(s: S, state: RowState, outputs: &[[f32; LANES]], out: &mut [f32]) {
+    let (sum, head_dim) = (s.splat(state.sum), out.len());
+    for (v, output) in outputs.iter().enumerate() {
+        s.store_part(s.div(s.load(output), sum), &mut out[column(v, head_dim)..][..LANES]);
     }
 }
 
 /// Rows that a tile computes to cover `rows`: those past them are zeros.
-fn tile_width(rows: usize) -> usize {
+fn tile_width<F: Format>(rows: usize) -> usize {
     match rows {
+        3 => F::THREE,
         5 => 6,
         7 => 8,
         _ => rows,
     }
 }
 
+/// Most rows of which splits are computed by themselves.
+pub const PART_ROWS_MAX: usize = WIDE_ROWS_MAX;
 /// From so many tiles of rows on, keys and values are widened to f32 for all of them.
 const WIDE_TILES_MIN: usize = 3;

@@ -1,8 +1,7 @@
 //! One tile of rows over one split of positions: scores, softmax weights, weighted values, merge.
 
-#![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
-
-use super::{BLOCK, CHAIN, GROUP, KvView, SPLIT};
+use super::ahead::{Ahead, LINE, ask};
+use super::{KvView, SPLIT};
 use crate::math::{exp, exp_lanes};
 use crate::simd::{LANES, Simd};
 
@@ -11,23 +10,54 @@ pub(super) const ROWS_MAX: usize = 8;
 
 /// Running softmax of one row: greatest score and sum of weights relative to it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct RowState {
+pub struct RowState {
     pub(super) max: f32,
     pub(super) sum: f32,
+}
+
+/// How a type of cache is computed with.
+pub(super) trait Format: Copy {
+    type S: Simd;
+    /// Whether prompts go by [`super::wide`].
+    const WIDE: bool;
+    /// Rows that a tile computes for three.
+    const THREE: usize;
+
+    fn simd(self) -> Self::S;
+
+    /// Elements of a packed query.
+    fn packed_len(self, head_dim: usize) -> usize;
+
+    /// Lays a row's query out as column `row` of a tile of `width` rows, and gives the factor of its scores.
+    fn pack(self, q: &[f32], scale: f32, place: (usize, usize), packed: &mut [u32]) -> f32;
+
+    /// Scores of the first `longest` positions, and of those that share their groups.
+    fn score<const R: usize>(self, tile: &mut Tile<'_, '_, R>, longest: usize);
+
+    /// Sums of the values times their weights for the rows of the tile, into its scratch.
+    fn mix<const R: usize>(self, tile: &mut Tile<'_, '_, R>);
 }
 
 /// Working memory of a tile.
 #[derive(Debug)]
 pub(super) struct TileScratch {
     /// Scores, then softmax weights, of each row.
-    weights: Box<[[f32; SPLIT]; ROWS_MAX]>,
+    pub(super) weights: Box<[[f32; SPLIT]; ROWS_MAX]>,
     /// Weighted values of the split, `[vector][row]`.
-    outputs: Vec<[f32; LANES]>,
+    pub(super) outputs: Vec<[f32; LANES]>,
+    /// Of an int8 cache the weights as pairs of 16 bits, and the sums of the values.
+    pub(super) weight_pairs: Box<[[u32; SPLIT / 2]; ROWS_MAX]>,
+    pub(super) sums: Vec<[i32; LANES]>,
 }
 
 impl TileScratch {
     pub(super) fn new(vectors_max: usize) -> Self {
-        Self { weights: Box::new([[0.0; SPLIT]; ROWS_MAX]), outputs: vec![[0.0; LANES]; vectors_max * ROWS_MAX] }
+        Self {
+            weights: Box::new([[0.0; SPLIT]; ROWS_MAX]),
+            outputs: vec![[0.0; LANES]; vectors_max * ROWS_MAX],
+            weight_pairs: Box::new([[0; SPLIT / 2]; ROWS_MAX]),
+            sums: vec![[0; LANES]; vectors_max * ROWS_MAX],
+        }
     }
 }
 
@@ -39,14 +69,18 @@ pub(super) fn column(v: usize, head_dim: usize) -> usize {
 }
 
 /// R rows over one split.
-pub(super) struct Tile<'a, const R: usize> {
+pub(super) struct Tile<'a, 'v, const R: usize> {
     pub(super) head_dim: usize,
-    pub(super) scale: f32,
-    pub(super) kv: KvView<'a>,
+    pub(super) kv: KvView<'v>,
     pub(super) split: usize,
+    /// Nothing came before that the split's part is added to.
+    pub(super) fresh: bool,
     /// Positions of the split that each row sees; 0 for padding.
     pub(super) seen: [usize; R],
-    pub(super) q: &'a [[f32; R]],
+    /// Queries as their format packs them, and the factors of their scores.
+    pub(super) q: &'a [[u32; R]],
+    pub(super) factors: [f32; R],
+    pub(super) ahead: &'a mut Ahead<'v>,
     pub(super) scratch: &'a mut TileScratch,
     /// One per row, without padding.
     pub(super) states: &'a mut [RowState],
@@ -54,148 +88,39 @@ pub(super) struct Tile<'a, const R: usize> {
     pub(super) outputs: &'a mut [[f32; LANES]],
 }
 
-impl<const R: usize> Tile<'_, R> {
+impl<const R: usize> Tile<'_, '_, R> {
     #[inline(always)]
-    pub(super) fn run<S: Simd>(mut self, s: S) {
+    pub(super) fn run<F: Format>(mut self, format: F) {
+        let s = format.simd();
         let longest = self.seen.into_iter().max().unwrap_or(0);
         if longest == 0 {
             return;
         }
-        self.score(s, longest);
+        format.score(&mut self, longest);
         // A loop each: what a row waits for is done beside the others.
         let mut parts = [RowState::default(); R];
-        for r in 0..R {
+        for (r, part) in parts.iter_mut().enumerate() {
             if self.seen[r] > 0 {
-                parts[r].max = greatest(s, &mut self.scratch.weights[r], self.seen[r]);
+                part.max = greatest(s, &mut self.scratch.weights[r], self.seen[r]);
             }
         }
-        for r in 0..R {
+        // Memory would be idle meanwhile.
+        let next = self.ahead.take(s, usize::MAX);
+        let lines = next[0].len().div_ceil(LINE);
+        for (r, part) in parts.iter_mut().enumerate() {
             if self.seen[r] > 0 {
-                parts[r] = soften(s, &mut self.scratch.weights[r], self.seen[r], parts[r].max);
+                for line in r * lines / R..(r + 1) * lines / R {
+                    ask::<_, 4>(s, next, line);
+                }
+                *part = soften(s, &mut self.scratch.weights[r], self.seen[r], part.max);
             }
         }
-        self.mix(s);
+        format.mix(&mut self);
         for (r, part) in parts.into_iter().enumerate() {
             if self.seen[r] > 0 {
                 self.merge(s, r, part);
             }
         }
-    }
-
-    /// Scores of the first `longest` positions, and of those that share their groups.
-    #[inline(always)]
-    fn score<S: Simd>(&mut self, s: S, longest: usize) {
-        for block in 0..longest.div_ceil(BLOCK) {
-            let (keys, values) = self.kv.block(self.split * (SPLIT / BLOCK) + block, self.head_dim);
-            // What follows: the next block's keys, or the values of the split.
-            let next = if (block + 1) * BLOCK < longest {
-                self.kv.block(self.split * (SPLIT / BLOCK) + block + 1, self.head_dim).0.as_flattened()
-            } else if block == 0 {
-                values
-            } else {
-                self.kv.block(self.split * (SPLIT / BLOCK), self.head_dim).1
-            };
-            let groups = (longest - block * BLOCK).div_ceil(GROUP).min(BLOCK / GROUP);
-            let width = if groups == 2 { S::TILE_WIDTH } else { 1 };
-            for group in (0..groups).step_by(width) {
-                let place = block * BLOCK + group * GROUP;
-                let keys = &keys[group * self.head_dim..][..width * self.head_dim];
-                let next = &next[group * self.head_dim * GROUP..][..width * self.head_dim * GROUP];
-                if width == 2 {
-                    self.score_groups::<S, 2>(s, keys, next, place);
-                } else {
-                    self.score_groups::<S, 1>(s, keys, next, place);
-                }
-            }
-        }
-    }
-
-    /// Scores of W groups of keys, to position `place` of the split and the following.
-    #[inline(always)]
-    fn score_groups<S: Simd, const W: usize>(&mut self, s: S, keys: &[[u16; GROUP]], next: &[u16], place: usize) {
-        let mut total = [[s.splat(0.0); W]; R];
-        for (chain, q) in self.q.chunks(CHAIN).enumerate() {
-            let mut keys_of_chain = [keys; W];
-            for (w, keys_of_chain) in keys_of_chain.iter_mut().enumerate() {
-                *keys_of_chain = &keys[w * self.head_dim + chain * CHAIN..][..q.len()];
-            }
-            let next = &next[chain * CHAIN * W * GROUP..][..q.len() * W * GROUP];
-            let mut sum = [[s.splat(0.0); W]; R];
-            for (d, q) in q.iter().enumerate() {
-                s.prefetch(&next[d * W * GROUP..]);
-                let mut k = [s.splat(0.0); W];
-                for w in 0..W {
-                    k[w] = s.load_f16(&keys_of_chain[w][d]);
-                }
-                for r in 0..R {
-                    let q = s.splat(q[r]);
-                    for w in 0..W {
-                        sum[r][w] = s.fma(q, k[w], sum[r][w]);
-                    }
-                }
-            }
-            for r in 0..R {
-                for w in 0..W {
-                    total[r][w] = s.add(total[r][w], sum[r][w]);
-                }
-            }
-        }
-        let scale = s.splat(self.scale);
-        for r in 0..R {
-            let scores = self.scratch.weights[r][place..][..W * GROUP].as_chunks_mut::<LANES>().0;
-            for w in 0..W {
-                s.store(s.mul(total[r][w], scale), &mut scores[w]);
-            }
-        }
-    }
-
-    /// Sums of the values times their weights, in the order of positions, for the rows of the tile.
-    ///
-    /// The positions that all rows see go in tiles; the few after, which only later queries see, row by row: a position
-    /// that a row does not see never enters its sum.
-    #[inline(always)]
-    fn mix<S: Simd>(&mut self, s: S) {
-        let vectors = self.head_dim.div_ceil(LANES);
-        self.scratch.outputs[..vectors * R].fill([0.0; LANES]);
-        let rows = self.states.len();
-        let common = if rows == R { self.seen.into_iter().min().unwrap_or(0) } else { self.common_of(rows) };
-        let TileScratch { weights, outputs } = &mut *self.scratch;
-        let weights = weights.first_chunk::<R>().expect("a tile has ROWS_MAX rows at most");
-        for start in (0..common).step_by(BLOCK) {
-            let values = self.kv.block((self.split * SPLIT + start) / BLOCK, self.head_dim).1;
-            let next = if start + BLOCK < common {
-                self.kv.block((self.split * SPLIT + start) / BLOCK + 1, self.head_dim).1
-            } else {
-                values
-            };
-            let count = (common - start).min(BLOCK);
-            let mixing = Mixing { head_dim: self.head_dim, values, next, weights, start, count };
-            mixing.run(s, outputs, R, 0);
-        }
-        for r in 0..rows {
-            let mut start = common;
-            while start < self.seen[r] {
-                let slot = start % BLOCK;
-                let count = (self.seen[r] - start).min(BLOCK - slot);
-                let values = self.kv.block((self.split * SPLIT + start) / BLOCK, self.head_dim).1;
-                let weights = std::array::from_ref(&weights[r]);
-                let mixing = Mixing {
-                    head_dim: self.head_dim,
-                    values: &values[slot * self.head_dim..],
-                    next: &[],
-                    weights,
-                    start,
-                    count,
-                };
-                mixing.run(s, outputs, R, r);
-                start += count;
-            }
-        }
-    }
-
-    /// Positions that the first `rows` rows all see.
-    fn common_of(&self, rows: usize) -> usize {
-        self.seen[..rows].iter().copied().min().unwrap_or(0)
     }
 
     /// Adds the split's part of row r to what the splits before it gave.
@@ -205,20 +130,31 @@ impl<const R: usize> Tile<'_, R> {
         let state = &mut self.states[r];
         let outputs = &mut self.outputs[r * vectors..][..vectors];
         let parts = self.scratch.outputs[..vectors * R].as_chunks::<R>().0;
-        if self.split == 0 {
+        if self.fresh {
             *state = part;
             for (output, part) in outputs.iter_mut().zip(parts) {
                 *output = part[r];
             }
             return;
         }
-        let [old, new];
-        (*state, [old, new]) = merged(*state, part);
-        let (old, new) = (s.splat(old), s.splat(new));
-        for (output, part) in outputs.iter_mut().zip(parts) {
-            let sum = s.fma(s.load(&part[r]), new, s.mul(s.load(output), old));
-            s.store(sum, output);
-        }
+        merge_row(s, (state, outputs), part, parts.iter().map(|part| &part[r]));
+    }
+}
+
+/// Adds the part of one more split to a row's state and sums.
+#[inline(always)]
+pub(super) fn merge_row<'p, S: Simd>(
+    s: S,
+    (state, outputs): (&mut RowState, &mut [[f32; LANES]]),
+    part: RowState,
+    parts: impl Iterator<Item = &'p [f32; LANES]>,
+) {
+    let [old, new];
+    (*state, [old, new]) = merged(*state, part);
+    let (old, new) = (s.splat(old), s.splat(new));
+    for (output, part) in outputs.iter_mut().zip(parts) {
+        let sum = s.fma(s.load(part), new, s.mul(s.load(output), old));
+        s.store(sum, output);
     }
 }
 
@@ -258,70 +194,4 @@ pub(super) fn soften<S: Simd>(s: S, scores: &mut [f32; SPLIT], count: usize, max
         s.store(weight, group);
     }
     RowState { max, sum: s.sum(sum) }
-}
-
-/// Values of one block times the weights of R rows.
-struct Mixing<'a, const R: usize> {
-    head_dim: usize,
-    /// Of the first position and the following.
-    values: &'a [u16],
-    /// What is read next, to be prefetched.
-    next: &'a [u16],
-    weights: &'a [[f32; SPLIT]; R],
-    /// First position in `weights`.
-    start: usize,
-    count: usize,
-}
-
-impl<const R: usize> Mixing<'_, R> {
-    /// Adds to `outputs[vector * stride + row..][..R]` for every vector.
-    #[inline(always)]
-    fn run<S: Simd>(&self, s: S, outputs: &mut [[f32; LANES]], stride: usize, row: usize) {
-        let vectors = self.head_dim.div_ceil(LANES);
-        let mut v = 0;
-        while v < vectors {
-            if S::TILE_WIDTH == 2 && v + 1 < vectors {
-                self.columns::<S, 2>(s, v, &mut outputs[v * stride + row..], stride);
-                v += 2;
-            } else {
-                self.columns::<S, 1>(s, v, &mut outputs[v * stride + row..], stride);
-                v += 1;
-            }
-        }
-    }
-
-    /// W vectors of the values, from vector `v` on.
-    #[inline(always)]
-    fn columns<S: Simd, const W: usize>(&self, s: S, v: usize, outputs: &mut [[f32; LANES]], stride: usize) {
-        let mut columns = [0; W];
-        let mut sum = [[s.splat(0.0); W]; R];
-        for w in 0..W {
-            columns[w] = column(v + w, self.head_dim);
-            for r in 0..R {
-                sum[r][w] = s.load(&outputs[w * stride + r]);
-            }
-        }
-        for (p, values) in self.values.chunks_exact(self.head_dim).take(self.count).enumerate() {
-            // In the order of memory, though the values are read by columns: 1.2x from memory (T0, context 4096).
-            if let Some(line) = self.next.get((v * BLOCK + p * W) * LANES..) {
-                s.prefetch(line);
-            }
-            let mut value = [s.splat(0.0); W];
-            for w in 0..W {
-                let (values, _) = values[columns[w]..].as_chunks::<LANES>();
-                value[w] = s.load_f16(&values[0]);
-            }
-            for r in 0..R {
-                let weight = s.splat(self.weights[r][self.start + p]);
-                for w in 0..W {
-                    sum[r][w] = s.fma(weight, value[w], sum[r][w]);
-                }
-            }
-        }
-        for w in 0..W {
-            for r in 0..R {
-                s.store(sum[r][w], &mut outputs[w * stride + r]);
-            }
-        }
-    }
 }

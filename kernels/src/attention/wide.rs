@@ -118,7 +118,7 @@ impl Wide<'_> {
         let rows = self.states.len();
         let longest = self.seen(rows - 1, split);
         for start in (0..longest).step_by(BLOCK) {
-            let keys = self.kv.block((split * SPLIT + start) / BLOCK, self.head_dim).0;
+            let keys = self.kv.block((split * SPLIT + start) / BLOCK).0;
             let keys = &keys[..(longest - start).div_ceil(GROUP).min(BLOCK / GROUP) * self.head_dim];
             for (key, wide) in keys.iter().zip(&mut self.scratch.wide) {
                 s.store(s.load_f16(key), wide);
@@ -206,7 +206,7 @@ impl Wide<'_> {
         while v < vectors {
             let width = if v + 1 < vectors { S::TILE_WIDTH } else { 1 };
             for start in (0..longest).step_by(BLOCK) {
-                let values = self.kv.block((split * SPLIT + start) / BLOCK, self.head_dim).1;
+                let values = self.kv.block((split * SPLIT + start) / BLOCK).1;
                 let wide = self.scratch.wide[start * width..].chunks_exact_mut(width);
                 let values = values.chunks_exact(self.head_dim).take(longest - start);
                 for (values, wide) in values.zip(wide) {

@@ -4,12 +4,12 @@
 use super::{LANES, Simd};
 use crate::Avx512Bw;
 use std::arch::x86_64::{
-    __m256, __m512, __m512d, _CMP_GT_OQ, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps,
-    _mm256_loadu_si256, _mm256_max_ps, _mm256_storeu_si256, _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256,
-    _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_cvtps_ph, _mm512_div_ps, _mm512_extractf32x8_ps,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps,
-    _mm512_sub_ps,
+    __m256, __m512, __m512d, _CMP_GT_OQ, _MM_FROUND_CUR_DIRECTION, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _MM_HINT_T1,
+    _mm_prefetch, _mm256_add_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_storeu_si256, _mm512_add_pd, _mm512_add_ps,
+    _mm512_castps512_ps256, _mm512_cmp_ps_mask, _mm512_cvt_roundph_ps, _mm512_cvtepi32_epi16, _mm512_cvtps_epi32,
+    _mm512_cvtps_pd, _mm512_cvtps_ph, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps,
+    _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
 };
 use std::cell::Cell;
 
@@ -86,8 +86,9 @@ impl Simd for Avx512Bw {
     fn load_f16(self, x: &[u16; LANES]) -> Self::F {
         // SAFETY: 16 readable halves; self proves AVX.
         let half = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        // Not `_mm512_cvtph_ps`, which says that it raises no exceptions: that form takes no operand from memory.
         // SAFETY: self proves AVX-512 F.
-        unsafe { _mm512_cvtph_ps(half) }
+        unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(half) }
     }
 
     #[inline(always)]
@@ -96,6 +97,16 @@ impl Simd for Avx512Bw {
         let half = unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v) };
         // SAFETY: 16 writable halves; self proves AVX.
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), half) };
+    }
+
+    #[inline(always)]
+    fn store_i16(self, v: Self::F, out: &mut [i16; LANES]) {
+        // SAFETY: self proves AVX-512 F.
+        let whole = unsafe { _mm512_cvtps_epi32(v) };
+        // SAFETY: self proves AVX-512 F.
+        let narrow = unsafe { _mm512_cvtepi32_epi16(whole) };
+        // SAFETY: 16 writable 16-bit numbers; self proves AVX.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), narrow) };
     }
 
     #[inline(always)]
@@ -158,6 +169,12 @@ impl Simd for Avx512Bw {
     fn prefetch<T>(self, line: &[T]) {
         // SAFETY: a hint that reads nothing, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+
+    #[inline(always)]
+    fn prefetch_near(self, line: &[u16]) {
+        // SAFETY: a hint that reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }
 

@@ -94,6 +94,14 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "within the range of 16 bits")]
+    fn store_i16(self, v: Self::F, out: &mut [i16; LANES]) {
+        for (out, v) in out.iter_mut().zip(v) {
+            *out = v.round_ties_even() as i16;
+        }
+    }
+
+    #[inline(always)]
     fn scale_pow2(self, p: Self::F, n: Self::F) -> Self::F {
         std::array::from_fn(|l| crate::math::scale_pow2(p[l], n[l]))
     }
@@ -120,4 +128,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch<T>(self, _line: &[T]) {}
+
+    #[inline(always)]
+    fn prefetch_near(self, _line: &[u16]) {}
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use kernels::attention::KvType;
+
 use super::{load_model, progress_bar};
 use crate::crossval::{self, Options, Recorded, Reference, Report, SAMPLES_MAX, cross_validate};
 use crate::model::{HeadScreen, LoadOptions, Source};
@@ -14,12 +16,16 @@ pub(super) struct Args {
     /// Model file [default: the model inside the binary]
     #[arg(short, long)]
     model: Option<PathBuf>,
-    /// Another model (.gguf), recorded logits (.npz), or `f64` for our own slow forward pass over the model's file
+    /// Another model (.gguf), recorded logits (.npz), `f64` for our own slow forward pass over the model's file, or `f16`
+    /// for the model itself with an F16 KV cache
     #[arg(long, default_value = "f64")]
     reference: String,
     /// Text of paragraphs with empty lines between them [default: built in]
     #[arg(long)]
     text: Option<PathBuf>,
+    /// How the model keeps keys and values: f16 or int8; a reference keeps them as f16
+    #[arg(long, default_value = "f16")]
+    kv_cache_type: KvType,
     /// Least share of positions at which both choose the same token
     #[arg(long, default_value_t = crossval::MIN_ACCURACY_DEFAULT)]
     min_accuracy: f64,
@@ -53,12 +59,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Box<dyn std::error::Error>> {
         positions_max: None,
         text: text.as_deref(),
         threads,
+        kv_type: args.kv_cache_type,
         deadline: args.timeout.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds))),
     };
     let bar = progress_bar("comparing");
     let path = Path::new(&args.reference);
     let report = if args.reference == "f64" {
         cross_validate(&source, &model, &Reference::Own, &options, &bar)?
+    } else if args.reference == "f16" {
+        cross_validate(&source, &model, &Reference::Model { source: &source, model: &model }, &options, &bar)?
     } else if path.extension().is_some_and(|extension| extension == "npz") {
         let recorded = Recorded::open(path).map_err(|error| format!("{}: {}", path.display(), super::chain(&error)))?;
         cross_validate(&source, &model, &Reference::Recorded(&recorded), &options, &bar)?

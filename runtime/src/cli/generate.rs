@@ -10,6 +10,8 @@ use tuning::Topology;
 use super::load_model;
 use crate::config;
 use crate::forward::{Forward, Limits, Step};
+use kernels::attention::KvType;
+
 use crate::kv::{KvCache, blocks_for};
 use crate::model::{HeadScreen, LoadOptions, Model};
 use crate::sampler::{History, Sampler, SamplingParams};
@@ -46,6 +48,9 @@ pub(super) struct Args {
     /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-vnni [default: the best there is]
     #[arg(long)]
     isa: Option<kernels::Isa>,
+    /// How keys and values are kept: f16 or int8
+    #[arg(long, default_value = "f16")]
+    kv_cache_type: KvType,
     /// One JSON object instead of the streamed text
     #[arg(long)]
     json: bool,
@@ -130,7 +135,7 @@ impl Session {
         let tuned = Tuned::read_or_say(cache.as_deref(), |line| eprintln!("{line}"));
         let limits = Limits { rows_max: PREFILL_ROWS, logits_max: 1 };
         let forward = Forward::new(isa, params, team.size(), limits).tuned(&tuned);
-        let kv = KvCache::new(params, model.weights.context, 1, blocks_for(model.weights.context));
+        let kv = KvCache::new(params, args.kv_cache_type, model.weights.context, 1, blocks_for(model.weights.context));
         Ok(Self { model, team, forward, kv })
     }
 

@@ -24,6 +24,9 @@ fn a_value_out_of_range_names_its_key() {
     assert_eq!(error.to_string(), "`workers` is `0`, allowed are 1 to 1024");
     let error = Settings { device: Some("tpu".into()), ..Settings::default() }.validate().unwrap_err();
     assert!(error.to_string().contains("auto, cpu and gpu"));
+    let kv_type = |name: &str| Settings { kv_cache_type: Some(name.into()), ..Settings::default() }.validate();
+    assert_eq!(kv_type("int8").unwrap().kv_type, KvType::Int8);
+    assert_eq!(kv_type("q4").unwrap_err().to_string(), "`kv_cache_type` is `q4`, allowed are f16 and int8");
     for bad in [f64::NAN, -0.1, 1.1] {
         assert!(Settings { admission_busy_max: Some(bad), ..Settings::default() }.validate().is_err(), "{bad}");
     }

@@ -10,6 +10,7 @@ mod tensors;
 use std::time::{Duration, Instant};
 
 use kernels::Isa;
+use kernels::attention::KvType;
 use serde::Serialize;
 
 use crate::model::{self, Model, Source};
@@ -43,6 +44,8 @@ pub struct Options<'a> {
     /// Paragraphs with an empty line between them.
     pub text: Option<&'a str>,
     pub threads: usize,
+    /// How the model, not its reference, keeps keys and values.
+    pub kv_type: KvType,
     /// When to give up.
     pub deadline: Option<Instant>,
 }
@@ -140,7 +143,8 @@ pub fn cross_validate(
     let sequences = match reference {
         Reference::Recorded(_) if model.weights.params.pooling.is_some() => return Err(Error::NoLogits),
         Reference::Recorded(recorded) => recorded.checked_sequences(model)?,
-        _ => sequences(model, options)?,
+        Reference::Own => sequences(model, options, SEQUENCE_TOKENS_MAX)?,
+        Reference::Model { .. } => sequences(model, options, MODEL_TOKENS_MAX)?,
     };
     let tensors = match reference {
         Reference::Model { source: other, .. } => tensors::against_file(source, other, clock)?,
@@ -155,7 +159,7 @@ pub fn cross_validate(
         }
         Reference::Model { model: other, .. } => {
             same_tokens(model, other, options)?;
-            let theirs = replayed(other, options, clock, &sequences)?;
+            let theirs = replayed(other, options, KvType::F16, clock, &sequences)?;
             compare_all(model, options, clock, &sequences, &theirs, &mut comparison)?;
             "model"
         }
@@ -180,7 +184,7 @@ fn compare_all(
     theirs: &[Vec<f32>],
     comparison: &mut Comparison,
 ) -> Result<(), Error> {
-    let ours = replayed(model, options, clock, sequences)?;
+    let ours = replayed(model, options, options.kv_type, clock, sequences)?;
     let params = &model.weights.params;
     let width = params.output_width();
     for (sample, tokens) in sequences.iter().enumerate() {
@@ -195,9 +199,16 @@ fn compare_all(
     Ok(())
 }
 
-fn replayed(model: &Model, options: &Options<'_>, clock: Clock, sequences: &[Vec<u32>]) -> Result<Logits, Error> {
+fn replayed(
+    model: &Model,
+    options: &Options<'_>,
+    kv_type: KvType,
+    clock: Clock,
+    sequences: &[Vec<u32>],
+) -> Result<Logits, Error> {
     let positions = sequences.iter().map(Vec::len).max().unwrap_or(0);
-    let mut replay = Replay::new(model, Isa::detect(), options.threads.max(1), positions).map_err(Error::Thread)?;
+    let mut replay =
+        Replay::new(model, Isa::detect(), kv_type, options.threads.max(1), positions).map_err(Error::Thread)?;
     let mut all = Vec::with_capacity(sequences.len());
     for tokens in sequences {
         clock.check()?;
@@ -208,11 +219,11 @@ fn replayed(model: &Model, options: &Options<'_>, clock: Clock, sequences: &[Vec
     Ok(all)
 }
 
-/// The tokens of the paragraphs, each cut to a number that can be computed in f64 in short time.
-fn sequences(model: &Model, options: &Options<'_>) -> Result<Vec<Vec<u32>>, Error> {
-    let most = SEQUENCE_TOKENS_MAX.min(model.weights.context);
+/// The tokens of the paragraphs, each cut to `most`.
+fn sequences(model: &Model, options: &Options<'_>, most: usize) -> Result<Vec<Vec<u32>>, Error> {
+    let most = most.min(model.weights.context);
     let mut sequences = Vec::new();
-    let mut left = options.positions_max.unwrap_or(usize::MAX).max(2);
+    let mut left = options.positions_max.unwrap_or(POSITIONS_MAX).max(2);
     for paragraph in paragraphs(options) {
         let mut tokens = Vec::new();
         model.tokenizer.encode(paragraph, true, false, &mut tokens);
@@ -285,8 +296,11 @@ pub const MIN_ACCURACY_DEFAULT: f64 = 0.99;
 pub const SAMPLES_DEFAULT: usize = 4;
 /// Most texts of a run.
 pub const SAMPLES_MAX: usize = 64;
-/// Tokens of a text that are compared.
+/// Tokens of a text that are compared: as many as f64 computes in short time, and with another model.
 const SEQUENCE_TOKENS_MAX: usize = 64;
+const MODEL_TOKENS_MAX: usize = 1024;
+/// Positions of all texts, whose logits are kept.
+const POSITIONS_MAX: usize = SAMPLES_MAX * SEQUENCE_TOKENS_MAX;
 const POSITIONS_SHOWN: usize = 5;
 const NAMED_MAX: usize = 3;
 const OWN: &str = "f64";

@@ -1,5 +1,6 @@
 //! The forward pass: one step of rows through all layers, run by a whole team of workers.
 
+mod attend;
 mod buffers;
 mod head;
 mod inputs;
@@ -18,6 +19,7 @@ use crate::shared::{PerWorker, Shared};
 use crate::team::{Counters, Team};
 use crate::tuned::Tuned;
 
+use attend::{AttendParts, AttendPlan};
 use buffers::{Buffers, Scratch};
 pub use head::HeadCounts;
 use head::{HeadBuffers, HeadPlan};
@@ -155,6 +157,8 @@ pub struct Forward {
     scratch: PerWorker<Scratch>,
     logits: Shared<f32>,
     counters: Counters,
+    attend_plan: AttendPlan,
+    attend_parts: AttendParts,
     plan: HeadPlan,
     head: HeadBuffers,
     counts: HeadCounts,
@@ -168,9 +172,12 @@ impl Forward {
     #[must_use]
     pub fn new(isa: Isa, params: &HyperParameters, workers: usize, limits: Limits) -> Self {
         let headed = Limits { logits_max: if params.pooling.is_some() { 0 } else { limits.logits_max }, ..limits };
+        let attend_plan = AttendPlan::new(params, workers, limits);
         Self {
             isa,
             limits,
+            attend_parts: AttendParts::new(params, &attend_plan),
+            attend_plan,
             buffers: Buffers::new(params, limits),
             scratch: PerWorker::new(workers, || Scratch::new(params, limits)),
             logits: Shared::new(limits.logits_max * params.output_width()),
@@ -209,6 +216,7 @@ impl Forward {
         assert!(step.logits.len() <= self.limits.logits_max, "a step's logits fit the buffer");
         let kv = &*kv;
         self.plan.make(weights, step);
+        self.attend_plan.make(step);
         let pass = pass::Pass {
             isa: self.isa,
             tuned: &self.tuned,
@@ -219,6 +227,8 @@ impl Forward {
             scratch: &self.scratch,
             logits: &self.logits,
             vocab: weights.params.vocab,
+            attend_plan: &self.attend_plan,
+            attend_parts: &self.attend_parts,
             plan: &self.plan,
             head: &self.head,
             each,

@@ -10,16 +10,17 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use kernels::attention::{self, Shape};
+use kernels::attention;
 use kernels::dense::DenseScratch;
 use kernels::ternary::{self, Columns, Factored, Gating, PanelScratch, Panels, Product};
 use kernels::{Isa, activation, dense, norm, rope};
 
+use super::Step;
+use super::attend::{AttendParts, AttendPlan};
 use super::buffers::{Buffers, Scratch, UNIT_ROWS_MAX, head_unit_rows};
 use super::head::{COUNTERS_AROUND, HeadBuffers, HeadPlan};
 use super::inputs::{Input, InputNorms, OwnRow, Quantized, Rows};
 use super::probe::Phase;
-use super::{Segment, Step};
 use crate::kv::KvCache;
 use crate::model::{Activation, Layer, Linear, LinearView, Weights};
 use crate::shared::{PerWorker, Shared};
@@ -36,6 +37,8 @@ pub(super) struct Pass<'a> {
     pub(super) scratch: &'a PerWorker<Scratch>,
     pub(super) logits: &'a Shared<f32>,
     pub(super) vocab: usize,
+    pub(super) attend_plan: &'a AttendPlan,
+    pub(super) attend_parts: &'a AttendParts,
     pub(super) plan: &'a HeadPlan,
     pub(super) head: &'a HeadBuffers,
     pub(super) each: &'a (dyn Fn(usize, &mut [f32], usize) + Sync),
@@ -302,7 +305,7 @@ impl Pass<'_> {
                     let block = unsafe { self.kv.head_block(segment.slot, layer, head, position) };
                     let at = row * width + j * head_dim;
                     let (k, v) = (&k[at..at + head_dim], &v[at..at + head_dim]);
-                    attention::store(self.isa, block, head_dim, position % attention::BLOCK, k, v);
+                    attention::store(self.isa, self.kv.layout(), block, position % attention::BLOCK, k, v);
                 }
             }
         }
@@ -314,41 +317,6 @@ impl Pass<'_> {
             // SAFETY: the columns of `range` were claimed by this worker alone.
             let to = unsafe { buffer.write(row * width + range.start..row * width + range.end) };
             to.copy_from_slice(part);
-        }
-    }
-
-    /// A unit is one kv head of one segment, or of a tile of its rows.
-    fn attend(&self, member: Member<'_>, scratch: &mut Scratch, layer: usize, counter: usize) {
-        let params = &self.weights.params;
-        let tiles: usize = self.step.segments.iter().map(|s| s.rows.div_ceil(QUERY_TILE)).sum();
-        let mut cursor = TileCursor { segments: &self.step.segments, segment: 0, tiles_before: 0 };
-        while let Some(unit) = member.claim(counter, tiles * params.kv_heads) {
-            let (segment, tile) = cursor.find(unit / params.kv_heads);
-            let first = tile * QUERY_TILE;
-            let rows = QUERY_TILE.min(segment.rows - first);
-            self.attend_tile(scratch, layer, unit % params.kv_heads, segment, first..first + rows);
-        }
-    }
-
-    fn attend_tile(&self, scratch: &mut Scratch, layer: usize, head: usize, segment: Segment, rows: Range<usize>) {
-        let params = &self.weights.params;
-        let group = params.heads / params.kv_heads;
-        let shape = Shape { head_dim: params.head_dim, group, scale: params.attention_scale };
-        let (width, part) = (params.attention_width(), group * params.head_dim);
-        let (row, count) = (segment.first_row + rows.start, rows.len());
-        let columns = head * part..(head + 1) * part;
-        // SAFETY: queries were written before the last barrier and are only read now.
-        let q = unsafe { self.buffers.q.read(row * width + columns.start..(row + count - 1) * width + columns.end) };
-        // SAFETY: keys and values were stored before the last barrier; nobody stores in this phase.
-        let kv = unsafe { self.kv.view(segment.slot, layer, head) };
-        let out = &mut scratch.first[..count * part];
-        let position = segment.first_position + rows.start;
-        attention::attend(self.isa, shape, kv, position, count, q, width, out, part, &mut scratch.attention);
-        for (i, values) in out.chunks_exact(part).enumerate() {
-            let at = (row + i) * width;
-            // SAFETY: these rows and this head were claimed by this worker alone.
-            let to = unsafe { self.buffers.attention.write(at + columns.start..at + columns.end) };
-            to.copy_from_slice(values);
         }
     }
 
@@ -493,27 +461,6 @@ impl Scratch {
         };
         let work = Work { panels: &mut self.panels, dense: &mut self.dense };
         (own, &mut self.first, &mut self.second, work)
-    }
-}
-
-/// Finds the segment of a query tile; tiles are asked for in ascending order.
-struct TileCursor<'a> {
-    segments: &'a [Segment],
-    segment: usize,
-    tiles_before: usize,
-}
-
-impl TileCursor<'_> {
-    fn find(&mut self, tile: usize) -> (Segment, usize) {
-        loop {
-            let segment = self.segments[self.segment];
-            let tiles = segment.rows.div_ceil(QUERY_TILE);
-            if tile < self.tiles_before + tiles {
-                return (segment, tile - self.tiles_before);
-            }
-            self.tiles_before += tiles;
-            self.segment += 1;
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The self test of a device: a few steps whose scores the CPU has computed, to be met bit for bit.
 
 use kernels::Isa;
+use kernels::attention::KvType;
 use kernels::draw::{self, Draw};
 
 use super::device::Want;
@@ -30,7 +31,7 @@ impl KnownAnswer {
         let limits = Limits { rows_max: FORWARD_ROWS, logits_max: 1 };
         let mut forward = Forward::new(isa, params, 1, limits);
         let positions = prompt.len() + STEPS;
-        let mut kv = KvCache::new(params, weights.context.max(positions), 1, blocks_for(positions));
+        let mut kv = KvCache::new(params, KvType::F16, weights.context.max(positions), 1, blocks_for(positions));
         kv.reserve(0, positions).expect("the cache holds one sequence");
         let mut scores: Vec<Vec<f32>> = Vec::with_capacity(STEPS);
         let mut step = Step::default();

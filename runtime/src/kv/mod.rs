@@ -6,7 +6,7 @@ mod tables;
 
 use std::sync::Arc;
 
-use kernels::attention::{self, KvView};
+use kernels::attention::{self, KvLayout, KvType, KvView};
 use tuning::NodeId;
 use tuning::memory::Arena;
 
@@ -17,14 +17,11 @@ pub use known::{KnownBlocks, block_hashes};
 pub use prefix::SWEEPS_KEPT;
 pub use tables::{BlockTables, OutOfBlocks};
 
-/// Keys and values of all sequences of a shard, as F16.
-///
-/// The pool is [block][layer][kv head] of [`attention::head_block_len`] values.
+/// Keys and values of all sequences of a shard. Where head blocks are: [`KvLayout`], layer by layer, head by head.
 pub struct KvCache {
     pool: Shared<u16>,
     tables: BlockTables,
-    block_len: usize,
-    head_len: usize,
+    layout: KvLayout,
     kv_heads: usize,
 }
 
@@ -34,8 +31,8 @@ impl KvCache {
     /// # Panics
     /// When there is no address space for it.
     #[must_use]
-    pub fn new(params: &HyperParameters, context: usize, slots: usize, blocks: usize) -> Self {
-        Self::on_node(params, context, slots, blocks, None).expect("address space for the KV cache")
+    pub fn new(params: &HyperParameters, kv_type: KvType, context: usize, slots: usize, blocks: usize) -> Self {
+        Self::on_node(params, kv_type, context, (slots, blocks), None).expect("address space for the KV cache")
     }
 
     /// As [`KvCache::new`], with memory of `node`.
@@ -44,18 +41,16 @@ impl KvCache {
     /// When there is no address space for it, or no such node.
     pub fn on_node(
         params: &HyperParameters,
+        kv_type: KvType,
         context: usize,
-        slots: usize,
-        blocks: usize,
+        (slots, blocks): (usize, usize),
         node: Option<NodeId>,
     ) -> Result<Self, tuning::Error> {
-        let head_len = attention::head_block_len(params.head_dim);
-        let block_len = head_len * params.kv_heads * params.layers;
+        let layout = layout(params, kv_type);
         Ok(Self {
-            pool: Shared::in_arena(Arena::reserve(block_len * blocks * size_of::<u16>(), node)?),
+            pool: Shared::in_arena(Arena::reserve(layout.pool_len(blocks) * size_of::<u16>(), node)?),
             tables: BlockTables::new(context, slots, blocks),
-            block_len,
-            head_len,
+            layout,
             kv_heads: params.kv_heads,
         })
     }
@@ -89,16 +84,22 @@ impl KvCache {
     /// [`BlockTables::take_idle`].
     pub fn give_back_one(&mut self) -> bool {
         let Some(block) = self.tables.take_idle() else { return false };
-        let start = block as usize * self.block_len;
+        let start = self.layout.start(block as usize, 0);
         // Where the system does not take it, nothing is lost.
-        self.pool.give_back(start..start + self.block_len);
+        self.pool.give_back(start..start + self.layout.block_len());
         true
     }
 
     /// Bytes of one block over all layers.
     #[must_use]
-    pub fn block_bytes(params: &HyperParameters) -> usize {
-        attention::head_block_len(params.head_dim) * params.kv_heads * params.layers * size_of::<u16>()
+    pub fn block_bytes(params: &HyperParameters, kv_type: KvType) -> usize {
+        layout(params, kv_type).block_len() * size_of::<u16>()
+    }
+
+    /// Where head blocks are, and what is in them.
+    #[must_use]
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
     }
 
     /// Who holds which block.
@@ -132,11 +133,11 @@ impl KvCache {
     #[expect(unsafe_code, reason = "workers read while others may store into other heads")]
     pub(crate) unsafe fn view(&self, slot: usize, layer: usize, head: usize) -> KvView<'_> {
         KvView {
-            // SAFETY: the caller vouches for the parts that the kernel reads through the table and offset below.
+            // SAFETY: the caller vouches for the parts that the kernel reads through the table and layout below.
             pool: unsafe { self.pool.read(0..self.pool.len()) },
             table: self.tables.table(slot),
-            block_stride: self.block_len,
-            offset: (layer * self.kv_heads + head) * self.head_len,
+            layout: self.layout,
+            head: layer * self.kv_heads + head,
         }
     }
 
@@ -150,11 +151,15 @@ impl KvCache {
         let table = self.tables.table(slot);
         let block =
             *table.get(position / attention::BLOCK).expect("a position lies in the blocks of its slot") as usize;
-        let start = block * self.block_len + (layer * self.kv_heads + head) * self.head_len;
+        let start = self.layout.start(block, layer * self.kv_heads + head);
         // SAFETY: the caller vouches for this head; a block that is stored into belongs to one slot, since only full
         // ones are shared.
-        unsafe { self.pool.write(start..start + self.head_len) }
+        unsafe { self.pool.write(start..start + self.layout.head_block_len()) }
     }
+}
+
+fn layout(params: &HyperParameters, kv_type: KvType) -> KvLayout {
+    KvLayout { kv_type, head_dim: params.head_dim, heads: params.layers * params.kv_heads }
 }
 
 /// Blocks that hold `positions` positions.

@@ -69,7 +69,7 @@ impl Budget {
             shards,
             buffer_bytes: buffer_bytes(config, params, slots),
             kv_blocks: 0,
-            kv_block_bytes: KvCache::block_bytes(params) as u64,
+            kv_block_bytes: KvCache::block_bytes(params, config.kv_type) as u64,
             sequence_blocks: blocks_for(context) as u64,
             tightest: None,
         };
@@ -229,6 +229,15 @@ mod tests {
         assert_eq!(plan(&[room(0, 1 << 20, 2), room(1, 0, 2)]).kv_blocks, free.sequence_blocks);
         let told = Settings { kv_cache_mb: Some(1 << 12), ..Settings::default() };
         assert_eq!(plan_on(told, 1 << 40, &narrow, 4).unwrap().kv_blocks, free.kv_blocks, "the operator knows better");
+    }
+
+    #[test]
+    fn int8_takes_about_half_of_f16() {
+        let int8 = Settings { kv_cache_type: Some("int8".into()), ..Settings::default() };
+        let [half, whole] = [int8, Settings::default()].map(|settings| plan(settings, 1 << 40, 1).unwrap());
+        assert_eq!(half.kv_blocks, whole.kv_blocks);
+        let ratio = half.kv_bytes() as f64 / whole.kv_bytes() as f64;
+        assert!((0.5..0.54).contains(&ratio), "{ratio}");
     }
 
     #[test]

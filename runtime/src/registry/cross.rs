@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use kernels::attention::KvType;
 use net::api::{LoadRequest, ValidationResult};
 use net::error::{ApiError, Code};
 
@@ -23,6 +24,8 @@ pub(super) fn cross_validation(
         positions_max: Some(config.samples as usize),
         text: None,
         threads: 1,
+        // The file is what is compared.
+        kv_type: KvType::F16,
         deadline: load_started.checked_add(config.timeout),
     };
     let refused = |status, message| ApiError::new(status, Code::CrossValidationFailed, message);

@@ -114,7 +114,7 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
     if identity(source)? != before {
         return Err(LoadError::Changed);
     }
-    let self_test = self_test(&model, plan.config.isa, plan.threads)?;
+    let self_test = self_test(&model, plan.config.isa, plan.config.kv_type, plan.threads)?;
     let replicas = replicate(&model, &nodes)?;
     let facts = Facts {
         generation: plan.generation,

@@ -153,7 +153,8 @@ fn make_lane(
     };
     let limits = Limits { rows_max: config.rows_max, logits_max };
     let forward = Forward::new(config.isa, params, workers, limits).tuned(&config.tuned);
-    let kv = KvCache::on_node(params, served.model.weights.context, slots_max, kv_blocks, Some(place.memory_node))?;
+    let (context, room, node) = (served.model.weights.context, (slots_max, kv_blocks), Some(place.memory_node));
+    let kv = KvCache::on_node(params, config.kv_type, context, room, node)?;
     let kv = match served.known.get(index) {
         Some(known) => kv.with_prefixes().keeping_at_most(config.prefix_cache_share).published_in(Arc::clone(known)),
         None => kv,
@@ -366,10 +367,11 @@ impl Registry {
         let standard = [TEST_PROMPT.to_owned()];
         let prompts = if prompts.is_empty() { &standard[..] } else { prompts };
         let old = old.map(|held| (&*held.replicas[0], held.facts.tokenizer == loaded.facts.tokenizer));
-        trial::try_model(self.config.isa, &loaded.replicas[0], old, prompts, (started, timeout)).map_err(|error| {
-            let status = if matches!(error, trial::TrialError::Timeout(_)) { 408 } else { 400 };
-            ApiError::new(status, Code::ModelLoadFailed, format!("the model does not pass its trial: {error}"))
-        })
+        trial::try_model((self.config.isa, self.config.kv_type), &loaded.replicas[0], old, prompts, (started, timeout))
+            .map_err(|error| {
+                let status = if matches!(error, trial::TrialError::Timeout(_)) { 408 } else { 400 };
+                ApiError::new(status, Code::ModelLoadFailed, format!("the model does not pass its trial: {error}"))
+            })
     }
 
     /// Makes a generation known to every shard; no request reaches it yet.

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use kernels::attention::KvType;
 use kernels::{Isa, softmax};
 
 use crate::model::Model;
@@ -44,8 +45,13 @@ impl<'m> Trial<'m> {
     ///
     /// # Errors
     /// When no team can be had.
-    pub(super) fn new(model: &'m Model, isa: Isa, started: Instant, timeout: Duration) -> Result<Self, TrialError> {
-        let replay = Replay::new(model, isa, 1, model.weights.context.min(POSITIONS_MAX))?;
+    pub(super) fn new(
+        model: &'m Model,
+        (isa, kv_type): (Isa, KvType),
+        started: Instant,
+        timeout: Duration,
+    ) -> Result<Self, TrialError> {
+        let replay = Replay::new(model, isa, kv_type, 1, model.weights.context.min(POSITIONS_MAX))?;
         Ok(Self { model, isa, replay, deadline: (started + timeout, timeout) })
     }
 
@@ -132,14 +138,14 @@ pub(super) struct Tried {
 /// # Errors
 /// Where `new` does not pass.
 pub(super) fn try_model(
-    isa: Isa,
+    way: (Isa, KvType),
     new: &Model,
     old: Option<(&Model, bool)>,
     prompts: &[String],
     (started, timeout): (Instant, Duration),
 ) -> Result<Tried, TrialError> {
     let begun = Instant::now();
-    let mut trial = Trial::new(new, isa, started, timeout)?;
+    let mut trial = Trial::new(new, way, started, timeout)?;
     let mut tried = Tried::default();
     let mut rate = Rate::default();
     for text in prompts {
@@ -151,7 +157,7 @@ pub(super) fn try_model(
     }
     tried.tokens_per_s = rate.tokens_per_s();
     if let Some((old, same_tokens)) = old {
-        let mut before = Trial::new(old, isa, started, timeout)?;
+        let mut before = Trial::new(old, way, started, timeout)?;
         let (mut rate, mut best, mut cosines) = (Rate::default(), (Vec::new(), Vec::new()), Vec::new());
         for text in prompts {
             // What the old model can't do is not the new one's fault.
@@ -229,7 +235,8 @@ mod tests {
             let model = Model::load(&source, name.into(), options, &|_, _| {}).unwrap();
             let prompts = ["a b c ".repeat(20), "x".to_owned()];
             let deadline = (Instant::now(), Duration::from_secs(60));
-            let tried = try_model(Isa::detect(), &model, Some((&model, true)), &prompts, deadline).unwrap();
+            let tried =
+                try_model((Isa::detect(), KvType::F16), &model, Some((&model, true)), &prompts, deadline).unwrap();
             assert_eq!((tried.answers.len(), tried.agreement), (2, Some(1.0)), "{name}");
         }
     }
@@ -238,7 +245,8 @@ mod tests {
     fn an_answer_is_what_the_best_tokens_say() {
         let options = LoadOptions { threads: 1, node: None, context_max: 512, head_screen: HeadScreen::Off };
         let model = Model::load(&Source::embedded(), "tiny".into(), options, &|_, _| {}).unwrap();
-        let mut trial = Trial::new(&model, Isa::detect(), Instant::now(), Duration::from_secs(60)).unwrap();
+        let mut trial =
+            Trial::new(&model, (Isa::detect(), KvType::F16), Instant::now(), Duration::from_secs(60)).unwrap();
         let prompt = trial.prompt("Once upon a time there was a little girl who lived in a big, big house").unwrap();
         let answer = trial.answer(&prompt).unwrap();
         let all: Vec<u32> = prompt.iter().chain(&answer.tokens).copied().collect();
@@ -247,7 +255,7 @@ mod tests {
         assert_eq!(best[prompt.len() - 1..][..answer.tokens.len()], answer.tokens);
         assert!((agreement(&best, &best) - 1.0).abs() < 1e-12);
         assert!(matches!(trial.prompt(&"a b ".repeat(4000)), Err(TrialError::PromptTooLong { .. })));
-        let mut late = Trial::new(&model, Isa::detect(), Instant::now(), Duration::ZERO).unwrap();
+        let mut late = Trial::new(&model, (Isa::detect(), KvType::F16), Instant::now(), Duration::ZERO).unwrap();
         assert!(matches!(late.answer(&prompt), Err(TrialError::Timeout(_))));
     }
 }

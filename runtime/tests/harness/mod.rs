@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kernels::Isa;
+use kernels::attention::KvType;
 use runtime::forward::{Forward, Limits, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::model::{HeadScreen, LoadOptions, Model, Source};
@@ -31,11 +32,22 @@ pub(crate) fn load_with(path: Option<&Path>, head_screen: HeadScreen) -> Model {
 impl<'m> Rig<'m> {
     /// For `slots` sequences of at most `positions` positions each, which are reserved at once.
     pub(crate) fn new(model: &'m Model, isa: Isa, workers: usize, slots: usize, positions: usize) -> Self {
+        Self::over(model, KvType::F16, isa, workers, (slots, positions))
+    }
+
+    /// The same with a cache of that type.
+    pub(crate) fn over(
+        model: &'m Model,
+        kv_type: KvType,
+        isa: Isa,
+        workers: usize,
+        (slots, positions): (usize, usize),
+    ) -> Self {
         let params = &model.weights.params;
         let team = Team::start(workers, |_| {}).unwrap();
         let limits = Limits { rows_max: ROWS_MAX, logits_max: ROWS_MAX };
         let forward = Forward::new(isa, params, workers, limits);
-        let mut kv = KvCache::new(params, positions, slots, slots * blocks_for(positions));
+        let mut kv = KvCache::new(params, kv_type, positions, slots, slots * blocks_for(positions));
         (0..slots).for_each(|slot| kv.reserve(slot, positions).unwrap());
         Self { model, team, forward, kv }
     }

@@ -1,0 +1,239 @@
+//! Tiles over an F16 cache: keys and values are widened, products are f32.
+
+#![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
+
+use super::ahead::{Ahead, ask};
+use super::tile::{Format, Tile, TileScratch, column};
+use super::{BLOCK, CHAIN, GROUP, SPLIT};
+use crate::simd::{LANES, Simd};
+
+/// The format, computed with the operations of `S`.
+#[derive(Clone, Copy)]
+pub(super) struct Halves<S>(pub(super) S);
+
+impl<S: Simd> Format for Halves<S> {
+    type S = S;
+    const WIDE: bool = true;
+    const THREE: usize = 3;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    fn packed_len(self, head_dim: usize) -> usize {
+        head_dim
+    }
+
+    /// Rounds the query to F16.
+    #[inline(always)]
+    fn pack(self, q: &[f32], scale: f32, (row, width): (usize, usize), packed: &mut [u32]) -> f32 {
+        let mut rounded = [0.0; LANES];
+        for (q, packed) in q.chunks(LANES).zip(packed.chunks_mut(LANES * width)) {
+            round(self.0, q, &mut rounded[..q.len()]);
+            for (packed, q) in packed.chunks_exact_mut(width).zip(rounded) {
+                packed[row] = q.to_bits();
+            }
+        }
+        scale
+    }
+
+    #[inline(always)]
+    fn score<const R: usize>(self, tile: &mut Tile<'_, '_, R>, longest: usize) {
+        for block in 0..longest.div_ceil(BLOCK) {
+            let keys = tile.kv.block(tile.split * (SPLIT / BLOCK) + block).0;
+            let groups = (longest - block * BLOCK).div_ceil(GROUP).min(BLOCK / GROUP);
+            let width = if groups == 2 { S::TILE_WIDTH } else { 1 };
+            for group in (0..groups).step_by(width) {
+                let place = block * BLOCK + group * GROUP;
+                let keys = &keys[group * tile.head_dim..][..width * tile.head_dim];
+                let next = tile.ahead.take(self.0, width * tile.head_dim * GROUP);
+                if width == 2 {
+                    score_groups::<S, R, 2>(self.0, tile, keys, next, place);
+                } else {
+                    score_groups::<S, R, 1>(self.0, tile, keys, next, place);
+                }
+            }
+        }
+    }
+
+    /// The positions that all rows see go in tiles; the few after, which only later queries see, row by row: a position
+    /// that a row does not see never enters its sum.
+    #[inline(always)]
+    fn mix<const R: usize>(self, tile: &mut Tile<'_, '_, R>) {
+        let (head_dim, kv, seen, rows) = (tile.head_dim, tile.kv, tile.seen, tile.states.len());
+        let vectors = head_dim.div_ceil(LANES);
+        let TileScratch { weights, outputs, .. } = &mut *tile.scratch;
+        outputs[..vectors * R].fill([0.0; LANES]);
+        let common = seen[..rows].iter().copied().min().unwrap_or(0);
+        let weights = weights.first_chunk::<R>().expect("a tile has ROWS_MAX rows at most");
+        for start in (0..common).step_by(BLOCK) {
+            let values = kv.block((tile.split * SPLIT + start) / BLOCK).1;
+            let count = (common - start).min(BLOCK);
+            let mixing = Mixing { head_dim, values, weights, start, count };
+            mixing.run(self.0, outputs, (R, 0), tile.ahead);
+        }
+        for r in 0..rows {
+            let mut start = common;
+            while start < seen[r] {
+                let slot = start % BLOCK;
+                let count = (seen[r] - start).min(BLOCK - slot);
+                let values = &kv.block((tile.split * SPLIT + start) / BLOCK).1[slot * head_dim..];
+                let weights = std::array::from_ref(&weights[r]);
+                let mixing = Mixing { head_dim, values, weights, start, count };
+                mixing.run(self.0, outputs, (R, r), &mut Ahead::nothing(kv));
+                start += count;
+            }
+        }
+    }
+}
+
+/// The nearest F16 values.
+#[inline(always)]
+pub(super) fn round<S: Simd>(s: S, values: &[f32], rounded: &mut [f32]) {
+    let mut half = [0; LANES];
+    for (value, rounded) in values.chunks(LANES).zip(rounded.chunks_mut(LANES)) {
+        s.store_f16(s.load_part(value, 0.0), &mut half);
+        s.store_part(s.load_f16(&half), rounded);
+    }
+}
+
+/// Scores of W groups of keys, to position `place` of the split and the following.
+#[inline(always)]
+fn score_groups<S: Simd, const R: usize, const W: usize>(
+    s: S,
+    tile: &mut Tile<'_, '_, R>,
+    keys: &[[u16; GROUP]],
+    next: [&[u16]; 2],
+    place: usize,
+) {
+    let mut total = [[s.splat(0.0); W]; R];
+    for (chain, q) in tile.q.chunks(CHAIN).enumerate() {
+        let mut keys_of_chain = [keys; W];
+        for (w, keys_of_chain) in keys_of_chain.iter_mut().enumerate() {
+            *keys_of_chain = &keys[w * tile.head_dim + chain * CHAIN..][..q.len()];
+        }
+        let mut sum = [[s.splat(0.0); W]; R];
+        for (d, q) in q.iter().enumerate() {
+            ask::<S, W>(s, next, chain * CHAIN + d);
+            if d % 2 == 0 {
+                for w in 0..W {
+                    if let Some(line) = keys.get(w * tile.head_dim + chain * CHAIN + d + NEAR_DIMENSIONS) {
+                        s.prefetch_near(line);
+                    }
+                }
+            }
+            let mut k = [s.splat(0.0); W];
+            for w in 0..W {
+                k[w] = s.load_f16(&keys_of_chain[w][d]);
+            }
+            for r in 0..R {
+                let q = s.splat(f32::from_bits(q[r]));
+                for w in 0..W {
+                    sum[r][w] = s.fma(q, k[w], sum[r][w]);
+                }
+            }
+        }
+        for r in 0..R {
+            for w in 0..W {
+                total[r][w] = s.add(total[r][w], sum[r][w]);
+            }
+        }
+    }
+    for r in 0..R {
+        let scale = s.splat(tile.factors[r]);
+        let scores = tile.scratch.weights[r][place..][..W * GROUP].as_chunks_mut::<LANES>().0;
+        for w in 0..W {
+            s.store(s.mul(total[r][w], scale), &mut scores[w]);
+        }
+    }
+}
+
+/// Values of one block times the weights of R rows.
+struct Mixing<'a, const R: usize> {
+    head_dim: usize,
+    /// Of the first position and the following.
+    values: &'a [u16],
+    weights: &'a [[f32; SPLIT]; R],
+    /// First position in `weights`.
+    start: usize,
+    count: usize,
+}
+
+impl<const R: usize> Mixing<'_, R> {
+    /// Adds to `outputs[vector * stride + row..][..R]` for every vector.
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, outputs: &mut [[f32; LANES]], (stride, row): (usize, usize), ahead: &mut Ahead<'_>) {
+        let vectors = self.head_dim.div_ceil(LANES);
+        let widest = widest::<S, R>();
+        let mut v = 0;
+        for pass in self.start / BLOCK * vectors.div_ceil(widest).. {
+            if v >= vectors {
+                break;
+            }
+            // The softmax has asked for a block, so that an eighth of what the passes could ask for is left out.
+            let width = if v + widest <= vectors { widest } else { 1 };
+            let next = if pass % 8 == 7 { [&[][..]; 2] } else { ahead.take(s, width * BLOCK * LANES) };
+            let outputs = &mut outputs[v * stride + row..];
+            match width {
+                4 => self.columns::<S, 4>(s, v, (outputs, stride), next),
+                2 => self.columns::<S, 2>(s, v, (outputs, stride), next),
+                _ => self.columns::<S, 1>(s, v, (outputs, stride), next),
+            }
+            v += width;
+        }
+    }
+
+    /// W vectors of the values, from vector `v` on.
+    #[inline(always)]
+    fn columns<S: Simd, const W: usize>(
+        &self,
+        s: S,
+        v: usize,
+        (outputs, stride): (&mut [[f32; LANES]], usize),
+        next: [&[u16]; 2],
+    ) {
+        let mut columns = [0; W];
+        let mut sum = [[s.splat(0.0); W]; R];
+        for w in 0..W {
+            columns[w] = column(v + w, self.head_dim);
+            for r in 0..R {
+                sum[r][w] = s.load(&outputs[w * stride + r]);
+            }
+        }
+        for (p, values) in self.values.chunks_exact(self.head_dim).take(self.count).enumerate() {
+            ask::<S, W>(s, next, p);
+            for w in (0..W).step_by(2) {
+                if let Some(line) = self.values.get((p + NEAR_POSITIONS) * self.head_dim + columns[w]..) {
+                    s.prefetch_near(line);
+                }
+            }
+            let mut value = [s.splat(0.0); W];
+            for w in 0..W {
+                let (values, _) = values[columns[w]..].as_chunks::<LANES>();
+                value[w] = s.load_f16(&values[0]);
+            }
+            for r in 0..R {
+                let weight = s.splat(self.weights[r][self.start + p]);
+                for w in 0..W {
+                    sum[r][w] = s.fma(weight, value[w], sum[r][w]);
+                }
+            }
+        }
+        for w in 0..W {
+            for r in 0..R {
+                s.store(sum[r][w], &mut outputs[w * stride + r]);
+            }
+        }
+    }
+}
+
+/// Vectors of values side by side, for which there are registers.
+#[inline(always)]
+pub(super) const fn widest<S: Simd, const R: usize>() -> usize {
+    if S::TILE_WIDTH == 2 && R <= 4 { 4 } else { S::TILE_WIDTH }
+}
+
+/// How far ahead what has come to L2 is fetched into L1.
+const NEAR_DIMENSIONS: usize = 16;
+const NEAR_POSITIONS: usize = 8;
