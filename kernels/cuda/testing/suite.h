@@ -194,6 +194,10 @@ inline void small_suite(Machine& machine) {
     // prompts of six splits.
     batch_agrees(machine, Model({128, 1, 2, 1, 32, 40, 40}, 1300, 12), {{9, 1}, {0, 45}, {1275, 9}});
     batch_agrees(machine, Model({512, 1, 4, 1, 32, 532, 40}, 140, 13), {{31, 1}, {0, 129}, {5, 3}});
+    // Groups of query heads that are one, not whole fours, and more than four.
+    for (int heads : {2, 10, 16}) {
+        batch_agrees(machine, Model({128, 1, heads, 2, 32, 160, 300}, 600, 9), {{270, 1}, {3, 1}, {540, 1}});
+    }
     gated.head_dim = 40;
     batch_agrees(machine, Model(gated, 400, 5), {{300, 1}, {250, 19}});
 }
