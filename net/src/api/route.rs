@@ -30,6 +30,8 @@ pub enum Route<'a> {
     HealthReady,
     Metrics,
     Devices,
+    /// The page for browsers: chat and live numbers.
+    Page,
     /// OPTIONS: 204 with these methods in Allow.
     Options(&'static str),
 }
@@ -91,6 +93,7 @@ fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
         "/health/live" => (Route::HealthLive, GET),
         "/health/ready" => (Route::HealthReady, GET),
         "/metrics" => (Route::Metrics, GET),
+        "/" => (Route::Page, GET),
         "/v1/devices" => (Route::Devices, GET),
         _ => {
             if let Some(id) = path.strip_prefix("/v1/receipts/").filter(|id| !id.is_empty()) {
@@ -182,6 +185,7 @@ mod tests {
         assert_eq!(route(Method::Options, "/health"), Ok(Route::Options(GET)));
         assert_eq!(route(Method::Options, "*"), Ok(Route::Options(ANY)));
         assert_eq!(route(Method::Head, "/health"), Ok(Route::Health));
+        assert_eq!(route(Method::Get, "/"), Ok(Route::Page));
         assert_eq!(dialect_of("/v1/inference"), Dialect::Own);
         assert_eq!(dialect_of("/v1/completions"), Dialect::OpenAi);
     }
@@ -189,7 +193,7 @@ mod tests {
     #[test]
     fn unknown_paths_are_404() {
         for path in [
-            "/",
+            "",
             "/v1",
             "/v1/",
             "/v1/models/",

@@ -34,7 +34,9 @@ pub(super) fn authorize(shard: &Shard, peer: &Peer, route: &Route<'_>, request: 
         Route::Models | Route::Model(_) | Route::ModelStatus(_) | Route::Receipt(_) if everything => {
             Some(Scope::ModelRead)
         }
-        Route::Health | Route::HealthLive | Route::HealthReady | Route::Metrics | Route::Options(_) => return Ok(()),
+        Route::Health | Route::HealthLive | Route::HealthReady | Route::Metrics | Route::Page | Route::Options(_) => {
+            return Ok(());
+        }
         _ if everything => None,
         _ => return Ok(()),
     };

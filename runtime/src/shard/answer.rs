@@ -82,6 +82,12 @@ fn plain(
         Route::Health => status = health(shard, &mut body),
         Route::Devices => devices(shard, &mut body),
         Route::Metrics => return metrics(shard, request, id, writer),
+        Route::Page => {
+            count(shard, 200);
+            let response = Response::new(request, id, 200, "text/html; charset=utf-8", Body::Length(0));
+            response.write(&mut writer.out, PAGE, request.method() == Method::Head);
+            return Ok(());
+        }
         Route::Options(allow) => {
             count(shard, 204);
             let response = Response::new(request, id, 204, "", Body::None);
@@ -250,3 +256,6 @@ fn cpu_seconds() -> f64 {
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
+
+/// One file, nothing from elsewhere; it draws what `/metrics` says.
+const PAGE: &[u8] = include_bytes!("page/index.html");

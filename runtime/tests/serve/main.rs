@@ -12,6 +12,7 @@ mod lifecycle;
 mod load;
 mod local;
 mod models;
+mod page;
 mod placement;
 mod prefixes;
 mod refusals;
