@@ -386,7 +386,7 @@ fn start_shard(
         // Where workers have the same cores, it goes before them: it has little to do, and clients wait for it.
         tuning::take_short_turns();
         let shard = Shard::new(index, config, served, control, shard_link, (slots_max, waiting_max));
-        crate::executor::run(&io, shard.serve(arrivals, listeners))?
+        shard.run(&io, arrivals, &listeners)
     });
     let executor = executor.map_err(fail("an executor thread"))?;
     let ends = ShardEnds { orders: orders_in, doorbell: Arc::clone(&doorbell), closed: closed_out };

@@ -10,6 +10,7 @@ use crate::metrics::ShardMetrics;
 pub struct Watch {
     metrics: Arc<ShardMetrics>,
     restarts: u64,
+    rebuilds: u64,
     stalls: [u64; Holder::ALL.len()],
     stalls_told: Option<Instant>,
 }
@@ -18,7 +19,7 @@ impl Watch {
     /// Nothing of `metrics` was told yet.
     #[must_use]
     pub fn new(metrics: Arc<ShardMetrics>) -> Self {
-        Self { metrics, restarts: 0, stalls: Default::default(), stalls_told: None }
+        Self { metrics, restarts: 0, rebuilds: 0, stalls: Default::default(), stalls_told: None }
     }
 
     /// Lines about what is new, to follow the name of the shard.
@@ -30,6 +31,13 @@ impl Watch {
             let ms = step.restart_us.get().div_ceil(1000);
             lines.push(format!("broke down and is back after {ms} ms; its streams ended with an error"));
             self.restarts = restarts;
+        }
+        let requests = &self.metrics.requests;
+        let rebuilds = requests.rebuilds.get();
+        if rebuilds > self.rebuilds {
+            let ms = requests.rebuild_us.get().div_ceil(1000);
+            lines.push(format!("has a new executor after {ms} ms; its connections were closed, streams with an error"));
+            self.rebuilds = rebuilds;
         }
         if self.stalls_told.is_none_or(|told| now.duration_since(told) >= STALLS_TOLD_EVERY) {
             lines.extend(self.stalls(now));
@@ -75,6 +83,9 @@ mod tests {
         let soon = start + STALLS_TOLD_EVERY / 2;
         let restart = "broke down and is back after 37 ms; its streams ended with an error";
         assert_eq!(watch.look(soon), [restart]);
+        metrics.observe_rebuild(Duration::from_micros(1_700));
+        let rebuild = "has a new executor after 2 ms; its connections were closed, streams with an error";
+        assert_eq!(watch.look(soon), [rebuild]);
         metrics.stalls[Holder::Tokenizer as usize].count.add(1);
         let later = start + STALLS_TOLD_EVERY;
         let line = "was held longer than 1 ms 1 times by task (longest since start 0.0 ms), 1 times by tokenizer (longest \

@@ -319,3 +319,55 @@ fn who_looks_again_and_again_keeps_sockets_and_timers_going() {
         client.join().unwrap();
     });
 }
+
+#[test]
+fn where_an_executor_breaks_down_its_tasks_end_and_another_follows_on_the_same_thread() {
+    const EPOLL: Io = Io::Epoll { reason: String::new() };
+    let uring = match probe(1) {
+        Io::Epoll { .. } => None,
+        _ => Some(Io::IoUring),
+    };
+    for io in uring.into_iter().chain([EPOLL]) {
+        let thread = std::thread::spawn(move || {
+            let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = socket.local_addr().unwrap();
+            for broken in [true, true, false] {
+                let answered = Arc::new(AtomicBool::new(false));
+                let client = Arc::clone(&answered);
+                let client = std::thread::spawn(move || {
+                    let mut stream = TcpStream::connect(address).unwrap();
+                    stream.write_all(b"once").unwrap();
+                    stream.read_exact(&mut [0; 4]).unwrap();
+                    client.store(true, Ordering::SeqCst);
+                    // The end, in whatever form.
+                    stream.read(&mut [0; 4]).unwrap_or(0)
+                });
+                let listener = socket.try_clone().unwrap();
+                let serve = async {
+                    let listener = Rc::new(Listener::new(listener).unwrap());
+                    executor::spawn(echo(listener));
+                    executor::spawn(async {
+                        loop {
+                            executor::sleep(Duration::from_secs(1)).await;
+                        }
+                    });
+                    while !answered.load(Ordering::SeqCst) {
+                        executor::sleep(Duration::from_millis(1)).await;
+                    }
+                    assert!(!broken, "told to fail");
+                };
+                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| executor::run(&io, serve)));
+                assert_eq!(ended.is_err(), broken);
+                assert!(!broken || !client.is_finished(), "its task is still there");
+                executor::end_tasks();
+                assert_eq!(client.join().unwrap(), 0);
+            }
+        });
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() {
+            assert!(Instant::now() < deadline, "it hangs");
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        thread.join().unwrap();
+    }
+}

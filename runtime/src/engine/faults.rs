@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     Accept = 4,
     /// In the task that keeps the time.
     Timer = 5,
+    /// In the loop of an executor's driver, as it wakes the main task.
+    Driver = 6,
 }
 
 /// Enough for the answer to have begun.

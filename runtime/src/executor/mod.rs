@@ -7,6 +7,7 @@ mod contain;
 mod signal;
 mod socket;
 mod stalls;
+mod tasks;
 
 use std::cell::Cell;
 use std::io;
@@ -16,6 +17,7 @@ pub use contain::contain;
 pub use signal::{Rings, Signal, Turns};
 pub use socket::{Listener, ReadHalf, WriteHalf, halves};
 pub use stalls::{Holder, count_stalls, held_by};
+pub use tasks::end_tasks;
 
 use crate::probe::{Io, RING_ENTRIES};
 
@@ -35,11 +37,18 @@ fn backend() -> Backend {
     BACKEND.get().expect("called from within an executor")
 }
 
-/// Runs `main` and everything it spawns on this thread until it ends.
+/// Runs `main` and everything it spawns on this thread until it ends. Where the executor itself panics, its tasks stay
+/// until [`end_tasks`], and another may follow.
 ///
 /// # Errors
 /// When the driver can't be made.
 pub fn run<T>(io: &Io, main: impl Future<Output = T>) -> io::Result<T> {
+    let result = run_tasks(io, main);
+    end_tasks();
+    result
+}
+
+fn run_tasks<T>(io: &Io, main: impl Future<Output = T>) -> io::Result<T> {
     BACKEND.set(Some(match io {
         Io::IoUring => Backend::MonoioUring,
         Io::Epoll { .. } => Backend::MonoioEpoll,
@@ -78,9 +87,9 @@ fn glommio_executor(ring_entries: usize) -> io::Result<glommio::LocalExecutor> {
 
 /// Runs `task` beside the others of this thread, and notes turns of it that hold them up. One that panics has ended.
 pub fn spawn(task: impl Future<Output = ()> + 'static) {
-    let task = async {
+    let task = tasks::hold(async {
         contain(stalls::watched(task)).await;
-    };
+    });
     match backend() {
         Backend::MonoioUring | Backend::MonoioEpoll => drop(monoio::spawn(task)),
         Backend::Glommio => drop(glommio::spawn_local(task).detach()),

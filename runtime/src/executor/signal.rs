@@ -31,7 +31,10 @@ impl Rings {
     /// The driver's.
     pub async fn sleep_unless(&self, busy: impl Fn() -> bool) -> io::Result<()> {
         self.bell.prepare_sleep();
-        let result = if busy() { Ok(()) } else { self.readable.wait().await };
+        let wait = self.readable.wait();
+        #[cfg(test)]
+        let wait = breaking(wait);
+        let result = if busy() { Ok(()) } else { wait.await };
         self.bell.awake();
         result
     }
@@ -66,6 +69,28 @@ impl Turns {
     pub async fn take(&self) -> io::Result<()> {
         self.readable.wait().await
     }
+}
+
+/// `wait`, whose end makes the driver panic in its own loop where that fault is due.
+#[cfg(test)]
+async fn breaking<T>(wait: impl Future<Output = T>) -> T {
+    use crate::engine::faults::{Fault, strikes};
+    struct Breaks;
+    impl std::task::Wake for Breaks {
+        fn wake(self: Arc<Self>) {
+            panic!("told to fail");
+        }
+    }
+    let mut wait = std::pin::pin!(wait);
+    let mut breaks = None;
+    poll_fn(|context| {
+        // Asked once, when it begins to wait: what wakes it then was told whom to wake.
+        if *breaks.get_or_insert_with(|| strikes(Fault::Driver)) {
+            return wait.as_mut().poll(&mut std::task::Context::from_waker(&Waker::from(Arc::new(Breaks))));
+        }
+        wait.as_mut().poll(context)
+    })
+    .await
 }
 
 /// Wakes one task of the same executor; remembers a wake that comes before the wait.

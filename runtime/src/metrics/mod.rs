@@ -132,6 +132,9 @@ pub struct RequestMetrics {
     pub routed: Cell,
     /// Times that the executor broke down and went on.
     pub restarts: Cell,
+    /// Times that a new one took its place, and how long there was none the last time.
+    pub rebuilds: Cell,
+    pub rebuild_us: Cell,
     pub outcomes: Outcomes,
     pub prompt_tokens: Cell,
     pub generated_tokens: Cell,
@@ -220,6 +223,8 @@ impl Default for ShardMetrics {
                 handed_over: Cell::default(),
                 routed: Cell::default(),
                 restarts: Cell::default(),
+                rebuilds: Cell::default(),
+                rebuild_us: Cell::default(),
                 outcomes: Outcomes::default(),
                 prompt_tokens: Cell::default(),
                 generated_tokens: Cell::default(),
@@ -243,6 +248,12 @@ impl ShardMetrics {
     pub fn observe_restart(&self, gone: Duration) {
         self.step.restart_us.set(u64::try_from(gone.as_micros()).unwrap_or(u64::MAX));
         self.step.restarts.add(1);
+    }
+
+    /// A new executor took the place of one that broke down.
+    pub fn observe_rebuild(&self, gone: Duration) {
+        self.requests.rebuild_us.set(u64::try_from(gone.as_micros()).unwrap_or(u64::MAX));
+        self.requests.rebuilds.add(1);
     }
 
     /// One step of `rows` rows, `sequences` of which gave a token.

@@ -156,6 +156,13 @@ impl Page<'_> {
         self.counter("bitnet_executor_restarts_total", "Times that an executor broke down and went on.", |s| {
             &s.requests.restarts
         });
+        self.counter("bitnet_executor_rebuilds_total", "Times that a new executor took the place of another.", |s| {
+            &s.requests.rebuilds
+        });
+        let longest_us = self.shards.iter().map(|shard| shard.requests.rebuild_us.get()).max().unwrap_or(0);
+        let help =
+            "How long a shard had no executor the last time that it got a new one, of the shard with the longest.";
+        self.push_gauge("bitnet_executor_rebuild_seconds", help, longest_us as f64 / 1e6);
         let label = |holder: &Holder| {
             let mut pair = LabelPair::default();
             pair.set_name("holder".to_owned());

@@ -23,8 +23,13 @@ struct Server {
 impl Server {
     /// With so many shards of one worker each, whether there are as many cores or not.
     fn start(shards: usize) -> Self {
+        Self::start_on(shards, "auto")
+    }
+
+    fn start_on(shards: usize, io: &str) -> Self {
         let turn = Turn::take();
         let settings = Settings { port: Some(0), kv_cache_mb: Some(64), workers: Some(1), ..Settings::default() };
+        let settings = Settings { io: Some(io.into()), ..settings };
         let config = settings.validate().unwrap();
         let mut plan = Plan::make(&config).unwrap();
         let place = plan.placement.shards[0].clone();
@@ -190,6 +195,13 @@ impl Client {
         }
     }
 
+    /// All that comes up to the first event of a stream, or the end.
+    fn head(&mut self) -> String {
+        let mut text = String::new();
+        while !text.contains("\ndata: ") && self.0.read_line(&mut text).unwrap() > 0 {}
+        text
+    }
+
     /// All that comes until a stream ends.
     fn rest(&mut self) -> String {
         let mut text = String::new();
@@ -299,6 +311,77 @@ fn an_executor_that_breaks_down_ends_its_own_streams_and_goes_on() {
     assert_eq!(server.metric("bitnet_shard_restarts_total"), 0.0);
     drop((clients, idle, others));
     server.becomes_quiet();
+    let outcome = server.end();
+    assert!(outcome.is_ok(), "{outcome:?}");
+}
+
+#[test]
+fn a_driver_that_breaks_down_closes_its_own_connections_and_another_executor_follows() {
+    for io in ["auto", "epoll"] {
+        let server = Server::start_on(2, io);
+        let (mut clients, mut idle) = (server.clients(2), server.clients(2));
+        let alone = clients[1].complete(&body(1, 60, false));
+        let whole = clients[0].complete(&body(0, 60, false));
+        let deadline = Instant::now() + PATIENCE;
+        let broken = loop {
+            assert!(Instant::now() < deadline, "shard 0 comes to the end of every stream");
+            clients[1].post(&body(1, 60, true));
+            clients[0].post(&body(0, 300, true));
+            let mut stream = clients[0].head();
+            faults::inject(Fault::Driver, 0);
+            stream += &clients[0].rest();
+            let beside = clients[1].rest();
+            assert_eq!(text(&beside).as_deref(), alone["choices"][0]["text"].as_str(), "{beside}");
+            if stream.contains("[DONE]") {
+                // It came to its end first: the next one meets the fault.
+                continue;
+            }
+            if stream.contains("data: ") {
+                break stream;
+            }
+            assert!(stream.starts_with("HTTP/1.1 500 ") && stream.contains("broke down"), "{stream}");
+            clients = server.clients(2);
+        };
+        let last = broken.lines().rfind(|line| line.starts_with("data: ")).unwrap();
+        assert!(last.contains("broke down"), "the error is the last event: {broken}");
+        assert!(broken.ends_with("0\r\n\r\n"), "the answer has its end: {broken}");
+        // Its connections are closed, also those that asked for nothing; other shards' stay.
+        for gone in [&mut clients[0], &mut idle[0]] {
+            assert_eq!(gone.0.read(&mut [0; 1]).unwrap_or(0), 0);
+        }
+        assert_eq!(idle[1].complete(&body(1, 60, false))["choices"], alone["choices"]);
+        // Nothing is left of what was cut, and those that come are served as before.
+        server.becomes_quiet();
+        assert_eq!(server.metric("bitnet_active_inference_requests"), 0.0);
+        assert_eq!(server.clients(2)[0].complete(&body(0, 60, false))["choices"], whole["choices"]);
+        let seconds = server.metric("bitnet_executor_rebuild_seconds");
+        println!("{io}: a new executor after {:.2} ms", seconds * 1e3);
+        assert!(seconds > 0.0 && seconds < PATIENCE.as_secs_f64());
+        assert!(server.metric("bitnet_executor_rebuilds_total") >= 1.0);
+        drop((clients, idle));
+        let outcome = server.end();
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_request_that_waits_under_a_driver_that_breaks_down_gets_an_error_of_its_own() {
+    let server = Server::start(1);
+    let mut client = server.clients(1).remove(0);
+    faults::inject(Fault::Driver, 0);
+    let deadline = Instant::now() + PATIENCE;
+    let broken = loop {
+        assert!(Instant::now() < deadline, "the fault strikes nobody");
+        let answer = client.complete(&body(0, 50, false));
+        if answer["choices"].is_null() {
+            break answer;
+        }
+    };
+    assert!(broken["error"]["message"].as_str().unwrap().contains("broke down"), "{broken}");
+    assert_eq!(client.0.read(&mut [0; 1]).unwrap_or(0), 0);
+    let answer = server.clients(1)[0].complete(&body(0, 50, false));
+    assert!(answer["choices"][0]["text"].is_string(), "{answer}");
+    assert_eq!(server.metric("bitnet_executor_rebuilds_total"), 1.0);
     let outcome = server.end();
     assert!(outcome.is_ok(), "{outcome:?}");
 }

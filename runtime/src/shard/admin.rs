@@ -111,6 +111,26 @@ fn parse(shard: &Shard, route: Route<'_>, request: &mut Request, id: &str) -> Re
     }
 }
 
+/// Tells the control thread what came of a probe, also where its task is ended.
+struct Probing {
+    shard: Rc<Shard>,
+    order: u64,
+    outcome: Option<Outcome>,
+}
+
+impl Probing {
+    fn end(mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(super::probe::broken);
+        self.shard.done(self.order, outcome);
+    }
+}
+
 impl Shard {
     /// Does what the control thread says.
     pub(super) fn obey(self: &Rc<Self>, orders: &mut rtrb::Consumer<Order>) {
@@ -134,9 +154,10 @@ impl Shard {
                 Order::Probe { order, generation, prompt, tokens_max } => {
                     let shard = Rc::clone(self);
                     let served = self.models.generation(generation).expect("a generation is probed while it is held");
+                    let probing = Probing { shard: Rc::clone(self), order, outcome: None };
                     executor::spawn(async move {
-                        let outcome = super::probe::run_when_there_is_room(&shard, &served, &prompt, tokens_max).await;
-                        shard.done(order, outcome);
+                        let run = super::probe::run_when_there_is_room(&shard, &served, &prompt, tokens_max);
+                        probing.end(run.await);
                     });
                 }
                 Order::Answer { job, answer } => {

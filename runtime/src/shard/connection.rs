@@ -51,7 +51,7 @@ async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
         peer.busy.set(true);
         let (sends, before) = (writer.sends, writer.out.len());
         let open = contain(answer::answer(shard, peer, &mut request, writer)).await;
-        peer.busy.set(false);
+        peer.end_answer();
         let Some(open) = open else {
             if writer.sends == sends {
                 writer.out.truncate(before);

@@ -5,11 +5,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use net::api::{self, EmbeddingsRequest, Prompt};
-use net::error::{ApiError, Code};
+use net::error::{ApiError, Code, Dialect};
 use net::http::{self, Request};
 
 use super::answer::count;
 use super::client::client_of;
+use super::connection::unix_ms;
 use super::generation::{
     Clock, Deadlines, check_length, check_room, check_time, check_vocabulary, lost, priority_of, queue_full,
 };
@@ -46,6 +47,7 @@ pub(super) async fn run(
     let deadlines = Deadlines::new((&wanted).into(), &shard.config.time_limits, arrival);
     check_time(shard, inputs.iter().map(Vec::len).sum(), &deadlines, arrival)?;
     let turn = (client_of(shard, peer, request), priority_of(wanted.priority));
+    writer.part_with(|out| http::write_error(out, None, id, &lost(), Dialect::OpenAi, unix_ms()));
     let mut embedding = Embedding::new(shard, peer, served, id, inputs, turn, arrival);
     if !embedding.collect(deadlines).await? {
         return Ok(false);
@@ -294,7 +296,7 @@ impl<'a> Embedding<'a> {
         Receipt {
             id: self.id,
             generation: self.served.id.0,
-            outcome: match (self.failed, done) {
+            outcome: match (self.failed || self.shard.is_broken(), done) {
                 (true, _) => receipts::Outcome::Failed,
                 (_, true) => receipts::Outcome::Stop,
                 _ => receipts::Outcome::Cancelled,

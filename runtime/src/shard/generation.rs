@@ -438,6 +438,7 @@ impl<'a> Generation<'a> {
                 next_comment = now + COMMENT_EVERY;
                 continue;
             }
+            reply.leave_words(writer);
             self.peer.wake_at.set(Some(deadlines.next(&self.clock).min(next_comment)));
             self.peer.wake.wait().await;
             self.peer.wake_at.set(None);
@@ -535,7 +536,7 @@ impl<'a> Generation<'a> {
             id: self.id,
             generation: self.served.id.0,
             outcome: match () {
-                () if self.failed => receipts::Outcome::Failed,
+                () if self.failed || self.shard.is_broken() => receipts::Outcome::Failed,
                 () if !ended => receipts::Outcome::Cancelled,
                 () if finish(api::FinishReason::Length) => receipts::Outcome::Length,
                 () => receipts::Outcome::Stop,
@@ -654,7 +655,7 @@ pub(super) fn queue_full() -> ApiError {
     Refusal::QueueFull.into()
 }
 
-/// 500: the leader broke down while it computed the answer.
+/// 500: a thread of the shard broke down while it computed the answer.
 pub(super) fn lost() -> ApiError {
     let message = "the shard that computed the answer broke down; it is back: try again";
     ApiError::new(500, Code::InferenceFailed, message).with_retry_after(RETRY_LOST)

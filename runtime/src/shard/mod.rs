@@ -11,6 +11,7 @@ mod embeddings;
 mod generation;
 mod gpus;
 mod hosts;
+mod life;
 mod models;
 mod peer;
 mod probe;

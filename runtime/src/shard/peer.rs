@@ -34,6 +34,9 @@ pub(super) struct Peer {
     pub(super) wake_at: Cell<Option<Instant>>,
     /// When a write that doesn't proceed is given up.
     write_until: Cell<Option<Instant>>,
+    /// What is to be said if the executor breaks down under the answer in progress: all of a refusal, or an event that
+    /// ends the stream.
+    parting: RefCell<Vec<u8>>,
     /// When every write is given up, as the server ends.
     writes_end: Cell<Option<Instant>>,
 }
@@ -53,6 +56,7 @@ impl Peer {
             read_ended: Signal::default(),
             wake_at: Cell::new(None),
             write_until: Cell::new(None),
+            parting: RefCell::default(),
             writes_end: Cell::new(None),
         }
     }
@@ -76,6 +80,21 @@ impl Peer {
         if self.wake_at.get().is_some_and(|at| at <= now) {
             self.wake.notify();
         }
+    }
+
+    /// The answer in progress has ended.
+    pub(super) fn end_answer(&self) {
+        self.busy.set(false);
+        self.parting.borrow_mut().clear();
+    }
+
+    /// Ends the connection outside any executor, with what is left to say where nothing is half written.
+    pub(super) fn part(&self) {
+        let words = self.parting.take();
+        if !words.is_empty() && self.write_until.get().is_none() {
+            send_at_once(self.fd, &words);
+        }
+        shutdown(self.fd);
     }
 
     /// Takes at most `max` of the received bytes; `out` is empty.
@@ -141,6 +160,16 @@ impl Writer {
         self.out.len() >= OUT_BYTES_MAX
     }
 
+    /// What is to be said if the executor breaks down from now on. Where earlier answers wait to be sent it would be
+    /// taken for one of them: nothing is said then.
+    pub(super) fn part_with(&self, words: impl FnOnce(&mut Vec<u8>)) {
+        let mut parting = self.peer.parting.borrow_mut();
+        parting.clear();
+        if self.out.is_empty() {
+            words(&mut parting);
+        }
+    }
+
     /// Sends what is in `out`: one send for everything that came together since the last.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         if self.out.is_empty() {
@@ -156,6 +185,13 @@ impl Writer {
         self.out = out;
         result
     }
+}
+
+/// Sends as much of `bytes` as the socket takes now.
+#[expect(unsafe_code, reason = "a socket system call")]
+fn send_at_once(fd: RawFd, bytes: &[u8]) {
+    // SAFETY: the bytes are readable for their length; a client that is gone is an ignored error.
+    unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
 }
 
 const READ_BYTES: usize = 8 << 10;

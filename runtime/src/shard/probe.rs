@@ -75,12 +75,17 @@ pub(super) async fn run_when_there_is_room(
 ) -> Outcome {
     loop {
         let outcome = contain(run(shard, served, prompt.into(), tokens_max, Priority::High)).await;
-        let outcome = outcome.unwrap_or(Outcome::Probed { answer: Vec::new(), failed: Some(BROKE_DOWN) });
+        let outcome = outcome.unwrap_or_else(broken);
         if !matches!(outcome, Outcome::Probed { failed: Some(QUEUE_FULL), .. }) || shard.control.is_draining() {
             return outcome;
         }
         executor::sleep(RETRY_EVERY).await;
     }
+}
+
+/// What is to be said of a probe that the shard did not come to the end of.
+pub(super) fn broken() -> Outcome {
+    Outcome::Probed { answer: Vec::new(), failed: Some(BROKE_DOWN) }
 }
 
 /// Compares a canary's greedy answer with the one of `reference` to the same prompt; the canary's counts take the

@@ -3,9 +3,10 @@
 //!
 //! A panic in a turn ends the streams of this shard, since what it was about to hand on is lost, and nothing else: its
 //! connections stay, and the next turn follows at once. A task that lets clients in or keeps the time begins anew by
-//! itself. Either counts as a fall, and too many of them end the process.
+//! itself. Where the executor itself breaks down, [`super::life`] makes another. Each counts as a fall, and too many of
+//! them end the process.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -20,8 +21,8 @@ use crate::executor::{self, Holder, Listener, Rings, Turns, contain, held_by};
 use crate::falls::Falls;
 
 /// What outlives a turn that panics.
-struct Serving {
-    arrivals: Arrivals,
+struct Serving<'a> {
+    arrivals: &'a mut Arrivals,
     listeners: Vec<Rc<Listener>>,
     rings: Rings,
     turns: Option<Turns>,
@@ -35,18 +36,27 @@ struct Serving {
 #[derive(Default)]
 pub(super) struct Fallen {
     falls: RefCell<Falls>,
-    given_up: std::cell::Cell<bool>,
+    pub(super) given_up: Cell<bool>,
+    /// Its executor has broken down, and no other has taken its place yet.
+    pub(super) is_down: Cell<bool>,
+    /// It was counted among those that listen.
+    pub(super) has_listened: Cell<bool>,
 }
 
 impl Shard {
-    /// Serves the clients of `listeners` until it is drained.
+    /// Serves the clients of `listeners` until it is drained; `gone_since` is when the executor before this one broke
+    /// down.
     ///
     /// # Errors
     /// When the driver fails, or it breaks down too often.
-    pub async fn serve(self, arrivals: Arrivals, listeners: Vec<OwnedFd>) -> io::Result<()> {
-        let shard = Rc::new(self);
-        executor::count_stalls(Arc::clone(&shard.metrics));
-        let listeners = listeners.into_iter().map(|fd| Listener::new(fd).map(Rc::new));
+    pub(super) async fn serve(
+        self: &Rc<Self>,
+        arrivals: &mut Arrivals,
+        listeners: &[OwnedFd],
+        gone_since: Option<Instant>,
+    ) -> io::Result<()> {
+        let shard = self;
+        let listeners = listeners.iter().map(|fd| Listener::new(fd.try_clone()?).map(Rc::new));
         let mut serving = Serving {
             arrivals,
             listeners: listeners.collect::<io::Result<_>>()?,
@@ -56,12 +66,18 @@ impl Shard {
             cut: false,
             restarts_seen: shard.control.restarts(),
         };
-        shard.control.listening.fetch_add(1, Ordering::SeqCst);
+        if !shard.fallen.has_listened.replace(true) {
+            shard.control.listening.fetch_add(1, Ordering::SeqCst);
+        }
         for listener in &serving.listeners {
             let listener = Rc::clone(listener);
             shard.keep_up(move |shard| accept(shard, Rc::clone(&listener)));
         }
         shard.keep_up(keep_time);
+        if let Some(since) = gone_since {
+            shard.fallen.is_down.set(false);
+            shard.metrics.observe_rebuild(since.elapsed());
+        }
         loop {
             if let Some(ended) = contain(shard.take_turns(&mut serving)).await {
                 return ended;
@@ -71,7 +87,7 @@ impl Shard {
         }
     }
 
-    async fn take_turns(self: &Rc<Self>, serving: &mut Serving) -> io::Result<()> {
+    async fn take_turns(self: &Rc<Self>, serving: &mut Serving<'_>) -> io::Result<()> {
         let Serving { arrivals, listeners, rings, turns, draining, cut, restarts_seen } = serving;
         let control = &self.control;
         let door = &self.doors[self.index];
@@ -132,7 +148,7 @@ impl Shard {
     }
 
     /// Counts a fall; whether the shard is given up.
-    fn fell(&self) -> bool {
+    pub(super) fn fell(&self) -> bool {
         self.metrics.requests.restarts.add(1);
         if self.fallen.falls.borrow_mut().fell(Instant::now()) {
             self.fallen.given_up.set(true);
@@ -191,13 +207,20 @@ fn welcome(shard: &Rc<Shard>, socket: OwnedFd) {
         && let Ok(halves) = executor::halves(socket)
     {
         let shard = Rc::clone(shard);
-        executor::spawn(async move {
-            connection::run(&shard, halves, is_local).await;
-            shard.doors[shard.index].left();
-        });
+        let inside = Inside(shard);
+        executor::spawn(async move { connection::run(&inside.0, halves, is_local).await });
     } else {
         shard.metrics.requests.outcomes.refused_connections.add(1);
         shard.doors[shard.index].left();
+    }
+}
+
+/// A connection that is counted at its shard's door, until it has ended in whatever way.
+struct Inside(Rc<Shard>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.doors[self.0.index].left();
     }
 }
 

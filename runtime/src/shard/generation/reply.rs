@@ -1,7 +1,7 @@
 //! The bytes of an answer, in the shape of its endpoint: one body at the end, or events as tokens come.
 
 use net::api::{self, ChatChoice, CompletionChoice, Endpoint, FinishReason, GenerateRequest, InferenceReply, Usage};
-use net::error::ApiError;
+use net::error::{ApiError, Dialect};
 use net::http::{self, Request, Response};
 use net::sse::{Complete, Framing, OpenAiStream, OwnStream, Progress, TextLogprobs};
 
@@ -10,7 +10,7 @@ use super::super::choice::Choice;
 use super::super::connection::unix_ms;
 use super::super::peer::Writer;
 use super::super::unix_time;
-use super::{Clock, Shard, Work, rate};
+use super::{Clock, Shard, Work, lost, rate};
 use crate::model::Model;
 
 /// How one request is answered.
@@ -20,6 +20,8 @@ pub(super) struct Reply<'a> {
     endpoint: Endpoint,
     form: Form,
     begun: bool,
+    /// Whether it had begun when the last words were left.
+    parted: Option<bool>,
     tokens_max: u64,
     /// Characters of each choice that were sent; legacy log-probabilities count from them.
     sent_chars: Vec<usize>,
@@ -55,7 +57,7 @@ impl<'a> Reply<'a> {
         };
         let choices = work.prompts.len() * work.n as usize;
         let tokens_max = work.tokens_max.iter().map(|max| *max as u64 * u64::from(work.n)).sum();
-        Self { request, id, endpoint, form, begun: false, tokens_max, sent_chars: vec![0; choices] }
+        Self { request, id, endpoint, form, begun: false, parted: None, tokens_max, sent_chars: vec![0; choices] }
     }
 
     pub(super) fn is_stream(&self) -> bool {
@@ -245,6 +247,23 @@ impl<'a> Reply<'a> {
             Form::OpenAi(stream) => stream.error(&mut writer.out, error),
             Form::Own(stream) => stream.error(&mut writer.out, error),
         }
+    }
+
+    /// Leaves the words that end the answer with an error if the executor breaks down while it waits.
+    pub(super) fn leave_words(&mut self, writer: &Writer) {
+        if self.parted.replace(self.begun) == Some(self.begun) {
+            return;
+        }
+        let error = lost();
+        writer.part_with(|out| match &self.form {
+            Form::OpenAi(stream) if self.begun => stream.error(out, &error),
+            Form::Own(stream) if self.begun => stream.error(out, &error),
+            _ => http::write_error(out, None, self.id, &error, self.dialect(), unix_ms()),
+        });
+    }
+
+    fn dialect(&self) -> Dialect {
+        api::dialect_of(self.request.path())
     }
 
     /// A comment that keeps the connection alive; begins the stream where it has not begun.
