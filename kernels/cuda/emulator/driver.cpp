@@ -3,7 +3,8 @@
 // Faults come by environment: FAKE_CUDA_INIT=CODE fails cuInit; FAKE_CUDA_DEVICES=N; FAKE_CUDA_ALLOC=N runs out of memory
 // at allocation N; FAKE_CUDA_LAUNCH=N makes launch N a sticky error, FAKE_CUDA_HANG=N one that never ends,
 // FAKE_CUDA_EXIT=N one that ends the process, FAKE_CUDA_FLIP=N flips a bit of what copy N to the host brings;
-// FAKE_CUDA_CAPABILITY=MAJORMINOR, FAKE_CUDA_VERSION=N.
+// FAKE_CUDA_REPLAY=N makes launch N of those that are replayed a sticky error; FAKE_CUDA_RECORD=begin, end or instantiate is
+// what fails when launches are recorded; FAKE_CUDA_CAPABILITY=MAJORMINOR, FAKE_CUDA_VERSION=N.
 // FAKE_CUDA_ONCE=PATH: launches and copies are counted while PATH exists, and what happens then removes it, so that the next
 // process is well.
 #define CUDA_EMULATOR
@@ -19,10 +20,13 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 namespace {
 
-enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, BAD_DEVICE = 101, BAD_IMAGE = 200, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
+enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, BAD_DEVICE = 101, BAD_IMAGE = 200, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
+       NOT_SUPPORTED = 801, BAD_IN_CAPTURE = 900 };
 
 long setting(const char* name, long otherwise) {
     const char* text = std::getenv(name);
@@ -98,7 +102,24 @@ Stream& stream() {
 }
 
 long allocations = 0;
-Count launches, downloads;
+Count launches, downloads, replayed;
+
+// Launches that are recorded instead of begun.
+struct Graph {
+    std::vector<std::function<void()>> launches;
+};
+Graph* recording = nullptr;
+
+bool fails_recording(const char* what) {
+    const char* told = std::getenv("FAKE_CUDA_RECORD");
+    return told && std::string(told) == what;
+}
+
+int begin(std::function<void()> work) {
+    if (!recording) return stream().add(std::move(work));
+    recording->launches.push_back(std::move(work));
+    return OK;
+}
 
 using StepKernel = void (*)(const Phase*, int, const Step);
 using BatchKernel = void (*)(const Phase, const Step);
@@ -191,13 +212,13 @@ int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
 }
 int cuMemHostRegister_v2(void*, size_t, unsigned) { return OK; }
 int cuMemsetD8Async(unsigned long long to, unsigned char value, size_t bytes, void*) {
-    return stream().add([=] { std::memset((void*)to, value, bytes); });
+    return begin([=] { std::memset((void*)to, value, bytes); });
 }
 int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t bytes, void*) {
-    return stream().add([=] { std::memcpy((void*)to, from, bytes); });
+    return begin([=] { std::memcpy((void*)to, from, bytes); });
 }
 int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t bytes, void*) {
-    return stream().add([=] {
+    return begin([=] {
         std::memcpy(to, (const void*)from, bytes);
         downloads.step();
         if (downloads.strikes("FAKE_CUDA_FLIP")) ((unsigned char*)to)[bytes / 2] ^= 1;
@@ -208,8 +229,48 @@ int cuStreamCreate(void** handle, unsigned) {
     stream();
     return OK;
 }
-int cuStreamQuery(void*) { return stream().state(); }
-int cuStreamSynchronize(void*) { return stream().wait(); }
+int cuStreamQuery(void*) { return recording ? (int)BAD_IN_CAPTURE : stream().state(); }
+int cuStreamSynchronize(void*) { return recording ? (int)BAD_IN_CAPTURE : stream().wait(); }
+int cuStreamBeginCapture_v2(void*, int) {
+    if (recording) return BAD_IN_CAPTURE;
+    if (fails_recording("begin")) return NOT_SUPPORTED;
+    recording = new Graph;
+    return OK;
+}
+int cuStreamEndCapture(void*, void** graph) {
+    if (!recording) return INVALID;
+    *graph = std::exchange(recording, nullptr);
+    if (!fails_recording("end")) return OK;
+    delete (Graph*)std::exchange(*graph, nullptr);
+    return BAD_IN_CAPTURE;
+}
+int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+    if (!graph) return INVALID;
+    if (fails_recording("instantiate")) return NO_MEMORY;
+    *executable = new Graph(*(Graph*)graph);
+    return OK;
+}
+int cuGraphUpload(void*, void*) { return OK; }
+int cuGraphLaunch(void* executable, void*) {
+    if (recording) return BAD_IN_CAPTURE;
+    for (const auto& launch : ((Graph*)executable)->launches) {
+        auto replay = [launch] {
+            replayed.step();
+            if (replayed.strikes("FAKE_CUDA_REPLAY")) return stream().fail(ILLEGAL_ADDRESS);
+            launch();
+        };
+        if (int code = stream().add(replay)) return code;
+    }
+    return OK;
+}
+int cuGraphDestroy(void* graph) {
+    delete (Graph*)graph;
+    return OK;
+}
+int cuGraphExecDestroy(void* executable) {
+    delete (Graph*)executable;
+    return OK;
+}
 int cuModuleLoadData(void** module, const void* image) {
     bool code = std::memcmp(image, "\177ELF", 4) == 0 || std::memcmp(image, "//", 2) == 0;
     *module = (void*)1;
@@ -228,7 +289,7 @@ int cuLaunchCooperativeKernel(void* function, unsigned grid, unsigned, unsigned,
     int count = *(int*)arguments[1];
     Step step = *(Step*)arguments[2];
     auto body = [=] { ((StepKernel)function)(phases, count, step); };
-    return stream().add([=] { launch((int)grid, 1, (int)threads, (int)shared, body); });
+    return begin([=] { launch((int)grid, 1, (int)threads, (int)shared, body); });
 }
 int cuLaunchKernelEx(const Config* config, void* function, void** arguments, void**) {
     Phase phase = *(Phase*)arguments[0];
@@ -240,7 +301,7 @@ int cuLaunchKernelEx(const Config* config, void* function, void** arguments, voi
     int grid = (int)config->grid[0], threads = (int)config->block[0], shared = (int)config->shared_bytes;
     if (grid % cluster || shared > 227 << 10) return INVALID;
     auto body = [=] { ((BatchKernel)function)(phase, step); };
-    return stream().add([=] { launch(grid, cluster, threads, shared, body); });
+    return begin([=] { launch(grid, cluster, threads, shared, body); });
 }
 int cuGetErrorName(int code, const char** name) {
     *name = code == NO_MEMORY         ? "CUDA_ERROR_OUT_OF_MEMORY"

@@ -12,6 +12,7 @@ use super::abi::DRAW_WORDS;
 use super::assign::Assignment;
 use super::batch::prompt_pairs;
 use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
+use super::graphs::padded_rows;
 use super::images::image_for;
 use super::pack::Packer;
 use super::plan::Order;
@@ -126,21 +127,26 @@ impl Device for ChildDevice {
         let (rows, stride, sequences) = (order.rows.len(), shape.table_stride(), step.segments.len());
         let fits = rows <= shape.rows_max as usize && sequences.max(wants.len()) <= shape.slots as usize;
         assert!(fits, "a step fits the region");
+        // Rows that decode and nothing else are filled up with ones that nobody looks at.
+        let padded = if order.decodes == rows { padded_rows(rows, shape.slots as usize) } else { rows };
         let at = |input| offsets.of_step(number, input);
         // SAFETY: the worker and the device are done with the last step of this place, and have not been given this one.
-        let ids: &mut [u32] = unsafe { region.write(at(offsets.ids), rows) };
+        let ids: &mut [u32] = unsafe { region.write(at(offsets.ids), padded) };
+        ids[rows..].fill(0);
         for (id, row) in ids.iter_mut().zip(&order.rows) {
             let token = step.tokens[*row];
             *id = entry_of(token).map_or(token, |entry| !word(before.picks[entry]));
         }
         // SAFETY: as above.
-        let positions: &mut [u32] = unsafe { region.write(at(offsets.positions), rows) };
+        let positions: &mut [u32] = unsafe { region.write(at(offsets.positions), padded) };
+        positions[rows..].fill(0);
         for ((to, row), index) in positions.iter_mut().zip(&order.rows).zip(&order.segments) {
             let segment = &step.segments[*index];
             *to = word(segment.first_position + row - segment.first_row);
         }
         // SAFETY: as above.
-        let of: &mut [u32] = unsafe { region.write(at(offsets.sequences), rows) };
+        let of: &mut [u32] = unsafe { region.write(at(offsets.sequences), padded) };
+        of[rows..].fill(shape.slots);
         of.iter_mut().zip(&order.segments).for_each(|(to, index)| *to = word(*index));
         // SAFETY: as above.
         unsafe { region.write(at(offsets.tiles), order.tiles.len()) }.copy_from_slice(&order.tiles);
@@ -151,12 +157,14 @@ impl Device for ChildDevice {
             to[..blocks.len()].copy_from_slice(blocks);
         }
         // SAFETY: as above.
-        let picked: &mut [u32] = unsafe { region.write(at(offsets.picked), wants.len()) };
+        let picked: &mut [u32] = unsafe { region.write(at(offsets.picked), wants.len() + padded - rows) };
         let scored = |are: bool| order.picks.iter().zip(wants).filter(move |(_, want)| (**want == Want::Scores) == are);
-        picked.iter_mut().zip(scored(false).chain(scored(true))).for_each(|(to, (row, _))| *to = word(*row));
+        let rows_picked = scored(false).chain(scored(true)).map(|(row, _)| *row).chain(rows..padded);
+        picked.iter_mut().zip(rows_picked).for_each(|(to, row)| *to = word(row));
         // SAFETY: as above.
-        let draws: &mut [u32] = unsafe { region.write(at(offsets.draws), wants.len() * DRAW_WORDS) };
+        let draws: &mut [u32] = unsafe { region.write(at(offsets.draws), (wants.len() + padded - rows) * DRAW_WORDS) };
         let (draws, _) = draws.as_chunks_mut::<DRAW_WORDS>();
+        draws[wants.len()..].fill([0; DRAW_WORDS]);
         draws.iter_mut().zip(scored(false)).for_each(|(to, (_, want))| *to = draw_words(want));
         // SAFETY: as above.
         let number_there: &mut [u64] = unsafe { region.write(at(offsets.input), 1) };

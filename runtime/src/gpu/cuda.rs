@@ -115,6 +115,10 @@ pub(super) struct Context {
     sm_90: bool,
 }
 
+/// Launches that were recorded. Lives until the process ends, unless it is forgotten.
+#[derive(Clone, Copy)]
+pub(super) struct Graph(sys::CUgraphExec);
+
 impl Context {
     /// Takes the device, loads `image`, and allows its step kernels `shared_bytes` of shared memory.
     pub(super) fn new(card: &Card, image: &Image, shared_bytes: usize) -> Result<Self, Failure> {
@@ -244,6 +248,33 @@ impl Context {
         call!(cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), std::ptr::null_mut()))
     }
 
+    /// Records what `launch` launches instead of launching it, ready to be replayed.
+    pub(super) fn record(&self, launch: impl FnOnce() -> Result<(), Failure>) -> Result<Graph, Failure> {
+        call!(cuStreamBeginCapture_v2(self.stream, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))?;
+        let launched = launch();
+        let mut graph = std::ptr::null_mut();
+        // What failed in between ends the recording, too.
+        let ended = call!(cuStreamEndCapture(self.stream, &raw mut graph));
+        launched.and(ended)?;
+        let mut executable = std::ptr::null_mut();
+        let made = call!(cuGraphInstantiateWithFlags(&raw mut executable, graph, 0));
+        let destroyed = call!(cuGraphDestroy(graph));
+        made.and(destroyed)?;
+        call!(cuGraphUpload(executable, self.stream))?;
+        Ok(Graph(executable))
+    }
+
+    /// Begins the launches of a recording.
+    pub(super) fn replay(&self, graph: Graph) -> Result<(), Failure> {
+        call!(cuGraphLaunch(graph.0, self.stream))
+    }
+
+    /// Frees a recording of which nothing is under way.
+    pub(super) fn forget(&self, graph: Graph) -> Result<(), Failure> {
+        let Graph(executable) = graph;
+        call!(cuGraphExecDestroy(executable))
+    }
+
     /// Waits for everything that was begun.
     pub(super) fn synchronize(&self) -> Result<(), Failure> {
         call!(cuStreamSynchronize(self.stream))
@@ -293,7 +324,7 @@ const PORTABLE: u32 = 1;
 /// The driver of CUDA 12.4, which reads the images.
 const VERSION_MIN: i32 = 12040;
 
-const NEEDED: [&str; 25] = [
+const NEEDED: [&str; 32] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -318,5 +349,12 @@ const NEEDED: [&str; 25] = [
     "cuFuncSetAttribute",
     "cuLaunchCooperativeKernel",
     "cuLaunchKernelEx",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphUpload",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
     "cuGetErrorName",
 ];

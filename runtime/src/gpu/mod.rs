@@ -11,6 +11,7 @@ mod child;
 mod cuda;
 mod device;
 mod feeder;
+mod graphs;
 mod health;
 mod images;
 mod known;

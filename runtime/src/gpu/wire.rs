@@ -105,7 +105,8 @@ impl Offsets {
         let input = take(8);
         let (ids, positions, sequences) = (take(rows * 4), take(rows * 4), take(rows * 4));
         let (picked, draws, tiles) = (take(slots * 4), take(slots * DRAW_WORDS * 4), take(rows * 8));
-        let tables = take(slots * shape.table_stride() * 4);
+        // One more is that of rows which only fill up a step: the device's own.
+        let tables = take((slots + 1) * shape.table_stride() * 4);
         let input_bytes = take(0) - input;
         take((STEPS_MAX - 1) * input_bytes);
         let (done, chosen) = (take(8), take(rows * 4));
@@ -335,7 +336,7 @@ const TEXT_BYTES: usize = 256;
 const PAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 256;
 /// Names the layout of this file; a worker of another version refuses it.
-const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu4");
+const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu5");
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 //! never the server.
 #![expect(unsafe_code, reason = "memory shared with the server, and process system calls")]
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use super::abi::{self, DRAW_WORDS, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, to_i32};
 use super::batch;
-use super::cuda::{self, Address, Card, Context, Failure};
+use super::cuda::{self, Address, Card, Context, Failure, Graph};
 use super::device::STEPS_MAX;
+use super::graphs::{Graphs, Head, Key, buckets, padded_rows, padded_splits};
 use super::images::Image;
 use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
 use super::plan::{Addresses, Plan};
@@ -92,6 +94,7 @@ struct Worker<'r> {
     plan: Plan,
     /// The plan's phases on the device.
     phases: Address,
+    graphs: RefCell<Graphs>,
 }
 
 impl<'r> Worker<'r> {
@@ -134,10 +137,16 @@ impl<'r> Worker<'r> {
             let text = format!("{room} KV blocks fit its memory, one sequence needs {}", shape.table_stride());
             return Err(Failure { code: 2, text });
         }
-        let kv_pool = context.allocate(blocks * shape.block_bytes())?;
+        // The last block is that of rows which only fill up a step.
+        let kv_pool = context.allocate((blocks + 1) * shape.block_bytes())?;
         context.zero(work, work_layout.bytes)?;
+        let (own_block, own_table) = ([to_word(blocks)], shape.slots as usize * shape.table_stride() * 4);
+        for place in 0..STEPS_MAX {
+            let table = place * offsets.input_bytes + offsets.tables - offsets.input + own_table;
+            context.upload(input + table as u64, own_block.as_ptr().cast(), 4)?;
+        }
         context.synchronize()?;
-        header.kv_blocks.store(u32::try_from(blocks).unwrap_or(u32::MAX), Ordering::Relaxed);
+        header.kv_blocks.store(to_word(blocks), Ordering::Relaxed);
         let (blocks, sm_90) = (card.blocks, image.sm_90);
         context.upload_phases(phases, &plan.phases)?;
         Ok(Self {
@@ -155,12 +164,14 @@ impl<'r> Worker<'r> {
             work_layout,
             plan,
             phases,
+            graphs: RefCell::default(),
         })
     }
 
     fn serve(mut self) -> Result<(), Failure> {
         self.load_weights()?;
         self.context.launch_batch(&batch::pack_screen(&self.plan.screen, self.plan.choose.weights))?;
+        self.record_steps()?;
         let header = self.region.header();
         header.state.store(READY, Ordering::Release);
         let mut begun = 0;
@@ -175,6 +186,17 @@ impl<'r> Worker<'r> {
                 self.look(begun)?;
             }
         }
+    }
+
+    /// Records what most steps will be, before there are any.
+    fn record_steps(&self) -> Result<(), Failure> {
+        for rows in buckets(self.shape.slots as usize) {
+            for number in 0..STEPS_MAX {
+                self.recorded(to_word(number), rows, 1, Head::Best)?;
+            }
+            self.region.header().beat.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Copies what the server stages until it says that there is no more.
@@ -245,11 +267,19 @@ impl<'r> Worker<'r> {
         let step = self.arguments(number, rows, splits);
         let alone = rows == 1 && decodes == 1;
         let with_token = alone && !self.plan.token.is_empty();
-        let whole = with_token && chosen == 1 && !drawn;
+        let head = match chosen == rows {
+            true if drawn => Head::Drawn,
+            true => Head::Best,
+            false => Head::Apart,
+        };
+        let mut whole = with_token && head == Head::Best;
         if with_token {
             self.launch_token(step, whole)?;
         } else if alone {
             self.launch_step(step, &self.plan.layers)?;
+        } else if decodes == rows {
+            self.launch_decodes(number, step, head)?;
+            whole = head != Head::Apart;
         } else {
             self.launch_layers(step, decodes, tiles)?;
         }
@@ -260,6 +290,31 @@ impl<'r> Worker<'r> {
         let chosen = self.region.address(offsets.chosen_of(number));
         self.context.download(chosen, self.input_of(number, offsets.ids), rows * 4)?;
         self.context.download(self.region.address(offsets.done), self.input_of(number, offsets.input), 8)
+    }
+
+    /// Rows that decode and nothing else, with their tokens where `head` says so: replayed, if the driver records.
+    fn launch_decodes(&self, number: u32, step: Step, head: Head) -> Result<(), Failure> {
+        let (rows, splits) = (step.tokens.unsigned_abs() as usize, step.splits_max.unsigned_abs() as usize);
+        match self.recorded(number, rows, splits, head)? {
+            Some(graph) => self.context.replay(graph),
+            None => self.launch_rows(number, step, head),
+        }
+    }
+
+    /// The recording for the bucket of such a step.
+    fn recorded(&self, number: u32, rows: usize, splits: usize, head: Head) -> Result<Option<Graph>, Failure> {
+        let rows = padded_rows(rows, self.shape.slots as usize);
+        let splits = padded_splits(splits, self.shape.context as usize);
+        let key = Key { rows, splits, head, place: place(number) };
+        let step = self.arguments(number, rows, splits);
+        self.graphs.borrow_mut().get(&self.context, key, || self.launch_rows(number, step, head))
+    }
+
+    fn launch_rows(&self, number: u32, step: Step, head: Head) -> Result<(), Failure> {
+        let rows = step.tokens.unsigned_abs() as usize;
+        self.launch_layers(step, rows, 0)?;
+        let chosen = if head == Head::Apart { 0 } else { rows };
+        self.launch_screened_heads(number, step, chosen, head == Head::Drawn)
     }
 
     /// The tokens of the first `count` picked rows, some of them `drawn`.
@@ -397,6 +452,10 @@ impl<'r> Worker<'r> {
         std::thread::yield_now();
         Ok(())
     }
+}
+
+fn to_word(value: usize) -> u32 {
+    u32::try_from(value).expect("rows and blocks fit 32 bits")
 }
 
 /// A worker that waits for its next step asks for so long before it sleeps: longer than a server forms a step.

@@ -79,7 +79,9 @@ pub(crate) fn request(device: &str, max_tokens: u32) -> Value {
 }
 
 /// The tokens of a streamed answer, and what it says at its end: finish reason and device.
-pub(crate) fn stream(server: &Server, body: &Value) -> (Vec<(u64, u64, String)>, String, String) {
+pub(crate) type Streamed = (Vec<(u64, u64, String)>, String, String);
+
+pub(crate) fn stream(server: &Server, body: &Value) -> Streamed {
     let answer = server.post("/v1/inference/stream", &body.to_string());
     assert_eq!(answer.status, 200, "{}", answer.text());
     let (mut tokens, mut finish, mut device) = (Vec::new(), String::new(), String::new());

@@ -2,14 +2,26 @@
 
 use std::path::PathBuf;
 
-use crate::driver::{PATIENCE, PROMPT_LAUNCHES, TEST_LAUNCHES, count, healthy, request, serve, stream};
-use crate::server::{becomes_true, bitnetd, run_to_end};
+use crate::driver::{PATIENCE, PROMPT_LAUNCHES, Streamed, TEST_LAUNCHES, count, healthy, request, serve, stream};
+use crate::server::{Server, becomes_true, bitnetd, run_to_end};
 
 const ANSWER: u32 = 100;
 /// A launch in the midst of an answer, counted from its request on. An idle device is tested now and then: should that come
 /// just before the answer, it is still one of the answer's.
 const MIDST: usize = TEST_LAUNCHES + 6;
 const _: () = assert!(PROMPT_LAUNCHES < MIDST && MIDST < PROMPT_LAUNCHES + ANSWER as usize / 2);
+
+/// What streams say that run at a time: tokens, finish reason and device of each.
+fn company(server: &Server, device: &str, max_tokens: u32) -> Vec<Streamed> {
+    std::thread::scope(|scope| {
+        let streams = ["ab", "ba", "aab"].map(|prompt| {
+            let mut body = request(device, max_tokens);
+            body["prompt"] = prompt.into();
+            scope.spawn(move || stream(server, &body))
+        });
+        streams.map(|stream| stream.join().unwrap()).into()
+    })
+}
 
 /// A stream during which launch [`MIDST`] ends in `fault` says what the CPU says, and afterwards the device serves again.
 fn survives(fault: &str, kind: &str) {
@@ -44,6 +56,39 @@ fn a_step_that_never_ends_is_given_up() {
 #[test]
 fn a_worker_that_ends_is_replaced() {
     survives("EXIT", "worker");
+}
+
+#[test]
+fn a_sticky_error_in_a_replayed_step_is_not_seen_by_any_of_its_clients() {
+    let once: PathBuf = [env!("CARGO_TARGET_TMPDIR"), &format!("REPLAY-{}", std::process::id())].iter().collect();
+    let _ = std::fs::remove_file(&once);
+    let server = &serve(&[("REPLAY", "100"), ("ONCE", once.to_str().unwrap())], &[]);
+    healthy(server, 1);
+    let expected = company(server, "cpu", ANSWER);
+    std::fs::write(&once, "").unwrap();
+    for (expected, (tokens, finish, _)) in expected.iter().zip(company(server, "gpu", ANSWER)) {
+        assert_eq!((&expected.0, &expected.1), (&tokens, &finish));
+    }
+    assert!(!once.exists(), "the fault has happened");
+    assert_eq!(count(server, "bitnet_gpu_faults_total", "kind=\"driver\""), 1.0);
+    assert!(count(server, "bitnet_device_fallbacks_total", "") >= 2.0, "two streams at least were in the step");
+    healthy(server, 1);
+}
+
+#[test]
+fn a_driver_that_does_not_record_is_used_all_the_same_and_named_once() {
+    for what in ["begin", "end", "instantiate"] {
+        let server = serve(&[("RECORD", what)], &[]);
+        healthy(&server, 1);
+        let on_gpu = company(&server, "gpu", 4);
+        for (cpu, gpu) in company(&server, "cpu", 4).iter().zip(&on_gpu) {
+            assert_eq!((&cpu.0, &cpu.1, "cuda:0"), (&gpu.0, &gpu.1, gpu.2.as_str()));
+        }
+        let first = server.first_words.clone();
+        server.terminate();
+        let words = first + &server.ended().words;
+        assert_eq!(words.matches("steps are not recorded").count(), 1, "{words}");
+    }
 }
 
 /// The device never becomes healthy, and the CPU serves.

@@ -37,6 +37,32 @@ fn the_gpu_says_what_the_cpu_says_whatever_the_sampling_and_both_are_listed() {
 }
 
 #[test]
+fn streams_in_company_say_what_each_says_alone_whatever_their_sampling() {
+    let server = &serve(&[], &[]);
+    healthy(server, 1);
+    let body = |device: &str, i: u32| {
+        let mut body = request(device, 6 + i);
+        let sampling = match i {
+            0..=2 => json!({}),
+            3 => json!({"temperature": 1.5, "seed": 3, "top_k": 7}),
+            _ => json!({"temperature": 1.5, "seed": i}),
+        };
+        body.as_object_mut().unwrap().extend(sampling.as_object().unwrap().clone());
+        body["prompt"] = "ab".repeat(i as usize + 1).into();
+        body
+    };
+    let together = |device: &'static str| {
+        std::thread::scope(|scope| {
+            let streams: Vec<_> = (0..7).map(|i| scope.spawn(move || stream(server, &body(device, i)))).collect();
+            streams.into_iter().map(|stream| stream.join().unwrap()).collect::<Vec<_>>()
+        })
+    };
+    for (cpu, gpu) in together("cpu").iter().zip(together("gpu")) {
+        assert_eq!((&cpu.0, &cpu.1, "cuda:0"), (&gpu.0, &gpu.1, gpu.2.as_str()));
+    }
+}
+
+#[test]
 fn the_management_library_is_read_and_what_it_does_not_say_is_absent() {
     let server = serve(&[("NVML_WITHOUT", "power ecc"), ("NVML_XID", "48")], &[]);
     let read = |name: &str| {
