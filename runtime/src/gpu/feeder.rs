@@ -277,7 +277,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
                     return Err(Fault::Hang(waited));
                 }
                 let soon = begun + sleep_time(expected);
-                Ok(if now < soon { Rest::Until(soon) } else { Rest::None })
+                Ok(if now < soon { Rest::Until(soon.min(now + SLEEP_MAX)) } else { Rest::None })
             }
             Stage::Idle { probe_at } => {
                 if self.scheduler.running() + self.scheduler.waiting() > 0 {
@@ -354,9 +354,9 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             self.stage = Stage::Idle { probe_at: now + PROBE_EVERY };
             return Rest::Until(now + PROBE_EVERY);
         };
-        let rest = Rest::Until(oldest.begun.max(self.done_at) + sleep_time(oldest.expected));
+        let soon = oldest.begun.max(self.done_at) + sleep_time(oldest.expected);
         self.stage = Stage::Stepping;
-        rest
+        Rest::Until(soon.min(now + SLEEP_MAX))
     }
 
     /// Begins the next step, which may follow one whose tokens are not known yet; `false` where there is nothing to compute
@@ -596,5 +596,8 @@ const HANG_MIN: Duration = Duration::from_secs(2);
 const HANG_FACTOR: u32 = 20;
 /// A feeder that sleeps through a step wakes so long before its expected end and then keeps looking.
 const LOOK_BEFORE: Duration = Duration::from_micros(150);
+/// It looks so often all the same: a step that is done sooner than expected is followed by the one that waits behind it, and
+/// the device has nothing to do from the end of that one on.
+const SLEEP_MAX: Duration = Duration::from_micros(200);
 /// An idle device is tested so often.
 const PROBE_EVERY: Duration = Duration::from_secs(15);
