@@ -5,6 +5,7 @@
 // FAKE_CUDA_EXIT=N one that ends the process, FAKE_CUDA_FLIP=N flips a bit of what copy N to the host brings;
 // FAKE_CUDA_REPLAY=N makes launch N of those that are replayed a sticky error; FAKE_CUDA_RECORD=begin, end or instantiate is
 // what fails when launches are recorded; FAKE_CUDA_CAPABILITY=MAJORMINOR, FAKE_CUDA_VERSION=N.
+// FAKE_CUDA_WAIT=PATH: no context is made while PATH exists.
 // FAKE_CUDA_ONCE=PATH: launches and copies are counted while PATH exists, and what happens then removes it, so that the next
 // process is well.
 #define CUDA_EMULATOR
@@ -195,6 +196,9 @@ int cuDeviceTotalMem_v2(size_t* bytes, int) {
     return OK;
 }
 int cuDevicePrimaryCtxRetain(void** context, int) {
+    const char* path = std::getenv("FAKE_CUDA_WAIT");
+    struct stat found;
+    while (path && stat(path, &found) == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
     *context = (void*)1;
     return OK;
 }

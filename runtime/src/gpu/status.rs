@@ -73,7 +73,8 @@ pub struct Status {
     decode_rows: AtomicU64,
     prefill_row_s: AtomicU64,
     kv_blocks: AtomicU32,
-    /// Why it failed last.
+    /// Faults since it was up.
+    faults_in_row: AtomicU32,
     pub steps: Histogram,
     pub rows: Histogram,
     pub sequences: Histogram,
@@ -109,6 +110,7 @@ impl Status {
             decode_rows: AtomicU64::new(0),
             prefill_row_s: AtomicU64::new(0),
             kv_blocks: AtomicU32::new(0),
+            faults_in_row: AtomicU32::new(0),
             steps: Histogram::new(STEP_SECONDS),
             rows: Histogram::new(ROWS),
             sequences: Histogram::new(ROWS),
@@ -146,7 +148,17 @@ impl Status {
     }
 
     pub(super) fn set_state(&self, state: State) {
+        if state == State::Healthy {
+            self.faults_in_row.store(0, Ordering::Relaxed);
+        }
         self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Whether it will be healthy soon, as far as one can tell: it is being brought up, and has not failed at that before.
+    #[must_use]
+    pub fn is_coming(&self) -> bool {
+        let starts = matches!(self.state(), State::Starting | State::Testing | State::Down);
+        starts && self.faults_in_row.load(Ordering::Relaxed) <= 1
     }
 
     /// A place for one more sequence, if the device is healthy and has one.
@@ -201,6 +213,7 @@ impl Status {
 
     pub(super) fn count_fault(&self, kind: FaultKind) {
         self.faults[kind as usize].add(1);
+        self.faults_in_row.fetch_add(1, Ordering::Relaxed);
     }
 
     #[must_use]
@@ -225,5 +238,26 @@ mod tests {
         status.give_credit();
         assert!(!status.take_credit());
         assert_eq!((status.in_flight(), status.label()), (1, "cuda:1"));
+    }
+
+    #[test]
+    fn a_device_that_fails_to_come_back_is_not_waited_for() {
+        let status = Status::new(Identity::default(), 2);
+        assert!(status.is_coming(), "it starts");
+        status.set_state(State::Healthy);
+        assert!(!status.is_coming(), "it is there");
+        for (fault, coming) in [(1, true), (2, false)] {
+            status.count_fault(FaultKind::Worker);
+            status.set_state(State::Down);
+            assert_eq!(status.is_coming(), coming, "after {fault}");
+        }
+        status.set_state(State::Healthy);
+        status.count_fault(FaultKind::Worker);
+        status.set_state(State::Tripped);
+        assert!(!status.is_coming(), "it is left alone for long");
+        status.set_state(State::Starting);
+        assert!(status.is_coming());
+        status.set_state(State::Retired);
+        assert!(!status.is_coming());
     }
 }

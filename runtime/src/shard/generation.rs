@@ -7,13 +7,14 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use net::api::{self, Endpoint, GenerateRequest, Message, Prompt};
+use net::api::{self, DevicePreference, Endpoint, GenerateRequest, Message, Prompt};
 use net::error::{ApiError, Code};
 use net::http::Request;
 
 use super::admission::Refusal;
 use super::choice::Choice;
 use super::client::client_of;
+use super::gpus::{GPU_LOOK_EVERY, GPU_WAIT_MAX};
 use super::models::Picked;
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, probe, unix_time};
@@ -56,14 +57,47 @@ pub(super) async fn run(
         return Err(ApiError::validation("n", message));
     }
     check_room(shard, wanted, generate.priority)?;
+    let deadlines = Deadlines::new((&generate).into(), &shard.config.time_limits, arrival);
+    if generate.device_preference == DevicePreference::Gpu && !gpu_comes(shard, peer, &generate, deadlines).await? {
+        shard.metrics.requests.outcomes.cancelled.add(1);
+        return Ok(false);
+    }
     let picked = shard.models.pick(generate.model.as_deref())?;
     let work = Work::plan(&picked.served.model, endpoint, &generate)?;
-    let deadlines = Deadlines::new((&generate).into(), &shard.config.time_limits, arrival);
     check_time(shard, work.prompt_tokens(), &deadlines, arrival)?;
     let client = client_of(shard, peer, request);
     let mut generation = Generation::submit(shard, (peer, client), picked, id, &generate, work, arrival)?;
     let reply = Reply::new(&generation.served.model, endpoint, request, id, &generate, &generation.work);
     generation.answer(reply, writer, deadlines).await
+}
+
+/// Waits while the GPUs that serve a request's model are coming up; `false` where its client went away meanwhile. What they
+/// are then is seen when it is placed.
+async fn gpu_comes(
+    shard: &Shard,
+    peer: &Peer,
+    generate: &GenerateRequest,
+    deadlines: Deadlines,
+) -> Result<bool, ApiError> {
+    let clock = Clock::new(Instant::now());
+    let generation = || shard.models.pick(generate.model.as_deref()).map(|picked| picked.served.id);
+    let Some(_waiting) = shard.gpus.wait(generation()?)? else { return Ok(true) };
+    let until = clock.arrival + GPU_WAIT_MAX;
+    // The model may be another one by now.
+    while shard.gpus.is_coming(generation()?) {
+        let now = Instant::now();
+        if let Some(error) = deadlines.overdue(&clock, now) {
+            return Err(error);
+        }
+        if shard.control.is_draining() {
+            return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
+        }
+        if peer.gone.get() || now >= until {
+            return Ok(!peer.gone.get());
+        }
+        executor::sleep(GPU_LOOK_EVERY).await;
+    }
+    Ok(true)
 }
 
 /// Refuses what there is no room for, before its text is cut into tokens.

@@ -1,7 +1,8 @@
 //! The GPUs as a shard uses them: which sequence goes to which, and who is where.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::time::Duration;
 
 use net::api::DevicePreference;
 use net::error::{ApiError, Code};
@@ -17,6 +18,8 @@ pub(super) struct Gpus {
     /// The first device with the same name as each.
     kinds: Vec<usize>,
     placed: RefCell<HashMap<StreamId, Placed>>,
+    /// Requests that wait for a device to come up.
+    waiting: Cell<usize>,
     /// Generations that end here once the devices have given back what they have of them.
     closing: RefCell<Vec<GenerationId>>,
 }
@@ -31,7 +34,7 @@ impl Gpus {
     pub(super) fn new(ports: Vec<ShardPort>) -> Self {
         let first_alike = |port: &ShardPort| ports.iter().position(|other| other.status.name == port.status.name);
         let kinds = ports.iter().filter_map(first_alike).collect();
-        Self { ports, kinds, placed: RefCell::default(), closing: RefCell::default() }
+        Self { ports, kinds, placed: RefCell::default(), waiting: Cell::new(0), closing: RefCell::default() }
     }
 
     /// Sequences that all devices take together.
@@ -78,6 +81,24 @@ impl Gpus {
         let sent = self.ports[placed.device].send(GpuCommand::Cancel(stream));
         assert!(sent.is_ok(), "every stream that was started has room for its cancellation");
         true
+    }
+
+    /// Whether no device serves `generation` now, and one will soon.
+    pub(super) fn is_coming(&self, generation: GenerationId) -> bool {
+        let mut of_it = self.ports.iter().map(|port| &port.status).filter(|status| status.generation() == generation);
+        of_it.clone().all(|status| status.state() != gpu::State::Healthy) && of_it.any(|status| status.is_coming())
+    }
+
+    /// A place among the requests that wait for a device, if [`Gpus::is_coming`].
+    pub(super) fn wait(&self, generation: GenerationId) -> Result<Option<Waiting<'_>>, ApiError> {
+        if !self.is_coming(generation) {
+            return Ok(None);
+        }
+        if self.waiting.get() >= self.capacity() {
+            return Err(super::generation::queue_full());
+        }
+        self.waiting.set(self.waiting.get() + 1);
+        Ok(Some(Waiting(&self.waiting)))
     }
 
     /// Where a sequence should run, with a credit taken for it: a device, or `None` for the CPU.
@@ -142,9 +163,23 @@ impl Gpus {
     }
 }
 
+/// A request that waits for a device, until this is dropped.
+pub(super) struct Waiting<'a>(&'a Cell<usize>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 fn load(port: &ShardPort, kind: usize, generation: GenerationId) -> Option<Load> {
     let status = &port.status;
     let usable = status.state() == gpu::State::Healthy && status.generation() == generation;
     let load = Load { costs: status.costs(), sequences: status.in_flight(), slots: status.capacity, kind };
     (usable && load.costs != Costs::default()).then_some(load)
 }
+
+/// How long a request waits at most for a device that is being brought up: weights go there at some GB a second.
+pub(super) const GPU_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How often it looks whether the device is there.
+pub(super) const GPU_LOOK_EVERY: Duration = Duration::from_millis(5);

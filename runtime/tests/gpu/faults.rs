@@ -1,8 +1,11 @@
 //! Everything that can befall a GPU: no stream loses a token, and the device comes back where it can.
 
 use std::path::PathBuf;
+use std::process::Command;
 
-use crate::driver::{PATIENCE, PROMPT_LAUNCHES, Streamed, TEST_LAUNCHES, count, healthy, request, serve, stream};
+use crate::driver::{
+    PATIENCE, PROMPT_LAUNCHES, Streamed, TEST_LAUNCHES, count, healthy, request, serve, stream, workers,
+};
 use crate::server::{Server, becomes_true, bitnetd, run_to_end};
 
 const ANSWER: u32 = 100;
@@ -89,6 +92,39 @@ fn a_driver_that_does_not_record_is_used_all_the_same_and_named_once() {
         let words = first + &server.ended().words;
         assert_eq!(words.matches("steps are not recorded").count(), 1, "{words}");
     }
+}
+
+/// A server whose device was lost and does not come back while the file exists.
+fn losing(name: &str, arguments: &[&str]) -> (Server, PathBuf) {
+    let wait: PathBuf = [env!("CARGO_TARGET_TMPDIR"), &format!("{name}-{}", std::process::id())].iter().collect();
+    let _ = std::fs::remove_file(&wait);
+    let server = serve(&[("WAIT", wait.to_str().unwrap())], arguments);
+    healthy(&server, 1);
+    std::fs::write(&wait, "").unwrap();
+    let [worker] = workers(&server)[..] else { panic!("a device has one worker") };
+    assert!(Command::new("kill").args(["-KILL", &worker.to_string()]).status().unwrap().success());
+    assert_eq!(stream(&server, &request("gpu", 4)).2, "cpu", "so the loss is seen");
+    (server, wait)
+}
+
+#[test]
+fn who_wants_a_gpu_waits_for_one_that_comes_back() {
+    let (server, wait) = &losing("WAIT", &[]);
+    let (expected, finish, _) = stream(server, &request("cpu", 4));
+    std::thread::scope(|scope| {
+        let patient = scope.spawn(|| stream(server, &request("gpu", 4)));
+        std::fs::remove_file(wait).unwrap();
+        assert_eq!(patient.join().unwrap(), (expected, finish, "cuda:0".to_owned()));
+    });
+}
+
+#[test]
+fn who_wants_a_gpu_waits_no_longer_than_it_may() {
+    let (server, wait) = losing("HURRY", &["--queue-timeout-ms", "2000"]);
+    let refused = server.post("/v1/inference", &request("gpu", 4).to_string());
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert!(refused.text().contains("queue_timeout_ms"), "{}", refused.text());
+    std::fs::remove_file(wait).unwrap();
 }
 
 /// The device never becomes healthy, and the CPU serves.
