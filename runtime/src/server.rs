@@ -6,6 +6,7 @@ mod tests;
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -14,11 +15,9 @@ use std::time::{Duration, Instant};
 
 use tuning::{Placement, Topology};
 
-use kernels::attention::KvType;
-
 use crate::config::{Config, GpuChoice, IoChoice};
 use crate::engine::{self, Bells, Engine, LANES_MAX, Lane, Link, Neighbours};
-use crate::gpu::{Feeders, Inventory, ShardPort};
+use crate::gpu::{Cards, Feeders, Inventory, ShardPort};
 use crate::listen;
 use crate::local::LocalSocket;
 use crate::log::{info, warning};
@@ -53,6 +52,7 @@ pub enum Error {
 /// A placement and the socket driver, decided before the model is loaded.
 pub struct Plan {
     pub placement: Placement,
+    pub cards: Cards,
     pub io: Io,
     pub address: Option<SocketAddr>,
     pub local: Option<LocalSocket>,
@@ -64,8 +64,9 @@ impl Plan {
     /// # Errors
     /// When the placement isn't possible, the address is taken, or io_uring was demanded and is refused.
     pub fn make(config: &Config) -> Result<Self, Error> {
-        let topology = Topology::read(std::path::Path::new("/sys"))?;
-        let placement = tuning::plan(&topology, config.shards, config.workers)?;
+        let topology = Topology::read(Path::new("/sys"))?;
+        let cards = Cards::find(config);
+        let placement = tuning::plan_with_devices(&topology, config.shards, config.workers, &cards.nodes())?;
         let io = match config.io {
             IoChoice::Epoll => Io::Epoll { reason: "epoll was asked for".into() },
             IoChoice::Auto => probe::probe(placement.shards.len()),
@@ -85,7 +86,7 @@ impl Plan {
             let fail = |source| Error::Listen { place: path.display().to_string(), source };
             LocalSocket::bind(path, *mode).map_err(fail)
         });
-        Ok(Self { placement, io, address, local: local.transpose()? })
+        Ok(Self { placement, cards, io, address, local: local.transpose()? })
     }
 
     /// All kernel workers.
@@ -128,7 +129,7 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
         .shards
         .iter()
         .map(|shard| CpuPlace { node: shard.node.to_string(), cpus: tuning::format_cpus(&shard.workers) });
-    let inventory = models.started.first().map(|model| take_inventory(config, &model.loaded.replicas[0]));
+    let inventory = models.started.first().map(|model| take_inventory(config, plan, &model.loaded.replicas[0]));
     let inventory = inventory.transpose()?.unwrap_or_default();
     let fail = |what| move |source| Error::Start { what, source };
     let (feeders, gpu_ports) = Feeders::connect(&inventory, count).map_err(fail("a GPU's descriptors"))?;
@@ -160,7 +161,7 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
         ends.push(end);
     }
     let bells: Vec<Arc<Doorbell>> = ways.bells.iter().map(|bells| Arc::clone(&bells.executor)).collect();
-    let (feeders, gpus) = feeders.start(config, &bells).map_err(fail("a GPU's feeder"))?;
+    let (feeders, gpus) = feeders.start(config, &bells, &plan.placement).map_err(fail("a GPU's feeder"))?;
     // Only executors hold it now, so that the control thread ends with them.
     drop(outbox);
     let registry =
@@ -209,17 +210,11 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
 }
 
 /// The GPUs that the configuration allows and the first model can run on.
-fn take_inventory(config: &Config, model: &crate::model::Model) -> Result<Inventory, Error> {
-    let most = match config.gpu {
-        GpuChoice::Off => return Ok(Inventory::default()),
-        GpuChoice::Auto => usize::MAX,
-        GpuChoice::Count(count) => count,
-    };
-    let inventory = match config.kv_type {
-        KvType::F16 => Inventory::take(model, most),
-        // Their kernels know F16 only: a sequence would change its text on the way from one to the other.
-        KvType::Int8 => Inventory { unused: Some("an int8 KV cache is for CPUs".into()), ..Inventory::default() },
-    };
+fn take_inventory(config: &Config, plan: &Plan, model: &crate::model::Model) -> Result<Inventory, Error> {
+    if config.gpu == GpuChoice::Off {
+        return Ok(Inventory::default());
+    }
+    let inventory = Inventory::take(&plan.cards, model);
     for card in &inventory.cards {
         let image = card.image.as_deref().unwrap_or("none");
         info!(

@@ -9,6 +9,10 @@ use crate::topology::{Core, CoreKind, Node, Topology};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     pub shards: Vec<ShardPlacement>,
+    /// Of each device, in the order in which they were given.
+    pub devices: Vec<DevicePlacement>,
+    /// Usable cpus that are no device's, ascending.
+    pub others: Vec<CpuId>,
     /// What the operator should know of it.
     pub notes: Vec<Note>,
 }
@@ -23,6 +27,28 @@ pub struct ShardPlacement {
     pub executor: Vec<CpuId>,
     /// One cpu for each worker, the leader first; no two of one core.
     pub workers: Vec<CpuId>,
+}
+
+/// The cpus of one device, on which nothing else is placed: those of its feeder thread and of its worker process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicePlacement {
+    pub node: NodeId,
+    /// One for each of them, or one for both; none where no core is to spare: then they go where there is room.
+    pub cpus: Vec<CpuId>,
+}
+
+impl DevicePlacement {
+    /// The feeder's cpu.
+    #[must_use]
+    pub fn feeder(&self) -> Option<CpuId> {
+        self.cpus.first().copied()
+    }
+
+    /// The worker process's.
+    #[must_use]
+    pub fn worker(&self) -> Option<CpuId> {
+        self.cpus.last().copied()
+    }
 }
 
 /// A placement that was asked for, or that the machine leaves no better choice than.
@@ -66,6 +92,23 @@ impl fmt::Display for Note {
 /// # Errors
 /// [`Error::ShardsZero`], [`Error::WorkersZero`], [`Error::ShardsPastCores`], [`Error::WorkersPastCores`].
 pub fn plan(topology: &Topology, shards: Option<usize>, workers: Option<usize>) -> Result<Placement, Error> {
+    plan_with_devices(topology, shards, workers, &[])
+}
+
+/// Plans shards and workers, and cpus of their own for devices that are fed from these nodes, or from any.
+///
+/// A device gets a core with siblings, or two cores without, of a shard of its node: such as executor and workers leave,
+/// or, where `workers` is `None`, such as workers would have, as long as the shard keeps [`WORKERS_BESIDE_DEVICES_MIN`] of
+/// them.
+///
+/// # Errors
+/// Those of [`plan`].
+pub fn plan_with_devices(
+    topology: &Topology,
+    shards: Option<usize>,
+    workers: Option<usize>,
+    devices: &[Option<NodeId>],
+) -> Result<Placement, Error> {
     let sizes: Vec<usize> = topology.nodes.iter().map(|node| node.cores.len()).collect();
     let cpus_max = topology.quota_millicpus.map(|quota| usize::try_from(quota / 1000).unwrap_or(usize::MAX).max(1));
     let shards = shards.unwrap_or_else(|| nodes_needed(&sizes, cpus_max));
@@ -80,14 +123,36 @@ pub fn plan(topology: &Topology, shards: Option<usize>, workers: Option<usize>) 
         return Err(Error::ShardsPastCores { shards, cores });
     }
     let workers_max = cpus_max.map_or(usize::MAX, |cpus| less_own_core((cpus / shards).max(1)));
-    let mut placed = Vec::with_capacity(shards);
+    let mut parts = Vec::with_capacity(shards);
     for (node, count) in topology.nodes.iter().zip(spread(&sizes, shards)) {
-        for cores in split(node, count, workers.unwrap_or(1)) {
-            placed.push(Shard { topology, node, cores }.place(workers, workers_max)?);
-        }
+        let cores = split(node, count, workers.unwrap_or(1)).into_iter();
+        parts.extend(cores.map(|cores| Shard { topology, node, cores, devices: 0 }));
     }
+    let hosts: Vec<usize> = devices.iter().map(|node| choose_host(&mut parts, *node)).collect();
+    let (mut placed, mut spared) = (Vec::with_capacity(shards), Vec::with_capacity(shards));
+    for part in &parts {
+        let (shard, cpus) = part.place(workers, workers_max)?;
+        placed.push(shard);
+        spared.push(cpus.into_iter());
+    }
+    let of_host =
+        |host: usize| DevicePlacement { node: parts[host].node.id, cpus: spared[host].next().unwrap_or_default() };
+    let devices: Vec<DevicePlacement> = hosts.into_iter().map(of_host).collect();
+    let mut others: Vec<CpuId> = topology.nodes.iter().flat_map(|node| node.cpus.iter().copied()).collect();
+    others.retain(|cpu| devices.iter().all(|device| !device.cpus.contains(cpu)));
+    others.sort_unstable();
     let notes = notes(topology, &placed);
-    Ok(Placement { shards: placed, notes })
+    Ok(Placement { shards: placed, devices, others, notes })
+}
+
+/// The shard of `node`, or of any, that has the fewest devices: it gets one more.
+fn choose_host(shards: &mut [Shard<'_>], node: Option<NodeId>) -> usize {
+    let is_near = |shard: &Shard<'_>| Some(shard.node.id) == node;
+    let anywhere = !shards.iter().any(is_near);
+    let near = (0..shards.len()).filter(|&i| anywhere || is_near(&shards[i]));
+    let host = near.min_by_key(|&i| shards[i].devices).expect("there is a shard");
+    shards[host].devices += 1;
+    host
 }
 
 /// As many of the biggest nodes as it takes to use `cpus_max` cores, all where that is no limit.
@@ -147,12 +212,14 @@ struct Shard<'a> {
     topology: &'a Topology,
     node: &'a Node,
     cores: &'a [Core],
+    devices: usize,
 }
 
 impl Shard<'_> {
-    fn place(&self, workers: Option<usize>, workers_max: usize) -> Result<ShardPlacement, Error> {
+    /// Its own cpus, and those of its devices.
+    fn place(&self, workers: Option<usize>, workers_max: usize) -> Result<(ShardPlacement, Vec<Vec<CpuId>>), Error> {
         let cores = self.cores.len();
-        let count = workers.unwrap_or_else(|| self.workers_wanted().min(workers_max));
+        let count = workers.unwrap_or_else(|| self.beside_devices(self.workers_wanted().min(workers_max)));
         if count > cores {
             return Err(Error::WorkersPastCores { workers: count, node: self.node.id, cores });
         }
@@ -166,7 +233,27 @@ impl Shard<'_> {
         let workers: Vec<CpuId> = rest[..count].iter().map(|core| core.cpus[0]).collect();
         let executor = own.map_or_else(|| self.shared_cpus(), |core| vec![core.cpus[0]]);
         let (node, memory_node) = (self.node.id, self.node.memory_node);
-        Ok(ShardPlacement { node, memory_node, executor, workers })
+        let devices = self.device_cpus(&rest[count..]);
+        Ok((ShardPlacement { node, memory_node, executor, workers }, devices))
+    }
+
+    /// Cores that a device would have to itself.
+    fn cores_per_device(&self) -> usize {
+        if self.cores[0].cpus.len() > 1 { 1 } else { 2 }
+    }
+
+    /// What is left of so many workers where devices take cores: first those that nobody has, then theirs.
+    fn beside_devices(&self, workers: usize) -> usize {
+        let spare = self.cores.len().saturating_sub(workers + 1);
+        let lacking = (self.devices * self.cores_per_device()).saturating_sub(spare);
+        workers - lacking.min(workers.saturating_sub(WORKERS_BESIDE_DEVICES_MIN))
+    }
+
+    /// Two cpus for each device, or one, out of cores that are left.
+    fn device_cpus(&self, left: &[&Core]) -> Vec<Vec<CpuId>> {
+        let each = (left.len() / self.devices.max(1)).clamp(1, self.cores_per_device());
+        let cpus = |cores: &[&Core]| cores.iter().flat_map(|core| core.cpus.iter().copied()).take(2).collect();
+        left.chunks(each).take(self.devices).map(cpus).collect()
     }
 
     /// Workers where nobody says how many.
@@ -217,6 +304,8 @@ fn notes(topology: &Topology, shards: &[ShardPlacement]) -> Vec<Note> {
 
 /// From this many cores on, a shard can spare one for its executor.
 const OWN_CORE_CORES_MIN: usize = 8;
+/// So many workers a shard keeps whatever devices it feeds: the CPU goes on where they fail.
+const WORKERS_BESIDE_DEVICES_MIN: usize = 6;
 
 #[cfg(test)]
 mod tests {
@@ -349,6 +438,49 @@ mod tests {
             placement.notes[0].to_string(),
             "the cgroup's quota is 3.500 cpus and 4 workers are wanted: the kernel will hold them up"
         );
+    }
+
+    /// Executor and workers of each shard, then the cpus of each device.
+    #[track_caller]
+    fn assert_spares(topology: &Topology, workers: Option<usize>, devices: &[Option<u32>], expected: &[&str]) {
+        let devices: Vec<Option<NodeId>> = devices.iter().map(|node| node.map(NodeId)).collect();
+        let placement = plan_with_devices(topology, None, workers, &devices).unwrap();
+        let format = |cpus: &[CpuId]| crate::format_cpus(cpus);
+        let shard = |shard: &ShardPlacement| format!("{} {}", format(&shard.executor), format(&shard.workers));
+        let mut got: Vec<String> = placement.shards.iter().map(shard).collect();
+        got.extend(placement.devices.iter().map(|device| format(&device.cpus)));
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn a_device_gets_cpus_that_nobody_else_has_where_workers_are_many() {
+        assert_spares(&machine(1, 16, 1), None, &[None], &["0 1-13", "14-15"]);
+        assert_spares(&machine(1, 16, 2), None, &[None, None], &["0 1-13", "14,30", "15,31"]);
+        assert_spares(&machine(1, 8, 2), None, &[None, None], &["0 1-6", "7,15", ""]);
+        assert_spares(&machine(1, 8, 1), None, &[None], &["0 1-6", "7"]);
+        assert_spares(&machine(1, 4, 2), None, &[None], &["4-7 0-3", ""]);
+        assert_spares(&machine(1, 2, 1), None, &[None], &["0-1 0-1", ""]);
+        // Cores that were left free anyway.
+        assert_spares(&machine(1, 4, 1), Some(1), &[None], &["0 1", "2-3"]);
+        assert_spares(&machine(1, 4, 1), Some(1), &[None; 3], &["0 1", "2", "3", ""]);
+        assert_spares(&machine(1, 4, 1), Some(3), &[None], &["0 1-3", ""]);
+    }
+
+    #[test]
+    fn a_device_is_fed_from_its_node_and_never_from_the_executor_s_core() {
+        let two = machine(2, 16, 2);
+        assert_spares(&two, None, &[Some(1)], &["0 1-15", "16 17-30", "31,63"]);
+        assert_spares(&two, None, &[Some(1), Some(1), Some(0)], &["0 1-14", "16 17-29", "30,62", "31,63", "15,47"]);
+        assert_spares(&two, None, &[Some(7), None], &["0 1-14", "16 17-30", "15,47", "31,63"]);
+        let mut hybrid = machine(1, 12, 1);
+        hybrid.nodes[0].cores[8..].iter_mut().for_each(|core| core.kind = CoreKind::Efficient);
+        assert_spares(&hybrid, None, &[None], &["8 0-7", "9-10"]);
+        let mut isolated = machine(1, 12, 1);
+        isolated.isolated = cpus(4..12);
+        assert_spares(&isolated, None, &[None], &["0 4-11", "1-2"]);
+        let placement = plan_with_devices(&two, None, None, &[Some(NodeId(1))]).unwrap();
+        assert_eq!((placement.others.len(), placement.devices[0].node), (62, NodeId(1)));
+        assert_eq!((placement.devices[0].feeder(), placement.devices[0].worker()), (Some(CpuId(31)), Some(CpuId(63))));
     }
 
     #[test]

@@ -20,6 +20,15 @@ pub(crate) fn node_cpus(root: &Path, id: NodeId) -> Result<Vec<CpuId>, Error> {
     Ok(read_list(&node_folder(root, id).join("cpulist"))?.unwrap_or_default())
 }
 
+/// The node that the PCI device at `bus` (`domain:bus:device.function`) hangs on; `None` where the kernel does not say.
+#[must_use]
+pub fn pci_node(root: &Path, bus: &str) -> Option<NodeId> {
+    let folder = root.join("bus/pci/devices").join(bus.to_ascii_lowercase());
+    // -1 is no node.
+    let id = fs::read_to_string(folder.join("numa_node")).ok()?.trim().parse().ok()?;
+    Some(NodeId(id))
+}
+
 /// Installed memory of a node; `None` where the kernel does not say.
 pub(crate) fn node_memory_bytes(root: &Path, id: NodeId) -> Option<u64> {
     let meminfo = fs::read_to_string(node_folder(root, id).join("meminfo")).ok()?;

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use tuning::{CoreKind, CpuId, Error, NodeId, Note, Topology, format_cpus, parse_cpus, plan};
+use tuning::{
+    CoreKind, CpuId, Error, NodeId, Note, Topology, format_cpus, parse_cpus, pci_node, plan, plan_with_devices,
+};
 
 /// Nodes by their numbers; each node's L3 groups; each group's cores; each core's cpus.
 type Shape = Vec<(u32, Vec<Vec<Vec<u32>>>)>;
@@ -331,4 +333,41 @@ fn this_machine_is_read_and_planned() {
     assert_eq!(placement.shards.len(), topology.nodes.len());
     let allowed = tuning::allowed_cpus().unwrap();
     assert!(placement.shards.iter().all(|shard| shard.workers.iter().all(|cpu| allowed.contains(cpu))));
+}
+
+#[test]
+fn devices_are_fed_from_the_node_they_hang_on() {
+    let machine = Machine::new("pci", 2, 16, 2);
+    machine.write("bus/pci/devices/0000:c1:00.0/numa_node", "1\n");
+    machine.write("bus/pci/devices/0000:02:00.0/numa_node", "-1\n");
+    machine.write("bus/pci/devices/0000:03:00.0/numa_node", "many");
+    let buses = ["0000:C1:00.0", "0000:02:00.0", "0000:03:00.0", "0000:04:00.0"];
+    let nodes = buses.map(|bus| pci_node(&machine.root, bus));
+    assert_eq!(nodes, [Some(NodeId(1)), None, None, None]);
+    let topology = machine.read();
+    let placement = plan_with_devices(&topology, None, None, &nodes[..2]).unwrap();
+    let cpus: Vec<(u32, String)> =
+        placement.devices.iter().map(|device| (device.node.0, format_cpus(&device.cpus))).collect();
+    assert_eq!(cpus, [(1, "31,63".to_owned()), (0, "15,47".to_owned())]);
+    let cores =
+        |cpu: &CpuId| topology.nodes.iter().flat_map(|node| &node.cores).position(|core| core.cpus.contains(cpu));
+    for shard in &placement.shards {
+        let mut taken = shard.executor.iter().chain(&shard.workers).map(cores);
+        assert!(
+            taken.all(|core| placement.devices.iter().all(|device| !device
+                .cpus
+                .iter()
+                .map(cores)
+                .any(|own| own == core)))
+        );
+    }
+    // Cut down to a few cpus, there is no core to spare.
+    let narrow = machine.read_within(Some("0-3,32-35")).unwrap();
+    assert!(
+        plan_with_devices(&narrow, None, None, &nodes[..2])
+            .unwrap()
+            .devices
+            .iter()
+            .all(|device| device.cpus.is_empty())
+    );
 }

@@ -16,6 +16,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use tuning::CpuId;
+
 use crate::config::{self, Settings};
 
 pub use load::{load_model, progress_bar};
@@ -84,6 +86,12 @@ enum Command {
     GpuWorker {
         #[arg(long, required_unless_present = "list")]
         device: Option<usize>,
+        /// Where its own thread runs
+        #[arg(long, requires = "other_cpus")]
+        cpu: Option<u32>,
+        /// Where those of the driver run
+        #[arg(long)]
+        other_cpus: Option<String>,
         /// Print the devices as JSON instead
         #[arg(long)]
         list: bool,
@@ -158,7 +166,13 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         Some(Command::Convert(args)) => run_convert(&args),
         Some(Command::Crossval(args)) => crossval::run(&args),
         Some(Command::Tune { what }) => tune::run(&what),
-        Some(Command::GpuWorker { device: Some(device), list: false }) => Ok(crate::gpu::worker::run(device)),
+        Some(Command::GpuWorker { device: Some(device), cpu, other_cpus, list: false }) => {
+            let cpus = match cpu.zip(other_cpus) {
+                Some((cpu, others)) => Some((CpuId(cpu), tuning::parse_cpus(&others)?)),
+                None => None,
+            };
+            Ok(crate::gpu::worker::run(device, cpus.as_ref()))
+        }
         Some(Command::GpuWorker { .. }) => {
             println!("{}", crate::gpu::worker::list());
             Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde_json::{Value, json};
-use tuning::{CoreKind, CpuId, Node, Placement, Topology, format_cpus};
+use tuning::{CoreKind, CpuId, DevicePlacement, Node, Placement, Topology, format_cpus};
 
 use crate::registry::Budget;
 
@@ -17,8 +17,20 @@ pub(super) enum Format {
     Json,
 }
 
+/// A line on where a device's threads run.
+pub(super) fn of_device(ordinal: usize, device: &DevicePlacement) -> String {
+    let threads = match (device.feeder(), device.worker()) {
+        (Some(feeder), Some(worker)) if feeder != worker => {
+            format!("feeder on cpu {}, worker process on cpu {}", feeder.0, worker.0)
+        }
+        (Some(cpu), _) => format!("feeder and worker process on cpu {}", cpu.0),
+        _ => "feeder and worker process have no core of their own".into(),
+    };
+    format!("cuda:{ordinal} of {}: {threads}", device.node)
+}
+
 /// Threads by cpu; an executor that floats is on each of its cpus.
-fn roles(placement: &Placement) -> BTreeMap<CpuId, Vec<String>> {
+fn roles(placement: &Placement, devices: &[usize]) -> BTreeMap<CpuId, Vec<String>> {
     let mut roles = BTreeMap::<CpuId, Vec<String>>::new();
     for (index, shard) in placement.shards.iter().enumerate() {
         let floats = if shard.executor.len() > 1 { " (floats)" } else { "" };
@@ -29,12 +41,27 @@ fn roles(placement: &Placement) -> BTreeMap<CpuId, Vec<String>> {
             roles.entry(*cpu).or_default().push(crate::server::worker_name(index, member));
         }
     }
+    for (ordinal, device) in devices.iter().zip(&placement.devices) {
+        let threads =
+            [(device.feeder(), crate::gpu::feeder_name(*ordinal)), (device.worker(), worker_process(*ordinal))];
+        for (cpu, name) in threads {
+            cpu.into_iter().for_each(|cpu| roles.entry(cpu).or_default().push(name.clone()));
+        }
+    }
     roles
 }
 
+fn worker_process(ordinal: usize) -> String {
+    format!("gpu-worker-{ordinal}")
+}
+
 /// Nodes, their L3 groups, cores and cpus with the threads on them; shards by the node that has their replica.
-pub(super) fn tree(topology: &Topology, placement: &Placement, budgets: &[(String, Budget)]) -> String {
-    let roles = roles(placement);
+pub(super) fn tree(
+    topology: &Topology,
+    (placement, devices): (&Placement, &[usize]),
+    budgets: &[(String, Budget)],
+) -> String {
+    let roles = roles(placement, devices);
     let workers: usize = placement.shards.iter().map(|shard| shard.workers.len()).sum();
     let mut out = format!(
         "{} and {} on {}: {} and {} that may be used{}\n",
@@ -64,6 +91,9 @@ pub(super) fn tree(topology: &Topology, placement: &Placement, budgets: &[(Strin
         }
         let _ = writeln!(out, "└─ {}", replica(node, placement));
     }
+    for (ordinal, device) in devices.iter().zip(&placement.devices) {
+        let _ = writeln!(out, "{}", of_device(*ordinal, device));
+    }
     for (name, budget) in budgets {
         let _ = writeln!(out, "memory for `{name}`: {budget}");
     }
@@ -85,7 +115,11 @@ fn replica(node: &Node, placement: &Placement) -> String {
 }
 
 /// The same for programs.
-pub(super) fn object(topology: &Topology, placement: &Placement, budgets: &[(String, Budget)]) -> Value {
+pub(super) fn object(
+    topology: &Topology,
+    (placement, devices): (&Placement, &[usize]),
+    budgets: &[(String, Budget)],
+) -> Value {
     let ids = |cpus: &[CpuId]| cpus.iter().map(|cpu| cpu.0).collect::<Vec<u32>>();
     let core = |core: &tuning::Core| {
         let kind = if core.kind == CoreKind::Efficient { "efficient" } else { "performance" };
@@ -110,6 +144,13 @@ pub(super) fn object(topology: &Topology, placement: &Placement, budgets: &[(Str
             "workers": threads.collect::<Vec<_>>(),
         })
     };
+    let device = |(ordinal, device): (&usize, &DevicePlacement)| {
+        json!({
+            "device": ordinal, "node": device.node.0,
+            "feeder": {"thread": crate::gpu::feeder_name(*ordinal), "cpu": device.feeder().map(|cpu| cpu.0)},
+            "worker": {"process": worker_process(*ordinal), "cpu": device.worker().map(|cpu| cpu.0)},
+        })
+    };
     let memory = |(name, budget): &(String, Budget)| {
         json!({
             "model": name, "free_bytes": budget.free_bytes, "replicas": budget.replicas,
@@ -123,6 +164,7 @@ pub(super) fn object(topology: &Topology, placement: &Placement, budgets: &[(Str
         "isolated": ids(&topology.isolated),
         "quota_millicpus": topology.quota_millicpus,
         "shards": placement.shards.iter().enumerate().map(shard).collect::<Vec<_>>(),
+        "devices": devices.iter().zip(&placement.devices).map(device).collect::<Vec<_>>(),
         "notes": placement.notes.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }
@@ -188,17 +230,44 @@ node2: cpu 3,7, memory of unknown size
 └─ no replica
 note: node2 has no memory, its shards read that of node0
 ";
-        assert_eq!(tree(&machine, &placement, &[]), expected);
+        assert_eq!(tree(&machine, (&placement, &[]), &[]), expected);
     }
 
     #[test]
     fn programs_get_the_same() {
         let machine = machine();
-        let got = object(&machine, &tuning::plan(&machine, None, None).unwrap(), &[]);
+        let got = object(&machine, (&tuning::plan(&machine, None, None).unwrap(), &[]), &[]);
         assert_eq!(got["shards"][0]["executor"], json!({"thread": "shard-0", "cpus": [2]}));
         assert_eq!(got["shards"][1]["workers"][1], json!({"thread": "worker-1.1", "cpu": 7}));
         assert_eq!(got["nodes"][0]["l3_groups"][0]["cores"][2], json!({"cpus": [2], "kind": "efficient"}));
         assert_eq!(got["nodes"][1]["memory_node"], 0);
         assert_eq!(got["isolated"], json!([3, 7]));
+    }
+
+    #[test]
+    fn threads_of_devices_are_drawn_where_cpus_are_kept_for_them() {
+        let cores: Vec<Core> = (0..9).map(|cpu| core(&[cpu, cpu + 9], 0, CoreKind::Performance)).collect();
+        let node = Node {
+            id: NodeId(0),
+            cpus: (0..18).map(CpuId).collect(),
+            cores,
+            memory_bytes: None,
+            memory_node: NodeId(0),
+        };
+        let machine = Topology { nodes: vec![node], isolated: Vec::new(), quota_millicpus: None };
+        let placement = tuning::plan_with_devices(&machine, None, None, &[None; 3]).unwrap();
+        // The driver lists a device between them that is not used.
+        let drawn = tree(&machine, (&placement, &[0, 2, 3]), &[]);
+        for line in [
+            "│  ├─ core  cpu 7: gpu-0  |  cpu 16: gpu-worker-0\n",
+            "│  └─ core  cpu 8: gpu-2  |  cpu 17: gpu-worker-2\n",
+            "cuda:0 of node0: feeder on cpu 7, worker process on cpu 16\n",
+            "cuda:3 of node0: feeder and worker process have no core of their own\n",
+        ] {
+            assert!(drawn.contains(line), "{line} is not in\n{drawn}");
+        }
+        let got = object(&machine, (&placement, &[0, 2, 3]), &[]);
+        assert_eq!(got["devices"][1]["worker"], json!({"process": "gpu-worker-2", "cpu": 17}));
+        assert_eq!(got["devices"][2]["feeder"], json!({"thread": "gpu-3", "cpu": null}));
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::placement::{self, Format};
 use super::progress_bar;
 use crate::config::Config;
+use crate::gpu::Cards;
 use crate::log::{self, info, warning};
 use crate::probe::Io;
 use crate::registry::{self, State, StateFile};
@@ -38,6 +39,9 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
             tuning::format_cpus(&shard.workers)
         );
     }
+    for (ordinal, device) in plan.cards.used.iter().zip(&plan.placement.devices) {
+        info!("{}", placement::of_device(*ordinal, device));
+    }
     for note in &plan.placement.notes {
         warning!("{note}");
     }
@@ -70,11 +74,12 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
 /// When the placement isn't possible, or a model does not fit.
 pub(super) fn print_placement(config: &Config, format: Format) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let topology = tuning::Topology::read(std::path::Path::new("/sys"))?;
-    let placement = tuning::plan(&topology, config.shards, config.workers)?;
+    let cards = Cards::find(config);
+    let placement = tuning::plan_with_devices(&topology, config.shards, config.workers, &cards.nodes())?;
     let budgets = registry::budgets(config, &placement)?;
     match format {
-        Format::Tree => print!("{}", placement::tree(&topology, &placement, &budgets)),
-        Format::Json => println!("{}", placement::object(&topology, &placement, &budgets)),
+        Format::Tree => print!("{}", placement::tree(&topology, (&placement, &cards.used), &budgets)),
+        Format::Json => println!("{}", placement::object(&topology, (&placement, &cards.used), &budgets)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kernels::draw::{Draw, halves};
+use tuning::format_cpus;
 
+use super::Cpus;
 use super::abi::DRAW_WORDS;
 use super::assign::Assignment;
 use super::batch::prompt_pairs;
@@ -25,6 +27,7 @@ use crate::model::Model;
 /// Device `ordinal` of the driver, behind a process boundary.
 pub(super) struct ChildDevice {
     ordinal: usize,
+    cpus: Option<Cpus>,
     model: Option<Arc<Model>>,
     shape: Shape,
     offsets: Offsets,
@@ -47,12 +50,13 @@ struct Running {
 }
 
 impl ChildDevice {
-    /// A device without a model.
+    /// A device without a model, whose worker process gets these cpus.
     #[must_use]
-    pub(super) fn new(ordinal: usize) -> Self {
+    pub(super) fn new(ordinal: usize, cpus: Option<Cpus>) -> Self {
         let shape = Shape::default();
         Self {
             ordinal,
+            cpus,
             model: None,
             shape,
             offsets: Offsets::new(&shape),
@@ -84,12 +88,12 @@ impl Device for ChildDevice {
         let weights = &self.model.as_ref().expect("a device is brought up with a model").weights;
         let region = Region::create(&self.shape, weights.head.is_some()).map_err(spawn)?;
         let input = region.fd().try_clone_to_owned().map_err(spawn)?;
-        let child = Command::new("/proc/self/exe")
-            .args(["gpu-worker", "--device", &self.ordinal.to_string()])
-            .stdin(Stdio::from(input))
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(spawn)?;
+        let mut worker = Command::new("/proc/self/exe");
+        worker.args(["gpu-worker", "--device", &self.ordinal.to_string()]);
+        if let Some(cpus) = &self.cpus {
+            worker.args(["--cpu", &cpus.worker.0.to_string(), "--other-cpus", &format_cpus(&cpus.others)]);
+        }
+        let child = worker.stdin(Stdio::from(input)).stdout(Stdio::null()).spawn().map_err(spawn)?;
         let packer = Some(Packer::new(self.shape, weights));
         (self.newest, self.used) = (0, 0);
         self.running = Some(Running { child, region, packer, beat: 0, beat_at: Instant::now() });

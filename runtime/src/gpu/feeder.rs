@@ -7,6 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tuning::CpuId;
+
 use super::assign::Assignment;
 use super::device::{Device, Fault, STEPS_MAX, Want, token_of};
 use super::health::Health;
@@ -46,7 +48,7 @@ pub(super) trait Journal {
 }
 
 /// What a feeder is sized for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FeederLimits {
     pub slots: usize,
     /// Sequences beyond the slots.
@@ -56,6 +58,8 @@ pub(super) struct FeederLimits {
     pub prefix_cache: bool,
     /// Threads that choose tokens from scores, this one included.
     pub samplers: usize,
+    /// Where the others go, if this one has a cpu of its own.
+    pub sampler_cpus: Option<Arc<[CpuId]>>,
 }
 
 /// When a feeder wants to look again at the latest.
@@ -126,7 +130,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             device,
             journal,
             served: None,
-            samplers: Samplers::new(0, limits.slots, 1),
+            samplers: Samplers::new(0, limits.slots, 1, None),
             scheduler: Scheduler::new(limits.slots, limits.waiting_max),
             tables: BlockTables::new(0, limits.slots, 0),
             pace: Pace::new(limits.itl_target),
@@ -198,7 +202,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
 
     fn new_samplers(&self) -> Samplers {
         let vocab = self.served.as_ref().map_or(0, |served| served.model.weights.params.vocab);
-        Samplers::new(vocab, self.limits.slots, self.limits.samplers)
+        Samplers::new(vocab, self.limits.slots, self.limits.samplers, self.limits.sampler_cpus.clone())
     }
 
     fn serves(&self, generation: GenerationId) -> bool {

@@ -175,11 +175,12 @@ impl Scene {
             itl_target: Duration::from_millis(50),
             prefix_cache: true,
             samplers: 2,
+            sampler_cpus: None,
         };
         let status = Arc::new(Status::new(Identity::default(), 4));
         let now = Instant::now();
-        let feeder = Feeder::new(device, Silent, limits, Arc::clone(&status), now);
         let shape = Shape::of(&model.weights, limits.slots, limits.rows_max).unwrap();
+        let feeder = Feeder::new(device, Silent, limits, Arc::clone(&status), now);
         let assignment = Assignment { generation: GenerationId(0), model: Arc::new(model), shape, known };
         let queues = Queues { assignment: Some(Box::new(assignment.clone())), ..Queues::default() };
         Self { feeder, queues, status, now, assignment }

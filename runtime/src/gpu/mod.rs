@@ -31,13 +31,17 @@ pub mod worker;
 #[cfg(test)]
 mod mock;
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use kernels::attention::KvType;
+use tuning::{CpuId, DevicePlacement, NodeId, Placement};
+
+use crate::config::{Config, GpuChoice};
 use crate::log::{info, warning};
 use crate::mailbox::Doorbell;
 use crate::model::Model;
@@ -70,6 +74,40 @@ pub struct Card {
     pub bus: String,
 }
 
+/// The devices of this machine as the driver lists them.
+#[derive(Clone, Debug)]
+pub struct Cards {
+    /// Or why there are none.
+    listed: Result<Vec<Card>, String>,
+    /// Numbers of those that are used: there are kernels for them, and the configuration allows so many.
+    pub used: Vec<usize>,
+}
+
+impl Cards {
+    /// Asks the driver, unless `config` wants none.
+    #[must_use]
+    pub fn find(config: &Config) -> Self {
+        let (most, listed) = match (config.gpu, config.kv_type) {
+            (GpuChoice::Off, _) => (0, Ok(Vec::new())),
+            // Their kernels know F16 only: a sequence would change its text on the way from one to the other.
+            (_, KvType::Int8) => (0, Err("an int8 KV cache is for CPUs".into())),
+            (GpuChoice::Auto, KvType::F16) => (usize::MAX, list()),
+            (GpuChoice::Count(count), KvType::F16) => (count, list()),
+        };
+        let usable = listed.iter().flatten().enumerate().filter(|(_, card)| card.image.is_some());
+        let used = usable.map(|(ordinal, _)| ordinal).take(most).collect();
+        Self { listed, used }
+    }
+
+    /// The nodes that the used ones hang on, where that is known.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Option<NodeId>> {
+        let listed: Vec<&Card> = self.listed.iter().flatten().collect();
+        let node = |&ordinal: &usize| tuning::pci_node(Path::new("/sys"), &listed[ordinal].bus);
+        self.used.iter().map(node).collect()
+    }
+}
+
 /// The devices of this machine and what became of them.
 #[derive(Debug, Default)]
 pub struct Inventory {
@@ -81,21 +119,20 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Asks the driver, through a process of its own, and keeps the devices that there are kernels for, at most `most`; says
-    /// why they don't run `model`, if so.
+    /// The used ones of `cards`; says why they don't run `model`, if so.
     #[must_use]
-    pub fn take(model: &Model, most: usize) -> Self {
-        let cards = match list() {
-            Ok(cards) => cards,
-            Err(reason) => return Self { unused: Some(reason), ..Self::default() },
+    pub fn take(cards: &Cards, model: &Model) -> Self {
+        let listed = match &cards.listed {
+            Ok(listed) => listed.clone(),
+            Err(reason) => return Self { unused: Some(reason.clone()), ..Self::default() },
         };
-        let usable = cards.iter().enumerate().filter_map(|(ordinal, card)| Some((ordinal, card, card.image.as_ref()?)));
-        let devices = usable.take(most).map(|(ordinal, card, image)| {
+        let devices = cards.used.iter().map(|&ordinal| {
+            let card = &listed[ordinal];
             let identity = Identity {
                 ordinal,
                 name: card.name.clone(),
                 memory_bytes: card.memory_bytes,
-                image: image.clone(),
+                image: card.image.clone().unwrap_or_default(),
                 bus: card.bus.clone(),
             };
             Arc::new(Status::new(identity, SLOTS))
@@ -104,7 +141,7 @@ impl Inventory {
         let none = devices.is_empty().then(|| "no device of compute capability 8.0 or above".to_owned());
         // A later model may be one that they can run.
         let unused = none.or_else(|| Shape::of(&model.weights, SLOTS, ROWS_MAX).err().map(|reason| reason.to_string()));
-        Self { cards, unused, devices }
+        Self { cards: listed, unused, devices }
     }
 }
 
@@ -158,16 +195,22 @@ impl Feeders {
     ///
     /// # Errors
     /// When a thread can't be started.
-    pub fn start(self, config: &Config, bells: &[Arc<Doorbell>]) -> std::io::Result<(RunningFeeders, GpuOrders)> {
+    pub fn start(
+        self,
+        config: &Config,
+        bells: &[Arc<Doorbell>],
+        placement: &Placement,
+    ) -> std::io::Result<(RunningFeeders, GpuOrders)> {
         let (mut running, mut orders) = (RunningFeeders::default(), GpuOrders::default());
         let devices: Vec<Arc<Status>> = self.pending.iter().map(|pending| Arc::clone(&pending.status)).collect();
         running.watcher = if devices.is_empty() { None } else { Some(nvml::Watcher::start(devices)?) };
-        for Pending { status, bell, ports } in self.pending {
+        for (index, Pending { status, bell, ports }) in self.pending.into_iter().enumerate() {
+            let cpus = placement.devices.get(index).and_then(|device| Cpus::of(device, &placement.others));
             let ports = RingPorts::new(ports, orders.add(&bell), bells.to_vec());
             let config = config.clone();
             let (stopping, own_bell) = (Arc::clone(&running.stopping), Arc::clone(&bell));
-            let thread = std::thread::Builder::new().name(format!("gpu-{}", status.ordinal)).spawn(move || {
-                feed(&config, &status, ports, &own_bell, &stopping);
+            let thread = std::thread::Builder::new().name(feeder_name(status.ordinal)).spawn(move || {
+                feed(&config, &status, (ports, cpus), &own_bell, &stopping);
             })?;
             running.threads.push((thread, bell));
         }
@@ -195,17 +238,49 @@ impl Drop for RunningFeeders {
     }
 }
 
+/// The thread that feeds a device.
+#[must_use]
+pub fn feeder_name(ordinal: usize) -> String {
+    format!("gpu-{ordinal}")
+}
+
+/// The cpus of a device that has some of its own, and those that its other threads have to keep to.
+#[derive(Clone, Debug)]
+struct Cpus {
+    feeder: CpuId,
+    worker: CpuId,
+    others: Arc<[CpuId]>,
+}
+
+impl Cpus {
+    fn of(device: &DevicePlacement, others: &[CpuId]) -> Option<Self> {
+        Some(Self { feeder: device.feeder()?, worker: device.worker()?, others: others.into() })
+    }
+}
+
 /// The life of a feeder's thread.
-fn feed(config: &Config, status: &Arc<Status>, ports: RingPorts, bell: &Doorbell, stopping: &AtomicBool) {
+fn feed(
+    config: &Config,
+    status: &Arc<Status>,
+    (ports, cpus): (RingPorts, Option<Cpus>),
+    bell: &Doorbell,
+    stopping: &AtomicBool,
+) {
+    // Asked before this thread has but one.
+    let samplers = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(4).min(SAMPLERS_MAX);
+    if let Some(Err(error)) = cpus.as_ref().map(|cpus| tuning::pin(&[cpus.feeder])) {
+        warning!("{error}");
+    }
     let limits = FeederLimits {
         slots: SLOTS,
         waiting_max: SLOTS,
         rows_max: ROWS_MAX,
         itl_target: config.itl_target,
         prefix_cache: config.prefix_cache,
-        samplers: std::thread::available_parallelism().map_or(1, usize::from).div_ceil(4).min(SAMPLERS_MAX),
+        samplers,
+        sampler_cpus: cpus.as_ref().map(|cpus| Arc::clone(&cpus.others)),
     };
-    let device = ChildDevice::new(status.ordinal);
+    let device = ChildDevice::new(status.ordinal, cpus);
     let feeder = Feeder::new(device, Log, limits, Arc::clone(status), Instant::now());
     threads::run(feeder, ports, bell, stopping);
 }

@@ -1,6 +1,10 @@
 //! Tokens chosen from the scores that a device gave, by several threads at a time.
 #![expect(unsafe_code, reason = "each row and each thread has its own place")]
 
+use std::sync::Arc;
+
+use tuning::CpuId;
+
 use crate::engine::{Sampled, choose};
 use crate::sampler::Sampler;
 use crate::schedule::Scheduler;
@@ -18,9 +22,14 @@ pub(super) struct Samplers {
 }
 
 impl Samplers {
-    /// So many threads, the calling one among them, for steps of at most `rows_max` rows of `vocab` scores.
-    pub(super) fn new(vocab: usize, rows_max: usize, threads: usize) -> Self {
-        let team = Team::start(threads, |_| {}).or_else(|_| Team::start(1, |_| {}));
+    /// So many threads, the calling one among them, for steps of at most `rows_max` rows of `vocab` scores; the others run on
+    /// `cpus`, or where the calling one may.
+    pub(super) fn new(vocab: usize, rows_max: usize, threads: usize, cpus: Option<Arc<[CpuId]>>) -> Self {
+        let setup = move |_| {
+            // They run all the same where that is refused.
+            let _ = cpus.as_ref().map(|cpus| tuning::pin(cpus));
+        };
+        let team = Team::start(threads, setup).or_else(|_| Team::start(1, |_| {}));
         let team = team.expect("a team of one starts no thread");
         Self {
             samplers: PerWorker::new(team.size(), || Sampler::new(vocab)),

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tuning::CpuId;
+
 use super::abi::{self, DRAW_WORDS, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, to_i32};
 use super::batch;
 use super::cuda::{self, Address, Card, Context, Failure, Graph};
@@ -21,9 +23,16 @@ use super::plan::{Addresses, Plan};
 use super::shape::Shape;
 use super::wire::{LOADING, Offsets, READY, Region, STAGE_BYTES, place};
 
+/// The cpu of a worker's own thread, and those of the threads that the driver starts.
+pub type Cpus = (CpuId, Vec<CpuId>);
+
 /// Runs `bitnetd gpu-worker`: serves the steps of the server whose shared memory is standard input.
 #[must_use]
-pub fn run(ordinal: usize) -> ExitCode {
+pub fn run(ordinal: usize, cpus: Option<&Cpus>) -> ExitCode {
+    // What started it had but one.
+    if let Some((_, others)) = cpus {
+        pin(others);
+    }
     let input = std::io::stdin();
     let opened = duplicate(input.as_fd()).and_then(Region::open);
     let (region, shape, untied) = match opened {
@@ -37,12 +46,24 @@ pub fn run(ordinal: usize) -> ExitCode {
         region.header().fail(failure.code, &failure.text);
         return ExitCode::FAILURE;
     }
-    let result = Worker::open(ordinal, &region, shape, untied).and_then(|worker| worker.serve());
+    let opened = Worker::open(ordinal, &region, shape, untied);
+    // The driver has its threads by now.
+    if let Some((cpu, _)) = cpus {
+        pin(&[*cpu]);
+    }
+    let result = opened.and_then(|worker| worker.serve());
     if let Err(failure) = result {
         region.header().fail(failure.code, &failure.text);
     }
     // The context may be beyond repair: nothing of it is given back, the process ends.
     ExitCode::FAILURE
+}
+
+/// A worker that can't be pinned runs all the same.
+fn pin(cpus: &[CpuId]) {
+    if let Err(error) = tuning::pin(cpus) {
+        eprintln!("bitnetd gpu-worker: {error}");
+    }
 }
 
 /// The devices of this machine as JSON, for a server that asks before it starts a worker.
