@@ -1,6 +1,6 @@
 // Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [MODE], where quick only checks
-// small models, profile runs three steps of one row for a profiler, forms compares the two forms of few rows, and one, decode
-// ROWS... and prompts measure what they name.
+// small models and layers two layers of a large one, profile runs three steps of one row for a profiler, forms compares the
+// two forms of few rows, and one, decode ROWS[@CONTEXT]... and prompts measure what they name.
 #include "driver.h"
 
 #include "../testing/suite.h"
@@ -235,17 +235,36 @@ void compare_forms(Driver& gpu, const Model& model, int tokens) {
     std::fflush(stdout);
 }
 
-void measure_decode(Driver& gpu, const std::vector<int>& rows) {
-    Model near(BITNET_2B4T, 300, 10);
-    for (int tokens : rows) measure_batch(gpu, near, std::vector<Segment>(tokens, {128, 1}));
-    Model far(BITNET_2B4T, 1100, 10);
-    for (int tokens : {8, 32}) measure_batch(gpu, far, std::vector<Segment>(tokens, {1024, 1}));
+// Each of `names` is a number of rows, or rows@context.
+void measure_decode(Driver& gpu, const std::vector<std::string>& names) {
+    Model model(BITNET_2B4T, 1100, 10);
+    for (const std::string& name : names) {
+        const size_t at = name.find('@');
+        const int context = at == std::string::npos ? 128 : std::atoi(name.c_str() + at + 1);
+        measure_batch(gpu, model, std::vector<Segment>(std::atoi(name.c_str()), {context, 1}));
+    }
 }
 
 void measure_prompts(Driver& gpu) {
     Model prompt(BITNET_2B4T, 2100, 10);
     measure_batch(gpu, prompt, {{0, 512}});
     measure_batch(gpu, prompt, {{0, 2048}});
+}
+
+void layers_agree(Driver& gpu) {
+    Shape two_layers = BITNET_2B4T;
+    two_layers.layers = 2;
+    steps_agree(gpu, Model(two_layers, 1100, 8), {1020}, 3, false);
+    steps_agree(gpu, Model(two_layers, 300, 9), std::vector<int>(8, 254), 3, false);
+    std::vector<int> starts;
+    for (int t = 0; t < 32; t++) starts.push_back(t * 8);
+    steps_agree(gpu, Model(two_layers, 300, 9), starts, 1, false);
+    Model two(two_layers, 700, 9);
+    batch_agrees(gpu, two, {{0, 100}});
+    batch_agrees(gpu, two, {{600, 1}, {255, 1}, {31, 1}, {0, 1}, {250, 20}});
+    std::vector<Segment> many;
+    for (int i = 0; i < 70; i++) many.push_back({i * 4, 1});
+    batch_agrees(gpu, two, many);
 }
 
 int main(int argc, char** argv) {
@@ -260,9 +279,7 @@ int main(int argc, char** argv) {
         return 0;
     }
     if (mode == "decode") {
-        std::vector<int> rows;
-        for (int i = 4; i < argc; i++) rows.push_back(std::atoi(argv[i]));
-        measure_decode(gpu, rows);
+        measure_decode(gpu, {argv + 4, argv + argc});
     }
     if (mode == "prompts") measure_prompts(gpu);
     if (mode == "forms") {
@@ -274,28 +291,17 @@ int main(int argc, char** argv) {
         measure_token(gpu, full, 128);
         measure_token(gpu, full, 1024);
     }
-    if (mode != "" && mode != "quick") return 0;
+    if (mode == "layers") layers_agree(gpu);
+    if (mode != "" && mode != "quick") return failures > 0;
     small_suite(gpu);
     if (mode == "quick" || failures) return failures > 0;
-    Shape two_layers = BITNET_2B4T;
-    two_layers.layers = 2;
-    steps_agree(gpu, Model(two_layers, 1100, 8), {1020}, 3, false);
-    steps_agree(gpu, Model(two_layers, 300, 9), std::vector<int>(8, 254), 3, false);
-    std::vector<int> starts;
-    for (int t = 0; t < 32; t++) starts.push_back(t * 8);
-    steps_agree(gpu, Model(two_layers, 300, 9), starts, 1, false);
-    Model two(two_layers, 700, 9);
-    batch_agrees(gpu, two, {{0, 100}});
-    batch_agrees(gpu, two, {{600, 1}, {255, 1}, {31, 1}, {0, 1}, {250, 20}});
-    std::vector<Segment> many;
-    for (int i = 0; i < 70; i++) many.push_back({i * 4, 1});
-    batch_agrees(gpu, two, many);
+    layers_agree(gpu);
     Model full(BITNET_2B4T, 1280, 10);
     steps_agree(gpu, full, {130}, 2, false);
     measure_token(gpu, full, 128);
     measure_token(gpu, full, 1024);
     for (int tokens : {8, 32}) measure(gpu, full, tokens, 128);
-    measure_decode(gpu, {8, 32, 64, 128, 256});
+    measure_decode(gpu, {"8", "32", "64", "128", "256", "8@1024", "32@1024"});
     measure_prompts(gpu);
     measure(gpu, full, 8, 1024);
     return failures > 0;
