@@ -20,10 +20,10 @@ KERNEL void __launch_bounds__(THREADS) norm_rows(const GRID_CONSTANT Phase p, co
     Reduced* reduced = (Reduced*)shared_arena();
     float4* rows = (float4*)(shared_arena() + REDUCED_BYTES);
     RowArea area = {rows, rows + p.cols / 4};
+    // As norm_kept.
+    if (s.tokens <= 32) launch_next();
     load_gamma(area, p.gamma, p.cols);
     wait_prior();
-    // The next one's weights come meanwhile, where its blocks have room beside those of more rows.
-    if (s.tokens <= 32) launch_next();
     quantize_phase(p, s, area, reduced);
 }
 
@@ -61,8 +61,14 @@ KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_128(const GRID_CONSTANT Ph
 }
 
 // Decode rows: RoPE, cache write and attention, a block for each split of a row and kv head.
-KERNEL void __launch_bounds__(DECODE_THREADS, 2) attend_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    attend_split(s, p.rows);
+KERNEL void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) attend_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    if (s.group < DECODE_HEADS) {
+        attend_split<1, 0>(s, p.rows);
+    } else if (s.head_dim == HEAD_DIM_MAX) {
+        attend_split<DECODE_HEADS, HEAD_DIM_MAX>(s, p.rows);
+    } else {
+        attend_split<DECODE_HEADS, 0>(s, p.rows);
+    }
 }
 KERNEL void __launch_bounds__(THREADS) store_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();

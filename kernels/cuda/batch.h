@@ -50,7 +50,7 @@ inline Launch embed(const Step& s, const Phase& p) {
 }
 
 inline Launch norm(const Step& s, const Phase& p) {
-    if (p.cols <= 8192) return {"norm_kept", s.tokens, 1, 256, REDUCED_BYTES, p, s};
+    if (p.cols <= 8192) return {"norm_kept", s.tokens, 1, 256, REDUCED_BYTES + p.cols * 4, p, s};
     return {"norm_rows", s.tokens, 1, THREADS, REDUCED_BYTES + p.cols * 8, p, s};
 }
 
@@ -82,14 +82,15 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
     // The stages, then what finishing needs; the sums of 128 rows that take the stages' place are less.
     const int stages = tile == 64 ? 6 : 4;
     const int shared = tile <= 32 ? tile * 512 + held * item : stages * item;
-    return {kernel, blocks * cluster, cluster, 256, shared + (groups ? tile * 16 : 128 + tile * 8), p, s};
+    const int facts = tile <= 32 ? 128 + tile * 16 : groups ? tile * 16 : 128 + tile * 8;
+    return {kernel, blocks * cluster, cluster, 256, shared + facts, p, s};
 }
 
 // Decode rows, the first of the batch: a block for each split of a row and kv head.
 inline Launch attend(Step s, int decodes, const Phase& p) {
     s.tokens = decodes;
     s.unit_heads = s.group;
-    const int shared = SPLIT * s.head_dim * 2 + SPLIT * 16 + s.group * s.head_dim * 4 + 160 + s.head_dim * 2;
+    const int shared = SPLIT * s.head_dim * 2 + SPLIT * 16 + s.group * s.head_dim * 4 + 160 + s.head_dim * 4;
     return {"attend_rows", decodes * s.kv_heads * s.splits_max, 1, SPLIT, shared, p, s};
 }
 

@@ -1,31 +1,43 @@
 // Attention of decode rows by the batch kernels: a block for each split of a row and kv head, with all query heads of the
-// group. Keys lie in registers, a position a thread, values in shared memory: all loads of a block are under way before it
-// waits for the queries. The bits of kernels/src/attention, as in attention.h.
+// group. Keys and values lie in shared memory, up to half a split both at once, so that all loads of a block are under way
+// before it waits for the queries; of more positions the values take the keys' place. The bits of kernels/src/attention, as
+// in attention.h.
 #pragma once
 
 #include "attention.h"
 
-enum { DECODE_THREADS = SPLIT, DECODE_WARPS = SPLIT / 32, DECODE_HEADS = 4, KEY_VECTORS = HEAD_DIM_MAX / 8 };
+enum { DECODE_THREADS = SPLIT, DECODE_WARPS = SPLIT / 32, DECODE_HEADS = 4 };
 
-// Shared memory of a block.
-struct DecodeArea {
-    uint4* values;       // [SPLIT][head_dim] halves
+// Blocks of a multiprocessor.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+enum { DECODE_BLOCKS = 2 };
+#else
+enum { DECODE_BLOCKS = 3 };
+#endif
+
+// Shared memory of a block. DIM is the head's size, or 0 where it is not one that is worth its own code.
+template <int DIM> struct DecodeArea {
+    int head_dim;
+    uint4* blocks;       // [SPLIT / KV_BLOCK] keys or values of a cache block
     float4* weights;     // [SPLIT], of DECODE_HEADS heads at a time
     float* queries;      // [group][head_dim]
     float* greatest;     // [DECODE_HEADS][DECODE_WARPS]
     float* sums;         // [DECODE_HEADS]
     int* merges;
-    unsigned short* key; // [head_dim] of the position itself
+    unsigned short* own; // [2][head_dim]: key and value of the position itself
 
-    DEVICE void place(unsigned char* at, int head_dim, int group) {
-        values = (uint4*)at;
-        weights = (float4*)(at + SPLIT * head_dim * 2);
+    DEVICE int dim() const { return DIM ? DIM : head_dim; }
+    DEVICE void place(unsigned char* at, int size, int group) {
+        head_dim = size;
+        blocks = (uint4*)at;
+        weights = (float4*)(at + SPLIT * dim() * 2);
         queries = (float*)(weights + SPLIT);
-        greatest = queries + group * head_dim;
+        greatest = queries + group * dim();
         sums = greatest + DECODE_HEADS * DECODE_WARPS;
         merges = (int*)(sums + DECODE_HEADS);
-        key = (unsigned short*)(merges + 4);
+        own = (unsigned short*)(merges + 4);
     }
+    DEVICE int block_vectors() const { return KV_BLOCK / 8 * dim(); }
 };
 
 // Where one dimension of a head comes from, by RoPE at a position.
@@ -47,39 +59,91 @@ struct Turn {
     DEVICE float of(float a, float b) const { return still ? a : upper ? fused(a, sin, b * cos) : fused(a, cos, -b * sin); }
 };
 
-// A warp takes the keys and values of one cache block: where they are, and how many positions of it are stored. The position
-// itself is not among them.
-struct DecodeBlock {
-    int index, stored;
+// The cache blocks of a split, and how many positions of it are stored: the position itself is not among them.
+template <int DIM> struct DecodeCache {
+    const Step& s;
+    const Unit& u;
+    const DecodeArea<DIM>& area;
+    const int layer;
+    int stored, count; // positions; cache blocks with one that is seen
 
-    DEVICE void find(const Unit& u) {
-        stored = (u.last ? u.seen - 1 : u.seen) - warp_id() * KV_BLOCK;
-        index = stored > 0 ? u.table[warp_id()] : 0;
+    DEVICE DecodeCache(const Step& step, const Unit& unit, const DecodeArea<DIM>& of, int at) : s(step), u(unit), area(of), layer(at) {
+        stored = u.last ? u.seen - 1 : u.seen;
+        count = (u.seen + KV_BLOCK - 1) / KV_BLOCK;
     }
-    DEVICE void load_keys(const Step& s, const unsigned short* pool, uint4 (&key)[KEY_VECTORS]) const {
-        const uint4* from = (const uint4*)(pool + index * block_halves(s));
-        if (lane_id() >= stored) return;
-#pragma unroll
-        for (int v = 0; v < KEY_VECTORS; v++) {
-            if (v * 8 < s.head_dim) key[v] = from[v * KV_BLOCK + lane_id()];
+    // Whether keys and values have room at once: the values from the middle on.
+    DEVICE bool both() const { return 2 * count <= DECODE_WARPS; }
+    DEVICE const uint4* values() const { return area.blocks + (both() ? DECODE_WARPS / 2 * area.block_vectors() : 0); }
+    // By its number in the pool.
+    DEVICE unsigned short* block(int number) const {
+        return s.kv_pool + (((long long)number * s.layers + layer) * s.kv_heads + u.kv_head) * 2 * KV_BLOCK * area.dim();
+    }
+    // A cache block's keys or values, by a warp. Keys have eight dimensions of all positions side by side, values a position's.
+    DEVICE void load_keys(int i, uint4* to) const {
+        if (i * KV_BLOCK + lane_id() >= stored) return;
+        const uint4* from = (const uint4*)block(u.table[i]) + lane_id();
+        to += lane_id();
+#pragma unroll 4
+        for (int v = 0; v < area.dim() / 8; v++) copy_async(to + v * KV_BLOCK, from + v * KV_BLOCK);
+    }
+    DEVICE void load_values(int i, uint4* to) const {
+        const int vectors = min(stored - i * KV_BLOCK, (int)KV_BLOCK) * (area.dim() / 8);
+        if (vectors <= 0) return;
+        const uint4* from = (const uint4*)block(u.table[i]) + area.block_vectors();
+#pragma unroll 4
+        for (int v = lane_id(); v < vectors; v += 32) copy_async(to + v, from + v);
+    }
+    DEVICE void load_keys() const {
+        if (warp_id() < count) load_keys(warp_id(), area.blocks + warp_id() * area.block_vectors());
+    }
+    // What is sure to have room at once.
+    DEVICE void begin() const {
+        load_keys();
+        const int i = warp_id() - DECODE_WARPS / 2;
+        if (both() && i >= 0 && i < count) load_values(i, area.blocks + warp_id() * area.block_vectors());
+        copy_commit();
+    }
+    // Values in the place of keys that all have done with.
+    DEVICE void replace() const {
+        if (both()) return;
+        if (warp_id() < count) load_values(warp_id(), area.blocks + warp_id() * area.block_vectors());
+        copy_commit();
+        if (u.last && (int)threadIdx.x < area.dim() / 8) {
+            area.blocks[(u.seen - 1) * (area.dim() / 8) + threadIdx.x] = ((const uint4*)(area.own + area.dim()))[threadIdx.x];
         }
     }
-    DEVICE void load_values(const Step& s, const unsigned short* pool, uint4* values) const {
-        const int per_row = s.head_dim / 8;
-        const uint4* from = (const uint4*)(pool + index * block_halves(s)) + KV_BLOCK * per_row;
-        uint4* to = values + warp_id() * KV_BLOCK * per_row;
-#pragma unroll 4
-        for (int i = lane_id(); i < min(stored, (int)KV_BLOCK) * per_row; i += 32) copy_async(to + i, from + i);
+    // Back to keys, for other heads.
+    DEVICE void restore() const {
+        if (both()) return;
+        __syncthreads();
+        load_keys();
+        copy_commit();
+        const int place = u.seen - 1;
+        if (u.last && (int)threadIdx.x < area.dim() / 8) {
+            area.blocks[place / KV_BLOCK * area.block_vectors() + threadIdx.x * KV_BLOCK + place % KV_BLOCK] =
+                ((const uint4*)area.own)[threadIdx.x];
+        }
+        copy_wait<0>();
+        __syncthreads();
     }
-    // From one cache block to the next.
-    DEVICE static long long block_halves(const Step& s) { return (long long)s.layers * s.kv_heads * 2 * KV_BLOCK * s.head_dim; }
+    // A dimension of the position's own key or value: into shared memory and the cache.
+    DEVICE void put_own(bool value, int d, unsigned short half, unsigned short* own_block) const {
+        const int dim = area.dim(), place = u.seen - 1, slot = place % KV_BLOCK;
+        const int in_key = (d / 8 * KV_BLOCK + slot) * 8 + d % 8, in_value = slot * dim + d;
+        area.own[value ? dim + d : d] = half;
+        own_block[value ? KV_BLOCK * dim + in_value : in_key] = half;
+        if (value && !both()) return;
+        unsigned short* blocks = (unsigned short*)(value ? values() : area.blocks) + place / KV_BLOCK * KV_BLOCK * dim;
+        blocks[value ? in_value : in_key] = half;
+    }
 };
 
-// Queries, rounded to F16, and, for the last split, the position's own key and value: into shared memory and the cache. A
-// thread has one dimension.
-DEVICE void project_split(const Step& s, const Unit& u, const DecodeArea& area, const Turn& turn, unsigned short* own_block) {
-    enum { AHEAD = 4 };
-    const int dim = s.head_dim, d = (int)threadIdx.x % dim, step = DECODE_THREADS / dim, slot = u.position % KV_BLOCK;
+// Queries, rounded to F16, and, for the last split, the position's own key and value. A thread has one dimension.
+template <int DIM>
+DEVICE void project_split(const Step& s, const Unit& u, const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache, const Turn& turn,
+                          int own) {
+    enum { AHEAD = 3 };
+    const int dim = area.dim(), d = (int)threadIdx.x % dim, step = DECODE_THREADS / dim;
     const int key = s.group, parts = s.group + (u.last ? 2 : 0);
     const float* row = s.qkv + (long long)u.row * (s.heads + 2 * s.kv_heads) * dim;
     if ((int)threadIdx.x >= step * dim) return;
@@ -88,47 +152,43 @@ DEVICE void project_split(const Step& s, const Unit& u, const DecodeArea& area, 
         float a[AHEAD], b[AHEAD];
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
-            int part = start + j * step;
-            if (part >= parts) break;
+            const int part = min(start + j * step, parts - 1);
             const float* head = row + (part < key ? u.first_head + part : s.heads + u.kv_head + (part - key) * s.kv_heads) * dim;
             a[j] = head[part > key ? d : turn.first];
             b[j] = head[turn.second];
         }
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
-            int part = start + j * step;
-            if (part >= parts) break;
-            unsigned short half = half_of_float(part > key ? a[j] : turn.of(a[j], b[j]));
+            const int part = start + j * step;
+            const unsigned short half = half_of_float(part > key ? a[j] : turn.of(a[j], b[j]));
             if (part < key) {
                 area.queries[part * dim + d] = float_of_half(half);
-            } else if (part == key) {
-                area.key[d] = half;
-                own_block[(d / 8 * KV_BLOCK + slot) * 8 + d % 8] = half;
-            } else {
-                ((unsigned short*)area.values)[(u.seen - 1) * dim + d] = half;
-                own_block[(KV_BLOCK + slot) * dim + d] = half;
+            } else if (part < parts) {
+                cache.put_own(part > key, d, half, cache.block(own));
             }
         }
     }
 }
 
-// Scores of a position against H queries: chains of 32 dimensions, added in their order.
-template <int H> DEVICE void score_key(const uint4 (&key)[KEY_VECTORS], const float* queries, int dim, float (&total)[H]) {
-#pragma unroll
-    for (int h = 0; h < H; h++) total[h] = 0.0f;
-#pragma unroll
-    for (int c = 0; c < HEAD_DIM_MAX / CHAIN; c++) {
-        if (c * CHAIN >= dim) break;
-        __syncwarp();
+// Scores of the thread's position against H queries: chains of 32 dimensions, added in their order.
+template <int H, int DIM> DEVICE void score_key(const DecodeArea<DIM>& area, const float* queries, float (&total)[H]) {
+    const int dim = area.dim();
+    const uint4* key = area.blocks + warp_id() * area.block_vectors() + lane_id();
+#pragma unroll 1
+    for (int c = 0; c < dim; c += CHAIN) {
         float sum[H] = {};
 #pragma unroll
-        for (int v = c * (CHAIN / 8); v < (c + 1) * (CHAIN / 8); v++) {
-            if (v * 8 >= dim) break;
-            const float2 k[4] = {floats_of_halves(key[v].x), floats_of_halves(key[v].y), floats_of_halves(key[v].z),
-                                 floats_of_halves(key[v].w)};
+        for (int v = 0; v < CHAIN / 8; v++) {
+            if (DIM % CHAIN != 0 || DIM == 0) {
+                if (c + v * 8 >= dim) break;
+            }
+            if (v == CHAIN / 16) keep_order();
+            const uint4 words = key[(c / 8 + v) * KV_BLOCK];
+            const float2 k[4] = {floats_of_halves(words.x), floats_of_halves(words.y), floats_of_halves(words.z), floats_of_halves(words.w)};
 #pragma unroll
             for (int h = 0; h < H; h++) {
-                const float4 low = *(const float4*)(queries + h * dim + v * 8), high = *(const float4*)(queries + h * dim + v * 8 + 4);
+                const float* at = queries + h * dim + c + v * 8;
+                const float4 low = *(const float4*)at, high = *(const float4*)(at + 4);
                 float x = fused(low.w, k[1].y, fused(low.z, k[1].x, fused(low.y, k[0].y, fused(low.x, k[0].x, sum[h]))));
                 sum[h] = fused(high.w, k[3].y, fused(high.z, k[3].x, fused(high.y, k[2].y, fused(high.x, k[2].x, x))));
             }
@@ -145,8 +205,9 @@ DEVICE float greatest_of_warps(const float* parts) {
     return greatest;
 }
 
-// Scores become weights exp(score - greatest), 0 past what the query sees.
-template <int H> DEVICE void soften_scores(const Step& s, const Unit& u, const DecodeArea& area, const float (&total)[H]) {
+// Scores become weights exp(score - greatest), 0 past what the query sees; values take the keys' place meanwhile.
+template <int H, int DIM>
+DEVICE void soften_scores(const Step& s, const Unit& u, const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache, const float (&total)[H]) {
     const bool seen = (int)threadIdx.x < u.seen;
     float score[H];
 #pragma unroll
@@ -156,12 +217,14 @@ template <int H> DEVICE void soften_scores(const Step& s, const Unit& u, const D
         if (lane_id() == 0) area.greatest[h * DECODE_WARPS + warp_id()] = greatest;
     }
     __syncthreads();
+    cache.replace();
     float weight[DECODE_HEADS] = {};
+    if (seen) {
 #pragma unroll
-    for (int h = 0; h < H; h++) {
-        if (seen) weight[h] = exp_exact(score[h] - greatest_of_warps(area.greatest + h * DECODE_WARPS));
+        for (int h = 0; h < H; h++) weight[h] = exp_exact(score[h] - greatest_of_warps(area.greatest + h * DECODE_WARPS));
     }
     area.weights[threadIdx.x] = float4{weight[0], weight[1], weight[2], weight[3]};
+    copy_wait<0>();
     __syncthreads();
 }
 
@@ -171,39 +234,50 @@ template <int H> DEVICE void mix_weights(const float4& weights, float value, flo
     for (int h = 0; h < H; h++) sum[h] = fused(w[h], value, sum[h]);
 }
 
-// Weighted values of dimension d for H heads, in the order of positions; the loads of some positions run ahead.
-template <int H> DEVICE void mix_values(const DecodeArea& area, int seen, int dim, int d, float (&sum)[H]) {
-    enum { AHEAD = 4 };
-    const unsigned short* values = (const unsigned short*)area.values + d;
-    const float4* weights = area.weights;
-    unsigned short next[AHEAD];
-    float4 next_weights[AHEAD];
+enum { DECODE_MIX = 4 };
+
+// Some positions' values and weights.
+struct MixLoads {
+    unsigned short values[DECODE_MIX];
+    float4 weights[DECODE_MIX];
+
+    DEVICE void load(const unsigned short* from, const float4* of, int dim) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) {
-        next[i] = values[i * dim];
-        next_weights[i] = weights[i];
-    }
-    int p = 0;
-#pragma unroll 2
-    for (; p + AHEAD <= seen; p += AHEAD) {
-        float value[AHEAD];
-        float4 w[AHEAD];
-        // Past the last position lies what was never written, past the split the weights and queries: never used.
-        values += AHEAD * dim;
-        weights += AHEAD;
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            value[i] = float_of_half(next[i]);
-            w[i] = next_weights[i];
-            next[i] = values[i * dim];
-            next_weights[i] = weights[i];
+        for (int i = 0; i < DECODE_MIX; i++) {
+            values[i] = from[i * dim];
+            weights[i] = of[i];
         }
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) mix_weights<H>(w[i], value[i], sum);
     }
+    template <int H> DEVICE void mix(float (&sum)[H]) const {
 #pragma unroll
-    for (int i = 0; i < AHEAD - 1; i++) {
-        if (p + i < seen) mix_weights<H>(next_weights[i], float_of_half(next[i]), sum);
+        for (int i = 0; i < DECODE_MIX; i++) mix_weights<H>(weights[i], float_of_half(values[i]), sum);
+    }
+};
+
+// Weighted values of dimension d for H heads, in the order of positions; the loads of some positions run ahead. Past the last
+// position lies what was never written, past the split the weights and queries: never used.
+template <int H, int DIM>
+DEVICE void mix_values(const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache, int d, float (&sum)[H]) {
+    const int dim = area.dim(), seen = cache.u.seen;
+    const unsigned short* values = (const unsigned short*)cache.values() + d;
+    const float4* weights = area.weights;
+    MixLoads even, odd;
+    even.load(values, weights, dim);
+    int p = 0;
+#pragma unroll 1
+    for (; p + 2 * DECODE_MIX <= seen; p += 2 * DECODE_MIX) {
+        odd.load(values + DECODE_MIX * dim, weights + DECODE_MIX, dim);
+        even.mix<H>(sum);
+        values += 2 * DECODE_MIX * dim;
+        weights += 2 * DECODE_MIX;
+        even.load(values, weights, dim);
+        odd.mix<H>(sum);
+    }
+#pragma unroll 1
+    for (; p < seen; p++) {
+        mix_weights<H>(*weights, float_of_half(*values), sum);
+        values += dim;
+        weights++;
     }
 }
 
@@ -212,36 +286,37 @@ DEVICE float* split_part(const Step& s, const Unit& u, int head) {
     return s.partial + (((long long)u.row * s.heads + u.first_head + head) * s.splits_max + u.split) * (s.head_dim + 2);
 }
 
+// The sum of a head's weights, by one warp: lane p % 16 adds those of position p in order, lanes merge by a tree.
+template <int DIM> DEVICE void sum_split_weights(const Step& s, const Unit& u, const DecodeArea<DIM>& area, int h, int head) {
+    const float* weights = (const float*)area.weights + h;
+    float part[SPLIT / 16], all = 0.0f;
+#pragma unroll
+    for (int i = 0; i < SPLIT / 16; i++) part[i] = weights[(i * 16 + lane_id() % 16) * 4];
+#pragma unroll
+    for (int i = 0; i < SPLIT / 16; i++) all += part[i];
+    for (int mask = 8; mask > 0; mask >>= 1) all += shuffle_xor(all, mask);
+    if (lane_id() != 0) return;
+    area.sums[h] = all;
+    if (u.splits > 1) {
+        float* state = split_part(s, u, head) + area.dim();
+        state[0] = greatest_of_warps(area.greatest + h * DECODE_WARPS);
+        state[1] = all;
+    }
+}
+
 // Some heads of the split, from `first` of the group on: results where it is the only one, else the split's part of them.
 // Heads past the group are copies of its last whose results are dropped.
-template <int H>
-DEVICE void attend_heads(const Step& s, const Unit& u, const DecodeArea& area, const uint4 (&key)[KEY_VECTORS], int first) {
-    const int dim = s.head_dim, d = threadIdx.x;
+template <int H, int DIM>
+DEVICE void attend_heads(const Step& s, const Unit& u, const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache, int first) {
+    const int dim = area.dim(), d = threadIdx.x;
     const int from = min(first, s.group - H), skipped = first - from;
     float total[H] = {}, sum[H] = {};
-    if (warp_id() * 32 < u.seen) score_key<H>(key, area.queries + from * dim, dim, total);
-    copy_wait<0>();
-    soften_scores<H>(s, u, area, total);
+    if (warp_id() < cache.count) score_key<H, DIM>(area, area.queries + from * dim, total);
+    soften_scores<H, DIM>(s, u, area, cache, total);
     launch_next();
+    if (d < dim) mix_values<H, DIM>(area, cache, d, sum);
     const int summed = DECODE_WARPS - 1 - warp_id();
-    if (d < dim) mix_values<H>(area, u.seen, dim, d, sum);
-    if (summed < H) {
-        const float* weights = (const float*)area.weights + summed;
-        float part[SPLIT / 16], all = 0.0f;
-#pragma unroll
-        for (int i = 0; i < SPLIT / 16; i++) part[i] = weights[(i * 16 + lane_id() % 16) * 4];
-#pragma unroll
-        for (int i = 0; i < SPLIT / 16; i++) all += part[i];
-        for (int mask = 8; mask > 0; mask >>= 1) all += shuffle_xor(all, mask);
-        if (lane_id() == 0) {
-            area.sums[summed] = all;
-            if (u.splits > 1 && summed >= skipped) {
-                float* state = split_part(s, u, from + summed) + dim;
-                state[0] = greatest_of_warps(area.greatest + summed * DECODE_WARPS);
-                state[1] = all;
-            }
-        }
-    }
+    if (summed < H) sum_split_weights<DIM>(s, u, area, summed, from + summed);
     __syncthreads();
     if (d >= dim) return;
 #pragma unroll
@@ -255,53 +330,34 @@ DEVICE void attend_heads(const Step& s, const Unit& u, const DecodeArea& area, c
     }
 }
 
-// The thread of the position itself takes its key, which the cache does not have yet.
-DEVICE void take_own_key(const Unit& u, const DecodeArea& area, int dim, uint4 (&key)[KEY_VECTORS]) {
-    if (!u.last || (int)threadIdx.x != u.seen - 1) return;
-#pragma unroll
-    for (int v = 0; v < KEY_VECTORS; v++) {
-        if (v * 8 < dim) key[v] = ((const uint4*)area.key)[v];
-    }
-}
-
-// All heads of the group, whose first ones have their keys. Others read them again: they would not stay in registers.
-template <int H>
-DEVICE void attend_group(const Step& s, const Unit& u, const DecodeArea& area, const unsigned short* pool, const DecodeBlock& block,
-                         uint4 (&key)[KEY_VECTORS]) {
+// All heads of the group.
+template <int H, int DIM>
+DEVICE void attend_group(const Step& s, const Unit& u, const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache) {
 #pragma unroll 1
     for (int h = 0;;) {
-        take_own_key(u, area, s.head_dim, key);
-        attend_heads<H>(s, u, area, key, h);
+        attend_heads<H, DIM>(s, u, area, cache, h);
         h += H;
         if (h >= s.group) break;
-        block.load_keys(s, pool, key);
+        cache.restore();
     }
 }
 
-DEVICE void attend_split(const Step& s, int layer) {
-    const int dim = s.head_dim;
-    DecodeArea area;
-    area.place(shared_arena(), dim, s.group);
-    Unit u = find_unit(s, blockIdx.x);
+template <int H, int DIM> DEVICE void attend_split(const Step& s, int layer) {
+    settle(layer); // nothing in common with the code of other sizes, which would take registers
+    DecodeArea<DIM> area;
+    area.place(shared_arena(), s.head_dim, s.group);
+    const Unit u = find_unit(s, blockIdx.x);
     if (u.split >= u.splits) return;
-    unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * 2 * KV_BLOCK * dim;
-    DecodeBlock block;
-    block.find(u);
-    uint4 key[KEY_VECTORS] = {};
-    block.load_keys(s, pool, key);
-    block.load_values(s, pool, area.values);
-    copy_commit();
+    const DecodeCache<DIM> cache(s, u, area, layer);
+    cache.begin();
     Turn turn;
-    turn.find(s, u.position, (int)threadIdx.x % dim);
-    int own = u.last ? u.table[(u.seen - 1) / KV_BLOCK] : 0;
+    turn.find(s, u.position, (int)threadIdx.x % area.dim());
+    const int own = u.table[(u.seen - 1) / KV_BLOCK];
     // All before is of steps before this one, or of launches that the one before has waited for.
     wait_prior();
-    project_split(s, u, area, turn, pool + own * DecodeBlock::block_halves(s));
+    project_split<DIM>(s, u, area, cache, turn, own);
+    copy_wait<0>();
     __syncthreads();
-    if (s.group < DECODE_HEADS) {
-        attend_group<1>(s, u, area, pool, block, key);
-    } else {
-        attend_group<DECODE_HEADS>(s, u, area, pool, block, key);
-    }
+    attend_group<H, DIM>(s, u, area, cache);
     merge_splits<DECODE_THREADS>(s, u, area.merges, UnitSource<false>{0});
 }

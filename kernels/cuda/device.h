@@ -222,6 +222,7 @@ DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 // Arithmetic on these values stays in the order of the calls, likewise.
 DEVICE void settle(float4& v) { asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w)); }
 DEVICE void settle(double& v) { asm volatile("" : "+d"(v)); }
+DEVICE void settle(int& v) { asm volatile("" : "+r"(v)); }
 #endif
 
 #define INFINITE float_of_bits(0x7f800000u)

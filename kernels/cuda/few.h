@@ -23,7 +23,7 @@ template <int NT> struct Few {
 
     DEVICE static int4* parts() { return (int4*)shared_arena(); }
     DEVICE static float4* scales() { return (float4*)(shared_arena() + PARTS); }
-    DEVICE static float2* tokens() { return (float2*)(scales() + FEW_TILES); }
+    DEVICE static TokenFacts* tokens() { return (TokenFacts*)(scales() + FEW_TILES); }
     DEVICE static unsigned char* item(int i) { return (unsigned char*)(tokens() + NT * 8) + i * ITEM; }
 
     DEVICE Few(const Phase& phase, const Step& step) : p(phase), s(step) {
@@ -54,7 +54,7 @@ template <int NT> struct Few {
     }
     DEVICE void multiply(int count) {
         const int low = (lane_id() * 2) ^ (lane_id() >> 2 & 1);
-#pragma unroll 2
+#pragma unroll(NT == 1 ? 5 : 2)
         for (int i = 0; i < count; i++) {
             const uint4* at = (const uint4*)item(i);
             const uint4 w = at[warp_id() * 32 + lane_id()];
@@ -104,10 +104,9 @@ template <int NT> struct Few {
         const float first_before[2] = {before.x, before.y}, second_before[2] = {before.z, before.w};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const float2 bytes = tokens()[t + i];
-            const int all = (int)bits_of_float(bytes.y);
-            float y = (float)(low[i] - all) / bytes.x * scale.x * scale.y;
-            float z = (float)(high[i] - all) / bytes.x * scale.z * scale.w;
+            const TokenFacts token = tokens()[t + i];
+            float y = quotient((float)(low[i] - token.sum), token) * scale.x * scale.y;
+            float z = quotient((float)(high[i] - token.sum), token) * scale.z * scale.w;
             float* at = p.output + (long long)(t + i) * p.stride + r;
             if (t + i >= s.tokens) break;
             if (gates) {
@@ -147,8 +146,9 @@ template <int NT> struct Few {
 #pragma unroll 1
         for (int k = warp_id(); k * size + rank < FEW_TILES * NT; k += FEW_THREADS / 32) {
             int4 v = {0, 0, 0, 0};
-#pragma unroll 8
-            for (int block = 0; block < size; block++) {
+#pragma unroll
+            for (int block = 0; block < 8; block++) {
+                if (block >= size) continue;
                 int4 w = parts()[(block * each + k) * 32 + lane_id()];
                 v = int4{v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w};
             }
@@ -169,7 +169,7 @@ template <int NT> struct Few {
         copy_commit();
         launch_next();
         if ((int)threadIdx.x < min(s.tokens, NT * 8)) {
-            tokens()[threadIdx.x] = float2{s.quantized_scale[threadIdx.x], float_of_bits((unsigned)s.quantized_sum[threadIdx.x])};
+            tokens()[threadIdx.x] = facts_of(s.quantized_scale[threadIdx.x], s.quantized_sum[threadIdx.x]);
         }
         float4 before = {0.0f, 0.0f, 0.0f, 0.0f};
         if (size > 1 && warp_id() * size + rank < FEW_TILES * NT) before = residual(warp_id() * size + rank);

@@ -5,24 +5,6 @@
 
 #include "linear.h"
 
-// What finishing needs of a token.
-struct TokenFacts {
-    float scale, inverse; // inverse: 0 where quotients of the scale take a division
-    int sum, unused;
-};
-
-// x / scale, rounded once: two corrections of x * inverse, where nothing overflows or gets lost.
-DEVICE float quotient(float x, const TokenFacts& token) {
-    if (token.inverse == 0.0f) return x / token.scale;
-    float q = x * token.inverse;
-    q = fused(fused(-q, token.scale, x), token.inverse, q);
-    return fused(fused(-q, token.scale, x), token.inverse, q);
-}
-DEVICE TokenFacts facts_of(float scale, int sum) {
-    const bool plain = scale > 1e-12f && scale < 1e12f;
-    return TokenFacts{scale, plain ? 1.0f / scale : 0.0f, sum, 0};
-}
-
 template <int NT, int STAGES> struct GroupGemm {
     enum {
         TILES = 8,

@@ -179,6 +179,24 @@ DEVICE float gated(float gate, float up, int epilogue) {
     return gate / (1.0f + exp_exact(0.0f - gate)) * up;
 }
 
+// What finishing needs of a token.
+struct alignas(16) TokenFacts {
+    float scale, inverse; // inverse: 0 where quotients of the scale take a division
+    int sum, unused;
+};
+
+// x / scale, rounded once: two corrections of x * inverse, where nothing overflows or gets lost.
+DEVICE float quotient(float x, const TokenFacts& token) {
+    if (token.inverse == 0.0f) return x / token.scale;
+    float q = x * token.inverse;
+    q = fused(fused(-q, token.scale, x), token.inverse, q);
+    return fused(fused(-q, token.scale, x), token.inverse, q);
+}
+DEVICE TokenFacts facts_of(float scale, int sum) {
+    const bool plain = scale > 1e-12f && scale < 1e12f;
+    return TokenFacts{scale, plain ? 1.0f / scale : 0.0f, sum, 0};
+}
+
 // Sums of one row tile become outputs. Slot (n * 4 + c) * 32 + lane holds row lane / 4 + 8 (c >> 1) of token
 // 8 n + 2 (lane % 4) + (c & 1).
 template <int NT> DEVICE void finish_tile(const Phase& p, const Rows& x, const int* sums, const float* scales, int tile, int i,

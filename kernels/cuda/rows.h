@@ -1,5 +1,5 @@
 // RMS norm of a row and its rounding to int8 as in norm.h, the same bits, by blocks that keep the row in registers: three
-// meetings of a block and some ten instructions a value.
+// meetings of a block and some ten instructions a value. The norm's weights come to shared memory before the row is there.
 #pragma once
 
 #include "norm.h"
@@ -19,6 +19,15 @@ template <int COUNT> struct KeptRow {
             if (place(j) < width / 4) values[j] = ((const float4*)from)[place(j)];
         }
     }
+    // Each thread reads back what it copied itself.
+    DEVICE static float4* gamma() { return (float4*)(shared_arena() + REDUCED_BYTES); }
+    DEVICE void load_gamma(const float* from) const {
+#pragma unroll
+        for (int j = 0; j < COUNT; j++) {
+            if (place(j) < width / 4) copy_async_kept(gamma() + place(j), from + 4 * place(j));
+        }
+        copy_commit();
+    }
     DEVICE void sum_squares(Reduced* reduced) const {
         double mine = 0.0;
 #pragma unroll
@@ -28,12 +37,13 @@ template <int COUNT> struct KeptRow {
         __syncthreads();
     }
     // Scales the values and returns the greatest magnitude of the row (NaN counts as 0). `odd`: something is no finite number.
-    DEVICE float scale(float by, const float* gamma, Reduced* reduced, bool& odd) {
+    DEVICE float scale(float by, Reduced* reduced, bool& odd) {
         float greatest = 0.0f, zero = 0.0f;
+        copy_wait<0>();
 #pragma unroll
         for (int j = 0; j < COUNT; j++) {
             float4& v = values[j];
-            const float4 w = place(j) < width / 4 ? ((const float4*)gamma)[place(j)] : float4{0.0f, 0.0f, 0.0f, 0.0f};
+            const float4 w = place(j) < width / 4 ? gamma()[place(j)] : float4{0.0f, 0.0f, 0.0f, 0.0f};
             v = float4{v.x * by * w.x, v.y * by * w.y, v.z * by * w.z, v.w * by * w.w};
             greatest = fmaxf(fmaxf(fmaxf(greatest, fabsf(v.x)), fmaxf(fabsf(v.y), fabsf(v.z))), fabsf(v.w));
             zero = fused(v.x, 0.0f, fused(v.y, 0.0f, fused(v.z, 0.0f, fused(v.w, 0.0f, zero))));
@@ -73,9 +83,10 @@ template <int COUNT> DEVICE void norm_kept_row(const Phase& p, const Step& s) {
     const float* row = p.input + (long long)t * width;
     KeptRow<COUNT> kept;
     kept.width = width;
-    wait_prior();
-    // The next one's weights come meanwhile, where its blocks have room beside those of more rows.
+    // The next one's weights come from now on, where its blocks have room beside those of more rows.
     if (s.tokens <= 32) launch_next();
+    kept.load_gamma(p.gamma);
+    wait_prior();
     kept.load(row);
     float scale = 1.0f;
     if (!p.plain) {
@@ -83,7 +94,7 @@ template <int COUNT> DEVICE void norm_kept_row(const Phase& p, const Step& s) {
         scale = scale_of_row(width, p.eps, 1.0 / (double)width, reduced, [=](int i) { return row[i]; });
     }
     bool odd;
-    const float factor = quantizing_factor(kept.scale(scale, p.gamma, reduced, odd));
+    const float factor = quantizing_factor(kept.scale(scale, reduced, odd));
     const int items = (width + 127) / 128;
     int sum = warp_sum(kept.round(factor, odd, s.quantized + (long long)(t / 8) * items * 1024, t % 8));
     if (lane_id() == 0) reduced->sum[warp_id()] = sum;

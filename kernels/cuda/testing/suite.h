@@ -181,7 +181,10 @@ inline void small_suite(Machine& machine) {
     steps_agree(machine, Model(wide, 300, 8), {255}, 2, false);
     steps_agree(machine, Model(wide, 300, 8), {255, 3, 9}, 1, false);
     batch_agrees(machine, Model(wide, 40, 8), {{30, 1}, {2, 3}});
+    // Decode rows around half a split, a whole one, and in several.
+    batch_agrees(machine, Model(gated, 600, 8), {{126, 1}, {127, 1}, {128, 1}, {254, 1}, {255, 1}, {256, 1}, {520, 1}});
     gated.head_dim = 80;
+    batch_agrees(machine, Model(gated, 300, 8), {{127, 1}, {128, 1}, {270, 1}});
     steps_agree(machine, Model(gated, 40, 3), {5, 0, 31, 1, 2, 3, 4, 6, 30}, 1, false);
     gated.head_dim = 16;
     steps_agree(machine, Model(gated, 40, 4), std::vector<int>(std::min(19, HEAD_TOKENS_MAX * machine.blocks()), 3), 1, false);

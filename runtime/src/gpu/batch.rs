@@ -158,7 +158,8 @@ pub(super) fn prompt_pairs(sm_90: bool) -> usize {
 fn norm(launch: Launch) -> Launch {
     let cols = size(launch.phase.cols);
     if cols <= KEPT_COLUMNS_MAX {
-        return Launch { kernel: c"norm_kept", threads: KEPT_THREADS, shared_bytes: REDUCED_BYTES, ..launch };
+        let shared_bytes = REDUCED_BYTES + cols * 4;
+        return Launch { kernel: c"norm_kept", threads: KEPT_THREADS, shared_bytes, ..launch };
     }
     Launch { kernel: c"norm_rows", shared_bytes: REDUCED_BYTES + cols * 8, ..launch }
 }
@@ -168,7 +169,7 @@ fn attend(launch: Launch, decodes: usize) -> Launch {
     let step = Step { tokens: to_i32(decodes), unit_heads: launch.step.group, ..launch.step };
     let (dim, group) = (size(step.head_dim), size(step.group));
     let grid = decodes * size(step.kv_heads) * size(step.splits_max);
-    let shared_bytes = SPLIT * dim * 2 + SPLIT * 16 + group * dim * 4 + 160 + dim * 2;
+    let shared_bytes = SPLIT * dim * 2 + SPLIT * 16 + group * dim * 4 + 160 + dim * 4;
     Launch { grid, threads: SPLIT, shared_bytes, step, ..launch }
 }
 
@@ -196,7 +197,11 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     let item_bytes = 4096 + tile * 128;
     let held = if tile <= 32 { items.div_ceil(cluster).min(FEW_ITEM_BYTES / item_bytes) } else { stages };
     let sums = if tile <= 32 { tile * 512 } else { 0 };
-    let facts = if groups { tile * 16 } else { 128 + tile * 8 };
+    let facts = match tile {
+        0..=32 => 128 + tile * 16,
+        _ if groups => tile * 16,
+        _ => 128 + tile * 8,
+    };
     let shared_bytes = sums + held * item_bytes + facts;
     Launch { kernel, grid: blocks * cluster, cluster, threads: LINEAR_THREADS, shared_bytes, ..launch }
 }
