@@ -1,5 +1,6 @@
 // A driver before the real one: launch TRAP_LAUNCH of a process is a kernel that traps, so that a real device gets a real
-// sticky error. TRAP_ONCE=PATH: only while PATH exists, which it removes.
+// sticky error. What is recorded counts where it is replayed, as one launch. TRAP_ONCE=PATH: only while PATH exists, which it
+// removes.
 //
 //     g++ -std=c++17 -O2 -shared -fPIC trap.cpp -o libcuda.so.1 -ldl
 //     LD_LIBRARY_PATH=. REAL_CUDA=/usr/lib/x86_64-linux-gnu/libcuda.so.1 TRAP_LAUNCH=1000 bitnetd serve
@@ -14,7 +15,7 @@
     F(cuDeviceTotalMem_v2) F(cuDevicePrimaryCtxRetain) F(cuCtxSetCurrent) F(cuMemGetInfo_v2) F(cuMemAlloc_v2)     \
     F(cuMemsetD8Async) F(cuMemHostRegister_v2) F(cuMemcpyHtoDAsync_v2) F(cuMemcpyDtoHAsync_v2) F(cuStreamCreate)  \
     F(cuStreamQuery) F(cuStreamSynchronize) F(cuModuleLoadData) F(cuModuleGetFunction) F(cuFuncSetAttribute)      \
-    F(cuGetErrorName)
+    F(cuGraphInstantiateWithFlags) F(cuGraphUpload) F(cuGraphDestroy) F(cuGraphExecDestroy) F(cuGetErrorName)
 
 #define FORWARD(name)                                                     \
     extern "C" {                                                          \
@@ -27,8 +28,15 @@ namespace {
 
 using Launch = int (*)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**);
 using LaunchEx = int (*)(const void*, void*, void**, void**);
+using Begin = int (*)(void*, int);
+using End = int (*)(void*, void**);
+using Replay = int (*)(void*, void*);
 Launch real_launch;
 LaunchEx real_launch_ex;
+Begin real_begin;
+End real_end;
+Replay real_replay;
+bool recording = false;
 
 const char* TRAP = ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry boom() { trap; }\n";
 
@@ -45,6 +53,9 @@ __attribute__((constructor)) void open_real() {
     FORWARDED(OPEN)
     real_launch = (Launch)dlsym(library, "cuLaunchCooperativeKernel");
     real_launch_ex = (LaunchEx)dlsym(library, "cuLaunchKernelEx");
+    real_begin = (Begin)dlsym(library, "cuStreamBeginCapture_v2");
+    real_end = (End)dlsym(library, "cuStreamEndCapture");
+    real_replay = (Replay)dlsym(library, "cuGraphLaunch");
 }
 
 bool strikes() {
@@ -55,7 +66,7 @@ bool strikes() {
 
 // Launches the trap on the default stream, where it is this launch's turn; the error is sticky for the whole context.
 int strike() {
-    if (!strikes()) return 0;
+    if (recording || !strikes()) return 0;
     void *module, *boom;
     int code = call(real_cuModuleLoadData, &module, (const void*)TRAP);
     if (code == 0) code = call(real_cuModuleGetFunction, &boom, module, "boom");
@@ -75,4 +86,19 @@ extern "C" int cuLaunchCooperativeKernel(void* function, unsigned gx, unsigned g
 extern "C" int cuLaunchKernelEx(const void* config, void* function, void** arguments, void** extra) {
     if (int code = strike()) return code;
     return real_launch_ex(config, function, arguments, extra);
+}
+
+extern "C" int cuStreamBeginCapture_v2(void* stream, int mode) {
+    recording = true;
+    return real_begin(stream, mode);
+}
+
+extern "C" int cuStreamEndCapture(void* stream, void** graph) {
+    recording = false;
+    return real_end(stream, graph);
+}
+
+extern "C" int cuGraphLaunch(void* executable, void* stream) {
+    if (int code = strike()) return code;
+    return real_replay(executable, stream);
 }
