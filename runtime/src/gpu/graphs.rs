@@ -32,7 +32,7 @@ pub(super) struct Key {
 #[derive(Default)]
 pub(super) struct Graphs {
     kept: Vec<(Key, Graph)>,
-    /// The driver did not record a step: all launches are made one by one.
+    /// The driver did not record a step: those that are not kept are launched one by one.
     refused: bool,
 }
 
@@ -44,12 +44,12 @@ impl Graphs {
         key: Key,
         launch: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<Option<Graph>, Failure> {
-        if self.refused {
-            return Ok(None);
-        }
         if let Some(at) = self.kept.iter().position(|(of, _)| *of == key) {
             self.kept[at..].rotate_left(1);
             return Ok(self.kept.last().map(|(_, graph)| *graph));
+        }
+        if self.refused {
+            return Ok(None);
         }
         if self.kept.len() == GRAPHS_MAX {
             // It may be under way.
@@ -63,7 +63,10 @@ impl Graphs {
             }
             // Should the device have failed, the launches that follow will say so.
             Err(failure) => {
-                eprintln!("bitnetd gpu-worker: steps are not recorded, launches take longer: {}", failure.text);
+                eprintln!(
+                    "bitnetd gpu-worker: no further steps are recorded, their launches take longer: {}",
+                    failure.text
+                );
                 self.refused = true;
                 Ok(None)
             }
@@ -94,8 +97,8 @@ pub(super) fn buckets(slots: usize) -> impl Iterator<Item = usize> {
     (2..=slots).filter(move |rows| padded_rows(*rows, slots) == *rows)
 }
 
-/// Recorded steps that are kept: three kinds of heads at three lengths for 32 sizes.
-const GRAPHS_MAX: usize = 3 * 3 * 32 * STEPS_MAX;
+/// Recorded steps that are kept: three kinds of heads at two lengths for 20 sizes.
+const GRAPHS_MAX: usize = 3 * 2 * 20 * STEPS_MAX;
 
 #[cfg(test)]
 mod tests {

@@ -90,7 +90,7 @@ fn a_driver_that_does_not_record_is_used_all_the_same_and_named_once() {
         let first = server.first_words.clone();
         server.terminate();
         let words = first + &server.ended().words;
-        assert_eq!(words.matches("steps are not recorded").count(), 1, "{words}");
+        assert_eq!(words.matches("no further steps are recorded").count(), 1, "{words}");
     }
 }
 
