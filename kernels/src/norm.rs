@@ -50,15 +50,23 @@ impl Kernel for RmsNorm<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let scale = s.splat(factor(s, self.x, self.eps));
-        let mut ahead = self.ahead.chunks(LANES);
+        let (ahead, _) = self.ahead.as_chunks::<LANES>();
+        let (x, x_rest) = self.x.as_chunks::<LANES>();
+        let (weight, weight_rest) = self.weight.as_chunks::<LANES>();
+        let (out, out_rest) = self.out.as_chunks_mut::<LANES>();
         let (mut greatest, mut least) = (s.splat(0.0), s.splat(0.0));
-        for ((x, w), out) in self.x.chunks(LANES).zip(self.weight.chunks(LANES)).zip(self.out.chunks_mut(LANES)) {
-            if let Some(line) = ahead.next() {
+        for (i, ((x, w), out)) in x.iter().zip(weight).zip(out).enumerate() {
+            if let Some(line) = ahead.get(i) {
                 s.prefetch(line);
             }
-            let y = s.mul(s.mul(s.load_part(x, 0.0), scale), s.load_part(w, 0.0));
-            s.store_part(y, out);
+            let y = s.mul(s.mul(s.load(x), scale), s.load(w));
+            s.store(y, out);
             // The second where one is NaN.
+            (greatest, least) = (s.max(y, greatest), s.min(y, least));
+        }
+        if !x_rest.is_empty() {
+            let y = s.mul(s.mul(s.load_part(x_rest, 0.0), scale), s.load_part(weight_rest, 0.0));
+            s.store_part(y, out_rest);
             (greatest, least) = (s.max(y, greatest), s.min(y, least));
         }
         s.greatest(s.max(greatest, s.sub(s.splat(0.0), least)))
@@ -89,13 +97,21 @@ impl Kernel for RmsNormInPlace<'_> {
 fn factor<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
     // Two accumulators hide the latency of the f64 sums.
     let mut squares = [s.zero_f64(); 2];
-    for pair in x.chunks(2 * LANES) {
-        let (first, second) = pair.split_at(pair.len().min(LANES));
-        let a = s.load_part(first, 0.0);
-        let b = s.load_part(second, 0.0);
+    let (vectors, rest) = x.as_chunks::<LANES>();
+    let (pairs, last) = vectors.as_chunks::<2>();
+    for [first, second] in pairs {
+        let (a, b) = (s.load(first), s.load(second));
         squares[0] = s.add_f64(squares[0], s.mul(a, a));
         squares[1] = s.add_f64(squares[1], s.mul(b, b));
     }
+    // The last pair, which is not whole.
+    let (first, second) = match last {
+        [first] => (&first[..], rest),
+        _ => (rest, &rest[..0]),
+    };
+    let (a, b) = (s.load_part(first, 0.0), s.load_part(second, 0.0));
+    squares[0] = s.add_f64(squares[0], s.mul(a, a));
+    squares[1] = s.add_f64(squares[1], s.mul(b, b));
     let sum = s.sum_f64(squares[0]) + s.sum_f64(squares[1]);
     let mean = (sum / x.len() as f64) as f32;
     1.0 / (mean + eps).sqrt()

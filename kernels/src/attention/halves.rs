@@ -28,12 +28,13 @@ impl<S: Simd> Format for Halves<S> {
     /// Rounds the query to F16.
     #[inline(always)]
     fn pack(self, q: &[f32], scale: f32, (row, width): (usize, usize), packed: &mut [u32]) -> f32 {
-        let mut rounded = [0.0; LANES];
-        for (q, packed) in q.chunks(LANES).zip(packed.chunks_mut(LANES * width)) {
-            round(self.0, q, &mut rounded[..q.len()]);
-            for (packed, q) in packed.chunks_exact_mut(width).zip(rounded) {
-                packed[row] = q.to_bits();
-            }
+        match width {
+            1 => lay_out::<S, 1>(self.0, q, row, packed),
+            2 => lay_out::<S, 2>(self.0, q, row, packed),
+            3 => lay_out::<S, 3>(self.0, q, row, packed),
+            4 => lay_out::<S, 4>(self.0, q, row, packed),
+            6 => lay_out::<S, 6>(self.0, q, row, packed),
+            _ => lay_out::<S, 8>(self.0, q, row, packed),
         }
         scale
     }
@@ -84,6 +85,18 @@ impl<S: Simd> Format for Halves<S> {
                 mixing.run(self.0, outputs, (R, r), &mut Ahead::nothing(kv));
                 start += count;
             }
+        }
+    }
+}
+
+/// A query, rounded, as column `row` of a tile of W rows.
+#[inline(always)]
+fn lay_out<S: Simd, const W: usize>(s: S, q: &[f32], row: usize, packed: &mut [u32]) {
+    let mut rounded = [0.0; LANES];
+    for (q, packed) in q.chunks(LANES).zip(packed.as_chunks_mut::<W>().0.chunks_mut(LANES)) {
+        round(s, q, &mut rounded[..q.len()]);
+        for (packed, q) in packed.iter_mut().zip(rounded) {
+            packed[row] = q.to_bits();
         }
     }
 }
