@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "disjoint parts of one buffer are written by different threads")]
 
 use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use tuning::memory::Arena;
@@ -42,7 +43,7 @@ impl Shared<u16> {
     }
 
     /// Gives the memory of `range` back to the system as far as it fills pages; they are zeros again. Whether it could.
-    pub fn give_back(&mut self, range: std::ops::Range<usize>) -> bool {
+    pub fn give_back(&mut self, range: Range<usize>) -> bool {
         let bytes = range.start * size_of::<u16>()..range.end * size_of::<u16>();
         self.arena.as_mut().is_some_and(|arena| arena.give_back(bytes).is_ok())
     }
@@ -76,7 +77,7 @@ impl<T: Copy + Default> Shared<T> {
     /// # Safety
     /// No thread writes any of them in this phase.
     #[must_use]
-    pub unsafe fn read(&self, range: std::ops::Range<usize>) -> &[T] {
+    pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
         let cells = &self.cell_slice()[range];
         // SAFETY: `UnsafeCell<T>` has the layout of `T`; the caller vouches that nobody writes.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<T>(), cells.len()) }
@@ -88,7 +89,7 @@ impl<T: Copy + Default> Shared<T> {
     /// No other thread reads or writes any of them in this phase, and this thread holds no other view of them.
     #[expect(clippy::mut_from_ref, reason = "the caller vouches for exclusive use of the range")]
     #[must_use]
-    pub unsafe fn write(&self, range: std::ops::Range<usize>) -> &mut [T] {
+    pub unsafe fn write(&self, range: Range<usize>) -> &mut [T] {
         let cells = &self.cell_slice()[range];
         // SAFETY: as above, exclusive by the caller's word.
         unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
@@ -99,7 +100,7 @@ impl<T: Copy + Default> Shared<T> {
     /// # Safety
     /// No other thread reads or writes in this phase what the caller reads or writes through them.
     #[must_use]
-    pub unsafe fn cells(&self, range: std::ops::Range<usize>) -> &[Cell<T>] {
+    pub unsafe fn cells(&self, range: Range<usize>) -> &[Cell<T>] {
         let cells = &self.cell_slice()[range];
         // SAFETY: `Cell<T>` has the layout of `UnsafeCell<T>`; the caller vouches that threads use different elements.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<Cell<T>>(), cells.len()) }
@@ -113,6 +114,12 @@ impl<T: Copy + Default> Shared<T> {
         unsafe { self.write(0..len) }
     }
 
+    /// What lies behind the first `start` elements.
+    #[must_use]
+    pub fn from(&self, start: usize) -> SharedFrom<'_, T> {
+        SharedFrom { shared: self, start }
+    }
+
     /// How many elements there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -123,6 +130,49 @@ impl<T: Copy + Default> Shared<T> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.cells.is_empty()
+    }
+}
+
+/// A buffer from one of its elements on, which counts as the first: the place of some of a step's rows.
+#[derive(Clone, Copy)]
+pub struct SharedFrom<'a, T> {
+    shared: &'a Shared<T>,
+    start: usize,
+}
+
+impl<'a, T: Copy + Default> SharedFrom<'a, T> {
+    /// Elements `range`, to read.
+    ///
+    /// # Safety
+    /// As [`Shared::read`].
+    #[must_use]
+    pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {
+        // SAFETY: the caller keeps the promises.
+        unsafe { self.shared.read(self.shifted(range)) }
+    }
+
+    /// Elements `range`, to write.
+    ///
+    /// # Safety
+    /// As [`Shared::write`].
+    #[must_use]
+    pub unsafe fn write(&self, range: Range<usize>) -> &'a mut [T] {
+        // SAFETY: the caller keeps the promises.
+        unsafe { self.shared.write(self.shifted(range)) }
+    }
+
+    /// Elements `range` as cells.
+    ///
+    /// # Safety
+    /// As [`Shared::cells`].
+    #[must_use]
+    pub unsafe fn cells(&self, range: Range<usize>) -> &'a [Cell<T>] {
+        // SAFETY: the caller keeps the promises.
+        unsafe { self.shared.cells(self.shifted(range)) }
+    }
+
+    fn shifted(&self, range: Range<usize>) -> Range<usize> {
+        self.start + range.start..self.start + range.end
     }
 }
 

@@ -18,6 +18,7 @@ pub struct Padded<T>(pub T);
 
 /// Work counters of a job: each gives out the units of one phase. They belong to what the job computes, not to the
 /// team, so that one team serves models of any depth.
+#[derive(Default)]
 pub struct Counters(Box<[Padded<AtomicUsize>]>);
 
 impl Counters {
@@ -25,6 +26,13 @@ impl Counters {
     #[must_use]
     pub fn new(count: usize) -> Self {
         Self((0..count).map(|_| Padded::default()).collect())
+    }
+
+    /// All units of all phases are to be given out.
+    fn reset(&self) {
+        for counter in &self.0 {
+            counter.0.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -65,6 +73,8 @@ type Setup = dyn Fn(usize) + Send + Sync;
 #[derive(Clone, Copy)]
 pub struct Member<'a> {
     pub index: usize,
+    /// Members that share the units: all of the team, or this one alone.
+    size: u32,
     shared: &'a Shared,
     counters: &'a Counters,
 }
@@ -126,9 +136,7 @@ impl Team {
     pub fn run(&self, counters: &Counters, job: &(dyn Fn(Member<'_>) + Sync)) {
         let (shared, job) = (&*self.shared, Job { run: job, counters });
         assert!(!shared.poisoned.load(Ordering::Relaxed), "a member of this team panicked before");
-        for counter in &counters.0 {
-            counter.0.store(0, Ordering::Relaxed);
-        }
+        counters.reset();
         shared.finished.0.store(0, Ordering::Relaxed);
         // SAFETY: the lifetime is only stretched until the wait below, which outlasts every use.
         let job_static = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
@@ -138,7 +146,8 @@ impl Team {
         if shared.parked.0.load(Ordering::SeqCst) > 0 {
             futex::wake_all(&shared.epoch.0);
         }
-        let outcome = catch_unwind(AssertUnwindSafe(|| (job.run)(Member { index: 0, shared, counters })));
+        let outcome =
+            catch_unwind(AssertUnwindSafe(|| (job.run)(Member { index: 0, size: shared.size, shared, counters })));
         if outcome.is_err() {
             shared.poisoned.store(true, Ordering::SeqCst);
         }
@@ -162,14 +171,21 @@ impl Drop for Team {
     }
 }
 
-impl Member<'_> {
+impl<'a> Member<'a> {
+    /// The same thread by itself: it waits for nobody, and all units of `counters`, which start at 0, are its own.
+    #[must_use]
+    pub fn alone(self, counters: &'a Counters) -> Self {
+        counters.reset();
+        Self { size: 1, counters, ..self }
+    }
+
     /// Waits until every member is here.
     ///
     /// # Panics
     /// When another member panicked, so that no one waits for it for ever.
     pub fn barrier(&self) {
         let shared = self.shared;
-        if shared.size == 1 {
+        if self.size == 1 {
             return;
         }
         let turn = shared.turn.0.load(Ordering::Relaxed);
@@ -189,7 +205,7 @@ impl Member<'_> {
     /// The next unit of work of `counter`, below `units`. Each unit goes to exactly one member.
     #[must_use]
     pub fn claim(&self, counter: usize, units: usize) -> Option<usize> {
-        if self.shared.size == 1 {
+        if self.size == 1 {
             let counter = &self.counters.0[counter].0;
             let unit = counter.load(Ordering::Relaxed);
             counter.store(unit + 1, Ordering::Relaxed);
@@ -199,10 +215,10 @@ impl Member<'_> {
         (unit < units).then_some(unit)
     }
 
-    /// How many members share the job.
+    /// How many members share the units.
     #[must_use]
     pub fn team_size(&self) -> usize {
-        self.shared.size as usize
+        self.size as usize
     }
 }
 
@@ -215,7 +231,11 @@ fn member_loop(shared: &Shared, index: usize) {
         }
         // SAFETY: the leader wrote the cell before it raised the epoch and waits for `finished` before it writes again.
         let job = unsafe { *shared.job.get() }.expect("an epoch comes with its job");
-        if catch_unwind(AssertUnwindSafe(|| (job.run)(Member { index, shared, counters: job.counters }))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| {
+            (job.run)(Member { index, size: shared.size, shared, counters: job.counters });
+        }))
+        .is_err()
+        {
             shared.poisoned.store(true, Ordering::SeqCst);
         }
         shared.finished.0.fetch_add(1, Ordering::Release);
@@ -279,6 +299,29 @@ mod tests {
                     assert!(hits[phase * 10..phase * 10 + 10].iter().all(|h| h.load(Ordering::Relaxed) == 1));
                 }
             });
+        }
+    }
+
+    #[test]
+    fn members_alone_take_all_units_of_their_own_and_wait_for_nobody() {
+        let team = Team::start(3, |_| {}).unwrap();
+        let own: Vec<Counters> = (0..3).map(|_| Counters::new(2)).collect();
+        for _ in 0..50 {
+            let taken = AtomicUsize::new(0);
+            team.run(&Counters::new(0), &|member| {
+                let member = member.alone(&own[member.index]);
+                // Others do not come here.
+                if member.index < 2 {
+                    assert_eq!(member.team_size(), 1);
+                    for phase in 0..2 {
+                        let units = std::iter::from_fn(|| member.claim(phase, 5));
+                        assert_eq!(units.collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+                        member.barrier();
+                        taken.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            assert_eq!(taken.into_inner(), 4);
         }
     }
 

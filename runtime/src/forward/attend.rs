@@ -18,6 +18,7 @@ use crate::shared::Shared;
 use crate::team::{Member, Padded};
 
 /// The pieces of a step.
+#[derive(Default)]
 pub(super) struct AttendPlan {
     pieces: Vec<Piece>,
     workers: usize,

@@ -10,29 +10,44 @@ use super::inputs::OWN_PANELS_ROWS_MAX;
 use super::pass::QUERY_TILE;
 use super::probe::{Phase, Probe};
 use crate::model::HyperParameters;
-use crate::shared::Shared;
+use crate::shared::{Shared, SharedFrom};
 
 /// Row-major activations shared by the workers; `n` below is the rows of a step.
 pub(super) struct Buffers {
     /// n x hidden: the residual stream.
-    pub(super) x: Shared<f32>,
+    x: Shared<f32>,
     /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones. Where layers that
     /// are computed together have norms of their inputs, an input for each, one after the other.
-    pub(super) normed: Shared<f32>,
+    normed: Shared<f32>,
     /// n x the width's stride: the same as int8, in rows or in panels.
-    pub(super) quantized: Shared<i8>,
-    pub(super) scale: Shared<f32>,
-    pub(super) sum: Shared<i32>,
-    /// Rows of the largest step.
-    pub(super) rows_max: usize,
+    quantized: Shared<i8>,
+    scale: Shared<f32>,
+    sum: Shared<i32>,
+    /// Rows that there is room for.
+    rows_max: usize,
     /// n x (heads x head_dim): rotated queries.
-    pub(super) q: Shared<f32>,
+    q: Shared<f32>,
     /// n x (heads x head_dim): attention output.
-    pub(super) attention: Shared<f32>,
+    attention: Shared<f32>,
     /// n x feed_forward: activated gate times up.
-    pub(super) ffn: Shared<f32>,
+    ffn: Shared<f32>,
     /// n x hidden: what a block adds, before its norm; empty where there is none.
-    pub(super) added: Shared<f32>,
+    added: Shared<f32>,
+}
+
+/// The same from one row on, for rows that are computed together.
+#[derive(Clone, Copy)]
+pub(super) struct RowBuffers<'a> {
+    pub(super) x: SharedFrom<'a, f32>,
+    pub(super) normed: SharedFrom<'a, f32>,
+    pub(super) quantized: SharedFrom<'a, i8>,
+    pub(super) scale: SharedFrom<'a, f32>,
+    pub(super) sum: SharedFrom<'a, i32>,
+    pub(super) rows_max: usize,
+    pub(super) q: SharedFrom<'a, f32>,
+    pub(super) attention: SharedFrom<'a, f32>,
+    pub(super) ffn: SharedFrom<'a, f32>,
+    pub(super) added: SharedFrom<'a, f32>,
 }
 
 /// What one worker writes by itself.
@@ -64,8 +79,8 @@ pub(super) struct Scratch {
 }
 
 impl Buffers {
-    pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
-        let n = limits.rows_max;
+    /// For `n` rows, in up to `shares` shares.
+    pub(super) fn new(params: &HyperParameters, n: usize, shares: usize) -> Self {
         let inputs = if params.family.is_embedding() { INPUTS_MAX } else { 1 };
         let several = |widest: usize, hidden: usize| n * widest.max(inputs * hidden);
         let stride = ternary::activation_stride;
@@ -73,13 +88,32 @@ impl Buffers {
             x: Shared::new(n * params.hidden).in_huge_pages(),
             normed: Shared::new(several(params.widest(), params.hidden)).in_huge_pages(),
             quantized: Shared::new(several(stride(params.widest()), stride(params.hidden))).in_huge_pages(),
-            scale: Shared::new(n * inputs),
-            sum: Shared::new(n * inputs),
+            scale: Shared::new(n * inputs + shares * GAP),
+            sum: Shared::new(n * inputs + shares * GAP),
             rows_max: n,
             q: Shared::new(n * params.attention_width()).in_huge_pages(),
             attention: Shared::new(n * params.attention_width()).in_huge_pages(),
             ffn: Shared::new(n * params.feed_forward).in_huge_pages(),
             added: Shared::new(if params.family.has_post_norms() { n * params.hidden } else { 0 }),
+        }
+    }
+
+    /// From `row` on, behind so many shares; where a model has several inputs for layers that are computed together there are
+    /// no shares.
+    pub(super) fn starting_at(&self, params: &HyperParameters, (row, shares): (usize, usize)) -> RowBuffers<'_> {
+        let widest = params.widest();
+        RowBuffers {
+            x: self.x.from(row * params.hidden),
+            normed: self.normed.from(row * widest),
+            // No row is longer, whatever it is the input of.
+            quantized: self.quantized.from(row * ternary::activation_stride(widest)),
+            scale: self.scale.from(row + shares * GAP),
+            sum: self.sum.from(row + shares * GAP),
+            rows_max: self.rows_max,
+            q: self.q.from(row * params.attention_width()),
+            attention: self.attention.from(row * params.attention_width()),
+            ffn: self.ffn.from(row * params.feed_forward),
+            added: self.added.from(row * params.hidden),
         }
     }
 }
@@ -135,6 +169,8 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// What lies between the single numbers of two shares, so that their workers never write to one cache line.
+const GAP: usize = 16;
 /// Queries, keys and values.
 pub(super) const INPUTS_MAX: usize = 3;
 /// Rows of W that a worker takes at a time: enough to hide the claim, few enough to balance and to stay in cache.

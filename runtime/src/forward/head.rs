@@ -15,7 +15,7 @@ use super::pass::{Pass, unit_rows};
 use super::probe::Phase;
 use super::{Limits, Reach, Step};
 use crate::model::{HyperParameters, LinearView, Weights};
-use crate::shared::Shared;
+use crate::shared::{Shared, SharedFrom};
 use crate::team::Member;
 
 /// How the rows of the last step got their logits.
@@ -70,6 +70,19 @@ pub(super) struct HeadBuffers {
     again: Shared<f32>,
 }
 
+/// The same from one entry of the step's logits on.
+#[derive(Clone, Copy)]
+pub(super) struct HeadRows<'a> {
+    inputs: SharedFrom<'a, f32>,
+    planes: SharedFrom<'a, i8>,
+    rows: SharedFrom<'a, ScreenRow>,
+    found: SharedFrom<'a, u32>,
+    found_max: usize,
+    counts: SharedFrom<'a, u32>,
+    undecided: SharedFrom<'a, usize>,
+    again: SharedFrom<'a, f32>,
+}
+
 impl HeadBuffers {
     pub(super) fn new(params: &HyperParameters, limits: Limits) -> Self {
         let (n, hidden) = (limits.logits_max, params.hidden);
@@ -84,6 +97,25 @@ impl HeadBuffers {
             undecided: Shared::new(n),
             again: Shared::new(n * hidden),
         }
+    }
+
+    pub(super) fn starting_at(&self, params: &HyperParameters, entry: usize) -> HeadRows<'_> {
+        let hidden = params.hidden;
+        HeadRows {
+            inputs: self.inputs.from(entry * hidden),
+            planes: self.planes.from(entry * 2 * screen::plane_stride(hidden)),
+            rows: self.rows.from(entry),
+            found: self.found.from(entry * self.found_max),
+            found_max: self.found_max,
+            counts: self.counts.from(entry),
+            undecided: self.undecided.from(entry),
+            again: self.again.from(entry * hidden),
+        }
+    }
+
+    /// How many tokens the screened rows of the last step found: those of a step, or of a share, from its first entry on.
+    pub(super) fn counts(&mut self) -> &[u32] {
+        self.counts.as_mut_slice()
     }
 }
 
@@ -127,9 +159,9 @@ impl HeadPlan {
     }
 
     /// What became of the step; a screen that decides too little rests for a while.
-    pub(super) fn count(&mut self, buffers: &mut HeadBuffers, vocab: usize) -> HeadCounts {
+    pub(super) fn count(&mut self, found: &[u32], vocab: usize) -> HeadCounts {
         let mut counts = HeadCounts { full: self.full.len(), ..HeadCounts::default() };
-        for count in &buffers.counts.as_mut_slice()[..self.screened.len()] {
+        for count in &found[..self.screened.len()] {
             if *count == UNDECIDED {
                 counts.undecided += 1;
             } else {
@@ -166,7 +198,7 @@ impl Pass<'_> {
         while let Some(i) = member.claim(COUNTER_EACH, self.step.logits.len()) {
             // SAFETY: row `i` was claimed by this worker alone, and all its columns are written.
             let logits = unsafe { self.logits.write(i * self.vocab..(i + 1) * self.vocab) };
-            (self.each)(i, logits, member.index);
+            (self.each)(self.first_logit + i, logits, member.index);
         }
         scratch.lap(Phase::Each);
     }
@@ -178,7 +210,7 @@ impl Pass<'_> {
             // SAFETY: row `i` was claimed by this worker alone.
             let state = unsafe { self.logits.write(i * hidden..(i + 1) * hidden) };
             self.normalise(&self.head_rows(), i, state);
-            (self.each)(i, state, member.index);
+            (self.each)(self.first_logit + i, state, member.index);
         }
     }
 

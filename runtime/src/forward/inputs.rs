@@ -8,7 +8,7 @@ use super::buffers::{INPUTS_MAX, Scratch};
 use super::pass::Pass;
 use super::probe::{Phase, Probe};
 use crate::model::Linear;
-use crate::shared::Shared;
+use crate::shared::SharedFrom;
 use crate::team::Member;
 
 /// The input of a linear layer: int8 for ternary weights, f32 for the others.
@@ -27,7 +27,7 @@ pub(super) enum Quantized<'a> {
 
 /// Where the rows of a linear's input come from.
 pub(super) struct Rows<'a> {
-    pub(super) buffer: &'a Shared<f32>,
+    pub(super) buffer: SharedFrom<'a, f32>,
     pub(super) width: usize,
     pub(super) count: usize,
     /// Row of the buffer that input row `i` is, where they are not the same.

@@ -1,5 +1,6 @@
 //! The forward pass: one step of rows through all layers, run by a whole team of workers.
 
+mod apart;
 mod attend;
 mod buffers;
 mod head;
@@ -19,6 +20,7 @@ use crate::shared::{PerWorker, Shared};
 use crate::team::{Counters, Team};
 use crate::tuned::Tuned;
 
+use apart::Apart;
 use attend::{AttendParts, AttendPlan};
 use buffers::{Buffers, Scratch};
 pub use head::HeadCounts;
@@ -149,6 +151,21 @@ pub struct Limits {
     pub logits_max: usize,
 }
 
+/// Called for each entry of a step's logits, see [`Forward::run`].
+type Each<'a> = &'a (dyn Fn(usize, &mut [f32], usize) + Sync);
+
+/// Rows that go through the layers together: a step, or a worker's share of it.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    step: &'a Step,
+    /// Where its rows are in the buffers: the first row, and how many shares lie before.
+    place: (usize, usize),
+    /// Where its logits are among those of the whole step.
+    first_logit: usize,
+    attend_plan: &'a AttendPlan,
+    head_plan: &'a HeadPlan,
+}
+
 /// Buffers of the forward pass of one shard.
 pub struct Forward {
     isa: Isa,
@@ -161,6 +178,7 @@ pub struct Forward {
     attend_parts: AttendParts,
     plan: HeadPlan,
     head: HeadBuffers,
+    apart: Apart,
     counts: HeadCounts,
     /// Of a row's logits or hidden state.
     width: usize,
@@ -173,17 +191,19 @@ impl Forward {
     pub fn new(isa: Isa, params: &HyperParameters, workers: usize, limits: Limits) -> Self {
         let headed = Limits { logits_max: if params.pooling.is_some() { 0 } else { limits.logits_max }, ..limits };
         let attend_plan = AttendPlan::new(params, workers, limits);
+        let apart = Apart::new(params, workers, limits);
         Self {
             isa,
             limits,
             attend_parts: AttendParts::new(params, &attend_plan),
             attend_plan,
-            buffers: Buffers::new(params, limits),
+            buffers: Buffers::new(params, limits.rows_max, apart.shares_max()),
             scratch: PerWorker::new(workers, || Scratch::new(params, limits)),
             logits: Shared::new(limits.logits_max * params.output_width()),
             counters: Counters::new(params.layers * pass::COUNTERS_PER_LAYER + head::COUNTERS_AROUND),
             plan: HeadPlan::with_capacity(limits.logits_max),
             head: HeadBuffers::new(params, headed),
+            apart,
             counts: HeadCounts::default(),
             width: params.output_width(),
             tuned: Tuned::default(),
@@ -204,37 +224,52 @@ impl Forward {
 
     /// Computes `step`: keys and values go into `kv`, and `each(i, logits, worker)` is called once for each entry `i`
     /// of `step.logits`, on whichever worker is free.
-    pub fn run(
-        &mut self,
-        team: &Team,
-        weights: &Weights,
-        kv: &mut KvCache,
-        step: &Step,
-        each: &(dyn Fn(usize, &mut [f32], usize) + Sync),
-    ) {
+    pub fn run(&mut self, team: &Team, weights: &Weights, kv: &mut KvCache, step: &Step, each: Each<'_>) {
         assert!(step.tokens.len() <= self.limits.rows_max, "a step fits the buffers");
         assert!(step.logits.len() <= self.limits.logits_max, "a step's logits fit the buffer");
-        let kv = &*kv;
+        self.scratch.iter_mut().filter_map(|scratch| scratch.probe.as_mut()).for_each(Probe::count_step);
+        let at = (weights, &*kv, each);
+        let vocab = weights.params.vocab;
+        if self.apart.cut(step) {
+            self.apart.plan(weights);
+            let this = &*self;
+            team.run(&this.apart.counters, &|member| {
+                while let Some(share) = this.apart.claim(member) {
+                    if !share.step.tokens.is_empty() {
+                        this.pass(at, share.into()).run(member.alone(&share.counters));
+                    }
+                }
+            });
+            self.counts = self.apart.count(self.head.counts(), vocab);
+            return;
+        }
         self.plan.make(weights, step);
         self.attend_plan.make(step);
-        let pass = pass::Pass {
+        let (attend_plan, head_plan) = (&self.attend_plan, &self.plan);
+        let pass = self.pass(at, Part { step, place: (0, 0), first_logit: 0, attend_plan, head_plan });
+        team.run(&self.counters, &|member| pass.run(member));
+        self.counts = self.plan.count(self.head.counts(), vocab);
+    }
+
+    fn pass<'a>(&'a self, (weights, kv, each): (&'a Weights, &'a KvCache, Each<'a>), part: Part<'a>) -> pass::Pass<'a> {
+        let params = &weights.params;
+        pass::Pass {
             isa: self.isa,
             tuned: &self.tuned,
             weights,
             kv,
-            step,
-            buffers: &self.buffers,
+            step: part.step,
+            buffers: self.buffers.starting_at(params, part.place),
             scratch: &self.scratch,
-            logits: &self.logits,
-            vocab: weights.params.vocab,
-            attend_plan: &self.attend_plan,
+            logits: self.logits.from(part.first_logit * self.width),
+            first_logit: part.first_logit,
+            vocab: params.vocab,
+            attend_plan: part.attend_plan,
             attend_parts: &self.attend_parts,
-            plan: &self.plan,
-            head: &self.head,
+            plan: part.head_plan,
+            head: self.head.starting_at(params, part.first_logit),
             each,
-        };
-        team.run(&self.counters, &|member| pass.run(member));
-        self.counts = self.plan.count(&mut self.head, weights.params.vocab);
+        }
     }
 
     /// How the rows of the last step got their logits.

@@ -17,13 +17,13 @@ use kernels::{Isa, activation, dense, norm, rope};
 
 use super::Step;
 use super::attend::{AttendParts, AttendPlan};
-use super::buffers::{Buffers, Scratch, UNIT_ROWS_MAX, head_unit_rows};
-use super::head::{COUNTERS_AROUND, HeadBuffers, HeadPlan};
+use super::buffers::{RowBuffers, Scratch, UNIT_ROWS_MAX, head_unit_rows};
+use super::head::{COUNTERS_AROUND, HeadPlan, HeadRows};
 use super::inputs::{Input, InputNorms, OwnRow, Quantized, Rows};
 use super::probe::Phase;
 use crate::kv::KvCache;
 use crate::model::{Activation, Layer, Linear, LinearView, Weights};
-use crate::shared::{PerWorker, Shared};
+use crate::shared::{PerWorker, SharedFrom};
 use crate::team::Member;
 use crate::tuned::Tuned;
 
@@ -33,14 +33,17 @@ pub(super) struct Pass<'a> {
     pub(super) weights: &'a Weights,
     pub(super) kv: &'a KvCache,
     pub(super) step: &'a Step,
-    pub(super) buffers: &'a Buffers,
+    /// From the first row of `step` on.
+    pub(super) buffers: RowBuffers<'a>,
     pub(super) scratch: &'a PerWorker<Scratch>,
-    pub(super) logits: &'a Shared<f32>,
+    /// From the first entry of the step's logits on, and which entry that is for `each`.
+    pub(super) logits: SharedFrom<'a, f32>,
+    pub(super) first_logit: usize,
     pub(super) vocab: usize,
     pub(super) attend_plan: &'a AttendPlan,
     pub(super) attend_parts: &'a AttendParts,
     pub(super) plan: &'a HeadPlan,
-    pub(super) head: &'a HeadBuffers,
+    pub(super) head: HeadRows<'a>,
     pub(super) each: &'a (dyn Fn(usize, &mut [f32], usize) + Sync),
 }
 
@@ -98,7 +101,7 @@ impl Pass<'_> {
     ) {
         let params = &self.weights.params;
         let rows = Rows {
-            buffer: &self.buffers.x,
+            buffer: self.buffers.x,
             width: params.hidden,
             count: self.rows(),
             pick: None,
@@ -113,7 +116,7 @@ impl Pass<'_> {
         self.attend(member, scratch, index, counter + 2);
         Self::barrier(member, scratch, Phase::Attend);
         let rows = Rows {
-            buffer: &self.buffers.attention,
+            buffer: self.buffers.attention,
             width: params.attention_width(),
             count: self.rows(),
             pick: None,
@@ -136,7 +139,7 @@ impl Pass<'_> {
     ) {
         let params = &self.weights.params;
         let rows = Rows {
-            buffer: &self.buffers.x,
+            buffer: self.buffers.x,
             width: params.hidden,
             count: self.rows(),
             pick: None,
@@ -152,7 +155,7 @@ impl Pass<'_> {
         }
         Self::barrier(member, scratch, Phase::GateUp);
         let rows = Rows {
-            buffer: &self.buffers.ffn,
+            buffer: self.buffers.ffn,
             width: params.feed_forward,
             count: self.rows(),
             pick: None,
@@ -217,7 +220,7 @@ impl Pass<'_> {
         product: Product<'_>,
         x: Panels<'_>,
         (range, next): (Range<usize>, usize),
-        (buffer, width): (&Shared<f32>, usize),
+        (buffer, width): (SharedFrom<'_, f32>, usize),
         panels: &mut PanelScratch,
     ) {
         let end = (x.scale.len() - 1) * width + range.end;
@@ -250,13 +253,13 @@ impl Pass<'_> {
                 let q_norm = layer.q_norm.as_deref();
                 if let Some((w, x)) = self.direct(&layer.q, q_input) {
                     let place = (range.clone(), start + unit * member.team_size());
-                    self.write_directly(Product::Plain(w), x, place, (&self.buffers.q, width), work.panels);
+                    self.write_directly(Product::Plain(w), x, place, (self.buffers.q, width), work.panels);
                     self.rotate_queries(width, q_norm, range);
                 } else {
                     let q = &mut first[..n * range.len()];
                     self.linear(&layer.q, range.clone(), q_input, q, &mut work);
                     self.rotate(range.len(), q_norm, q);
-                    self.scatter(&self.buffers.q, width, range, q);
+                    self.scatter(self.buffers.q, width, range, q);
                 }
             }
         }
@@ -312,7 +315,7 @@ impl Pass<'_> {
     }
 
     /// Copies `rows x range` values to the columns `range` of a shared buffer.
-    fn scatter(&self, buffer: &Shared<f32>, width: usize, range: Range<usize>, values: &[f32]) {
+    fn scatter(&self, buffer: SharedFrom<'_, f32>, width: usize, range: Range<usize>, values: &[f32]) {
         for (row, part) in values.chunks_exact(range.len()).enumerate() {
             // SAFETY: the columns of `range` were claimed by this worker alone.
             let to = unsafe { buffer.write(row * width + range.start..row * width + range.end) };
@@ -336,8 +339,8 @@ impl Pass<'_> {
             let input = self.input(own, linear.cols, n);
             if let Some((w, x)) = self.direct(linear, input) {
                 let (product, to) = match post_norm {
-                    None => (Product::Added(w), &self.buffers.x),
-                    Some(_) => (Product::Plain(w), &self.buffers.added),
+                    None => (Product::Added(w), self.buffers.x),
+                    Some(_) => (Product::Plain(w), self.buffers.added),
                 };
                 let place = (range.clone(), range.start + unit * member.team_size());
                 self.write_directly(product, x, place, (to, hidden), work.panels);
@@ -346,7 +349,7 @@ impl Pass<'_> {
             let out = &mut first[..n * range.len()];
             self.linear(linear, range.clone(), input, out, &mut work);
             if post_norm.is_some() {
-                self.scatter(&self.buffers.added, hidden, range, out);
+                self.scatter(self.buffers.added, hidden, range, out);
                 continue;
             }
             for (row, part) in out.chunks_exact(range.len()).enumerate() {
@@ -391,7 +394,7 @@ impl Pass<'_> {
             let [input, up_input] = [0, 1].map(|i| self.input_of(own, inputs.place(i), params.hidden, n));
             let direct = (self.direct(&layer.gate, input), self.direct(&layer.up, input), gating);
             if let (Some((gate, x)), Some((up, _)), Some(gating)) = direct {
-                let to = (&self.buffers.ffn, params.feed_forward);
+                let to = (self.buffers.ffn, params.feed_forward);
                 let place = (range.clone(), range.start + unit * member.team_size());
                 self.write_directly(Product::Gated { gate, up, gating }, x, place, to, work.panels);
                 continue;
@@ -431,7 +434,7 @@ impl Pass<'_> {
     /// The wanted rows, normalised: the input of the head.
     pub(super) fn head_rows(&self) -> Rows<'_> {
         Rows {
-            buffer: &self.buffers.x,
+            buffer: self.buffers.x,
             width: self.weights.params.hidden,
             count: self.step.logits.len(),
             pick: Some(&self.step.logits),

@@ -98,9 +98,13 @@ impl Probe {
         Self { since: Instant::now(), findings: Findings::default() }
     }
 
-    /// A step begins: what went before it is nobody's.
-    pub(super) fn begin(&mut self) {
+    /// A step is to be computed.
+    pub(super) fn count_step(&mut self) {
         self.findings.steps += 1;
+    }
+
+    /// Its worker begins, or goes on with other rows: what went before is nobody's.
+    pub(super) fn begin(&mut self) {
         self.since = Instant::now();
     }
 

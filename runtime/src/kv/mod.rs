@@ -129,7 +129,7 @@ impl KvCache {
     /// Keys and values of one layer and head of `slot`, as the attention kernel reads them.
     ///
     /// # Safety
-    /// No worker stores into this layer and head in this phase.
+    /// No worker stores into this layer and head of this slot in this phase.
     #[expect(unsafe_code, reason = "workers read while others may store into other heads")]
     pub(crate) unsafe fn view(&self, slot: usize, layer: usize, head: usize) -> KvView<'_> {
         KvView {
