@@ -137,7 +137,7 @@ impl HeadPlan {
         self.full.clear();
         self.screened.clear();
         self.sought.clear();
-        let usable = weights.screen().is_some() && self.pause == 0;
+        let usable = weights.screen_rows_min().is_some_and(|min| step.logits.len() >= min) && self.pause == 0;
         self.pause = self.pause.saturating_sub(1);
         for (i, wanted) in step.wanted().enumerate() {
             match wanted {

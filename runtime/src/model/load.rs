@@ -36,9 +36,9 @@ pub struct LoadOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadScreen {
     Off,
-    /// Heads big enough.
+    /// Heads big enough, in steps of rows enough.
     WhereItPays,
-    /// All that can have one.
+    /// All that can have one, in all steps.
     Always,
 }
 
@@ -252,17 +252,18 @@ impl Plan {
     fn screen(&mut self, head: &Linear, wanted: HeadScreen) -> Option<Screen> {
         // A factor could turn the order of the tokens round.
         let suits = !head.is_ternary() && head.output_scale.is_none() && head.cols <= screen::COLS_MAX;
-        let pays = match wanted {
-            HeadScreen::Off => false,
-            HeadScreen::WhereItPays => head.bytes >= SCREENED_BYTES_MIN,
-            HeadScreen::Always => true,
+        let rows_min = match wanted {
+            HeadScreen::Off => return None,
+            HeadScreen::WhereItPays if head.bytes < SCREENED_BYTES_MIN => return None,
+            HeadScreen::WhereItPays if head.bytes < ONE_ROW_BYTES_MIN => SMALL_HEAD_ROWS_MIN,
+            HeadScreen::WhereItPays | HeadScreen::Always => 1,
         };
-        if !suits || !pays {
+        if !suits {
             return None;
         }
         let (start, bytes) = (self.bytes, screen::packed_bytes(head.rows, head.cols));
         self.bytes = (start + bytes).next_multiple_of(PART_ALIGN_BYTES);
-        Some(Screen { start, bytes, weight_max: f32::INFINITY })
+        Some(Screen { start, bytes, weight_max: f32::INFINITY, rows_min })
     }
 
     /// Puts the scales that packing found into the linear layers.
@@ -408,8 +409,11 @@ fn dense_kind(kind: TensorType, name: &str) -> Result<DenseKind, Error> {
     })
 }
 
-/// A smaller head is done before a screen could pay for its phases.
-const SCREENED_BYTES_MIN: usize = 8 << 20;
+/// A smaller head is done before a screen could pay for its phases, however many rows there are.
+const SCREENED_BYTES_MIN: usize = 128 << 10;
+/// A smaller one than that is done before they pay for a step of fewer rows.
+const ONE_ROW_BYTES_MIN: usize = 8 << 20;
+const SMALL_HEAD_ROWS_MIN: usize = 2;
 /// Parts begin on cache lines, which the packed layout wants.
 const PART_ALIGN_BYTES: usize = 64;
 /// Size of the pieces in which a big table is read, so that all threads take part.

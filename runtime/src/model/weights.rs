@@ -79,12 +79,13 @@ pub struct Weights {
     pub(super) screen: Option<Screen>,
 }
 
-/// Where the int8 copy of the head is, and its greatest norm of a row.
+/// Where the int8 copy of the head is, its greatest norm of a row, and for how many rows it pays.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Screen {
     pub(super) start: usize,
     pub(super) bytes: usize,
     pub(super) weight_max: f32,
+    pub(super) rows_min: usize,
 }
 
 impl Linear {
@@ -144,13 +145,19 @@ impl Weights {
     /// The int8 copy of the head, which tells the tokens that could be among the best; `None` where the head has none.
     #[must_use]
     pub fn screen(&self) -> Option<ScreenMatrix<'_>> {
-        let Screen { start, bytes, weight_max } = self.screen?;
+        let Screen { start, bytes, weight_max, .. } = self.screen?;
         match self.view(self.head()) {
             LinearView::Dense(head) => {
                 ScreenMatrix::new(&self.arena.as_slice()[start..start + bytes], &head, weight_max)
             }
             LinearView::Ternary(_) => None,
         }
+    }
+
+    /// Fewest rows of a step for which the int8 copy of the head pays; `None` where the head has none.
+    #[must_use]
+    pub fn screen_rows_min(&self) -> Option<usize> {
+        Some(self.screen?.rows_min)
     }
 
     /// Bytes of the int8 copy of the head.
