@@ -296,7 +296,7 @@ impl Engine {
     }
 
     fn publish(&mut self) {
-        let (mut running, mut waiting, mut prompt_tokens) = (0, 0, 0);
+        let (mut running, mut waiting, mut prompts, mut prompt_tokens) = (0, 0, 0, 0);
         let (mut used, mut resident, mut all) = (0, 0, 0);
         for lane in &mut self.lanes {
             lane.publish();
@@ -304,12 +304,13 @@ impl Engine {
             let blocks = lane.kv_blocks();
             running += lane.running();
             waiting += lane.waiting();
+            prompts += lane.prompts();
             prompt_tokens += lane.prompt_tokens();
             used += blocks.0;
             all += blocks.1;
             resident += lane.kv_resident();
         }
-        self.metrics.set_queue(running, waiting, prompt_tokens);
+        self.metrics.set_queue((running, waiting), prompts, prompt_tokens);
         self.metrics.set_kv(used, resident, all);
     }
 }

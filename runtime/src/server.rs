@@ -150,9 +150,7 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     let (mut shards, mut ends) = (Vec::with_capacity(count), Vec::with_capacity(count));
     let (ways, entrances) = make_entrances(config, plan)?;
     let slots_max = config.slots_max.div_ceil(count);
-    // Only what is known by its beginning is worth a way to another shard.
-    let neighbours = if config.prefix_cache { &*ways.bells } else { &[] };
-    let mut between = engine::connect(neighbours, engine::guests_max(slots_max, count)).into_iter();
+    let mut between = engine::connect(&ways.bells, engine::guests_max(slots_max, count)).into_iter();
     for (index, ((parts, gpus), entrance)) in parts.into_iter().zip(gpu_ports).zip(entrances).enumerate() {
         let between = between.next().unwrap_or_default();
         let ways_in = (entrance, ways.clone(), gpus, between);

@@ -178,6 +178,11 @@ impl Lane {
         self.kv.give_back_one()
     }
 
+    /// Sequences that have no token yet.
+    pub(super) fn prompts(&self) -> usize {
+        self.scheduler.prompts()
+    }
+
     /// Prompt tokens that are still to be computed.
     pub(super) fn prompt_tokens(&self) -> usize {
         self.scheduler.prompt_tokens()

@@ -101,7 +101,8 @@ pub struct StepMetrics {
     pub head: HeadMetrics,
     pub running: Cell,
     pub waiting: Cell,
-    /// Prompt tokens that are still to be computed.
+    /// Sequences that have no token yet, and the tokens of their prompts that are still to be computed.
+    pub prompts: Cell,
     pub prompt_tokens: Cell,
     /// Sequences that were pushed out of their slots.
     pub preempted: Cell,
@@ -203,6 +204,7 @@ impl Default for ShardMetrics {
                 head: HeadMetrics::default(),
                 running: Cell::default(),
                 waiting: Cell::default(),
+                prompts: Cell::default(),
                 prompt_tokens: Cell::default(),
                 preempted: Cell::default(),
                 prefix_queries: Cell::default(),
@@ -281,8 +283,9 @@ impl ShardMetrics {
         head.exact.add(counts.exact as u64);
     }
 
-    /// Sequences in slots and in the queue, and prompt tokens that they have still to compute.
-    pub fn set_queue(&self, running: usize, waiting: usize, prompt_tokens: usize) {
+    /// Sequences in slots and in the queue, those of them without a token, and prompt tokens that are still to be computed.
+    pub fn set_queue(&self, (running, waiting): (usize, usize), prompts: usize, prompt_tokens: usize) {
+        self.step.prompts.set(prompts as u64);
         self.step.running.set(running as u64);
         self.step.waiting.set(waiting as u64);
         self.step.prompt_tokens.set(prompt_tokens as u64);

@@ -25,7 +25,7 @@ use crate::kv::BlockTables;
 pub use clients::ClientId;
 use clients::{Clients, QUANTUM_ROWS};
 pub use cost::{CostModel, PromptBudget, StepRows};
-pub use pace::Pace;
+pub use pace::{Pace, prompt_seconds};
 pub use sequence::{NewSequence, Priority, Sequence, StreamId};
 use sequence::{Rank, Waiting};
 

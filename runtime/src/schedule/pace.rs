@@ -49,14 +49,11 @@ impl Pace {
     /// What `prompts` prompts may take of a step of at most `rows_max` rows beside `decodes`, where sequences that decode
     /// wait `beside_s` for other steps between two of theirs already.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "rows are few")]
     pub fn prompt_budget(&self, decodes: &StepRows, prompts: usize, beside_s: f64, rows_max: usize) -> PromptBudget {
         let step_s = self.model.estimate_s(decodes);
         let left_s = self.itl_target_s - step_s - beside_s;
         let seconds = if decodes.decode_rows > 0 {
-            let waited_s = step_s + beside_s;
-            let each_s = waited_s * (prompts as f64 / decodes.decode_rows as f64).max(ALONE_SHARE);
-            each_s.min(left_s.max(waited_s * WAITED_MAX))
+            prompt_seconds(step_s + beside_s, left_s, prompts, decodes.decode_rows)
         } else if beside_s > 0.0 {
             left_s.max(beside_s)
         } else {
@@ -93,6 +90,15 @@ impl Pace {
     pub fn prefill_row_s(&self) -> f64 {
         self.prompt_costs().map_or(0.0, |(row_s, position_s)| row_s + position_s * SOME_CONTEXT)
     }
+}
+
+/// What `prompts` prompts get of a step, in seconds, where `decoding` sequences wait `waited_s` between two tokens without
+/// them, and `left_s` is left of the target.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "sequences are few")]
+pub fn prompt_seconds(waited_s: f64, left_s: f64, prompts: usize, decoding: usize) -> f64 {
+    let each_s = waited_s * (prompts as f64 / decoding as f64).max(ALONE_SHARE);
+    each_s.min(left_s.max(waited_s * WAITED_MAX))
 }
 
 fn average(value: &mut f64, sample: f64) {

@@ -29,7 +29,18 @@ impl Server {
     fn start_on(shards: usize, io: &str) -> Self {
         let turn = Turn::take();
         let settings = Settings { port: Some(0), kv_cache_mb: Some(64), workers: Some(1), ..Settings::default() };
-        let settings = Settings { io: Some(io.into()), ..settings };
+        Self::start_with(shards, Settings { io: Some(io.into()), ..settings }, turn)
+    }
+
+    /// With places for so many sequences, and none to wait.
+    fn start_small(shards: usize, slots: usize) -> Self {
+        let turn = Turn::take();
+        let settings = Settings { port: Some(0), kv_cache_mb: Some(64), workers: Some(1), ..Settings::default() };
+        let (max_concurrent_requests, max_queued_requests) = (Some(slots), Some(0));
+        Self::start_with(shards, Settings { max_concurrent_requests, max_queued_requests, ..settings }, turn)
+    }
+
+    fn start_with(shards: usize, settings: Settings, turn: Turn) -> Self {
         let config = settings.validate().unwrap();
         let mut plan = Plan::make(&config).unwrap();
         let place = plan.placement.shards[0].clone();
@@ -248,6 +259,27 @@ fn a_prompt_is_computed_by_the_shard_that_knows_its_beginning() {
         let outcome = server.end();
         assert!(outcome.is_ok(), "{outcome:?}");
     }
+}
+
+#[test]
+fn what_a_shard_has_no_place_for_is_computed_by_one_that_has() {
+    let server = Server::start_small(2, 2);
+    let (mut clients, mut second) = (server.clients(2), server.clients(2).remove(0));
+    let alone = clients[0].complete(&body(1, 20, false));
+    let deadline = Instant::now() + PATIENCE;
+    // Until the first stream has lasted long enough for the second request to find its place taken.
+    while server.metric(ROUTED) == 0.0 {
+        assert!(Instant::now() < deadline, "nobody finds a shard full");
+        clients[0].post(&body(0, 200, true));
+        clients[0].first_token();
+        assert_eq!(second.complete(&body(1, 20, false))["choices"], alone["choices"], "whoever computes it");
+        let stream = clients[0].rest();
+        assert!(stream.contains("[DONE]"), "{stream}");
+    }
+    drop((clients, second));
+    server.becomes_quiet();
+    let outcome = server.end();
+    assert!(outcome.is_ok(), "{outcome:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use net::error::{ApiError, Code};
 
-use crate::schedule::Priority;
+use crate::schedule::{Priority, prompt_seconds};
 
 /// Shares of what a shard can have, above which requests that would wait are refused.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,9 +103,19 @@ impl Admission {
 
     /// Whether so many more prompt tokens may wait. What nobody waits for may be of any length.
     pub(super) fn check_tokens(&self, tokens: usize) -> Result<(), Refusal> {
-        let pending = self.pending_tokens.get();
+        self.check_tokens_behind(self.pending_tokens.get(), tokens)
+    }
+
+    fn check_tokens_behind(&self, pending: usize, tokens: usize) -> Result<(), Refusal> {
         let fits = pending == 0 || pending + tokens <= self.limits.queued_tokens_max;
         if fits { Ok(()) } else { Err(Refusal::QueueFull) }
+    }
+
+    /// When `wanted` sequences would be computed on another shard, if it has room for them.
+    pub(super) fn estimate_there(&self, there: &Prospect, wanted: usize, priority: Priority) -> Option<Estimate> {
+        self.check_room(&there.standing, wanted, priority).ok()?;
+        self.check_tokens_behind(there.tokens_ahead, there.tokens).ok()?;
+        Some(self.estimate_of(there))
     }
 
     /// When a request of so many prompt tokens would be computed if it were taken now.
@@ -129,10 +139,12 @@ impl Admission {
         if there.standing.memory() > self.limits.memory_max {
             return None;
         }
-        // How long a slot is kept is not known before the first was.
-        if self.slot_s.get() == 0.0 && there.standing.ahead() > here.standing.ahead() {
+        // How long a slot is kept is not known before the first was, but that it is.
+        let is_known = self.slot_s.get() > 0.0;
+        if !is_known && there.standing.ahead() > here.standing.ahead() {
             return None;
         }
+        let waits_only_here = here.standing.must_wait() && !there.standing.must_wait();
         // A shard that has computed no prompt yet takes as long as the other.
         let (mut here, mut there) = (*here, *there);
         let row_s = |prospect: &Prospect| prospect.standing.prompt_row_s;
@@ -142,7 +154,8 @@ impl Admission {
             _ => {}
         }
         let sooner = self.estimate_of(&there).first_token.saturating_add(WAY_THERE);
-        (sooner < self.estimate_of(&here).first_token).then_some(sooner)
+        let goes = sooner < self.estimate_of(&here).first_token || !is_known && waits_only_here;
+        goes.then_some(sooner)
     }
 
     /// Prompt tokens that wait here.
@@ -174,6 +187,11 @@ impl Admission {
 }
 
 impl Standing {
+    /// Whether one more sequence would wait for a place.
+    pub(super) fn must_wait(&self) -> bool {
+        self.ahead() > 0
+    }
+
     /// Sequences that one more would wait for.
     fn ahead(&self) -> usize {
         (self.sequences + 1).saturating_sub(self.slots)
@@ -188,6 +206,16 @@ impl Standing {
     fn memory(&self) -> f64 {
         self.kv_blocks_used as f64 / self.kv_blocks.max(1) as f64
     }
+}
+
+/// The share of each step that prompts get, one more than `prompts`, beside `decoding` sequences whose steps take
+/// `decode_s` without any.
+pub(super) fn prompt_share(target_s: f64, decode_s: f64, decoding: usize, prompts: usize) -> f64 {
+    if decoding == 0 || decode_s <= 0.0 {
+        return 1.0;
+    }
+    let prompt_s = prompt_seconds(decode_s, target_s - decode_s, prompts + 1, decoding);
+    prompt_s / (prompt_s + decode_s)
 }
 
 impl From<Refusal> for ApiError {
@@ -300,6 +328,30 @@ mod tests {
         assert!(there(&at(0, 0, 100), &at(13, 0, 4)) && !there(&at(0, 0, 100), &at(14, 0, 4)));
         let full = Prospect { standing: Standing { kv_blocks_used: 86, ..standing(0) }, ..at(0, 0, 4) };
         assert!(!there(&at(0, 0, 100), &full), "its memory is full");
+    }
+
+    #[test]
+    fn a_lone_prompt_gets_less_of_the_steps_than_the_target_leaves_and_many_get_more() {
+        let share = |decoding, prompts| prompt_share(0.05, 0.0035, decoding, prompts);
+        assert_eq!((share(0, 0), prompt_share(0.05, 0.0, 4, 0)), (1.0, 1.0));
+        assert!((share(16, 0) - 0.75 / 1.75).abs() < 1e-9);
+        assert!((share(16, 31) - 2.0 / 3.0).abs() < 1e-9);
+        assert!((share(1, 1000) - 46.5 / 50.0).abs() < 1e-9, "as far as the target goes");
+        assert!((prompt_share(0.05, 0.1, 10, 1000) - 2.0 / 3.0).abs() < 1e-9, "which decoding alone misses");
+    }
+
+    #[test]
+    fn who_would_wait_for_a_place_goes_where_there_is_one() {
+        let door = Admission::new(LIMITS, 2);
+        let at = |sequences| Prospect { standing: standing(sequences), tokens_ahead: 0, tokens: 10 };
+        let goes = |here, there| door.first_token_there(&at(here), &at(there)).is_some();
+        assert!(goes(10, 9), "nobody knows how long it would wait, but that it would");
+        assert!(!goes(10, 10) && !goes(9, 9));
+        door.observe_slot(Duration::from_secs(4));
+        assert!(goes(10, 9) && goes(14, 10) && !goes(10, 14));
+        assert!(door.estimate_there(&at(46), 1, Priority::High).is_none(), "its queue is full");
+        assert!(door.estimate_there(&Prospect { tokens_ahead: 500, ..at(0) }, 1, Priority::High).is_none());
+        assert_eq!(door.estimate_there(&at(10), 1, Priority::High).map(|there| there.queue.as_millis()), Some(400));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A request for tokens: checked against the model, submitted as sequences, answered as one body or as a stream.
 
 mod deadlines;
+mod entry;
 mod reply;
 
 use std::cell::Cell;
@@ -28,6 +29,7 @@ use crate::schedule::{ClientId, NewSequence, Priority, StreamId};
 use crate::text;
 pub use deadlines::TimeLimits;
 pub(super) use deadlines::{Clock, Deadlines};
+pub(super) use entry::{check_room, check_time};
 use reply::Reply;
 
 /// Answers one request for tokens. `Ok(false)` where the connection can't go on.
@@ -56,15 +58,16 @@ pub(super) async fn run(
         let message = format_args!("times prompts is {wanted}, this server takes {}", shard.sequences_max);
         return Err(ApiError::validation("n", message));
     }
-    check_room(shard, wanted, generate.priority)?;
+    let elsewhere = entry::check_room_anywhere(shard, wanted, priority_of(generate.priority))?;
     let deadlines = Deadlines::new((&generate).into(), &shard.config.time_limits, arrival);
     if generate.device_preference == DevicePreference::Gpu && !gpu_comes(shard, peer, &generate, deadlines).await? {
         shard.metrics.requests.outcomes.cancelled.add(1);
         return Ok(false);
     }
     let picked = shard.models.pick(generate.model.as_deref())?;
-    let work = Work::plan(&picked.served.model, endpoint, &generate)?;
-    check_time(shard, work.prompt_tokens(), &deadlines, arrival)?;
+    let mut work = Work::plan(&picked.served.model, endpoint, &generate)?;
+    let turn = (wanted, priority_of(generate.priority), elsewhere);
+    work.elsewhere = entry::check_time_anywhere(shard, turn, work.prompt_tokens(), &deadlines, arrival)?;
     let client = client_of(shard, peer, request);
     let mut generation = Generation::submit(shard, (peer, client), picked, id, &generate, work, arrival)?;
     let reply = Reply::new(&generation.served.model, endpoint, request, id, &generate, &generation.work);
@@ -100,38 +103,6 @@ async fn gpu_comes(
     Ok(true)
 }
 
-/// Refuses what there is no room for, before its text is cut into tokens.
-pub(super) fn check_room(shard: &Shard, wanted: usize, priority: api::Priority) -> Result<(), ApiError> {
-    let room = shard.admission.check_room(&shard.standing(), wanted, priority_of(priority));
-    room.map_err(|refusal| refuse(shard, refusal))
-}
-
-/// Refuses prompts of so many tokens that would come too late.
-pub(super) fn check_time(
-    shard: &Shard,
-    tokens: usize,
-    deadlines: &Deadlines,
-    arrival: Instant,
-) -> Result<(), ApiError> {
-    let estimate = shard.admission.estimate(&shard.standing(), tokens);
-    let in_time = match deadlines.will_miss(arrival, &estimate) {
-        true => Err(Refusal::Late(estimate.first_token)),
-        false => shard.admission.check_tokens(tokens),
-    };
-    in_time.map_err(|refusal| refuse(shard, refusal))
-}
-
-fn refuse(shard: &Shard, refusal: Refusal) -> ApiError {
-    let outcomes = &shard.metrics.requests.outcomes;
-    let count = match refusal {
-        Refusal::QueueFull | Refusal::LowPriority => &outcomes.refused_queue,
-        Refusal::Memory => &outcomes.refused_memory,
-        Refusal::Late(_) => &outcomes.refused_deadline,
-    };
-    count.add(1);
-    refusal.into()
-}
-
 /// A preference for what this server doesn't have is refused, not ignored.
 fn check_quantization(generate: &GenerateRequest) -> Result<(), ApiError> {
     use net::api::QuantizationPreference;
@@ -150,6 +121,8 @@ pub(super) struct Work {
     stops: Vec<String>,
     n: u32,
     with_logprobs: bool,
+    /// This shard does not take it, another would.
+    elsewhere: bool,
     /// The GPU that computed it to the end; `None` for the CPU.
     device: Option<usize>,
 }
@@ -191,6 +164,7 @@ impl Work {
             stops: generate.stop.clone(),
             n: generate.n,
             with_logprobs: generate.logprobs.is_some(),
+            elsewhere: false,
             device: None,
         })
     }
@@ -389,7 +363,7 @@ impl<'a> Generation<'a> {
             return Ok(());
         }
         let mut sequence = Box::new(sequence);
-        if let Some(host) = self.host_of(prompt) {
+        if let Some(host) = self.host_of(prompt, sequence.priority) {
             match self.shard.hosts.start(host, self.served.id, sequence) {
                 Ok(()) => {
                     self.shard.metrics.requests.routed.add(1);
@@ -407,12 +381,13 @@ impl<'a> Generation<'a> {
     }
 
     /// The other shard that computes the sequences of a prompt, which keep together. Its tokens wait there, not here.
-    fn host_of(&mut self, prompt: usize) -> Option<usize> {
+    fn host_of(&mut self, prompt: usize, priority: Priority) -> Option<usize> {
         if let Some((_, host)) = self.placed.filter(|(placed, _)| *placed == prompt) {
             return host;
         }
         let tokens = &self.work.prompts[prompt];
-        let host = self.shard.hosts.choose(self.shard, &self.served, tokens);
+        let turn = (priority, self.work.elsewhere);
+        let host = self.shard.hosts.choose(self.shard, &self.served, tokens, turn);
         if host.is_some() {
             self.pending_tokens -= tokens.len();
             self.shard.admission.remove_pending(tokens.len());

@@ -1,4 +1,5 @@
-//! Other shards that compute sequences of this one, since their caches know how these begin.
+//! Other shards that compute sequences of this one, since their caches know how these begin, or they have a place where
+//! this one has none.
 //!
 //! A request stays on the shard that has its connection: only its sequences go, by the rings of [`crate::engine::Host`],
 //! and only where that is sooner. What the caches know is read from [`crate::kv::KnownBlocks`], the rest from what every
@@ -8,15 +9,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::admission::Prospect;
+use super::admission::{Estimate, Prospect};
 use super::{Served, Shard, Standing};
 use crate::engine::{Command, Event, GenerationId, Host};
 use crate::kv::block_hashes;
-use crate::schedule::{NewSequence, StreamId};
+use crate::schedule::{NewSequence, Priority, StreamId};
 
 /// The other shards and the streams that they have.
 pub(super) struct Hosts {
-    /// By shard; none for this one, and none at all where caches are not shared.
+    /// By shard; none for this one.
     hosts: Vec<Option<Host>>,
     /// Most streams at each.
     streams_max: usize,
@@ -45,27 +46,54 @@ impl Hosts {
         self.placed.borrow().get(&stream).copied()
     }
 
-    /// The shard that gives the first token behind `tokens` soonest, if that is not this one.
-    pub(super) fn choose(&self, shard: &Shard, served: &Served, tokens: &[u32]) -> Option<usize> {
+    fn others(&self) -> impl Iterator<Item = (usize, &Host)> {
+        self.hosts.iter().enumerate().filter_map(|(index, host)| Some((index, host.as_ref()?)))
+    }
+
+    /// Whether another shard has room for `wanted` sequences of `tokens` prompt tokens in all, where this one has none;
+    /// `in_time` judges when they would be computed.
+    pub(super) fn would_take(
+        &self,
+        shard: &Shard,
+        (wanted, tokens): (usize, usize),
+        priority: Priority,
+        in_time: impl Fn(&Estimate) -> bool,
+    ) -> bool {
+        self.others().filter(|(index, host)| self.has_room(*index, host, wanted)).any(|(index, _)| {
+            let there = self.there(shard, index, tokens);
+            shard.admission.estimate_there(&there, wanted, priority).is_some_and(|estimate| in_time(&estimate))
+        })
+    }
+
+    /// The shard that gives the first token behind `tokens` soonest, if that is not this one. Others are asked whose caches
+    /// know more of them; all, where they would wait for a place here or this shard refuses them (`must_go`).
+    pub(super) fn choose(
+        &self,
+        shard: &Shard,
+        served: &Served,
+        tokens: &[u32],
+        (priority, must_go): (Priority, bool),
+    ) -> Option<usize> {
+        self.others().next()?;
         // The last token is computed in any case.
         let before_last = tokens.get(..tokens.len().checked_sub(1)?)?;
-        if self.hosts.is_empty() || served.known.is_empty() || before_last.len() < kernels::attention::BLOCK {
-            return None;
-        }
-        let hashes: Vec<u64> = block_hashes(before_last).collect();
-        let known = |index: usize| served.known[index].positions(&hashes);
+        let hashes: Vec<u64> = if served.known.is_empty() { vec![] } else { block_hashes(before_last).collect() };
+        let known = |index: usize| served.known.get(index).map_or(0, |known| known.positions(&hashes));
         let own_known = known(shard.index);
-        let mut own = None;
+        let here = self.here(shard, tokens.len(), own_known);
+        let may_go = must_go || here.standing.must_wait();
         let mut soonest: Option<(usize, Duration)> = None;
-        for (index, host) in self.hosts.iter().enumerate() {
-            let Some(host) = host else { continue };
+        for (index, host) in self.others() {
             let known = known(index);
-            if known <= own_known || !self.has_room(index, host) {
+            if known <= own_known && !may_go || !self.has_room(index, host, 1) {
                 continue;
             }
-            let here = own.get_or_insert_with(|| self.here(shard, tokens.len(), own_known));
             let there = self.there(shard, index, tokens.len() - known);
-            let Some(first_token) = shard.admission.first_token_there(here, &there) else { continue };
+            let Some(estimate) = shard.admission.estimate_there(&there, 1, priority) else { continue };
+            // Here it would not come at all.
+            let sooner =
+                if must_go { Some(estimate.first_token) } else { shard.admission.first_token_there(&here, &there) };
+            let Some(first_token) = sooner else { continue };
             if soonest.is_none_or(|(_, time)| first_token < time) {
                 soonest = Some((index, first_token));
             }
@@ -76,7 +104,8 @@ impl Hosts {
     /// Of a prompt of so many `tokens`, which are counted as waiting here already.
     fn here(&self, shard: &Shard, tokens: usize, known: usize) -> Prospect {
         let standing = shard.standing_of(shard.index);
-        let sequences = standing.sequences.max(shard.streams.borrow().len() - self.placed());
+        // The one to be placed is among them.
+        let sequences = standing.sequences.max(shard.own_streams().saturating_sub(1));
         let tokens_ahead = shard.admission.pending_tokens().saturating_sub(tokens);
         Prospect { standing: Standing { sequences, ..standing }, tokens_ahead, tokens: tokens - known }
     }
@@ -90,10 +119,10 @@ impl Hosts {
         Prospect { standing: Standing { sequences, ..standing }, tokens_ahead, tokens }
     }
 
-    /// Whether one more stream, and the cancellations of all that are there, have room.
-    fn has_room(&self, index: usize, host: &Host) -> bool {
+    /// Whether so many more streams, and the cancellations of all that are there, have room.
+    fn has_room(&self, index: usize, host: &Host, wanted: usize) -> bool {
         let count = self.counts[index].get();
-        count < self.streams_max && host.room() > count + 1
+        count + wanted <= self.streams_max && host.room() > count + wanted
     }
 
     /// Sends a sequence to the shard that [`Hosts::choose`] named; it comes back where there is no room any more.
@@ -104,7 +133,7 @@ impl Hosts {
         sequence: Box<NewSequence>,
     ) -> Result<(), Box<NewSequence>> {
         let host = self.hosts[index].as_ref().expect("it was chosen");
-        if !self.has_room(index, host) {
+        if !self.has_room(index, host, 1) {
             return Err(sequence);
         }
         self.placed.borrow_mut().insert(sequence.stream, index);

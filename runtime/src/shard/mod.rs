@@ -40,7 +40,7 @@ use crate::metrics::ShardMetrics;
 use crate::receipts::Receipts;
 use crate::registry::{Message, ORDERS_MAX, Order};
 use crate::schedule::StreamId;
-use admission::{Admission, Standing};
+use admission::{Admission, Standing, prompt_share};
 use gpus::Gpus;
 use hosts::Hosts;
 use models::Models;
@@ -369,17 +369,16 @@ impl Shard {
 
     /// How full it is, and how soon it computes prompts.
     fn standing(&self) -> Standing {
-        let (sequences, slots) = (self.streams.borrow().len(), self.slots_max + self.gpus.capacity());
+        // As the executor counts them: the leader counts one that has ended for a moment longer.
+        let (sequences, slots) = (self.own_streams(), self.slots_max + self.gpus.capacity());
         Standing { sequences, slots, ..self.standing_of(self.index) }
     }
 
     /// How a shard stands by what its leader says.
     fn standing_of(&self, index: usize) -> Standing {
         let (load, step) = (self.load_of(index), &self.control.metrics[index].step);
-        let target_s = self.config.itl_target.as_secs_f64();
-        // As steps are formed: prompts get what decoding leaves of the target, at least as much as decoding itself.
-        let decode_s = if step.running.get() > 0 { load.costs.decode_s } else { 0.0 };
-        let prompt_s = (target_s - decode_s).max(decode_s);
+        let prompts = usize::try_from(step.prompts.get()).unwrap_or(usize::MAX);
+        let decoding = load.sequences.saturating_sub(prompts);
         Standing {
             sequences: load.sequences,
             sequences_max: self.sequences_max,
@@ -387,14 +386,19 @@ impl Shard {
             kv_blocks_used: step.kv_blocks_used.get(),
             kv_blocks: step.kv_blocks.get(),
             prompt_row_s: load.costs.prefill_row_s,
-            prompt_share: prompt_s / (prompt_s + decode_s),
+            prompt_share: prompt_share(self.config.itl_target.as_secs_f64(), load.costs.decode_s, decoding, prompts),
         }
+    }
+
+    /// Streams that no other shard computes.
+    fn own_streams(&self) -> usize {
+        self.streams.borrow().len() - self.hosts.placed()
     }
 
     /// Sends a command; `false` if there is no room for it and for the cancellations that may still come.
     fn start(&self, command: Command) -> bool {
         let mut commands = self.commands.borrow_mut();
-        let room = commands.slots() > self.streams.borrow().len() + ORDERS_MAX;
+        let room = commands.slots() > self.own_streams() + ORDERS_MAX;
         let sent = room && commands.push(command).is_ok();
         self.bell.ring();
         sent
