@@ -37,16 +37,20 @@ pub(crate) fn node_memory_bytes(root: &Path, id: NodeId) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The node that gives `id` its memory: itself, or the nearest online one that has memory, the lowest among equals.
-pub(crate) fn memory_node(root: &Path, id: NodeId, online: &[NodeId]) -> NodeId {
-    if node_memory_bytes(root, id) != Some(0) {
+/// The node that gives `id` its memory: itself, or the nearest online one that has memory which `allowed` lets be used, the
+/// lowest among equals.
+pub(crate) fn memory_node(root: &Path, id: NodeId, online: &[NodeId], allowed: Option<&[NodeId]>) -> NodeId {
+    let has_memory = |node: NodeId| {
+        node_memory_bytes(root, node) != Some(0) && allowed.is_none_or(|allowed| allowed.contains(&node))
+    };
+    if has_memory(id) {
         return id;
     }
     let distances = fs::read_to_string(node_folder(root, id).join("distance")).unwrap_or_default();
     // One distance for each online node, in their order.
     let distances = distances.split_whitespace().map(|distance| distance.parse::<u32>().unwrap_or(u32::MAX));
     let near = distances.chain(std::iter::repeat(u32::MAX)).zip(online);
-    let with_memory = near.filter(|(_, node)| node_memory_bytes(root, **node) != Some(0));
+    let with_memory = near.filter(|(_, node)| has_memory(**node));
     with_memory.min().map_or(id, |(_, node)| *node)
 }
 

@@ -30,7 +30,8 @@ pub struct Node {
     pub cores: Vec<Core>,
     /// Installed memory of the node; `None` where the kernel does not say.
     pub memory_bytes: Option<u64>,
-    /// Where its memory comes from: the node itself, or the nearest one with memory if it has none.
+    /// Where its memory comes from: the node itself, or the nearest one with memory if it has none or the cpuset keeps the
+    /// process from it.
     pub memory_node: NodeId,
 }
 
@@ -76,13 +77,15 @@ impl Topology {
         let usable = usable_cpus(root, proc_root, allowed)?;
         let slow = sysfs::slow_cpus(root, &usable)?;
         let online = sysfs::node_ids(root)?;
+        let memory = cpuset(root, proc_root, &["cpuset.mems.effective", "cpuset.effective_mems", "cpuset.mems"])?;
+        let memory: Option<Vec<NodeId>> = memory.map(|nodes| nodes.into_iter().map(|node| NodeId(node.0)).collect());
         let nodes = cpus_by_node(root, &online, &usable)?.into_iter().map(|(id, cpus)| {
             Ok(Node {
                 id,
                 cores: sysfs::cores_of(root, &cpus, &slow)?,
                 cpus,
                 memory_bytes: sysfs::node_memory_bytes(root, id),
-                memory_node: sysfs::memory_node(root, id, &online),
+                memory_node: sysfs::memory_node(root, id, &online, memory.as_deref()),
             })
         });
         let nodes = nodes.collect::<Result<_, Error>>()?;
@@ -129,16 +132,18 @@ fn usable_cpus(root: &Path, proc_root: &Path, allowed: Option<&[CpuId]>) -> Resu
     if let Some(allowed) = allowed {
         usable.retain(|cpu| allowed.contains(cpu));
     }
-    if let Some(cpuset) = cpuset(root, proc_root)? {
+    let names = ["cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"];
+    if let Some(cpuset) = cpuset(root, proc_root, &names)? {
         usable.retain(|cpu| cpuset.contains(cpu));
     }
     if usable.is_empty() { Err(Error::NoCpus) } else { Ok(usable) }
 }
 
-/// The effective cpuset: of the nearest group that has one.
-fn cpuset(root: &Path, proc_root: &Path) -> Result<Option<Vec<CpuId>>, Error> {
+/// What the effective cpuset says in the first of the files `names` that is not empty: of the nearest group that has one.
+/// Nodes are written as cpus are.
+fn cpuset(root: &Path, proc_root: &Path, names: &[&str]) -> Result<Option<Vec<CpuId>>, Error> {
     for folder in cgroup::folders(root, proc_root, "cpuset") {
-        for name in ["cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"] {
+        for name in names {
             match sysfs::read_list(&folder.join(name))? {
                 Some(cpus) if !cpus.is_empty() => return Ok(Some(cpus)),
                 _ => {}

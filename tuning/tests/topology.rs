@@ -209,6 +209,27 @@ fn node_without_memory_takes_that_of_the_nearest() {
 }
 
 #[test]
+fn memory_that_the_cpuset_forbids_is_as_if_it_were_not_there() {
+    let machine = Machine::new("mems", 3, 2, 1);
+    let memory = || machine.read().nodes.iter().map(|node| (node.id.0, node.memory_node.0)).collect::<Vec<_>>();
+    machine.write("proc/self/cgroup", "0::/job\n");
+    // Cpus of two nodes, memory of one.
+    machine.write("fs/cgroup/job/cpuset.cpus.effective", "0-3\n");
+    machine.write("fs/cgroup/job/cpuset.mems.effective", "1\n");
+    assert_eq!(memory(), [(0, 1), (1, 1)]);
+    let placement = plan(&machine.read(), None, None).unwrap();
+    assert_eq!(placement.notes, [Note::FarMemory { node: NodeId(0), memory_node: NodeId(1) }]);
+    // Cpus of one node, memory of two: there is no replica that nobody reads.
+    machine.write("fs/cgroup/job/cpuset.cpus.effective", "2-3\n");
+    machine.write("fs/cgroup/job/cpuset.mems.effective", "0-1\n");
+    assert_eq!(memory(), [(1, 1)]);
+    assert_eq!(plan(&machine.read(), None, None).unwrap().shards.len(), 1);
+    // And memory only where it has no cpu.
+    machine.write("fs/cgroup/job/cpuset.mems.effective", "2\n");
+    assert_eq!(memory(), [(1, 2)]);
+}
+
+#[test]
 fn sub_numa_nodes_and_chiplets_part_the_machine() {
     // Two sockets in two nodes each, 2 chiplets of 4 cores and 8 threads a node.
     let machine = Machine::of("subnuma", &regular(4, 8, 2, 4));
