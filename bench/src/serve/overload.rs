@@ -1,4 +1,5 @@
 //! `bitnetd-bench overload`: what a server still does when more is asked of it than it can do.
+use std::ops::Range;
 use std::process::ExitCode;
 
 use super::load::Arrivals;
@@ -46,11 +47,15 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn measure(args: &Args) -> Result<bool, Error> {
     let target = args.target.reach()?;
+    // Each rate has prompts of its own: what a cache knows of an earlier one would count as speed of a later.
+    let mut asked = 0_u32;
     let capacity = match args.capacity {
         Some(capacity) => capacity,
         None => {
             let closed = Arrivals::Closed { streams: args.concurrency };
-            let report = args.load(&target, closed, args.concurrency.saturating_mul(args.rounds))?;
+            let requests = args.concurrency.saturating_mul(args.rounds);
+            let report = args.load(&target, closed, asked..asked.saturating_add(requests))?;
+            asked = asked.saturating_add(requests);
             println!(
                 "capacity {:.2} requests/s, {:.1} tokens/s, by {} clients",
                 report.requests_per_second(),
@@ -77,7 +82,8 @@ fn measure(args: &Args) -> Result<bool, Error> {
     for factor in &args.factors {
         let per_second = factor * capacity;
         let requests = (per_second * args.seconds).ceil().clamp(1.0, f64::from(u32::MAX)) as u32;
-        let report = args.load(&target, Arrivals::Open { per_second }, requests)?;
+        let report = args.load(&target, Arrivals::Open { per_second }, asked..asked.saturating_add(requests))?;
+        asked = asked.saturating_add(requests);
         is_well &= !report.has_unexcused_failures();
         peak = peak.max(report.goodput());
         println!(
@@ -97,9 +103,10 @@ fn measure(args: &Args) -> Result<bool, Error> {
 }
 
 impl Args {
-    fn load(&self, target: &Target, arrivals: Arrivals, requests: u32) -> Result<Report, Error> {
+    fn load(&self, target: &Target, arrivals: Arrivals, requests: Range<u32>) -> Result<Report, Error> {
         let template = target.template(self.prompt_tokens, self.max_tokens, false);
         let slo = Slo { ttft_ms: self.slo_ttft_ms, itl_ms: self.slo_itl_ms };
-        target.measure(arrivals, requests, &|index| template.ask(index), Report::new(slo))
+        let (first, count) = (requests.start, requests.end - requests.start);
+        target.measure(arrivals, count, &|index| template.ask(first + index), Report::new(slo))
     }
 }
