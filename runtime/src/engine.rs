@@ -12,7 +12,7 @@ mod pool;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rtrb::{Consumer, Producer};
 
@@ -207,6 +207,7 @@ impl Engine {
     fn serve(&mut self) {
         while !self.link.is_abandoned() {
             self.receive();
+            self.cut_guests();
             self.release();
             if let Some(index) = self.form() {
                 self.turn = index + 1;
@@ -237,6 +238,14 @@ impl Engine {
             self.obey(command);
         }
         self.link.ring();
+    }
+
+    /// Ends the sequences of shards whose executors don't take what they are sent.
+    fn cut_guests(&mut self) {
+        while let Some(shard) = self.link.guests.next_cut() {
+            self.lanes.iter_mut().for_each(|lane| lane.cancel_all_of(shard));
+            self.link.guests.told_cut(shard);
+        }
     }
 
     fn receive_own(&mut self) {
@@ -338,16 +347,25 @@ impl Link {
     }
 }
 
-/// The ring holds the events of several steps; an executor that is behind for longer is waited for, one that is gone
-/// is not.
+/// The ring holds the events of several steps; an executor that is behind for longer is waited for, another shard's not
+/// for long, and one that is gone is not.
 fn push(link: &mut Link, event: Event) {
-    let (events, doorbell) = match link.guests.way(event.stream()) {
-        Some(way) => way,
-        None => (&mut link.events, &*link.doorbell),
+    let stream = event.stream();
+    if link.guests.is_cut(stream) {
+        return;
+    }
+    let (events, doorbell, patience) = match link.guests.way(stream) {
+        Some((events, doorbell)) => (events, doorbell, guests::PATIENCE),
+        None => (&mut link.events, &*link.doorbell, Duration::MAX),
     };
-    let mut event = event;
+    let (mut event, mut since) = (event, None);
     while let Err(rtrb::PushError::Full(back)) = events.push(event) {
         if events.is_abandoned() {
+            return;
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() > patience {
+            warning!("shard {} does not take its tokens: its sequences here end", stream.shard());
+            link.guests.cut(stream);
             return;
         }
         event = back;
@@ -360,3 +378,43 @@ fn push(link: &mut Link, event: Event) {
 pub const LANES_MAX: usize = 64;
 /// A leader out of work looks this often for more before it sleeps: about 10 us.
 const SPINS_BEFORE_SLEEP: u32 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(stream: StreamId) -> Event {
+        Event::Token { stream, sampled: Sampled { token: 7, logprobs: None }, at: Instant::now(), finish: None }
+    }
+
+    #[test]
+    fn an_executor_that_takes_nothing_loses_its_guests_and_holds_up_nobody_else_for_long() {
+        let bells =
+            || Bells { executor: Arc::new(Doorbell::new().unwrap()), leader: Arc::default(), stopping: Arc::default() };
+        let all = [bells(), bells()];
+        let mut ends = connect(&all, 1);
+        let host = ends[1].hosts[0].take().unwrap();
+        let (_commands, commands) = rtrb::RingBuffer::new(1);
+        let (events, mut own) = rtrb::RingBuffer::new(8);
+        let (closed, _closed) = rtrb::RingBuffer::new(1);
+        let Bells { executor: doorbell, leader: bell, stopping } = all[0].clone();
+        let guests = std::mem::take(&mut ends[0].guests);
+        let mut link = Link { commands, events, closed, guests, doorbell, bell, stopping };
+        let (here, guest) = (StreamId(StreamId::first_of(0)), StreamId(StreamId::first_of(1)));
+        let room = host.events.borrow().buffer().capacity();
+        (0..room).for_each(|_| push(&mut link, token(guest)));
+        assert_eq!(link.guests.next_cut(), None);
+        push(&mut link, token(guest));
+        push(&mut link, token(here));
+        assert!(own.pop().is_ok(), "its own streams go on");
+        // What comes before the end of a stream that has lost an event is lost, too.
+        host.events.borrow_mut().pop().unwrap();
+        push(&mut link, token(guest));
+        assert_eq!((host.events.borrow().slots(), host.cuts()), (room - 1, 0));
+        assert_eq!(link.guests.next_cut(), Some(1));
+        link.guests.told_cut(1);
+        assert_eq!((link.guests.next_cut(), host.cuts()), (None, 1));
+        push(&mut link, token(guest));
+        assert_eq!(host.events.borrow().slots(), room, "those that come later are served");
+    }
+}

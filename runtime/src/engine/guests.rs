@@ -2,11 +2,13 @@
 //!
 //! To the leader such a sequence is a guest: it comes as one that was taken in elsewhere, shares slots, blocks and turns
 //! with its own, and its events go back to where it came from. What an executor has at one leader is bounded, so that a
-//! leader has room for all guests that can come.
+//! leader has room for all guests that can come. A leader waits for the executor of another shard for [`PATIENCE`] at most
+//! once the ring between them is full, since its own streams wait with it: then all guests of that shard are cut.
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
@@ -27,6 +29,7 @@ pub struct Host {
     commands: RefCell<Producer<Command>>,
     pub events: RefCell<Consumer<Event>>,
     bell: Arc<LeaderBell>,
+    cuts: Arc<AtomicU64>,
 }
 
 /// What a leader holds of another shard's executor.
@@ -34,6 +37,9 @@ struct Guest {
     commands: Consumer<Command>,
     events: Producer<Event>,
     bells: Bells,
+    /// How often its sequences were cut, and whether they are to be: nothing is sent to it then.
+    cuts: Arc<AtomicU64>,
+    is_cut: bool,
     /// It was sent something since it was rung.
     sent: bool,
 }
@@ -72,12 +78,14 @@ pub fn connect(shards: &[Bells], sequences: usize) -> Vec<Neighbours> {
 fn pair(executor: &Bells, leader: &Bells, sequences: usize) -> (Option<Host>, Option<Guest>) {
     let (commands_in, commands) = RingBuffer::new(COMMANDS_PER_SEQUENCE * sequences);
     let (events, events_out) = RingBuffer::new(EVENTS_PER_SEQUENCE * sequences);
+    let cuts = Arc::new(AtomicU64::new(0));
     let host = Host {
+        cuts: Arc::clone(&cuts),
         commands: RefCell::new(commands_in),
         events: RefCell::new(events_out),
         bell: Arc::clone(&leader.leader),
     };
-    (Some(host), Some(Guest { commands, events, bells: executor.clone(), sent: false }))
+    (Some(host), Some(Guest { commands, events, bells: executor.clone(), cuts, is_cut: false, sent: false }))
 }
 
 impl Host {
@@ -95,6 +103,13 @@ impl Host {
     #[must_use]
     pub fn room(&self) -> usize {
         self.commands.borrow().slots()
+    }
+
+    /// How often the leader has given up on this executor: every sequence that was there then has ended, and some of its
+    /// events were lost.
+    #[must_use]
+    pub fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::SeqCst)
     }
 
     /// Whether the leader has sent nothing that was not taken yet.
@@ -131,6 +146,31 @@ impl Guests {
         Some((&mut guest.events, &guest.bells.executor))
     }
 
+    /// Gives up on the shard that a stream is of, until [`Guests::told_cut`].
+    pub(super) fn cut(&mut self, stream: StreamId) {
+        if let Some(Some(guest)) = self.0.get_mut(stream.shard()) {
+            guest.is_cut = true;
+        }
+    }
+
+    /// Whether the sequences of a stream's shard are about to be cut.
+    pub(super) fn is_cut(&self, stream: StreamId) -> bool {
+        self.0.get(stream.shard()).is_some_and(|guest| guest.as_ref().is_some_and(|guest| guest.is_cut))
+    }
+
+    /// A shard whose sequences are to be cut.
+    pub(super) fn next_cut(&self) -> Option<usize> {
+        self.0.iter().position(|guest| guest.as_ref().is_some_and(|guest| guest.is_cut))
+    }
+
+    /// The sequences of that shard have ended here: its executor is told.
+    pub(super) fn told_cut(&mut self, shard: usize) {
+        let guest = self.0[shard].as_mut().expect("it was cut");
+        guest.is_cut = false;
+        guest.cuts.fetch_add(1, Ordering::SeqCst);
+        guest.bells.executor.ring();
+    }
+
     /// Wakes those that were sent something.
     pub(super) fn ring(&mut self) {
         for guest in self.0.iter_mut().flatten() {
@@ -146,6 +186,8 @@ impl Guests {
     }
 }
 
+/// How long a leader waits for another shard's executor that is behind by [`EVENTS_PER_SEQUENCE`].
+pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 /// A sequence's start and its cancellation, and those of one that took its place before they were read.
 const COMMANDS_PER_SEQUENCE: usize = 4;
 /// Tokens that an executor may be behind by before the leader waits for it.

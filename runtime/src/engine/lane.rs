@@ -146,6 +146,13 @@ impl Lane {
         self.scheduler.cancel(stream, self.kv.tables_mut());
     }
 
+    /// Cancels every sequence that came from shard `shard`.
+    pub(super) fn cancel_all_of(&mut self, shard: usize) {
+        for stream in self.scheduler.streams().filter(|stream| stream.shard() == shard).collect::<Vec<_>>() {
+            self.cancel(stream);
+        }
+    }
+
     pub(super) fn close(&mut self) {
         self.closing = true;
     }

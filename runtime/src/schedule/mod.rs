@@ -371,6 +371,12 @@ impl Scheduler {
         self.slots[slot].as_mut()
     }
 
+    /// All of them, in slots and in the queue.
+    pub fn streams(&self) -> impl Iterator<Item = StreamId> {
+        let waiting = self.waiting.iter().map(|waiting| waiting.new.stream);
+        self.slots.iter().flatten().map(|sequence| sequence.stream).chain(waiting)
+    }
+
     /// Sequences in slots.
     #[must_use]
     pub fn running(&self) -> usize {

@@ -23,17 +23,27 @@ pub(super) struct Hosts {
     streams_max: usize,
     placed: RefCell<HashMap<StreamId, usize>>,
     counts: Vec<Cell<usize>>,
+    /// How often each had given up on this shard when it was last looked at.
+    cuts: Vec<Cell<u64>>,
 }
 
 impl Hosts {
     pub(super) fn new(hosts: Vec<Option<Host>>, streams_max: usize) -> Self {
         let counts = hosts.iter().map(|_| Cell::new(0)).collect();
-        Self { hosts, streams_max, placed: RefCell::default(), counts }
+        let cuts = hosts.iter().map(|_| Cell::new(0)).collect();
+        Self { hosts, streams_max, placed: RefCell::default(), counts, cuts }
     }
 
     /// Whether none has sent anything that was not taken yet.
     pub(super) fn are_quiet(&self) -> bool {
-        self.hosts.iter().flatten().all(Host::is_quiet)
+        self.others().all(|(index, host)| host.is_quiet() && host.cuts() == self.cuts[index].get())
+    }
+
+    /// A shard that has given up on this one since this was last asked.
+    pub(super) fn take_cut(&self) -> Option<usize> {
+        let (index, host) = self.others().find(|(index, host)| host.cuts() != self.cuts[*index].get())?;
+        self.cuts[index].set(host.cuts());
+        Some(index)
     }
 
     /// Streams that are on other shards.

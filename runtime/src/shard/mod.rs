@@ -315,6 +315,13 @@ impl Shard {
         seen.copy_from_slice(&restarts);
     }
 
+    /// Ends the streams on shards that have given up on this one: some of their events were lost.
+    fn end_cut_streams(&self) {
+        while let Some(host) = self.hosts.take_cut() {
+            self.lose(|stream, _| self.hosts.host_of(stream) == Some(host));
+        }
+    }
+
     /// Ends all streams, since some of their events were lost.
     fn end_streams(&self) {
         self.lose(|_, _| true);

@@ -100,6 +100,7 @@ impl Shard {
             if !restarts().eq(restarts_seen.iter().copied()) {
                 self.end_lost_streams(restarts_seen);
             }
+            self.end_cut_streams();
             held_by(Holder::Order, || self.obey(&mut arrivals.orders));
             for socket in arrivals.connections.try_iter() {
                 door.took();
