@@ -85,6 +85,8 @@ const CONTEXT: usize = 512;
 const ROWS_MAX: usize = 128;
 const ITL_TARGET: Duration = Duration::from_millis(15);
 const SLOTS: usize = 6;
+/// How long it is asked for more than it can do.
+const SATURATED: Duration = Duration::from_secs(60);
 
 impl World {
     fn new(seed: u64, blocks: usize, shares: bool) -> Self {
@@ -284,6 +286,37 @@ fn steps_that_running_streams_feel_stay_within_the_target() {
         let (seconds, allowed) = world.worst;
         assert!(world.ended > 20 && seconds > 0.5 * allowed, "seed {seed}: prompts fill the steps: {:?}", world.worst);
         assert!(seconds < 1.1 * allowed, "seed {seed}: a step of {seconds} s where {allowed} were allowed");
+    }
+}
+
+/// Sequences that end in a second where so many come, those that the queue has no room for left out.
+fn goodput(seed: u64, per_second: f64) -> f64 {
+    let mut world = World::new(seed, 200, false);
+    world.pace = Some(Pace::new(ITL_TARGET));
+    let start = world.now;
+    let mut next = start;
+    while world.now < start + SATURATED {
+        while next <= world.now {
+            world.arrive();
+            // Half to one and a half of the mean.
+            next += Duration::from_secs_f64((500 + world.draw.below(1000)) as f64 / 1000.0 / per_second);
+        }
+        if !world.step() {
+            world.now = next;
+        }
+    }
+    while world.step() {}
+    world.ended as f64 / (world.now - start).as_secs_f64()
+}
+
+#[test]
+fn what_is_asked_beyond_the_capacity_costs_none_of_it() {
+    for seed in 0..3 {
+        let capacity = goodput(seed, 1000.0);
+        let rates = [0.8, 1.0, 2.0, 5.0, 10.0].map(|factor| goodput(seed, factor * capacity));
+        let best = rates.iter().copied().fold(0.0, f64::max);
+        println!("seed {seed}: capacity {capacity:.2}/s, done at 0.8, 1, 2, 5 and 10 times: {rates:.2?}");
+        assert!(rates[3] >= 0.95 * best && rates[4] >= 0.95 * best, "seed {seed}: {rates:?}");
     }
 }
 
