@@ -136,8 +136,8 @@ impl Arena {
     /// When the range is not inside the arena.
     pub fn give_back(&mut self, bytes: ops::Range<usize>) -> io::Result<()> {
         assert!(bytes.start <= bytes.end && bytes.end <= self.len_bytes, "a range of the arena");
-        let (start, end) =
-            (bytes.start.next_multiple_of(BASE_PAGE_BYTES), bytes.end / BASE_PAGE_BYTES * BASE_PAGE_BYTES);
+        let page_bytes = syscalls::page_bytes();
+        let (start, end) = (bytes.start.next_multiple_of(page_bytes), bytes.end / page_bytes * page_bytes);
         if start >= end || self.pages.is_of_a_pool() {
             return Ok(());
         }
@@ -337,7 +337,7 @@ mod tests {
     fn what_is_given_back_is_zero_again_and_its_neighbours_stay() {
         let mut arena = Arena::reserve(4 << 20, None).unwrap();
         arena.as_mut_slice().fill(7);
-        let page = BASE_PAGE_BYTES;
+        let page = syscalls::page_bytes();
         arena.give_back(page - 1..1 << 20).unwrap();
         arena.give_back(5 << 19..(5 << 19) + page + 1).unwrap();
         arena.give_back(100..200).unwrap();

@@ -3,7 +3,7 @@
 use std::io;
 use std::ptr::{self, NonNull};
 
-use super::pages::HUGE_PAGE_BYTES;
+use super::pages::{BASE_PAGE_BYTES, HUGE_PAGE_BYTES};
 use crate::cpu::NodeId;
 
 /// A mapping of this process: its first byte and its length.
@@ -41,6 +41,13 @@ pub(super) unsafe fn unmap(range: Range) {
 pub(super) unsafe fn discard(range: Range) -> io::Result<()> {
     // SAFETY: the caller's word.
     ok(unsafe { libc::madvise(range.start.as_ptr().cast(), range.bytes, libc::MADV_DONTNEED) })
+}
+
+/// Bytes of a small page of this kernel.
+pub(super) fn page_bytes() -> usize {
+    // SAFETY: no pointers are involved.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).ok().filter(|bytes| bytes.is_power_of_two()).unwrap_or(BASE_PAGE_BYTES)
 }
 
 /// Advice on how memory is backed; none of those used changes what is in it.
