@@ -161,7 +161,7 @@ DEVICE void take_chosen(const Step& s, int t) {
     take_best_of_lanes(best);
     if (lane_id() > 0) return;
     int row = picked_row(s, t);
-    s.token_ids[row] = best.key ? best.token : 0;
+    s.token_ids[row] = is_token(best.key) ? best.token : NO_TOKEN;
     s.positions[row] += 1;
     s.lower[t] = 0;
 }

@@ -35,7 +35,8 @@ DEVICE void open_wide(const uint4& low, const uint4& high, float (&out)[8]) {
 // The token of row t.
 DEVICE int token_of(const Step& s, int t) {
     int id = s.token_ids[t];
-    return id < 0 ? s.earlier[~id] : id;
+    if (id < 0) id = s.earlier[~id];
+    return id < s.vocab ? id : 0;
 }
 
 // The embedding of every row's token.
@@ -62,6 +63,8 @@ DEVICE unsigned long long greedy_key(float logit, int id) {
     bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return ((unsigned long long)bits << 32) | (unsigned)~id;
 }
+// Whether a key, of greedy choice or of a draw, is that of a logit above minus infinity.
+DEVICE bool is_token(unsigned long long key) { return key >> 32 > 0x007fffff; }
 
 // Lane L holds the 8 lane sums k % 16 = 8 (L % 2) ..+ 8 of row L / 2.
 DEVICE float merge_lanes(const float (&sum)[8]) {
@@ -160,7 +163,7 @@ DEVICE void head(const Phase& p, const Step& s, Ring& ring, unsigned char* work,
 DEVICE void greedy(const Step& s) {
     if (blockIdx.x > 0) return;
     for (int t = threadIdx.x; t < s.tokens; t += THREADS) {
-        s.token_ids[picked_row(s, t)] = (int)~(unsigned)s.best[t];
+        s.token_ids[picked_row(s, t)] = is_token(s.best[t]) ? (int)~(unsigned)s.best[t] : NO_TOKEN;
         s.positions[picked_row(s, t)] += 1;
         s.best[t] = 0;
         s.lower[t] = 0;

@@ -84,7 +84,7 @@ struct Step {
     int table_stride;      // entries of one sequence in block_table.
     int head_tokens;       // rows of one pass of the head, 1 to HEAD_TOKENS_MAX.
     float score_scale;     // 1 / sqrt(head_dim)
-    int* token_ids;        // in: token of each row, ~i for the token i of `earlier`; GREEDY overwrites it with the next one
+    int* token_ids;        // in: token of each row, ~i for the token i of `earlier`; GREEDY overwrites it with the next one, or NO_TOKEN
     int* positions;        // of each row; GREEDY adds 1
     const int* block_table; // cache blocks of each sequence, table_stride entries each
     unsigned short* kv_pool;
@@ -125,6 +125,7 @@ enum {
     GROUPS_MAX = 4,        // step_1: column groups of 128 of one warp, so rows of up to 8192
     REDUCED_BYTES = 1152,  // shared memory of a block's reductions
     FIRST_UNIT_BYTES = 128,
+    NO_TOKEN = 0x7fffffff, // of a row that has no logit above minus infinity; as an input it counts as token 0
 };
 
 // Loads in flight of each thread: 128 KiB a block where shared memory has 227 KiB, 32 KiB where it has 163.

@@ -163,6 +163,37 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
     expect(wrong == 0 && wrong_ids == 0, what);
 }
 
+// A row that has no logit above minus infinity has no token, drawn or not, beside others that have theirs; the step after takes
+// it for token 0.
+inline void nothing_is_no_token(Machine& machine, const Model& model) {
+    BatchStep step(model, machine, {{3, 1}, {5, 1}, {9, 1}});
+    const int hidden = model.shape.hidden;
+    for (size_t i = 0; i < 3; i++) step.loaded.fill((int)i, Cache(model.shape, model.positions, step.segments[i].start, 100 + i), step.segments[i].start);
+    step.layers();
+    std::vector<float> nothing(hidden, NAN);
+    machine.upload(step.loaded.x + hidden, nothing.data(), hidden * 4);
+    size_t wrong = 0;
+    auto look = [&] {
+        std::vector<int> tokens = machine.read(step.loaded.step.token_ids, 3);
+        for (int t = 0; t < 3; t++) wrong += (tokens[t] == NO_TOKEN) != (t == 1) || (t != 1 && tokens[t] >= model.shape.vocab);
+    };
+    for (bool drawn : {true, false}) {
+        for (const Launch& launch : step.screened_head(drawn)) machine.launch(launch);
+        look();
+    }
+    step.head();
+    look();
+    Step after = step.loaded.step;
+    after.earlier = machine.copy_of(std::vector<int>{NO_TOKEN});
+    after.token_ids = machine.copy_of(std::vector<int>{NO_TOKEN, ~0, 0});
+    machine.launch(batch::embed(after, step.loaded.phases[0]));
+    std::vector<float> x = machine.read(step.loaded.x, 3 * hidden);
+    for (int t = 0; t < 2; t++) wrong += different(&x[t * hidden], &x[2 * hidden], hidden);
+    char what[80];
+    std::snprintf(what, sizeof what, "a row without logits, hidden %d: %zu differ", hidden, wrong);
+    expect(wrong == 0, what);
+}
+
 inline void small_suite(Machine& machine) {
     rows_agree(machine, 132, false);
     rows_agree(machine, 132, true);
@@ -189,6 +220,7 @@ inline void small_suite(Machine& machine) {
     gated.head_dim = 16;
     steps_agree(machine, Model(gated, 40, 4), std::vector<int>(std::min(19, HEAD_TOKENS_MAX * machine.blocks()), 3), 1, false);
     batch_agrees(machine, squared, {{40, 1}, {3, 1}, {0, 21}, {5, 3}});
+    nothing_is_no_token(machine, squared);
     // Columns split over clusters, the second size of the screen.
     batch_agrees(machine, Model({128, 1, 8, 4, 64, 1100, 300}, 40, 6),
                  {{39, 1}, {3, 1}, {9, 1}, {31, 1}, {0, 1}, {2, 1}, {5, 1}, {7, 1}, {1, 12}});

@@ -103,6 +103,9 @@ pub(super) const HEAD_TOKENS_MAX: usize = 2;
 /// The widest row that `step_1` takes.
 pub(super) const TOKEN_COLS_MAX: usize = 8192;
 
+/// What a row that has no logit above minus infinity gives instead of a token.
+pub(super) const NO_TOKEN: u32 = 0x7fff_ffff;
+
 /// Rows whose head is screened by one set of launches.
 pub(super) const SCREEN_ROWS: usize = 128;
 

@@ -10,7 +10,7 @@ use kernels::draw::{Draw, halves};
 use tuning::format_cpus;
 
 use super::Cpus;
-use super::abi::DRAW_WORDS;
+use super::abi::{DRAW_WORDS, NO_TOKEN};
 use super::assign::Assignment;
 use super::batch::prompt_pairs;
 use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
@@ -200,12 +200,12 @@ impl Device for ChildDevice {
         Ok(false)
     }
 
-    fn token(&self, i: usize) -> u32 {
+    fn token(&self, i: usize) -> Option<u32> {
         let oldest = self.used + 1;
         let at = self.offsets.chosen_of(oldest) + 4 * self.orders[place(oldest)].picks[i];
         // SAFETY: the step is done, and no other one was given its place.
         let token: &[u32] = unsafe { self.running().region.read(at, 1) };
-        token[0]
+        Some(token[0]).filter(|token| *token != NO_TOKEN)
     }
 
     fn scores(&mut self) -> &mut [f32] {

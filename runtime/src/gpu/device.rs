@@ -35,8 +35,9 @@ pub(super) trait Device {
     /// When it never will be.
     fn poll_step(&mut self) -> Result<bool, Fault>;
 
-    /// The token of entry `i` of the logits of the oldest step, which is done: the best one, or the draw's.
-    fn token(&self, i: usize) -> u32;
+    /// The token of entry `i` of the logits of the oldest step, which is done: the best one, or the draw's; `None` where none
+    /// has a logit above minus infinity.
+    fn token(&self, i: usize) -> Option<u32>;
 
     /// The scores of the oldest step, which is done: a row for each of its entries that wanted them.
     fn scores(&mut self) -> &mut [f32];

@@ -437,7 +437,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
                 scored += 1;
                 self.samplers.take(scored - 1)
             } else {
-                Some(Sampled { token: self.device.token(entry), logprobs: None })
+                self.device.token(entry).map(|token| Sampled { token, logprobs: None })
             };
             entry += 1;
             // One that ended, was cancelled or pushed out since the step began has left its slot.

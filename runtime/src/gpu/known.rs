@@ -83,18 +83,19 @@ impl KnownAnswer {
     }
 
     /// Whether the token that is wanted of step `i` is this one.
-    pub(super) fn check_token(&self, i: usize, want: &Want, token: u32) -> Result<(), String> {
+    pub(super) fn check_token(&self, i: usize, want: &Want, token: Option<u32>) -> Result<(), String> {
         let expected = chosen(want, &self.scores[i]);
-        if token == expected { Ok(()) } else { Err(format!("step {i}: the token is {token}, not {expected}")) }
+        if token == expected { Ok(()) } else { Err(format!("step {i}: the token is {token:?}, not {expected:?}")) }
     }
 }
 
-/// The token that is wanted of these scores.
-pub(super) fn chosen(want: &Want, scores: &[f32]) -> u32 {
+/// The token that is wanted of these scores; `None` where none is above minus infinity.
+pub(super) fn chosen(want: &Want, scores: &[f32]) -> Option<u32> {
     match want {
-        Want::Drawn(draw) => draw::draw(Isa::detect(), *draw, scores)
-            .map_or(0, |token| u32::try_from(token).expect("a vocabulary is bounded")),
-        Want::Best | Want::Scores => best(scores),
+        Want::Drawn(draw) => {
+            draw::draw(Isa::detect(), *draw, scores).map(|token| u32::try_from(token).expect("a vocabulary is bounded"))
+        }
+        Want::Best | Want::Scores => scores.iter().any(|score| *score > f32::NEG_INFINITY).then(|| best(scores)),
     }
 }
 

@@ -10,7 +10,7 @@ use super::feeder::{Feeder, FeederLimits, GpuCommand, Journal, Ports, Rest};
 use super::known::{KnownAnswer, chosen};
 use super::shape::Shape;
 use super::status::{Identity, State, Status};
-use crate::engine::{Event, GenerationId};
+use crate::engine::{Event, Finish, GenerationId};
 use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::{LoadOptions, Model, Source};
@@ -25,6 +25,8 @@ enum Mood {
     Hangs,
     Lies,
     Panics,
+    /// Has no scores but minus infinity.
+    Mute,
 }
 
 /// Every sequence of it continues with its last token plus one.
@@ -61,7 +63,7 @@ impl Device for Mock {
         let token = |row: usize| {
             let token = step.tokens[row];
             let before = |entry: usize| &self.under_way.back().expect("a step before")[entry];
-            entry_of(token).map(before).map_or(token, |(scores, want)| chosen(want, scores))
+            entry_of(token).map(before).map_or(token, |(scores, want)| chosen(want, scores).unwrap_or(0))
         };
         let mut scores: Vec<Vec<f32>> = step.logits.iter().map(|row| self.answer(token(*row))).collect();
         if self.testing < self.known.len() {
@@ -80,11 +82,11 @@ impl Device for Mock {
             Mood::Fails => Err(Fault::Driver { code: 700, text: "told to fail".into() }),
             Mood::Hangs => Ok(false),
             Mood::Panics => panic!("told to"),
-            Mood::Well | Mood::Lies => Ok(true),
+            Mood::Well | Mood::Lies | Mood::Mute => Ok(true),
         }
     }
 
-    fn token(&self, i: usize) -> u32 {
+    fn token(&self, i: usize) -> Option<u32> {
         let (scores, want) = &self.under_way[0][i];
         chosen(want, scores)
     }
@@ -104,6 +106,9 @@ impl Device for Mock {
 
 impl Mock {
     fn answer(&self, token: u32) -> Vec<f32> {
+        if self.mood == Mood::Mute {
+            return vec![f32::NEG_INFINITY; self.known[0].len()];
+        }
         let mut scores = vec![0.0; self.known[0].len()];
         scores[token as usize + 1] = 1.0;
         scores
@@ -337,6 +342,23 @@ fn a_feeder_that_breaks_down_gives_its_sequences_back_and_goes_on() {
     scene.start(3, &[20], 2);
     scene.settle();
     assert_eq!((scene.status.state(), scene.tokens(3)), (State::Healthy, vec![21, 22]));
+}
+
+#[test]
+fn a_stream_without_scores_fails_as_on_the_cpu_whatever_its_sampling() {
+    let mut scene = Scene::new();
+    scene.settle();
+    scene.feeder.device_mut().mood = Mood::Mute;
+    scene.start(1, &[10], 5);
+    scene.start_with(2, &[20], 5, SamplingParams { temperature: 1.0, ..SamplingParams::default() });
+    scene.start_with(3, &[30], 5, SamplingParams { temperature: 1.0, top_k: 5, ..SamplingParams::default() });
+    scene.settle();
+    for id in 1..=3 {
+        let of = |event: &&Event| event.stream() == StreamId(id) && event.is_last();
+        let last: Vec<&Event> = scene.queues.events.iter().filter(of).collect();
+        assert!(matches!(last[..], [Event::End { finish: Finish::Failed, .. }]), "{id}: {last:?}");
+    }
+    assert_eq!((scene.status.state(), scene.status.in_flight()), (State::Healthy, 0), "the device is as it was");
 }
 
 #[test]
