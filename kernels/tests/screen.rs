@@ -52,7 +52,7 @@ impl Head {
     /// Lower bounds of all rows, computed `step` groups at a time.
     fn lower(&self, isa: Isa, x: &[f32], planes: &[usize], step: usize) -> (Vec<screen::ScreenRow>, Vec<f32>) {
         let screen = self.screen().unwrap();
-        let stride = 2 * screen::plane_stride(self.cols);
+        let stride = screen::planes_len(self.cols);
         let mut values = vec![0; planes.len() * stride];
         let rows: Vec<_> = (x.chunks(self.cols).zip(values.chunks_mut(stride)).zip(planes))
             .map(|((x, values), planes)| screen::split(isa, x, PRECISIONS[*planes - 1], values))
@@ -64,7 +64,8 @@ impl Head {
         for first in (0..groups).step_by(step) {
             let part = first * GROUP_ROWS..self.rows.min((first + step) * GROUP_ROWS);
             let mut out = vec![f32::NAN; planes.len() * part.len()];
-            screen::lower_bounds(isa, screen, first..groups.min(first + step), &mut input, &mut out);
+            let mut greatest = vec![f32::NAN; planes.len() * (groups.min(first + step) - first)];
+            screen::bounds(isa, screen, first..groups.min(first + step), &mut input, (&mut out, &mut greatest));
             for (all, out) in all.chunks_mut(self.rows).zip(out.chunks(part.len())) {
                 all[part.clone()].copy_from_slice(out);
             }
@@ -134,6 +135,91 @@ impl Head {
                 assert_eq!(draw(Isa::detect(), drawn, &left), draw(Isa::detect(), drawn, full), "factor {factor}");
             }
         }
+    }
+
+    /// What is found for refined rows that look for what is within `distance`, by the scores of a draw where there is one,
+    /// where groups come `step` at a time in the given order, to two threads in turn.
+    fn refined(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        seek: (Option<Draw>, f32),
+        order: &[usize],
+        step: usize,
+    ) -> Vec<Option<Vec<u32>>> {
+        let (screen, stride) = (self.screen().unwrap(), screen::planes_len(self.cols));
+        let n = x.len() / self.cols;
+        let mut values = vec![0; n * stride];
+        let planes = x.chunks(self.cols).zip(values.chunks_mut(stride));
+        let rows: Vec<_> = planes.map(|(x, planes)| screen::split(isa, x, Precision::Refined, planes)).collect();
+        let mut inputs = [(); 2].map(|()| {
+            let mut input = ScreenInput::default();
+            input.set(self.cols, ScreenRows { planes: &values, rows: &rows });
+            (0..n).for_each(|t| input.seek(t, seek.0, seek.1));
+            input
+        });
+        let groups = self.rows.div_ceil(GROUP_ROWS);
+        let (mut upper, mut greatest) = (vec![f32::NAN; n * self.rows], vec![f32::NAN; n * groups]);
+        for (turn, &first) in order.iter().enumerate() {
+            let part = first..groups.min(first + step);
+            let columns = part.start * GROUP_ROWS..self.rows.min(part.end * GROUP_ROWS);
+            let (mut out, mut most) = (vec![f32::NAN; n * columns.len()], vec![f32::NAN; n * part.len()]);
+            screen::bounds(isa, screen, part.clone(), &mut inputs[turn % 2], (&mut out, &mut most));
+            for t in 0..n {
+                upper[t * self.rows..][columns.clone()].copy_from_slice(&out[t * columns.len()..][..columns.len()]);
+                greatest[t * groups..][part.clone()].copy_from_slice(&most[t * part.len()..][..part.len()]);
+                // Now and then one hears what the other knows.
+                if turn % 3 == 2 {
+                    let known = inputs[0].least(t);
+                    inputs[1].learn(t, known);
+                }
+            }
+        }
+        let mut found = vec![0; self.rows];
+        let each = rows.iter().enumerate().zip(upper.chunks_mut(self.rows).zip(greatest.chunks(groups)));
+        each.map(|((t, row), (upper, greatest))| {
+            let least = inputs[0].least(t).max(inputs[1].least(t));
+            let count = screen::select_refined(screen, row, (seek.0, seek.1, least), (upper, greatest), &mut found)?;
+            assert!(upper.iter().all(|bound| *bound == f32::NEG_INFINITY), "bounds are cleared");
+            Some(found[..count].to_vec())
+        })
+        .collect()
+    }
+
+    /// Refined rows find all that matters, the same whatever the instruction set and the order.
+    fn check_refined(&self, x: &[f32], distance: f32, random: &mut Random) -> Vec<Option<usize>> {
+        let full = self.full(x);
+        let groups = self.rows.div_ceil(GROUP_ROWS);
+        let draws = [None, Some(1.0), Some(0.25), Some(40.0), Some(1e-4)].into_iter().enumerate();
+        let mut counts = Vec::new();
+        for (position, factor) in draws {
+            let drawn = factor.map(|factor| Draw { seed: 5, position: position as u64, factor });
+            let seek = (drawn, if drawn.is_some() { 0.0 } else { distance });
+            let in_order: Vec<usize> = (0..groups).collect();
+            let answers = self.refined(Isa::Portable, x, seek, &in_order, 1);
+            for isa in Isa::available() {
+                for step in [1, 3] {
+                    let mut order: Vec<usize> = (0..groups).step_by(step).collect();
+                    (1..order.len()).for_each(|i| order.swap(i, random.next() as usize % (i + 1)));
+                    let same = self.refined(isa, x, seek, &order, step) == answers;
+                    assert!(same, "{}: other rows by steps of {step}, {drawn:?}", isa.name());
+                }
+            }
+            for ((answer, full), x) in answers.iter().zip(full.chunks(self.rows)).zip(x.chunks(self.cols)) {
+                let Some(found) = answer else { continue };
+                let Some(drawn) = drawn else {
+                    self.is_enough(found, x, full, Sought { count: 1, distance, draw: None, also: &[] });
+                    continue;
+                };
+                let mut left = vec![f32::NEG_INFINITY; self.rows];
+                found.iter().for_each(|&row| left[row as usize] = full[row as usize]);
+                assert_eq!(draw(Isa::detect(), drawn, &left), draw(Isa::detect(), drawn, full), "{drawn:?}");
+            }
+            if drawn.is_none() {
+                counts = answers.iter().map(|answer| answer.as_ref().map(Vec::len)).collect();
+            }
+        }
+        counts
     }
 
     /// `found` holds every row that matters, once, and single rows have the bits of the full product.
@@ -242,6 +328,32 @@ proptest! {
         let mut x = random.normals(cols * planes.len());
         x.iter_mut().step_by(29).for_each(|x| *x *= spike);
         head.check(&x, &planes, count, distance, &also);
+        head.check_refined(&x[..cols * planes.len().min(11)], distance, &mut random);
+    }
+}
+
+#[test]
+fn refined_rows_leave_as_few_as_two_planes() {
+    let mut random = Random(21);
+    let (rows, cols) = (20_000, 256);
+    let head = Head::of_floats(&random.normals(rows * cols), cols);
+    let x = random.normals(3 * cols);
+    let counts = head.check_refined(&x, 0.0, &mut random);
+    for (refined, two) in counts.into_iter().zip(head.check(&x, &[2, 2, 2], 1, 0.0, &[])) {
+        assert!(refined.unwrap() <= two.unwrap(), "{refined:?} {two:?}");
+    }
+}
+
+#[test]
+fn refined_rows_that_are_not_finite_or_too_long_are_not_decided() {
+    let mut random = Random(22);
+    let cols = 40;
+    let head = Head::of_floats(&random.normals(300 * cols), cols);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, 3e38] {
+        let mut x = random.normals(2 * cols);
+        x[cols + 3] = bad;
+        let answers = head.check_refined(&x, 0.0, &mut random);
+        assert!(answers[0].is_some() && answers[1].is_none(), "{bad}: {answers:?}");
     }
 }
 

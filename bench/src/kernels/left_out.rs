@@ -97,9 +97,9 @@ pub(super) fn screen(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result
         let bytes = &memory.as_slice()[copy % copies * bytes..][..bytes];
         ScreenMatrix::new(bytes, &head, weight_max).expect("finite weights")
     };
-    let stride = 2 * screen::plane_stride(width);
+    let stride = screen::planes_len(width);
     for &n in rows.iter().filter(|&&n| n <= HEAD_TOKENS_MAX) {
-        for (precision, planes) in [(Precision::Two, 2), (Precision::Outliers, 1)] {
+        for (precision, planes) in [(Precision::Two, 2), (Precision::Outliers, 1), (Precision::Refined, 1)] {
             let mut values = vec![0; n * stride];
             let x: Vec<f32> = (0..width).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
             let split: Vec<_> =
@@ -108,8 +108,8 @@ pub(super) fn screen(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result
             input.set(width, ScreenRows { planes: &values, rows: &split });
             let name = format!("{} {height}x{width} n={n} {precision:?}", shape.name);
             let answer = |isa| {
-                let mut out = vec![0.0; n * GROUP_ROWS];
-                screen::lower_bounds(isa, matrix(0), 0..1, &mut input.clone(), &mut out);
+                let (mut out, mut greatest) = (vec![0.0; n * GROUP_ROWS], vec![0.0; n]);
+                screen::bounds(isa, matrix(0), 0..1, &mut input.clone(), (&mut out, &mut greatest));
                 out
             };
             bench.check(&name, &answer(bench.isa), &answer(Isa::Portable))?;
@@ -117,10 +117,12 @@ pub(super) fn screen(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result
             let isa = bench.isa;
             bench.time(Case { family: "screen", name, bytes, work }, &|member, call| {
                 let (mut input, mut out) = (input.clone(), vec![0.0; n * GROUPS_PER_UNIT * GROUP_ROWS]);
+                let mut greatest = vec![0.0; n * GROUPS_PER_UNIT];
                 while let Some(claimed) = member.claim(0, groups.div_ceil(GROUPS_PER_UNIT)) {
                     let part = claimed * GROUPS_PER_UNIT..groups.min((claimed + 1) * GROUPS_PER_UNIT);
                     let out = &mut out[..n * part.len() * GROUP_ROWS];
-                    screen::lower_bounds(isa, matrix(call), part, &mut input, out);
+                    let greatest = &mut greatest[..n * part.len()];
+                    screen::bounds(isa, matrix(call), part, &mut input, (out, greatest));
                 }
             });
         }

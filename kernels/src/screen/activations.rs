@@ -1,4 +1,4 @@
-//! Activation rows as one or two planes of int8.
+//! Activation rows as planes of int8.
 
 use super::layout::{padded_cols, tiles_per_row};
 use super::norms::{INFLATE, LANES, SMALLEST, greatest, length, nearest, norm, root};
@@ -16,6 +16,9 @@ pub enum Precision {
     /// One plane with the step of all but few values; the second one is zero but where these are, and costs nearly
     /// nothing.
     Outliers,
+    /// The same, and a third plane of what these left, which only those rows of the matrix meet that the others do not
+    /// rule out.
+    Refined,
 }
 
 /// What [`split`] found of an activation row.
@@ -23,14 +26,16 @@ pub enum Precision {
 pub struct ScreenRow {
     pub(super) precision: Precision,
     /// Step and sum of each plane.
-    pub(super) step: [f32; 2],
-    pub(super) sum: [i32; 2],
+    pub(super) step: [f32; PLANES],
+    pub(super) sum: [i32; PLANES],
     /// `X` and `D` of the module's proof; not finite where the row is not.
     pub(super) norm: f32,
     pub(super) rest: f32,
+    /// `D` without the third plane.
+    pub(super) coarse_rest: f32,
 }
 
-/// Activation rows: row `t` has its planes at `2 * t` and `2 * t + 1`, each [`plane_stride`] long.
+/// Activation rows: row `t` has its planes at `PLANES * t` and the following, each [`plane_stride`] long.
 #[derive(Clone, Copy, Debug)]
 pub struct ScreenRows<'a> {
     pub planes: &'a [i8],
@@ -39,24 +44,35 @@ pub struct ScreenRows<'a> {
 
 /// Distance of planes of `cols` columns: an odd number of cache lines, which spreads them over the sets of a cache.
 #[must_use]
-pub const fn plane_stride(cols: usize) -> usize {
+pub(super) const fn plane_stride(cols: usize) -> usize {
     (padded_cols(cols).div_ceil(64) | 1) * 64
 }
 
+/// Bytes of the planes of a row of `cols` columns.
+#[must_use]
+pub const fn planes_len(cols: usize) -> usize {
+    PLANES * plane_stride(cols)
+}
+
 impl ScreenRow {
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Planes that are multiplied as a whole.
     pub(super) fn whole_planes(&self) -> usize {
         if self.precision == Precision::Two { 2 } else { 1 }
     }
 }
 
-/// Splits `x` into planes; `planes` has room for two.
+/// Splits `x` into planes.
 ///
 /// # Panics
-/// Where `planes` is not two [`plane_stride`]s long.
+/// Where `planes` is not [`planes_len`] long.
 #[must_use]
 pub fn split(isa: Isa, x: &[f32], precision: Precision, planes: &mut [i8]) -> ScreenRow {
-    assert_eq!(planes.len(), 2 * plane_stride(x.len()), "room for two planes");
+    assert_eq!(planes.len(), planes_len(x.len()), "room for all planes");
     dispatch(isa, Split { x, precision, planes })
 }
 
@@ -73,9 +89,11 @@ impl Kernel for Split<'_> {
     fn run<S: Simd>(self, _: S) -> ScreenRow {
         let Self { x, precision, planes } = self;
         planes.fill(0);
-        let (first, second) = planes.split_at_mut(planes.len() / 2);
+        let (first, others) = planes.split_at_mut(planes.len() / PLANES);
+        let (second, third) = others.split_at_mut(first.len());
         let mut row = ScreenRow { precision, norm: norm(x), ..ScreenRow::default() };
-        let greatest = if precision == Precision::Outliers { greatest_inlier(x) } else { greatest(x) };
+        let apart = matches!(precision, Precision::Outliers | Precision::Refined);
+        let greatest = if apart { greatest_inlier(x) } else { greatest(x) };
         row.step[0] = if greatest > SMALLEST { greatest / 127.0 } else { 0.0 };
         round(x, row.step[0], first);
         row.sum[0] = first.iter().map(|&q| i32::from(q)).sum();
@@ -91,7 +109,14 @@ impl Kernel for Split<'_> {
             row.sum[1] = second.iter().map(|&q| i32::from(q)).sum();
             used += length(second) * row.step[1];
         }
-        row.rest = rest(x, row.step, first, second) * INFLATE + used * USED_SLACK;
+        row.coarse_rest = rest(x, row.step, [first, second, third]) * INFLATE + used * USED_SLACK;
+        row.rest = row.coarse_rest;
+        if precision == Precision::Refined {
+            row.step[2] = round_left(x, row.step, [first, second], third);
+            row.sum[2] = third.iter().map(|&q| i32::from(q)).sum();
+            used += length(third) * row.step[2];
+            row.rest = rest(x, row.step, [first, second, third]) * INFLATE + used * USED_SLACK;
+        }
         row
     }
 }
@@ -110,7 +135,7 @@ fn round(x: &[f32], step: f32, q: &mut [i8]) {
 }
 
 #[inline(always)]
-fn round_rest(x: &[f32], step: [f32; 2], first: &[i8], second: &mut [i8]) {
+fn round_rest(x: &[f32], step: [f32; PLANES], first: &[i8], second: &mut [i8]) {
     let inverse = inverse(step[1]);
     for ((q, &x), &first) in second.iter_mut().zip(x).zip(first) {
         *q = nearest((x - step[0] * f32::from(first)) * inverse);
@@ -157,6 +182,22 @@ fn round_outliers(x: &[f32], (greatest, step): (f32, f32), first: &[i8], second:
     second_step
 }
 
+/// Puts what two planes leave into a third one; its step.
+#[inline(always)]
+fn round_left(x: &[f32], step: [f32; PLANES], [first, second]: [&[i8]; 2], third: &mut [i8]) -> f32 {
+    let mut most = 0.0_f32;
+    for ((&x, &first), &second) in x.iter().zip(first).zip(second) {
+        let left = ((x - step[0] * f32::from(first)) - step[1] * f32::from(second)).abs();
+        most = if left > most { left } else { most };
+    }
+    let third_step = if most > SMALLEST { most / 127.0 } else { 0.0 };
+    let inverse = inverse(third_step);
+    for (((q, &x), &first), &second) in third.iter_mut().zip(x).zip(first).zip(second) {
+        *q = nearest(((x - step[0] * f32::from(first)) - step[1] * f32::from(second)) * inverse);
+    }
+    third_step
+}
+
 /// Most tiles that hold outliers.
 pub(super) const fn outlier_tiles(cols: usize) -> usize {
     let count = tiles_per_row(cols) / TILES_PER_OUTLIER;
@@ -165,17 +206,22 @@ pub(super) const fn outlier_tiles(cols: usize) -> usize {
 
 /// Norm of `x` less its planes.
 #[inline(always)]
-fn rest(x: &[f32], step: [f32; 2], first: &[i8], second: &[i8]) -> f32 {
+fn rest(x: &[f32], step: [f32; PLANES], [first, second, third]: [&[i8]; PLANES]) -> f32 {
     let mut squares = [0.0; LANES];
-    for ((x, first), second) in x.chunks(LANES).zip(first.chunks(LANES)).zip(second.chunks(LANES)) {
-        for (((square, &x), &first), &second) in squares.iter_mut().zip(x).zip(first).zip(second) {
+    let planes = first.chunks(LANES).zip(second.chunks(LANES)).zip(third.chunks(LANES));
+    for (x, ((first, second), third)) in x.chunks(LANES).zip(planes) {
+        let planes = first.iter().zip(second).zip(third);
+        for ((square, &x), ((&first, &second), &third)) in squares.iter_mut().zip(x).zip(planes) {
             let left = (x - step[0] * f32::from(first)) - step[1] * f32::from(second);
+            let left = left - step[2] * f32::from(third);
             *square += left * left;
         }
     }
     root(&squares, x.len())
 }
 
+/// Most planes of a row.
+pub(super) const PLANES: usize = 3;
 /// Of 2560 columns, 16 tiles of 4: the second plane then costs a twentieth of the first one.
 const TILES_PER_OUTLIER: usize = 40;
 pub(super) const OUTLIER_TILES_MAX: usize = 64;
@@ -193,10 +239,10 @@ mod tests {
         for cols in [1, 15, 16, 17, 64, 100, 2560] {
             for span in [1e-33, 1e-20, 1.0, 1e12] {
                 let x = draw.floats(cols, span);
-                for precision in [Precision::One, Precision::Two, Precision::Outliers] {
+                for precision in [Precision::One, Precision::Two, Precision::Outliers, Precision::Refined] {
                     let mut first = None;
                     for isa in Isa::available() {
-                        let mut planes = vec![99; 2 * plane_stride(cols)];
+                        let mut planes = vec![99; planes_len(cols)];
                         let row = split(isa, &x, precision, &mut planes);
                         let want = first.get_or_insert_with(|| (row, planes.clone()));
                         assert_eq!((&row, &planes), (&want.0, &want.1), "{} {cols} {span}", isa.name());
@@ -205,7 +251,7 @@ mod tests {
                     let stride = plane_stride(cols);
                     let left = |k: usize| {
                         let plane = |p: usize| f64::from(row.step[p]) * f64::from(planes[p * stride + k]);
-                        f64::from(x[k]) - plane(0) - plane(1)
+                        f64::from(x[k]) - plane(0) - plane(1) - plane(2)
                     };
                     let exact = (0..cols).map(|k| left(k).powi(2)).sum::<f64>().sqrt();
                     let whole = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
@@ -214,7 +260,9 @@ mod tests {
                         "{cols} {span} {precision:?}"
                     );
                     if span >= 1.0 {
-                        let part = if precision == Precision::Two { 1e-4 } else { 0.02 };
+                        let fine = matches!(precision, Precision::Two | Precision::Refined);
+                        let part = if fine { 1e-4 } else { 0.02 };
+                        assert!(row.coarse_rest <= whole as f32 * 0.02, "{cols} {span} {precision:?}");
                         assert!(
                             f64::from(row.rest) <= whole * part,
                             "{cols} {span} {precision:?}: {} {whole}",
@@ -235,10 +283,10 @@ mod tests {
         for at in 0..count {
             x[at * 160 + 3] = 40.0 + at as f32;
         }
-        let mut planes = vec![0; 2 * plane_stride(x.len())];
+        let mut planes = vec![0; planes_len(x.len())];
         let row = split(Isa::detect(), &x, Precision::Outliers, &mut planes);
         assert!(row.step[0] <= 1.0 / 127.0);
-        let second = planes[plane_stride(x.len())..].chunks(4);
+        let second = planes[plane_stride(x.len())..2 * plane_stride(x.len())].chunks(4);
         assert_eq!(second.filter(|tile| tile.iter().any(|q| *q != 0)).count(), count);
         // One more, and the step is as wide as that.
         x[81] = 30.0;
@@ -250,7 +298,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
             let mut x = vec![1.0; 40];
             x[33] = bad;
-            let mut planes = vec![0; 2 * plane_stride(x.len())];
+            let mut planes = vec![0; planes_len(x.len())];
             for isa in Isa::available() {
                 assert!(!split(isa, &x, Precision::Two, &mut planes).norm.is_finite(), "{bad}");
             }

@@ -7,14 +7,14 @@ use std::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
+use super::bounds::{Job, Part, Planes, Sums, few_products, fine_products, word};
 use super::layout::Tile;
-use super::lower::{Job, Part, Planes, Sums, few_products, word};
 use crate::Avx2;
 
 pub(super) fn run(_: Avx2, job: Job<'_>, sums: &mut [Sums]) {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn body(job: Job<'_>, sums: &mut [Sums]) {
-        job.run(sums, |w, planes, sums| products(w, planes, sums), few_products);
+        job.run(sums, |w, planes, sums| products(w, planes, sums), few_products, fine_products);
     }
     // SAFETY: the token proves that these instructions exist.
     unsafe { body(job, sums) }

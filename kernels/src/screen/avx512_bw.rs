@@ -7,14 +7,14 @@ use std::arch::x86_64::{
     _mm512_storeu_si512,
 };
 
+use super::bounds::{Job, Part, Planes, Sums, few_products, fine_products, word};
 use super::layout::Tile;
-use super::lower::{Job, Part, Planes, Sums, few_products, word};
 use crate::Avx512Bw;
 
 pub(super) fn run(_: Avx512Bw, job: Job<'_>, sums: &mut [Sums]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn body(job: Job<'_>, sums: &mut [Sums]) {
-        job.run(sums, |w, planes, sums| products(w, planes, sums), few_products);
+        job.run(sums, |w, planes, sums| products(w, planes, sums), few_products, fine_products);
     }
     // SAFETY: the token proves that these instructions exist.
     unsafe { body(job, sums) }

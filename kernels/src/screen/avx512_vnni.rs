@@ -6,14 +6,19 @@ use std::arch::x86_64::{
     _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
+use super::bounds::{FINE_MAX, Job, Outliers, PLANES_MAX, Part, Planes, Sums, word};
 use super::layout::Tile;
-use super::lower::{Job, Outliers, PLANES_MAX, Part, Planes, Sums, word};
 use crate::Avx512Vnni;
 
 pub(super) fn run(_: Avx512Vnni, job: Job<'_>, sums: &mut [Sums]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn body(job: Job<'_>, sums: &mut [Sums]) {
-        job.run(sums, |w, planes, sums| products(w, planes, sums), |w, outliers| few(w, outliers));
+        job.run(
+            sums,
+            |w, planes, sums| products(w, planes, sums),
+            |w, outliers| few(w, outliers),
+            |w, planes, sums| fine(w, planes, sums),
+        );
     }
     // SAFETY: the token proves that these instructions exist.
     unsafe { body(job, sums) }
@@ -88,6 +93,50 @@ fn few(w: &[Tile], outliers: &Outliers) -> Sums {
     let mut sums = [0; 16];
     store(_mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3])), &mut sums);
     sums
+}
+
+/// Sums of a tile row with third planes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn fine(w: &[Tile], planes: &[&[[i8; 4]]], sums: &mut [Sums]) {
+    macro_rules! by_len {
+        ($($n:literal),*) => {
+            match planes.len() {
+                $($n => fine_dot::<$n>(
+                    w,
+                    planes.first_chunk().expect("as matched"),
+                    sums.first_chunk_mut().expect("sums for each plane"),
+                ),)*
+                _ => unreachable!("at most FINE_MAX planes"),
+            }
+        };
+    }
+    by_len!(1, 2, 3, 4, 5, 6, 7, 8);
+}
+
+const _: () = assert!(FINE_MAX == 8);
+
+/// Two sums in turn for each plane, so that none waits for itself.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline(never)]
+fn fine_dot<const N: usize>(w: &[Tile], planes: &[&[[i8; 4]]; N], sums: &mut [Sums; N]) {
+    let pairs = w.len() / 2;
+    let w = &w.as_chunks::<2>().0[..pairs];
+    let mut x = [&[][..]; N];
+    for (x, plane) in x.iter_mut().zip(planes) {
+        *x = &plane.as_chunks::<2>().0[..pairs];
+    }
+    let mut acc = [[_mm512_setzero_si512(); 2]; N];
+    for i in 0..pairs {
+        for side in 0..2 {
+            let codes = load(&w[i][side]);
+            for t in 0..N {
+                acc[t][side] = _mm512_dpbusd_epi32(acc[t][side], codes, _mm512_set1_epi32(word(x[t][i][side])));
+            }
+        }
+    }
+    for t in 0..N {
+        store(_mm512_add_epi32(acc[t][0], acc[t][1]), &mut sums[t]);
+    }
 }
 
 #[target_feature(enable = "avx512f")]

@@ -4,9 +4,9 @@
 //! # What is kept
 //!
 //! Beside a dense matrix `w` stands a copy of it in int8: row `r` is about `s_r q_r` with `q_r` in -127 ..= 127, and with
-//! it two numbers that bound what the copy leaves out (below). An activation row `x` becomes one or two int8 planes:
-//! `x` is about `S_0 h_0 + S_1 h_1`, where `h_1` holds what rounding to `h_0` left, or only what it left of the few greatest
-//! values, which then do not widen the step of the others.
+//! it two numbers that bound what the copy leaves out (below). An activation row `x` becomes int8 planes:
+//! `x` is about `S_0 h_0 + S_1 h_1 + S_2 h_2`, where `h_1` holds what rounding to `h_0` left, or only what it left of the few
+//! greatest values, which then do not widen the step of the others, and `h_2` what both left.
 //!
 //! # Why nothing is lost
 //!
@@ -19,14 +19,14 @@
 //! 2. `f` differs from `w_r . x` by its own rounding: each product goes through at most `m = ceil(cols / 16) + 4`
 //!    roundings (the fused multiply-adds of its lane, then the tree), so by at most `g sum |w_k x_k| <= g (E + V) X`
 //!    with `g = m u / (1 - m u)`. Sums so small that they are subnormal add at most `(cols + 15) 2^-150`.
-//! 3. `a`, computed in f32, differs from `a*` by at most `5 u V H`: conversion, two products and one sum for each
-//!    plane, and `|J_p| s_r S_p <= V S_p |h_p|`.
+//! 3. `a`, computed in f32, differs from `a*` by at most `5 u V H`: conversion, two products and two sums for a
+//!    plane at most, and `|J_p| s_r S_p <= V S_p |h_p|`.
 //!
 //! So `|f - a| <= A X + V (D + 5 u H) + tiny`, with `A = E + g (E + V)`. Stored are `A` and `V`, inflated by 2^-16: far
 //! more than the roundings of the few products and sums that follow, and of the norms themselves, which are sums of
 //! `cols` squares in 16 lanes and get a slack of their own for each term of a lane. `D` is inflated the same way and by
 //! `2^-19 H = 32 u H`, six times what 3. needs: the rest covers the rounding of `x - S_0 h_0` and of what follows (at most
-//! `2 u (H + D)`) and of `lower = a - (A X + V D)` and `lower + 2 (A X + V D)` themselves. The same roundings of `w_r -
+//! `3 u (H + D)`) and of `lower = a - (A X + V D)` and `lower + 2 (A X + V D)` themselves. The same roundings of `w_r -
 //! s_r q_r` are counted in `g`. Squares and sums that underflow are covered by adding `TINY` to `E`, `X` and `D`. Norms far
 //! from overflow (`ScreenMatrix::admits`) keep every partial sum of `f` and of the screen finite; an activation row that
 //! is not (infinite, NaN) is not admitted.
@@ -38,6 +38,11 @@
 //!
 //! A draw (`kernels::draw`) takes the greatest of `factor * f + noise`, so the same holds of these scores; `score_slack`
 //! covers that they are made of bounds in f32 and of results in f64.
+//!
+//! A refined row looks for the best one, or those within a distance of it. While the matrix passes by, the greatest lower
+//! bound so far is such a `T`, so a row of the matrix whose upper bound by two planes is below it is done with; the others
+//! meet the third plane while they are in the caches. The best lower bound by all planes is found whatever the order, and
+//! what is kept for a row, the lesser of its upper bounds, doesn't depend on it either: nor does what is found.
 //!
 //! Integer sums are exact and float steps are single IEEE operations in a fixed order, so that every ISA selects the
 //! same rows.
@@ -51,15 +56,24 @@ mod avx512_bw;
 mod avx512_vnni;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+mod bounds;
 mod layout;
-mod lower;
 mod norms;
 mod pack;
 mod portable;
+mod refine;
 mod select;
 
-pub use activations::{Precision, ScreenRow, ScreenRows, plane_stride, split};
+use crate::Isa;
+
+pub use activations::{Precision, ScreenRow, ScreenRows, planes_len, split};
+pub use bounds::{ScreenInput, bounds};
 pub use layout::{COLS_MAX, GROUP_ROWS, ScreenMatrix, group_bytes, packed_bytes};
-pub use lower::{ScreenInput, lower_bounds};
 pub use pack::pack;
-pub use select::{SelectScratch, Sought, select};
+pub use select::{SelectScratch, Sought, select, select_refined};
+
+/// Whether `isa` has products of its own for [`Precision::Refined`]. It is exact either way.
+#[must_use]
+pub fn refines(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx512Vnni(_))
+}

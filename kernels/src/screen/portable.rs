@@ -1,7 +1,7 @@
 //! The reference products.
 
+use super::bounds::{Planes, Sums};
 use super::layout::Tile;
-use super::lower::{Planes, Sums};
 
 pub(super) fn products(w: [&[Tile]; 2], planes: Planes<'_>, sums: &mut [Sums]) {
     for (tiles, sums) in w.into_iter().zip(sums.chunks_exact_mut(planes.len())) {

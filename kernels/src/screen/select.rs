@@ -1,6 +1,6 @@
 //! Which rows could be among the best, given lower bounds of all.
 
-use super::activations::ScreenRow;
+use super::activations::{Precision, ScreenRow};
 use super::layout::{GROUP_ROWS, ScreenMatrix};
 use crate::Isa;
 use crate::draw::{self, Draw, NOISE_MAX};
@@ -71,17 +71,63 @@ pub fn select(
     }
     let least = rank(sought.count, scratch)?;
     let slack = sought.draw.map_or(0.0, |draw| score_slack(draw.factor * w.bound_max(x)));
-    let bar = (least - sought.distance) - (least.abs() + sought.distance) * (4.0 * f32::EPSILON) - slack;
+    let bar = bar(least, sought.distance, slack);
     if !bar.is_finite() {
         return None;
     }
     dispatch(isa, Passing { w, x, draw: sought.draw.as_ref(), bar, lower, greatest: &scratch.greatest, found, count })
 }
 
+/// Of a refined activation row, for which [`bounds`](super::bounds) left `upper` and the `greatest` of each group: writes
+/// the rows whose scores could be within `distance` of the best one to `found` and says how many they are; `upper` is
+/// filled with minus infinity then. `least` is what the best one is known to reach. `None` as [`select`].
+///
+/// # Panics
+/// Where `upper` or `greatest` is of another length than `w` has rows and groups, or the row is no refined one.
+#[must_use]
+pub fn select_refined(
+    w: ScreenMatrix<'_>,
+    x: &ScreenRow,
+    (draw, distance, least): (Option<Draw>, f32, f32),
+    (upper, greatest): (&mut [f32], &[f32]),
+    found: &mut [u32],
+) -> Option<usize> {
+    assert!(x.precision == Precision::Refined, "a refined row");
+    assert_eq!(upper.len(), w.rows(), "a bound for each row");
+    assert_eq!(greatest.len(), w.rows().div_ceil(GROUP_ROWS), "a number for each group");
+    if !w.admits(x.norm, x.coarse_rest) {
+        return None;
+    }
+    let bar = bar(least, distance, draw.map_or(0.0, |draw| score_slack(draw.factor * w.bound_max(x))));
+    if !bar.is_finite() {
+        return None;
+    }
+    let mut count = 0;
+    for (group, (upper, greatest)) in (0_u32..).zip(upper.chunks_mut(GROUP_ROWS).zip(greatest)) {
+        if *greatest >= bar {
+            for (i, upper) in (0_u32..).zip(upper.iter()) {
+                if *upper >= bar {
+                    *found.get_mut(count)? = group * GROUP_ROWS_U32 + i;
+                    count += 1;
+                }
+            }
+        }
+        if *greatest > f32::NEG_INFINITY {
+            upper.fill(f32::NEG_INFINITY);
+        }
+    }
+    Some(count)
+}
+
+/// What scores must reach to be within `distance` of one that is `least` or more.
+pub(super) fn bar(least: f32, distance: f32, slack: f32) -> f32 {
+    (least - distance) - (least.abs() + distance) * (4.0 * f32::EPSILON) - slack
+}
+
 /// More than what separates scores made of bounds in f32 from exact ones, on both sides of a comparison, where no bound
 /// times the factor is above `greatest`: each goes through at most six roundings of numbers below `greatest + NOISE_MAX`,
 /// `2^-24` of them each, and 16 are allowed for.
-fn score_slack(greatest: f32) -> f32 {
+pub(super) fn score_slack(greatest: f32) -> f32 {
     (greatest + NOISE_MAX) * (1.0 / 1_048_576.0)
 }
 

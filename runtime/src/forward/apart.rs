@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use kernels::Isa;
+
 use super::attend::AttendPlan;
 use super::head::{COUNTERS_AROUND, HeadCounts, HeadPlan};
 use super::{Limits, Part, Segment, Step, pass};
@@ -103,10 +105,10 @@ impl Apart {
     }
 
     /// Plans what is done with each share of the step that was cut.
-    pub(super) fn plan(&mut self, weights: &Weights) {
+    pub(super) fn plan(&mut self, isa: Isa, weights: &Weights) {
         for share in &mut self.shares[..self.workers * self.each] {
             share.attend_plan.make(&share.step);
-            share.head_plan.make(weights, &share.step);
+            share.head_plan.make(isa, weights, &share.step);
         }
     }
 

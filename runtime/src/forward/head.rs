@@ -2,11 +2,14 @@
 //!
 //! A row whose sampler needs only the best tokens goes through the screen (`kernels::screen`): lower bounds of all its
 //! logits from an int8 copy of the head, then exact logits of the tokens that could be among the best, minus infinity
-//! for the others. Where the screen does not decide, the row gets all its logits after all.
+//! for the others. Where the screen does not decide, the row gets all its logits after all. Rows that look for the best
+//! token only are refined, where there are many: the workers tell each other which score is known to be reached.
 #![expect(unsafe_code, reason = "workers write disjoint parts of shared buffers, see each SAFETY line")]
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use kernels::Isa;
 use kernels::dense::{self, DenseMatrix};
 use kernels::screen::{self, GROUP_ROWS, Precision, ScreenMatrix, ScreenRow, ScreenRows, Sought};
 
@@ -52,19 +55,24 @@ pub(super) struct HeadPlan {
     /// How the screened rows become int8, and steps that go with two planes, since less left too many tokens.
     precision: Precision,
     careful: usize,
+    /// Whether rows that look for one token are refined.
+    refined: bool,
 }
 
 /// What the screened rows of a step are kept in; `m` is their number, `n` that of all.
 pub(super) struct HeadBuffers {
     /// n x hidden: inputs, the full rows first.
     inputs: Shared<f32>,
-    /// m x two planes.
+    /// m x all planes.
     planes: Shared<i8>,
     rows: Shared<ScreenRow>,
     /// m x most tokens: those that could matter, and how many.
     found: Shared<u32>,
     found_max: usize,
     counts: Shared<u32>,
+    /// Of refined rows the greatest bound of each group of tokens, m x groups, and the score that is known to be reached.
+    greatest: Shared<f32>,
+    least: Box<[AtomicU32]>,
     /// Undecided rows in the order in which they turned up, and their inputs.
     undecided: Shared<usize>,
     again: Shared<f32>,
@@ -79,6 +87,8 @@ pub(super) struct HeadRows<'a> {
     found: SharedFrom<'a, u32>,
     found_max: usize,
     counts: SharedFrom<'a, u32>,
+    greatest: SharedFrom<'a, f32>,
+    least: &'a [AtomicU32],
     undecided: SharedFrom<'a, usize>,
     again: SharedFrom<'a, f32>,
 }
@@ -89,11 +99,13 @@ impl HeadBuffers {
         let found_max = params.vocab / FOUND_SHARE;
         Self {
             inputs: Shared::new(n * hidden),
-            planes: Shared::new(n * 2 * screen::plane_stride(hidden)),
+            planes: Shared::new(n * screen::planes_len(hidden)),
             rows: Shared::new(n),
             found: Shared::new(n * found_max),
             found_max,
             counts: Shared::new(n),
+            greatest: Shared::new(n * params.vocab.div_ceil(GROUP_ROWS)),
+            least: (0..n).map(|_| AtomicU32::default()).collect(),
             undecided: Shared::new(n),
             again: Shared::new(n * hidden),
         }
@@ -103,11 +115,13 @@ impl HeadBuffers {
         let hidden = params.hidden;
         HeadRows {
             inputs: self.inputs.from(entry * hidden),
-            planes: self.planes.from(entry * 2 * screen::plane_stride(hidden)),
+            planes: self.planes.from(entry * screen::planes_len(hidden)),
             rows: self.rows.from(entry),
             found: self.found.from(entry * self.found_max),
             found_max: self.found_max,
             counts: self.counts.from(entry),
+            greatest: self.greatest.from(entry * params.vocab.div_ceil(GROUP_ROWS)),
+            least: &self.least[entry..],
             undecided: self.undecided.from(entry),
             again: self.again.from(entry * hidden),
         }
@@ -129,11 +143,12 @@ impl HeadPlan {
             pause: 0,
             precision: Precision::Two,
             careful: 0,
+            refined: false,
         }
     }
 
     /// Decides for every entry of `step.logits`.
-    pub(super) fn make(&mut self, weights: &Weights, step: &Step) {
+    pub(super) fn make(&mut self, isa: Isa, weights: &Weights, step: &Step) {
         self.full.clear();
         self.screened.clear();
         self.sought.clear();
@@ -153,26 +168,35 @@ impl HeadPlan {
             self.full.extend(0..step.logits.len());
             self.screened.clear();
         }
-        let one_is_enough = self.screened.len() >= OUTLIERS_FROM_ROWS && self.careful == 0;
+        let many = self.screened.len() >= OUTLIERS_FROM_ROWS;
+        self.refined = many && screen::refines(isa);
+        let one_is_enough = many && self.careful == 0;
         self.precision = if one_is_enough { Precision::Outliers } else { Precision::Two };
         self.careful = self.careful.saturating_sub(1);
+    }
+
+    /// How screened row `m` becomes int8.
+    fn precision(&self, m: usize) -> Precision {
+        let (reach, also) = &self.sought[m];
+        if self.refined && reach.count == 1 && also.is_empty() { Precision::Refined } else { self.precision }
     }
 
     /// What became of the step; a screen that decides too little rests for a while.
     pub(super) fn count(&mut self, found: &[u32], vocab: usize) -> HeadCounts {
         let mut counts = HeadCounts { full: self.full.len(), ..HeadCounts::default() };
-        for count in &found[..self.screened.len()] {
-            if *count == UNDECIDED {
-                counts.undecided += 1;
-            } else {
-                counts.screened += 1;
-                counts.exact += *count as usize;
+        let mut by_outliers = HeadCounts::default();
+        for (m, count) in found[..self.screened.len()].iter().enumerate() {
+            let one = match *count {
+                UNDECIDED => HeadCounts { undecided: 1, ..HeadCounts::default() },
+                exact => HeadCounts { screened: 1, exact: exact as usize, ..HeadCounts::default() },
+            };
+            counts.add(one);
+            if self.precision(m) == Precision::Outliers {
+                by_outliers.add(one);
             }
         }
-        if self.precision == Precision::Outliers {
-            if counts.undecided > 0 || counts.exact * EXACT_SHARE > counts.screened * vocab {
-                self.careful = PAUSE_STEPS;
-            }
+        if by_outliers.undecided > 0 || by_outliers.exact * EXACT_SHARE > by_outliers.screened * vocab {
+            self.careful = PAUSE_STEPS;
         } else if counts.undecided > counts.screened {
             self.pause = PAUSE_STEPS;
         }
@@ -234,12 +258,13 @@ impl Pass<'_> {
             let input = unsafe { self.head.inputs.write(place * hidden..(place + 1) * hidden) };
             self.normalise(&self.head_rows(), i, input);
             if let Some(m) = place.checked_sub(full.len()) {
-                let stride = 2 * screen::plane_stride(hidden);
+                let stride = screen::planes_len(hidden);
                 // SAFETY: as above, and places and screened rows go together.
                 let values = unsafe { self.head.planes.write(m * stride..(m + 1) * stride) };
                 // SAFETY: as above.
                 let row = unsafe { self.head.rows.write(m..m + 1) };
-                row[0] = screen::split(self.isa, input, self.plan.precision, values);
+                row[0] = screen::split(self.isa, input, self.plan.precision(m), values);
+                self.head.least[m].store(ordered(f32::NEG_INFINITY), Ordering::Relaxed);
             }
         }
     }
@@ -247,7 +272,7 @@ impl Pass<'_> {
     /// All logits of the full rows, lower bounds of those of the screened ones.
     fn bound_rows(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>, copy: ScreenMatrix<'_>) {
         let (HeadPlan { full, screened, .. }, hidden) = (self.plan, self.weights.params.hidden);
-        let stride = 2 * screen::plane_stride(hidden);
+        let stride = screen::planes_len(hidden);
         // SAFETY: the phase before wrote inputs, planes and rows; this one only reads them.
         let inputs = unsafe { self.head.inputs.read(0..full.len() * hidden) };
         // SAFETY: as above.
@@ -255,6 +280,9 @@ impl Pass<'_> {
         // SAFETY: as above.
         let rows = unsafe { self.head.rows.read(0..screened.len()) };
         scratch.screen.set(hidden, ScreenRows { planes, rows });
+        for (m, (Reach { distance, draw, .. }, _)) in self.plan.sought.iter().enumerate() {
+            scratch.screen.seek(m, *draw, *distance);
+        }
         while let Some(range) = self.claim_tokens(member, COUNTER_BOUNDS) {
             let groups = range.start / GROUP_ROWS..range.end.div_ceil(GROUP_ROWS);
             if !full.is_empty() {
@@ -262,9 +290,23 @@ impl Pass<'_> {
                 dense::linear(self.isa, head, range.clone(), inputs, out, &mut scratch.dense);
                 self.put(full, range.clone(), out);
             }
+            for (m, least) in self.head.least[..screened.len()].iter().enumerate() {
+                scratch.screen.learn(m, unordered(least.load(Ordering::Relaxed)));
+            }
             let out = &mut scratch.first[..screened.len() * range.len()];
-            screen::lower_bounds(self.isa, copy, groups, &mut scratch.screen, out);
+            let greatest = &mut scratch.second[..screened.len() * groups.len()];
+            screen::bounds(self.isa, copy, groups.clone(), &mut scratch.screen, (&mut *out, &mut *greatest));
             self.put(screened, range, out);
+            for (m, greatest) in greatest.chunks_exact(groups.len()).enumerate() {
+                let row = m * self.vocab.div_ceil(GROUP_ROWS);
+                // SAFETY: the groups were claimed by this worker alone.
+                let to = unsafe { self.head.greatest.write(row + groups.start..row + groups.end) };
+                to.copy_from_slice(greatest);
+                let least = ordered(scratch.screen.least(m));
+                if least > self.head.least[m].load(Ordering::Relaxed) {
+                    self.head.least[m].fetch_max(least, Ordering::Relaxed);
+                }
+            }
         }
     }
 
@@ -274,7 +316,6 @@ impl Pass<'_> {
         while let Some(m) = member.claim(COUNTER_SELECT, screened.len()) {
             let i = screened[m];
             let (Reach { count, distance, draw }, also) = self.plan.sought[m].clone();
-            let sought = Sought { count, distance, draw, also: &self.step.also[also] };
             // SAFETY: the phase before wrote the rows, this one only reads them.
             let row = unsafe { self.head.rows.read(m..m + 1) };
             // SAFETY: the row was claimed by this worker alone.
@@ -283,7 +324,16 @@ impl Pass<'_> {
             let found = unsafe { self.head.found.write(m * most..(m + 1) * most) };
             // SAFETY: as above.
             let kept = unsafe { self.head.counts.write(m..m + 1) };
-            let count = screen::select(self.isa, copy, &row[0], sought, lower, found, &mut scratch.select);
+            let count = if row[0].precision() == Precision::Refined {
+                let groups = self.vocab.div_ceil(GROUP_ROWS);
+                // SAFETY: the phase before wrote the bounds of groups, this one only reads them.
+                let greatest = unsafe { self.head.greatest.read(m * groups..(m + 1) * groups) };
+                let least = unordered(self.head.least[m].load(Ordering::Relaxed));
+                screen::select_refined(copy, &row[0], (draw, distance, least), (lower, greatest), found)
+            } else {
+                let sought = Sought { count, distance, draw, also: &self.step.also[also] };
+                screen::select(self.isa, copy, &row[0], sought, lower, found, &mut scratch.select)
+            };
             kept[0] = count.map_or(UNDECIDED, |count| u32::try_from(count).expect("a vocabulary has 32-bit ids"));
             if count.is_none() {
                 let place = member.claim(COUNTER_UNDECIDED, screened.len()).expect("each row takes one place");
@@ -370,6 +420,17 @@ impl Pass<'_> {
     }
 }
 
+/// Numbers in the order of floats that are no NaN.
+fn ordered(value: f32) -> u32 {
+    let bits = value.to_bits();
+    if value.is_sign_negative() { !bits } else { bits | SIGN }
+}
+
+fn unordered(number: u32) -> f32 {
+    f32::from_bits(if number & SIGN == 0 { !number } else { number ^ SIGN })
+}
+
+const SIGN: u32 = 1 << 31;
 /// The count of a row that the screen did not decide.
 const UNDECIDED: u32 = u32::MAX;
 /// Tokens of a unit of exact logits.

@@ -231,7 +231,7 @@ impl Forward {
         let at = (weights, &*kv, each);
         let vocab = weights.params.vocab;
         if self.apart.cut(step) {
-            self.apart.plan(weights);
+            self.apart.plan(self.isa, weights);
             let this = &*self;
             team.run(&this.apart.counters, &|member| {
                 while let Some(share) = this.apart.claim(member) {
@@ -243,7 +243,7 @@ impl Forward {
             self.counts = self.apart.count(self.head.counts(), vocab);
             return;
         }
-        self.plan.make(weights, step);
+        self.plan.make(self.isa, weights, step);
         self.attend_plan.make(step);
         let (attend_plan, head_plan) = (&self.attend_plan, &self.plan);
         let pass = self.pass(at, Part { step, place: (0, 0), first_logit: 0, attend_plan, head_plan });

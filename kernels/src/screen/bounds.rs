@@ -1,13 +1,15 @@
-//! Lower bounds of the results of all rows: int8 products, then the bound of the module's proof.
+//! Bounds of the results of all rows: int8 products, then the bound of the module's proof.
 
 use std::ops::Range;
 
-use super::activations::{OUTLIER_TILES_MAX, Precision, ScreenRow, ScreenRows, outlier_tiles, plane_stride};
+use super::activations::{OUTLIER_TILES_MAX, PLANES, Precision, ScreenRow, ScreenRows, outlier_tiles, plane_stride};
 use super::layout::{CODE_ZERO, GROUP_ROWS, ScreenMatrix, TILE_ROWS, TILE_ROWS_PER_GROUP, Tile, tiles_per_row};
 use super::portable;
+use super::refine::{Numbers, Race, Refining, Waiting};
 use crate::Isa;
+use crate::draw::Draw;
 
-/// Activation rows as [`lower_bounds`] takes them, and its working memory; grows to the most rows seen and stays.
+/// Activation rows as [`bounds`] takes them, and its working memory; grows to the most rows seen and stays.
 #[derive(Clone, Debug, Default)]
 pub struct ScreenInput {
     cols: usize,
@@ -21,6 +23,10 @@ pub struct ScreenInput {
     dwords: Vec<[i8; 4]>,
     /// Integer sums of two tile rows, each with all planes.
     sums: Vec<Sums>,
+    /// The third plane of each refined row, where it begins for each row, and what the row is up to.
+    fine: Vec<[i8; 4]>,
+    races: Vec<Race>,
+    waiting: Vec<Waiting>,
 }
 
 /// Sums of 16 rows with one plane.
@@ -64,6 +70,9 @@ impl ScreenInput {
             outliers: Vec::with_capacity(n_max),
             dwords: Vec::with_capacity(2 * n_max * tiles_per_row(cols)),
             sums: Vec::with_capacity(2 * 2 * n_max),
+            fine: Vec::with_capacity(n_max * tiles_per_row(cols)),
+            races: Vec::with_capacity(n_max),
+            waiting: Vec::with_capacity(n_max),
             ..Self::default()
         }
     }
@@ -71,36 +80,59 @@ impl ScreenInput {
     /// Takes the rows of `x`, each of `cols` columns.
     ///
     /// # Panics
-    /// Where `x` has not room for two planes of each row.
+    /// Where `x` has not room for all planes of each row.
     pub fn set(&mut self, cols: usize, x: ScreenRows<'_>) {
         let (stride, tiles) = (plane_stride(cols), tiles_per_row(cols));
-        assert_eq!(x.planes.len(), x.rows.len() * 2 * stride, "room for two planes of each row");
+        assert_eq!(x.planes.len(), x.rows.len() * PLANES * stride, "room for all planes of each row");
+        let plane = |t: usize, p: usize| &x.planes[(PLANES * t + p) * stride..].as_chunks().0[..tiles];
         self.cols = cols;
         self.rows.clear();
         self.rows.extend_from_slice(x.rows);
         self.planes = x.rows.iter().map(ScreenRow::whole_planes).sum();
         self.outliers.clear();
         self.outliers.extend(x.rows.iter().enumerate().map(|(t, row)| match row.precision {
-            Precision::Outliers => {
-                Outliers::of(&x.planes[(2 * t + 1) * stride..].as_chunks().0[..tiles], outlier_tiles(cols))
-            }
+            Precision::Outliers | Precision::Refined => Outliers::of(plane(t, 1), outlier_tiles(cols)),
             Precision::One | Precision::Two => Outliers::NONE,
         }));
         self.sums.resize(2 * self.planes, [0; TILE_ROWS]);
         self.dwords.resize(self.planes * tiles, [0; 4]);
-        let starts = x.rows.iter().enumerate();
-        let starts = starts.flat_map(|(t, row)| (2 * t..2 * t + row.whole_planes()).map(|p| p * stride));
-        let mut starts = starts.map(|start| &x.planes.as_chunks().0[start / 4..][..tiles]);
+        let rows = x.rows.iter().enumerate();
+        let mut planes = rows.flat_map(|(t, row)| (0..row.whole_planes()).map(move |p| plane(t, p)));
         let mut dwords = self.dwords.as_mut_slice();
         for group in groups(self.planes) {
             let (own, rest) = dwords.split_at_mut(group.len() * tiles);
             dwords = rest;
-            for (at, plane) in starts.by_ref().take(group.len()).enumerate() {
+            for (at, plane) in planes.by_ref().take(group.len()).enumerate() {
                 for (out, dword) in own[at..].iter_mut().step_by(group.len()).zip(plane) {
                     *out = *dword;
                 }
             }
         }
+        self.fine.clear();
+        self.races.clear();
+        for (t, row) in x.rows.iter().enumerate() {
+            self.races.push(Race::new(self.fine.len()));
+            if row.precision == Precision::Refined {
+                self.fine.extend_from_slice(plane(t, 2));
+            }
+        }
+    }
+
+    /// Says that what matters of refined row `t` are the results within `distance` of the best one, by the scores of the
+    /// draw where there is one.
+    pub fn seek(&mut self, t: usize, draw: Option<Draw>, distance: f32) {
+        self.races[t].seek(draw, distance);
+    }
+
+    /// The greatest score that some result of refined row `t` is known to reach.
+    #[must_use]
+    pub fn least(&self, t: usize) -> f32 {
+        self.races[t].least
+    }
+
+    /// Takes in what others know of refined row `t`.
+    pub fn learn(&mut self, t: usize, least: f32) {
+        self.races[t].least = self.races[t].least.max(least);
     }
 }
 
@@ -114,15 +146,31 @@ fn groups(planes: usize) -> impl Iterator<Item = Range<usize>> {
 /// `out[t][r]` becomes a lower bound of what [`dense::linear`](crate::dense::linear) gives for the rows of the groups
 /// `groups` and each row of `x`; `out` has for each of them as many columns as these groups have rows.
 ///
+/// For a refined row it becomes an upper bound of the score, or minus infinity where what is known of the best one rules
+/// the row out, and `greatest[t][g]` the greatest of group `g`; what is known of the best one grows meanwhile. For other
+/// rows `greatest` is left as it is.
+///
 /// # Panics
-/// Where the groups are not in the matrix, or `x` or `out` are of another shape.
-pub fn lower_bounds(isa: Isa, w: ScreenMatrix<'_>, groups: Range<usize>, x: &mut ScreenInput, out: &mut [f32]) {
+/// Where the groups are not in the matrix, or `x`, `out` or `greatest` are of another shape.
+pub fn bounds(
+    isa: Isa,
+    w: ScreenMatrix<'_>,
+    groups: Range<usize>,
+    x: &mut ScreenInput,
+    (out, greatest): (&mut [f32], &mut [f32]),
+) {
     let rows = groups.start * GROUP_ROWS..w.rows().min(groups.end * GROUP_ROWS);
     assert!(!rows.is_empty() && groups.end <= w.rows().div_ceil(GROUP_ROWS), "groups lie in the matrix");
     assert_eq!(x.cols, w.cols(), "columns of the matrix");
     assert_eq!(out.len(), x.rows.len() * rows.len(), "output length");
+    assert_eq!(greatest.len(), x.rows.len() * groups.len(), "a number for each row and group");
     let planes = Planes { dwords: &x.dwords, count: x.planes, tiles: tiles_per_row(w.cols()) };
-    let job = Job { w, rows, x: &x.rows, outliers: &x.outliers, planes, out };
+    for (race, x) in x.races.iter_mut().zip(&x.rows) {
+        race.enter(&w, x);
+    }
+    let refining =
+        Refining { fine: &x.fine, tiles: planes.tiles, races: &mut x.races, waiting: &mut x.waiting, groups, greatest };
+    let job = Job { w, rows, x: &x.rows, outliers: &x.outliers, planes, refining, out };
     let sums = x.sums.as_mut_slice();
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -137,7 +185,7 @@ pub fn lower_bounds(isa: Isa, w: ScreenMatrix<'_>, groups: Range<usize>, x: &mut
         Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) => {
             unreachable!("no proof exists on this machine")
         }
-        Isa::Portable => job.run(sums, portable::products, few_products),
+        Isa::Portable => job.run(sums, portable::products, few_products, fine_products),
     }
 }
 
@@ -196,34 +244,43 @@ pub(super) struct Job<'a> {
     x: &'a [ScreenRow],
     outliers: &'a [Outliers],
     planes: Planes<'a>,
+    refining: Refining<'a>,
     out: &'a mut [f32],
 }
 
 impl Job<'_> {
     /// Goes through the tile rows two at a time. `products` fills the sums of two tile rows: those of the first with all
-    /// whole planes, then those of the second. `few` gives those of a tile row with a plane of outliers.
+    /// whole planes, then those of the second. `few` gives those of a tile row with a plane of outliers, `fine` those with
+    /// the third planes of up to [`FINE_MAX`] rows.
     #[inline(always)]
     pub(super) fn run(
         mut self,
         sums: &mut [Sums],
         products: impl Fn([&[Tile]; 2], Planes<'_>, &mut [Sums]),
         few: impl Fn(&[Tile], &Outliers) -> Sums,
+        fine: impl Fn(&[Tile], &[&[[i8; 4]]], &mut [Sums]),
     ) {
         let tile_rows = self.rows.start / TILE_ROWS..self.rows.end.div_ceil(TILE_ROWS);
         // A group is whole pairs.
         for first in tile_rows.step_by(2) {
             products([self.w.tile_row(first), self.w.tile_row(first + 1)], self.planes, sums);
             let (low, high) = sums.split_at(self.planes.len());
-            self.finish(first, low, &few);
+            self.finish(first, low, &few, &fine);
             if (first + 1) * TILE_ROWS < self.rows.end {
-                self.finish(first + 1, high, &few);
+                self.finish(first + 1, high, &few, &fine);
             }
         }
     }
 
-    /// Lower bounds of one tile row.
+    /// Bounds of one tile row.
     #[inline(always)]
-    fn finish(&mut self, tile_row: usize, sums: &[Sums], few: &impl Fn(&[Tile], &Outliers) -> Sums) {
+    fn finish(
+        &mut self,
+        tile_row: usize,
+        sums: &[Sums],
+        few: &impl Fn(&[Tile], &Outliers) -> Sums,
+        fine: &impl Fn(&[Tile], &[&[[i8; 4]]], &mut [Sums]),
+    ) {
         let facts = self.w.facts(tile_row / TILE_ROWS_PER_GROUP);
         let at = tile_row % TILE_ROWS_PER_GROUP * TILE_ROWS;
         let mut numbers = [[0.0; TILE_ROWS]; 3];
@@ -235,19 +292,40 @@ impl Job<'_> {
         let start = tile_row * TILE_ROWS - self.rows.start;
         let width = self.rows.len();
         let tiles = self.w.tile_row(tile_row);
+        let here = Numbers { group: tile_row / TILE_ROWS_PER_GROUP, at, live: TILE_ROWS.min(width - start), numbers };
         let mut plane = 0;
         for (t, (x, outliers)) in self.x.iter().zip(self.outliers).enumerate() {
             let whole = &sums[plane..plane + x.whole_planes()];
             plane += whole.len();
             let lower = match x.precision {
-                Precision::Outliers => bounds(x, &numbers, &[whole[0], few(tiles, outliers)]),
-                Precision::One | Precision::Two => bounds(x, &numbers, whole),
+                Precision::Outliers => lower_bounds(x, &numbers, &[whole[0], few(tiles, outliers)]),
+                Precision::Refined => {
+                    self.refining.look(&here, (t, x), &[whole[0], few(tiles, outliers)]);
+                    [f32::NEG_INFINITY; TILE_ROWS]
+                }
+                Precision::One | Precision::Two => lower_bounds(x, &numbers, whole),
             };
             let out = &mut self.out[t * width..(t + 1) * width][start..];
             if let Some(out) = out.first_chunk_mut() {
                 *out = lower;
             } else {
                 out.copy_from_slice(&lower[..out.len()]);
+            }
+        }
+        self.refining.refine(&here, tiles, self.x, (&mut *self.out, width, start), fine);
+    }
+}
+
+/// Sums of one tile row with whole planes, in plain code.
+#[inline(always)]
+pub(super) fn fine_products(w: &[Tile], planes: &[&[[i8; 4]]], sums: &mut [Sums]) {
+    for (plane, sums) in planes.iter().zip(sums) {
+        *sums = [0; TILE_ROWS];
+        for (tile, q) in w.iter().zip(*plane) {
+            for (sum, codes) in sums.iter_mut().zip(tile.as_chunks::<4>().0) {
+                for (&code, &q) in codes.iter().zip(q) {
+                    *sum += i32::from(code) * i32::from(q);
+                }
             }
         }
     }
@@ -269,15 +347,21 @@ pub(super) fn few_products(w: &[Tile], outliers: &Outliers) -> Sums {
     sums
 }
 
+/// Adds the products with plane `plane` of `x`.
 #[inline(always)]
-fn bounds(x: &ScreenRow, [scale, spread, length]: &[[f32; TILE_ROWS]; 3], sums: &[Sums]) -> [f32; TILE_ROWS] {
+pub(super) fn add_plane(x: &ScreenRow, plane: usize, sums: &Sums, product: &mut [f32; TILE_ROWS]) {
+    // The codes are `q + CODE_ZERO`.
+    let (step, zero) = (x.step[plane], i32::from(CODE_ZERO) * x.sum[plane]);
+    for (product, sum) in product.iter_mut().zip(sums) {
+        *product += step * (sum - zero) as f32;
+    }
+}
+
+#[inline(always)]
+fn lower_bounds(x: &ScreenRow, [scale, spread, length]: &[[f32; TILE_ROWS]; 3], sums: &[Sums]) -> [f32; TILE_ROWS] {
     let mut product = [0.0; TILE_ROWS];
-    for (sums, (step, sum)) in sums.iter().zip(x.step.into_iter().zip(x.sum)) {
-        // The codes are `q + CODE_ZERO`.
-        let zero = i32::from(CODE_ZERO) * sum;
-        for (product, sum) in product.iter_mut().zip(sums) {
-            *product += step * (sum - zero) as f32;
-        }
+    for (plane, sums) in sums.iter().enumerate() {
+        add_plane(x, plane, sums, &mut product);
     }
     let mut lower = [0.0; TILE_ROWS];
     for l in 0..TILE_ROWS {
@@ -286,5 +370,7 @@ fn bounds(x: &ScreenRow, [scale, spread, length]: &[[f32; TILE_ROWS]; 3], sums: 
     lower
 }
 
+/// Third planes that a tile row meets at a time.
+pub(super) const FINE_MAX: usize = 8;
 /// Planes of a group: 2 tile rows x 12 sums leave 8 of 32 registers for codes and dwords.
 pub(super) const PLANES_MAX: usize = 12;

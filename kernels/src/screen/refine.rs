@@ -1,0 +1,162 @@
+//! Rows of the matrix that the first planes of a refined activation row do not rule out meet its third plane, while they
+//! are in the caches.
+
+use std::ops::Range;
+
+use super::activations::{Precision, ScreenRow};
+use super::bounds::{FINE_MAX, Sums, add_plane};
+use super::layout::{GROUP_ROWS, ScreenMatrix, TILE_ROWS, Tile};
+use super::select::{bar, score_slack};
+use crate::draw::{self, Draw};
+
+/// What a refined row is up to: the scores `factor * result + noise` within a distance of the best one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Race {
+    draw: Option<Draw>,
+    distance: f32,
+    /// The greatest lower bound of a score so far.
+    pub(super) least: f32,
+    slack: f32,
+    /// Scores below it do not matter.
+    bar: f32,
+    /// Where the row's third plane begins.
+    fine: usize,
+    noise: [f32; GROUP_ROWS],
+}
+
+impl Race {
+    pub(super) fn new(fine: usize) -> Self {
+        let (least, noise) = (f32::NEG_INFINITY, [0.0; GROUP_ROWS]);
+        Self { draw: None, distance: 0.0, least, slack: 0.0, bar: least, fine, noise }
+    }
+
+    pub(super) fn seek(&mut self, draw: Option<Draw>, distance: f32) {
+        (self.draw, self.distance) = (draw, distance);
+    }
+
+    /// Begins with rows of `w`.
+    pub(super) fn enter(&mut self, w: &ScreenMatrix<'_>, x: &ScreenRow) {
+        if x.precision != Precision::Refined {
+            return;
+        }
+        self.slack = self.draw.map_or(0.0, |draw| score_slack(draw.factor * w.bound_max(x)));
+        self.bar = if w.admits(x.norm, x.coarse_rest) { self.bar_of(self.least) } else { f32::INFINITY };
+    }
+
+    fn bar_of(&self, least: f32) -> f32 {
+        bar(least, self.distance, self.slack)
+    }
+
+    fn factor(&self) -> f32 {
+        self.draw.map_or(1.0, |draw| draw.factor)
+    }
+}
+
+/// A refined row that has not ruled a tile row out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    row: usize,
+    /// Products with the first two planes, and upper bounds of the scores.
+    product: [f32; TILE_ROWS],
+    upper: [f32; TILE_ROWS],
+}
+
+/// The tile row that is looked at.
+pub(super) struct Numbers {
+    pub(super) group: usize,
+    /// Its first row in the group, and how many of its rows are rows of the matrix.
+    pub(super) at: usize,
+    pub(super) live: usize,
+    /// Scales, `A` and `V`.
+    pub(super) numbers: [[f32; TILE_ROWS]; 3],
+}
+
+/// What the refined rows of a call share.
+pub(super) struct Refining<'a> {
+    pub(super) fine: &'a [[i8; 4]],
+    /// Dwords of a plane.
+    pub(super) tiles: usize,
+    pub(super) races: &'a mut [Race],
+    pub(super) waiting: &'a mut Vec<Waiting>,
+    /// Groups of the call, and the greatest bound of each for each row.
+    pub(super) groups: Range<usize>,
+    pub(super) greatest: &'a mut [f32],
+}
+
+impl Refining<'_> {
+    /// Bounds by the first two planes of activation row `t`.
+    #[inline(always)]
+    pub(super) fn look(&mut self, here: &Numbers, (t, x): (usize, &ScreenRow), sums: &[Sums; 2]) {
+        let race = &mut self.races[t];
+        if here.at == 0 {
+            self.greatest[t * self.groups.len() + here.group - self.groups.start] = f32::NEG_INFINITY;
+            if let (Some(draw), Ok(group)) = (&race.draw, u32::try_from(here.group)) {
+                race.noise = draw::noise(draw, group);
+            }
+        }
+        let mut product = [0.0; TILE_ROWS];
+        add_plane(x, 0, &sums[0], &mut product);
+        add_plane(x, 1, &sums[1], &mut product);
+        let (_, upper) = scores(here, race, &product, (x.norm, x.coarse_rest));
+        if upper[..here.live].iter().fold(false, |any, upper| any | (*upper >= race.bar)) {
+            self.waiting.push(Waiting { row: t, product, upper });
+        }
+    }
+
+    /// Bounds of all that wait, by all planes.
+    #[inline(always)]
+    pub(super) fn refine(
+        &mut self,
+        here: &Numbers,
+        tiles: &[Tile],
+        x: &[ScreenRow],
+        (out, width, start): (&mut [f32], usize, usize),
+        fine: &impl Fn(&[Tile], &[&[[i8; 4]]], &mut [Sums]),
+    ) {
+        let mut sums = [[0; TILE_ROWS]; FINE_MAX];
+        for waiting in self.waiting.chunks(FINE_MAX) {
+            let mut planes = [&[][..]; FINE_MAX];
+            for (plane, waiting) in planes.iter_mut().zip(waiting) {
+                *plane = &self.fine[self.races[waiting.row].fine..][..self.tiles];
+            }
+            fine(tiles, &planes[..waiting.len()], &mut sums[..waiting.len()]);
+            for (waiting, sums) in waiting.iter().zip(&sums) {
+                let (t, x, race) = (waiting.row, &x[waiting.row], &mut self.races[waiting.row]);
+                let mut product = waiting.product;
+                add_plane(x, 2, sums, &mut product);
+                let (lower, mut upper) = scores(here, race, &product, (x.norm, x.rest));
+                for (upper, coarse) in upper.iter_mut().zip(waiting.upper) {
+                    *upper = if coarse < *upper { coarse } else { *upper };
+                }
+                let most = |values: &[f32]| values.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+                let least = most(&lower[..here.live]);
+                if least > race.least {
+                    (race.least, race.bar) = (least, race.bar_of(least));
+                }
+                let greatest = &mut self.greatest[t * self.groups.len() + here.group - self.groups.start];
+                *greatest = greatest.max(most(&upper[..here.live]));
+                out[t * width + start..][..here.live].copy_from_slice(&upper[..here.live]);
+            }
+        }
+        self.waiting.clear();
+    }
+}
+
+/// Lower and upper bounds of the scores, given the products with some planes and what these leave of the activations.
+#[inline(always)]
+fn scores(
+    here: &Numbers,
+    race: &Race,
+    product: &[f32; TILE_ROWS],
+    (norm, rest): (f32, f32),
+) -> ([f32; TILE_ROWS], [f32; TILE_ROWS]) {
+    let ([scale, spread, length], factor) = (&here.numbers, race.factor());
+    let noise: &[f32; TILE_ROWS] = race.noise[here.at..].first_chunk().expect("a group is whole tile rows");
+    let (mut lower, mut upper) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
+    for l in 0..TILE_ROWS {
+        let half = spread[l] * norm + length[l] * rest;
+        lower[l] = (product[l] * scale[l] - half) * factor + noise[l];
+        upper[l] = lower[l] + 2.0 * factor * half;
+    }
+    (lower, upper)
+}
