@@ -90,7 +90,7 @@ impl Case {
         for index in 0..panel_count(n) {
             let part = panel_rows(n, index);
             let rows = &self.q[part.start * self.stride..];
-            interleave(isa, rows, self.stride, part.len(), &mut q[part.start * width..part.end * width]);
+            interleave(isa, rows, self.stride, (part.len(), n), &mut q[part.start * width..part.end * width]);
         }
         let x = Panels { q: &q, scale: &self.scale, sum: &self.sum };
         let mut scratch = PanelScratch::new(self.cols, n);
@@ -147,13 +147,25 @@ fn every_isa_gives_the_plain_sums_for_1_to_40_tokens() {
 }
 
 #[test]
+fn panels_by_fields_agree() {
+    let random = &mut Random(6);
+    for (n, cols) in
+        [(5, 1024), (6, 1000), (7, 1024), (8, 1023), (13, 1100), (12, 3456), (9, 3457), (24, 3500), (11, 7000)]
+    {
+        Case::new(37, cols, n, false, random).check(0..37);
+        Case::new(33, cols, n, true, random).check(0..33);
+    }
+}
+
+#[test]
 fn many_row_blocks_agree() {
     Case::new(16 * 40 + 3, 2048, 13, false, &mut Random(3)).check(32..16 * 40 + 3);
 }
 
 #[test]
 fn largest_codes_and_activations_do_not_wrap() {
-    for (cols, n) in [(4096, 2), (6912, 5), (kernels::ternary::COLS_MAX, 1), (kernels::ternary::COLS_MAX, 2)] {
+    for (cols, n) in [(4096, 2), (6912, 5), (6912, 8), (kernels::ternary::COLS_MAX, 1), (kernels::ternary::COLS_MAX, 2)]
+    {
         Case::new(3, cols, n, true, &mut Random(4)).check(0..3);
     }
 }

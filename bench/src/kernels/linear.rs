@@ -170,7 +170,7 @@ impl Quantized {
         for index in 0..ternary::panel_count(n) {
             let rows = ternary::panel_rows(n, index);
             let panel = &mut made.panels[rows.start * padded..rows.end * padded];
-            ternary::interleave(Isa::detect(), &made.q[rows.start * stride..], stride, rows.len(), panel);
+            ternary::interleave(Isa::detect(), &made.q[rows.start * stride..], stride, (rows.len(), n), panel);
         }
         made
     }

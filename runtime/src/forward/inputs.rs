@@ -107,7 +107,7 @@ impl Pass<'_> {
                 let range = first + panel.start * padded..first + panel.end * padded;
                 // SAFETY: the panel was claimed by this worker alone.
                 let q = unsafe { self.buffers.quantized.write(range) };
-                ternary::interleave(self.isa, together, padded, panel.len(), q);
+                ternary::interleave(self.isa, together, padded, (panel.len(), rows.count), q);
             }
         } else {
             while let Some(index) = member.claim(counter, rows.count * inputs) {
@@ -128,7 +128,8 @@ impl Pass<'_> {
                 for index in 0..ternary::panel_count(rows.count) {
                     let panel = ternary::panel_rows(rows.count, index);
                     let to = &mut own[panel.start * padded..panel.end * padded];
-                    ternary::interleave(self.isa, &q[panel.start * stride..], stride, panel.len(), to);
+                    let from = &q[panel.start * stride..];
+                    ternary::interleave(self.isa, from, stride, (panel.len(), rows.count), to);
                 }
             }
             scratch.lap(Phase::Prepare);

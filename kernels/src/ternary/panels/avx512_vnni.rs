@@ -3,8 +3,9 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srli_epi32, _mm512_storeu_si512,
+    __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32,
+    _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srai_epi32,
+    _mm512_srli_epi32, _mm512_storeu_si512,
 };
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,7 +13,8 @@ use std::ops::Range;
 use super::super::avx512_vnni::{load, merge, prefetch};
 use super::super::layout::{TILE_ROWS, Tile};
 use super::{
-    BLOCK_PAIRS, BLOCK_TILES, Codes, DIRECT_ROWS_MAX, PAIR, PANEL_ROWS_MAX, PanelJob, Room, Sums, panel_count, parts,
+    BLOCK_PAIRS, BLOCK_TILES, Codes, DIRECT_ROWS_MAX, PAIR, PANEL_ROWS_MAX, PanelJob, Room, Runs, Sums, panel_count,
+    parts,
 };
 use crate::{Avx512Bw, Avx512Vnni};
 
@@ -38,7 +40,10 @@ fn direct(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
         for rows in parts(0..job.n(), panel_count(job.n())) {
             let (x, sums) = (job.panel(&rows), &mut room.sums[..rows.len()]);
             job.for_each_line(pair, rows.clone(), prefetch_to_write);
-            multiply_direct(tiles, next, x, sums);
+            match job.by_fields() {
+                Some(runs) => multiply_fields(runs, tiles, next, x, sums),
+                None => multiply_direct(tiles, next, x, sums),
+            }
             job.finish(proof, pair, rows.start, sums);
             next = tiles;
         }
@@ -106,6 +111,82 @@ fn direct_dot<const N: usize, const SPLIT: usize>(
     for t in 0..N {
         store_sums(merge(acc[t][0]), &mut sums[t].0[0]);
         store_sums(merge(acc[t][1]), &mut sums[t].0[1]);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn multiply_fields(runs: Runs, tiles: [&[Tile]; PAIR], next: [&[Tile]; PAIR], x: &[[i8; 4]], sums: &mut [Sums]) {
+    macro_rules! by_len {
+        ($($n:literal),*) => {
+            match sums.len() {
+                $($n => {
+                    let x = x.as_chunks::<$n>().0;
+                    let sums = sums.first_chunk_mut::<$n>().expect("as matched");
+                    for block in runs.blocks() {
+                        let (w, next) = (fours(tiles, &block), fours(next, &block));
+                        let x = x[4 * block.start..4 * block.end].as_chunks::<4>().0;
+                        fields_dot::<$n>(w, next, x, sums, block.start == 0);
+                    }
+                })*
+                _ => unreachable!("a panel by fields has 6 to 12 rows"),
+            }
+        };
+    }
+    by_len!(6, 7, 8, 9, 10, 11, 12);
+}
+
+/// The tiles of a block of a pair, four at a time.
+fn fours<'a>(tiles: [&'a [Tile]; PAIR], block: &Range<usize>) -> [&'a [[Tile; 4]]; PAIR] {
+    [tiles[0][block.clone()].as_chunks().0, tiles[1][block.clone()].as_chunks().0]
+}
+
+/// The products of a block of a pair of row tiles, four tiles at a time, field by field from the last one on; `next` is
+/// asked for meanwhile, a line of each for four tiles. Sums begin at zero with the `first` block.
+///
+/// A mask is all that unpacks a field. Beside shifts, in a loop of its own: 8 rows of 2560 columns 632 GOPS against 591, 16
+/// rows 667 and 606, 24 rows 676 and 645, of 766; 8 rows of 6912 columns as one block 10 % less than as two.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline(never)]
+fn fields_dot<const N: usize>(
+    w: [&[[Tile; 4]]; PAIR],
+    next: [&[[Tile; 4]]; PAIR],
+    x: &[[[[i8; 4]; N]; 4]],
+    sums: &mut [Sums; N],
+    first: bool,
+) {
+    let fours = w[0].len();
+    let (w, next) = ([w[0], &w[1][..fours]], [next[0].as_flattened(), next[1].as_flattened()]);
+    let mut acc = [[_mm512_setzero_si512(); PAIR]; N];
+    for field in 0..4 {
+        let mask = _mm512_set1_epi8((0xc0_u8 >> (2 * field)).cast_signed());
+        if field > 0 {
+            for acc in &mut acc {
+                *acc = [_mm512_srai_epi32::<2>(acc[0]), _mm512_srai_epi32::<2>(acc[1])];
+            }
+        }
+        let x = &x[field * fours..][..fours];
+        let next = [&next[0][field * fours..][..fours], &next[1][field * fours..][..fours]];
+        for i in 0..fours {
+            prefetch::<_MM_HINT_T1>(&next[0][i], 0);
+            prefetch::<_MM_HINT_T1>(&next[1][i], 0);
+            for tile in 0..4 {
+                let codes =
+                    [_mm512_and_si512(load(&w[0][i][tile]), mask), _mm512_and_si512(load(&w[1][i][tile]), mask)];
+                for t in 0..N {
+                    let q = _mm512_set1_epi32(word(x[i][tile][t]));
+                    for side in 0..PAIR {
+                        acc[t][side] = _mm512_dpbusd_epi32(acc[t][side], codes[side], q);
+                    }
+                }
+            }
+        }
+    }
+    for (acc, sums) in acc.iter().zip(sums) {
+        for (acc, sums) in acc.iter().zip(&mut sums.0) {
+            let before = if first { _mm512_setzero_si512() } else { load_sums(sums) };
+            store_sums(_mm512_add_epi32(*acc, before), sums);
+        }
     }
 }
 

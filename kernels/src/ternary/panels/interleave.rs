@@ -4,23 +4,24 @@
     expect(unsafe_code, reason = "loads, stores and a call of a function with target features")
 )]
 
-use super::PANEL_ROWS_MAX;
+use super::super::layout::TILE_COLS;
+use super::{PANEL_ROWS_MAX, Runs};
 use crate::Isa;
 
-/// Puts `count` quantised rows, which start `stride` apart in `rows`, in the order of a panel.
+/// Puts `count` quantised rows of `n` in all, which start `stride` apart in `rows`, in the order of a panel.
 ///
 /// # Panics
 /// Where they are more than [`PANEL_ROWS_MAX`], or `panel` is not `count` rows of whole runs of 4 columns, or longer ones
 /// than `rows` holds.
-pub fn interleave(isa: Isa, rows: &[i8], stride: usize, count: usize, panel: &mut [i8]) {
+pub fn interleave(isa: Isa, rows: &[i8], stride: usize, (count, n): (usize, usize), panel: &mut [i8]) {
     assert!(count <= PANEL_ROWS_MAX && panel.len().is_multiple_of(4 * count), "rows of whole runs");
     let width = panel.len() / count;
     assert!(width <= stride && rows.len() >= (count - 1) * stride + width, "rows hold the panel's columns");
-    let panel = panel.as_chunks_mut::<4>().0;
+    let (panel, runs) = (panel.as_chunks_mut::<4>().0, Runs::of(n, width / TILE_COLS));
     let done = match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the token proves that these instructions exist.
-        Isa::Avx512Vnni(proof) => unsafe { x86::blocks(proof.bw(), rows, stride, count, panel) },
+        Isa::Avx512Vnni(proof) => unsafe { x86::blocks(proof.bw(), (rows, stride), count, runs, panel) },
         _ => 0,
     };
     if done * count == panel.len() {
@@ -28,8 +29,8 @@ pub fn interleave(isa: Isa, rows: &[i8], stride: usize, count: usize, panel: &mu
     }
     for t in 0..count {
         let row = rows[t * stride..][..width].as_chunks::<4>().0;
-        for (run, to) in row[done..].iter().zip(panel[done * count + t..].iter_mut().step_by(count)) {
-            *to = *run;
+        for (run, values) in row.iter().enumerate().skip(done) {
+            panel[runs.place(run) * count + t] = *values;
         }
     }
 }
@@ -41,6 +42,7 @@ mod x86 {
         _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
     };
 
+    use super::super::Runs;
     use crate::Avx512Bw;
 
     /// Runs that are turned together: as many as a register holds.
@@ -48,20 +50,28 @@ mod x86 {
 
     /// The first runs of each row, as many as make whole blocks; how many these are.
     #[target_feature(enable = "avx512f")]
-    pub(super) fn blocks(_: Avx512Bw, rows: &[i8], stride: usize, count: usize, panel: &mut [[i8; 4]]) -> usize {
-        let blocks = panel.len() / count / RUNS;
-        for block in 0..blocks {
-            let mut lines = [_mm512_setzero_si512(); RUNS];
-            for (t, line) in lines.iter_mut().enumerate() {
-                if t < count {
-                    *line = load(&rows[t * stride..].as_chunks().0[block]);
+    pub(super) fn blocks(
+        _: Avx512Bw,
+        (rows, stride): (&[i8], usize),
+        count: usize,
+        runs: Runs,
+        panel: &mut [[i8; 4]],
+    ) -> usize {
+        for block in runs.blocks() {
+            for first in block.clone().step_by(RUNS / 4) {
+                let mut lines = [_mm512_setzero_si512(); RUNS];
+                for (t, line) in lines.iter_mut().enumerate() {
+                    if t < count {
+                        *line = load(&rows[t * stride..].as_chunks().0[first / (RUNS / 4)]);
+                    }
+                }
+                let (places, step) = runs.places(&block, first);
+                for (run, line) in turn(lines).into_iter().enumerate() {
+                    store(line, &mut panel[(places[run % 4] + run / 4 * step) * count..][..count]);
                 }
             }
-            for (run, line) in turn(lines).into_iter().enumerate() {
-                store(line, &mut panel[(block * RUNS + run) * count..][..count]);
-            }
         }
-        blocks * RUNS
+        panel.len() / count / RUNS * RUNS
     }
 
     /// Dword `t` of line `r` becomes dword `r` of line `t`.

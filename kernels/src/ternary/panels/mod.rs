@@ -66,6 +66,51 @@ pub(super) fn parts(all: Range<usize>, count: usize) -> impl Iterator<Item = Ran
     })
 }
 
+/// In which order a panel holds the runs of 4 columns: run `r` is what meets field `r % 4` of tile `r / 4`.
+///
+/// One after another, or by blocks of tiles: in each the runs of the last field of all its tiles, then those of the field
+/// before, and so on. So fields need no shift: each counts four times what the one before counts, and sums are divided by
+/// four from field to field.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Runs {
+    tiles: usize,
+    by_fields: bool,
+}
+
+impl Runs {
+    /// Of `n` activation rows in all and so many tiles.
+    pub(super) fn of(n: usize, tiles: usize) -> Self {
+        Self { tiles, by_fields: FIELDS_ROWS.contains(&n) && tiles >= FIELDS_TILES_MIN && tiles.is_multiple_of(4) }
+    }
+
+    /// Blocks of tiles, whole fours each; what is left of them is in none.
+    #[inline(always)]
+    pub(super) fn blocks(self) -> impl Iterator<Item = Range<usize>> {
+        let count = if self.by_fields { self.tiles.div_ceil(FIELDS_BLOCK_TILES) } else { 1 };
+        parts(0..self.tiles / 4, count).map(|fours| 4 * fours.start..4 * fours.end)
+    }
+
+    /// Where a run is.
+    pub(super) fn place(self, run: usize) -> usize {
+        if !self.by_fields {
+            return run;
+        }
+        let block = self.blocks().find(|block| block.contains(&(run / 4))).expect("blocks hold all tiles");
+        self.places(&block, run / 4).0[run % 4]
+    }
+
+    /// Where the four runs of tile `first` of a block are, and how far behind each those of the next tile.
+    #[inline(always)]
+    pub(super) fn places(self, block: &Range<usize>, first: usize) -> ([usize; 4], usize) {
+        if self.by_fields {
+            let (last, len) = (3 * block.start + first, block.len());
+            ([last + 3 * len, last + 2 * len, last + len, last], 1)
+        } else {
+            ([4 * first, 4 * first + 1, 4 * first + 2, 4 * first + 3], 4)
+        }
+    }
+}
+
 /// Whether `isa` multiplies `n` rows faster in panels. It is exact either way.
 #[must_use]
 pub fn prefers_panels(isa: Isa, n: usize) -> bool {
@@ -75,7 +120,7 @@ pub fn prefers_panels(isa: Isa, n: usize) -> bool {
 /// Quantised rows in panels, and for each row its scale and sum (see [`Quantized`](super::Quantized)).
 ///
 /// Panel `p` takes the bytes `padded_cols(cols) * panel_rows(n, p)`: for each run of 4 columns, those 4 values of each
-/// of its rows. So a pass over the columns reads the activations of all rows in the order of memory.
+/// of its rows, in the order in which a pass over the columns reads them. [`interleave`] makes it.
 #[derive(Clone, Copy, Debug)]
 pub struct Panels<'a> {
     pub q: &'a [i8],
@@ -188,6 +233,7 @@ pub(super) struct PanelJob<'a> {
     /// The pair that this thread is likely to go on with; empty if none.
     following: [&'a [Tile]; PAIR],
     tiles_per_row: usize,
+    runs: Runs,
     rows: usize,
     x: Panels<'a>,
     /// One over each scale, where [`Simd::quotient`] takes all of them.
@@ -216,7 +262,9 @@ impl<'a> PanelJob<'a> {
             if tile < w.rows().div_ceil(TILE_ROWS) { w.row_tiles(tile..tile + 1) } else { &[] }
         };
         let following = [row_tile(first, next), row_tile(second, next.saturating_add(step))];
-        Self { product, tiles, following, tiles_per_row: first.tiles_per_row(), rows: width, x, inverses: None, out }
+        let tiles_per_row = first.tiles_per_row();
+        let runs = Runs::of(n, tiles_per_row);
+        Self { product, tiles, following, tiles_per_row, runs, rows: width, x, inverses: None, out }
     }
 
     /// Rows of activations.
@@ -226,6 +274,11 @@ impl<'a> PanelJob<'a> {
 
     pub(super) fn tiles_per_row(&self) -> usize {
         self.tiles_per_row
+    }
+
+    /// The order of the activations; `None` where runs come one after another.
+    pub(super) fn by_fields(&self) -> Option<Runs> {
+        Some(self.runs).filter(|runs| runs.by_fields)
     }
 
     fn gated(&self) -> bool {
@@ -250,7 +303,7 @@ impl<'a> PanelJob<'a> {
         if index < self.pairs() { self.row_tile(index, side) } else { behind() }
     }
 
-    /// The activations of panel rows `rows`, 4 columns after another.
+    /// The activations of panel rows `rows`, run after run.
     pub(super) fn panel(&self, rows: &Range<usize>) -> &'a [[i8; 4]] {
         let row_bytes = self.tiles_per_row * TILE_COLS;
         self.x.q[rows.start * row_bytes..rows.end * row_bytes].as_chunks().0
@@ -358,7 +411,7 @@ impl Kernel for Plain<'_> {
                 for (t, sums) in sums.iter_mut().enumerate() {
                     for (side, sums) in sums.0.iter_mut().enumerate() {
                         let tiles = job.row_tile(pair, side).unwrap_or_default();
-                        *sums = plain_sums(tiles, &job.panel(&rows)[t..], rows.len());
+                        *sums = plain_sums(tiles, job.runs, &job.panel(&rows)[t..], rows.len());
                     }
                 }
                 job.finish(s, pair, rows.start, sums);
@@ -369,13 +422,17 @@ impl Kernel for Plain<'_> {
 
 /// Sums of `code * q` of a row tile against one activation row, whose runs of 4 columns lie `step` runs apart.
 #[inline(always)]
-fn plain_sums(tiles: &[Tile], x: &[[i8; 4]], step: usize) -> [i32; TILE_ROWS] {
+fn plain_sums(tiles: &[Tile], runs: Runs, x: &[[i8; 4]], step: usize) -> [i32; TILE_ROWS] {
     let mut sums = [0_i32; TILE_ROWS];
-    for (tile, x) in tiles.iter().zip(x.chunks(4 * step)) {
+    for (index, tile) in tiles.iter().enumerate() {
+        let mut four = [[0; 4]; 4];
+        for (s, x_of_field) in four.iter_mut().enumerate() {
+            *x_of_field = x[runs.place(4 * index + s) * step];
+        }
         for (sum, bytes) in sums.iter_mut().zip(tile.as_chunks::<4>().0) {
-            for s in 0..4 {
-                for (j, byte) in bytes.iter().enumerate() {
-                    *sum = sum.wrapping_add(i32::from((byte >> (2 * s)) & 3) * i32::from(x[s * step][j]));
+            for (s, x) in four.iter().enumerate() {
+                for (byte, x) in bytes.iter().zip(x) {
+                    *sum = sum.wrapping_add(i32::from((byte >> (2 * s)) & 3) * i32::from(*x));
                 }
             }
         }
@@ -388,6 +445,11 @@ const PANELS_FROM_ROWS: usize = 2;
 /// Up to so many rows, every panel unpacks the weights for itself, in registers: that hides behind the products, codes
 /// that are written and read again do not.
 pub(super) const DIRECT_ROWS_MAX: usize = 24;
+/// Rows that go by fields; fewer have fields with sums of their own. Short rows of tiles begin too often.
+const FIELDS_ROWS: std::ops::RangeInclusive<usize> = 6..=DIRECT_ROWS_MAX;
+const FIELDS_TILES_MIN: usize = 64;
+/// Tiles that are passed over four times: 27 KiB of a pair, in a first-level cache beside the activations.
+const FIELDS_BLOCK_TILES: usize = 216;
 /// Most rows of such a panel: with a pair of row tiles, 24 sums leave 8 registers for tiles, codes and activations.
 pub(super) const DIRECT_PANEL_ROWS_MAX: usize = 12;
 
