@@ -13,8 +13,14 @@ use tuning::memory::Arena;
 /// written by one worker or read by any number of them, never both.
 pub struct Shared<T> {
     cells: NonNull<[UnsafeCell<T>]>,
-    /// What the cells lie in, where that is no box.
-    arena: Option<Arena>,
+    /// What the cells lie in.
+    memory: Memory<T>,
+}
+
+enum Memory<T> {
+    /// A box, a little longer.
+    Boxed(NonNull<[UnsafeCell<T>]>),
+    Arena(Arena),
 }
 
 // SAFETY: access goes through `read` and `write`, whose callers keep the phase rule above.
@@ -24,9 +30,9 @@ unsafe impl<T: Send> Send for Shared<T> {}
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        if self.arena.is_none() {
-            // SAFETY: the cells came from a box, and nobody borrows from them any more.
-            drop(unsafe { Box::from_raw(self.cells.as_ptr()) });
+        if let Memory::Boxed(cells) = self.memory {
+            // SAFETY: these came from a box, and nobody borrows from them any more.
+            drop(unsafe { Box::from_raw(cells.as_ptr()) });
         }
     }
 }
@@ -39,24 +45,34 @@ impl Shared<u16> {
         let len = arena.len() / size_of::<u16>();
         // An arena begins on a page, and any bytes are numbers.
         let first = arena.as_mut_ptr().cast::<UnsafeCell<u16>>();
-        Self { cells: NonNull::slice_from_raw_parts(first, len), arena: Some(arena) }
+        Self { cells: NonNull::slice_from_raw_parts(first, len), memory: Memory::Arena(arena) }
     }
 
     /// Gives the memory of `range` back to the system as far as it fills pages; they are zeros again. Whether it could.
     pub fn give_back(&mut self, range: Range<usize>) -> bool {
         let bytes = range.start * size_of::<u16>()..range.end * size_of::<u16>();
-        self.arena.as_mut().is_some_and(|arena| arena.give_back(bytes).is_ok())
+        match &mut self.memory {
+            Memory::Arena(arena) => arena.give_back(bytes).is_ok(),
+            Memory::Boxed(_) => false,
+        }
     }
 }
 
 impl<T: Copy + Default> Shared<T> {
     /// `len` default elements. Zeroed types take no memory before they are touched.
+    ///
+    /// They begin with a cache line: a big box lies 16 bytes behind the start of a page, where every vector crosses a line.
     #[must_use]
     pub fn new(len: usize) -> Self {
-        let values = Box::into_raw(vec![T::default(); len].into_boxed_slice());
+        let spare = LINE_BYTES / size_of::<T>().max(1);
+        let values = Box::into_raw(vec![T::default(); len + spare].into_boxed_slice());
         // `UnsafeCell<T>` has the layout of `T`.
-        let cells = NonNull::new(values as *mut [UnsafeCell<T>]).expect("a box is somewhere");
-        Self { cells, arena: None }
+        let boxed = NonNull::new(values as *mut [UnsafeCell<T>]).expect("a box is somewhere");
+        let first = boxed.cast::<UnsafeCell<T>>();
+        let skipped = first.as_ptr().align_offset(LINE_BYTES).min(spare);
+        // SAFETY: the box is longer by `spare`.
+        let first = unsafe { first.add(skipped) };
+        Self { cells: NonNull::slice_from_raw_parts(first, len), memory: Memory::Boxed(boxed) }
     }
 
     fn cell_slice(&self) -> &[UnsafeCell<T>] {
@@ -214,6 +230,8 @@ impl<T> PerWorker<T> {
     }
 }
 
+const LINE_BYTES: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,6 +240,7 @@ mod tests {
     fn memory_of_an_arena_and_of_a_box_serve_alike() {
         for mut shared in [Shared::<u16>::new(1 << 12), Shared::in_arena(Arena::reserve(1 << 13, None).unwrap())] {
             assert_eq!((shared.len(), shared.is_empty()), (1 << 12, false));
+            assert_eq!(shared.as_mut_slice().as_ptr().align_offset(LINE_BYTES), 0);
             assert!(shared.as_mut_slice().iter().all(|value| *value == 0));
             // SAFETY: this thread is the only one.
             unsafe { shared.write(7..9) }.copy_from_slice(&[3, 4]);

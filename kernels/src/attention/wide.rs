@@ -16,18 +16,28 @@ pub(super) const WIDE_ROWS_MAX: usize = 128;
 #[derive(Debug)]
 pub(super) struct WideScratch {
     /// Scores, then softmax weights, of a split.
-    weights: Vec<[f32; SPLIT]>,
+    weights: Vec<Weights>,
     /// The keys of a block, or two columns of vectors of a split's values.
-    wide: Vec<[f32; LANES]>,
+    wide: Vec<Line>,
     /// What the merge multiplies a row's old and new sums by.
     factors: Vec<[f32; 2]>,
 }
 
+/// A vector that crosses no cache line: one in two loads of others takes two.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+/// Weights of a row, in whole cache lines.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Weights([f32; SPLIT]);
+
 impl WideScratch {
     pub(super) fn new(head_dim_max: usize) -> Self {
         Self {
-            weights: vec![[0.0; SPLIT]; WIDE_ROWS_MAX],
-            wide: vec![[0.0; LANES]; (head_dim_max * BLOCK / GROUP).max(2 * SPLIT)],
+            weights: vec![Weights([0.0; SPLIT]); WIDE_ROWS_MAX],
+            wide: vec![Line([0.0; LANES]); (head_dim_max * BLOCK / GROUP).max(2 * SPLIT)],
             factors: vec![[0.0; 2]; WIDE_ROWS_MAX],
         }
     }
@@ -121,7 +131,7 @@ impl Wide<'_> {
             let keys = self.kv.block((split * SPLIT + start) / BLOCK).0;
             let keys = &keys[..(longest - start).div_ceil(GROUP).min(BLOCK / GROUP) * self.head_dim];
             for (key, wide) in keys.iter().zip(&mut self.scratch.wide) {
-                s.store(s.load_f16(key), wide);
+                s.store(s.load_f16(key), &mut wide.0);
             }
             let first = (first..rows).find(|&row| self.seen(row, split) > start).expect("the last row sees it");
             in_tiles!(S, first, rows, |row, R| {
@@ -150,7 +160,7 @@ impl Wide<'_> {
             for r in 0..R {
                 q_of_chain[r] = q[r * head_dim + chain * CHAIN..].first_chunk().expect("a whole chain");
             }
-            let mut keys_of_chain = [&[[0.0; LANES]; CHAIN]; W];
+            let mut keys_of_chain = [&[Line([0.0; LANES]); CHAIN]; W];
             for w in 0..W {
                 keys_of_chain[w] = keys[w * head_dim + chain * CHAIN..].first_chunk().expect("a whole chain");
             }
@@ -166,7 +176,7 @@ impl Wide<'_> {
                 for w in 0..W {
                     let mut sum = s.splat(0.0);
                     for d in whole * CHAIN..head_dim {
-                        sum = s.fma(s.splat(q[r * head_dim + d]), s.load(&keys[w * head_dim + d]), sum);
+                        sum = s.fma(s.splat(q[r * head_dim + d]), s.load(&keys[w * head_dim + d].0), sum);
                     }
                     total[r][w] = s.add(total[r][w], sum);
                 }
@@ -174,7 +184,7 @@ impl Wide<'_> {
         }
         let scale = s.splat(self.scale);
         for r in 0..R {
-            let scores = self.scratch.weights[row + r][place..][..W * GROUP].as_chunks_mut::<LANES>().0;
+            let scores = self.scratch.weights[row + r].0[place..][..W * GROUP].as_chunks_mut::<LANES>().0;
             for w in 0..W {
                 s.store(s.mul(total[r][w], scale), &mut scores[w]);
             }
@@ -187,11 +197,11 @@ impl Wide<'_> {
         let mut max = [0.0; SOFT_ROWS];
         for (row, max) in rows.clone().zip(&mut max) {
             let count = self.seen(row, split);
-            *max = greatest(s, &mut self.scratch.weights[row], count);
+            *max = greatest(s, &mut self.scratch.weights[row].0, count);
         }
         for (row, max) in rows.zip(max) {
             let count = self.seen(row, split);
-            let part = soften(s, &mut self.scratch.weights[row], count, max);
+            let part = soften(s, &mut self.scratch.weights[row].0, count, max);
             (self.states[row], self.scratch.factors[row]) =
                 if split == 0 { (part, [0.0; 2]) } else { merged(self.states[row], part) };
         }
@@ -212,7 +222,7 @@ impl Wide<'_> {
                 for (values, wide) in values.zip(wide) {
                     for w in 0..width {
                         let values = values[column(v + w, self.head_dim)..].first_chunk().expect("a whole vector");
-                        s.store(s.load_f16(values), &mut wide[w]);
+                        s.store(s.load_f16(values), &mut wide[w].0);
                     }
                 }
             }
@@ -239,10 +249,10 @@ impl Wide<'_> {
         for p in 0..common {
             let mut value = [s.splat(0.0); W];
             for w in 0..W {
-                value[w] = s.load(&wide[p][w]);
+                value[w] = s.load(&wide[p][w].0);
             }
             for r in 0..R {
-                let weight = s.splat(weights[r][p]);
+                let weight = s.splat(weights[r].0[p]);
                 for w in 0..W {
                     sum[r][w] = s.fma(weight, value[w], sum[r][w]);
                 }
@@ -252,9 +262,9 @@ impl Wide<'_> {
         for p in common..longest {
             for r in 0..R {
                 if p < self.seen(row + r, split) {
-                    let weight = s.splat(weights[r][p]);
+                    let weight = s.splat(weights[r].0[p]);
                     for w in 0..W {
-                        sum[r][w] = s.fma(weight, s.load(&wide[p][w]), sum[r][w]);
+                        sum[r][w] = s.fma(weight, s.load(&wide[p][w].0), sum[r][w]);
                     }
                 }
             }
@@ -278,13 +288,13 @@ const SOFT_ROWS: usize = 8;
 fn multiply<S: Simd, const R: usize, const W: usize>(
     s: S,
     q: [&[f32; CHAIN]; R],
-    keys: [&[[f32; LANES]; CHAIN]; W],
+    keys: [&[Line; CHAIN]; W],
 ) -> [[S::F; W]; R] {
     let mut sum = [[s.splat(0.0); W]; R];
     for d in 0..CHAIN {
         let mut k = [s.splat(0.0); W];
         for w in 0..W {
-            k[w] = s.load(&keys[w][d]);
+            k[w] = s.load(&keys[w][d].0);
         }
         for r in 0..R {
             let q = s.splat(q[r][d]);
