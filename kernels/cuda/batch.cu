@@ -4,7 +4,7 @@
 #include "few.h"
 #include "gemm.h"
 #if WARPGROUPS
-#include "group.h"
+#include "wide.h"
 #endif
 #include "head.h"
 #include "prompt.h"
@@ -24,7 +24,7 @@ KERNEL void __launch_bounds__(THREADS) norm_rows(const GRID_CONSTANT Phase p, co
     if (s.tokens <= 32) launch_next();
     load_gamma(area, p.gamma, p.cols);
     wait_prior();
-    quantize_phase(p, s, area, reduced);
+    quantize_phase(p, s, area, are_gathered(s.tokens), reduced);
 }
 
 // The same for rows of up to 8192 columns, kept in registers.
@@ -55,6 +55,16 @@ KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_64(const GRID_CONSTANT Pha
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
 #if WARPGROUPS
     group_linear<16, 4>(p, s);
+#else
+    linear_rows<4, 4, 4>(p, s);
+#endif
+}
+
+// Blocks that stay, for many row tiles and rows.
+KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 2)
+    linear_wide(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+#if WARPGROUPS
+    WideLinear(p, s).run();
 #else
     linear_rows<4, 4, 4>(p, s);
 #endif
@@ -99,8 +109,22 @@ KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_16(const GRID_CONSTANT Pha
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     screen_rows_of<1, 8, 4>(p, s);
 }
-KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+// From 9.0 on by warpgroups, whose blocks stay.
+KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 2)
+    screen_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+#if WARPGROUPS
+    WideScreen<16, 6>(p, s).run();
+#else
     screen_rows_of<4, 4, 3>(p, s);
+#endif
+}
+KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 2)
+    screen_256(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+#if WARPGROUPS
+    WideScreen<32, 4>(p, s).run();
+#else
+    screen_rows_of<4, 4, 3>(p, s);
+#endif
 }
 KERNEL void __launch_bounds__(THREADS) draw_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();

@@ -68,6 +68,12 @@ inline int token_tile(int tokens) {
 inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
     const int tile = token_tile(s.tokens), blocks = divided(p.tiles, 8) * divided(s.tokens, tile), items = divided(p.cols, 128);
     const bool groups = tile >= 64 && limits.cluster_max > 1;
+    // Blocks that stay, of 256 rows, where most multiprocessors get one.
+    const int wide = divided(p.tiles, 16) * divided(s.tokens, 128);
+    if (groups && tile == 128 && p.epilogue != EPILOGUE_ADD && 5 * wide >= 3 * limits.multiprocessors) {
+        const int grid = wide < limits.multiprocessors ? wide : limits.multiprocessors;
+        return {"linear_wide", grid, 1, 384, 8 * (8192 + 16384) + 9 * 16 + 8192, p, s};
+    }
     int cluster = 1;
     while (cluster * 2 <= limits.cluster_max && items >= cluster * (tile <= 32 ? 10 : 4) &&
            blocks * cluster * 2 <= (groups && items < 27 * cluster ? 1 : 2) * limits.multiprocessors) {
@@ -111,8 +117,15 @@ inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p
 inline Launch norm_screen(const Step& s, const Phase& p) {
     return {"norm_screen", s.tokens, 1, THREADS, REDUCED_BYTES + divided(p.cols, 128) * 512, p, s};
 }
-inline Launch screen(const Step& s, const Phase& p) {
-    const int slots = 2 * s.tokens, tile = slots <= 16 ? 16 : slots <= 64 ? 64 : 128, stages = tile == 16 ? 5 : tile == 64 ? 4 : 3;
+inline Launch screen(const Step& s, const Phase& p, const BatchLimits& limits) {
+    const int slots = 2 * s.tokens;
+    if (s.tokens > 32 && limits.cluster_max > 1) {
+        // Two blocks with the same slots, which stay.
+        const int block = slots <= 128 ? 128 : 256, depth = block == 128 ? 6 : 4, pairs = divided(p.tiles, 16) * divided(slots, block);
+        const int grid = 2 * (pairs < limits.multiprocessors / 2 ? pairs : limits.multiprocessors / 2);
+        return {block == 128 ? "screen_128" : "screen_256", grid, 2, 384, depth * (16384 + block * 128 + 16) + 16 + block * 20, p, s};
+    }
+    const int tile = slots <= 16 ? 16 : slots <= 64 ? 64 : 128, stages = tile == 16 ? 5 : tile == 64 ? 4 : 3;
     return {tile == 16 ? "screen_16" : tile == 64 ? "screen_64" : "screen_128", divided(p.tiles, 8) * divided(slots, tile), 1, 256,
             stages * (16384 + tile * 128) + 2048 + tile * 8, p, s};
 }

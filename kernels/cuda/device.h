@@ -202,8 +202,89 @@ DEVICE void gather_mma(int (&sum)[8][4], const unsigned (&a)[4], const void* b, 
           "+r"(sum[6][0]), "+r"(sum[6][1]), "+r"(sum[6][2]), "+r"(sum[6][3]), "+r"(sum[7][0]), "+r"(sum[7][1]), "+r"(sum[7][2]), "+r"(sum[7][3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(gathered_rows(b) + 2 * step));
 }
+// The same with signed bytes in `a`.
+DEVICE void gather_mma_signed(int (&sum)[32][4], const unsigned (&a)[4], const void* b, int step) {
+    asm volatile(
+        "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+        "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
+        "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
+        "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"
+        "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, "
+        "{%128,%129,%130,%131}, %132, p;}"
+        : "+r"(sum[0][0]), "+r"(sum[0][1]), "+r"(sum[0][2]), "+r"(sum[0][3]), "+r"(sum[1][0]), "+r"(sum[1][1]), "+r"(sum[1][2]), "+r"(sum[1][3]), "+r"(sum[2][0]), "+r"(sum[2][1]), "+r"(sum[2][2]), "+r"(sum[2][3]), "+r"(sum[3][0]), "+r"(sum[3][1]), "+r"(sum[3][2]), "+r"(sum[3][3]),
+          "+r"(sum[4][0]), "+r"(sum[4][1]), "+r"(sum[4][2]), "+r"(sum[4][3]), "+r"(sum[5][0]), "+r"(sum[5][1]), "+r"(sum[5][2]), "+r"(sum[5][3]), "+r"(sum[6][0]), "+r"(sum[6][1]), "+r"(sum[6][2]), "+r"(sum[6][3]), "+r"(sum[7][0]), "+r"(sum[7][1]), "+r"(sum[7][2]), "+r"(sum[7][3]),
+          "+r"(sum[8][0]), "+r"(sum[8][1]), "+r"(sum[8][2]), "+r"(sum[8][3]), "+r"(sum[9][0]), "+r"(sum[9][1]), "+r"(sum[9][2]), "+r"(sum[9][3]), "+r"(sum[10][0]), "+r"(sum[10][1]), "+r"(sum[10][2]), "+r"(sum[10][3]), "+r"(sum[11][0]), "+r"(sum[11][1]), "+r"(sum[11][2]), "+r"(sum[11][3]),
+          "+r"(sum[12][0]), "+r"(sum[12][1]), "+r"(sum[12][2]), "+r"(sum[12][3]), "+r"(sum[13][0]), "+r"(sum[13][1]), "+r"(sum[13][2]), "+r"(sum[13][3]), "+r"(sum[14][0]), "+r"(sum[14][1]), "+r"(sum[14][2]), "+r"(sum[14][3]), "+r"(sum[15][0]), "+r"(sum[15][1]), "+r"(sum[15][2]), "+r"(sum[15][3]),
+          "+r"(sum[16][0]), "+r"(sum[16][1]), "+r"(sum[16][2]), "+r"(sum[16][3]), "+r"(sum[17][0]), "+r"(sum[17][1]), "+r"(sum[17][2]), "+r"(sum[17][3]), "+r"(sum[18][0]), "+r"(sum[18][1]), "+r"(sum[18][2]), "+r"(sum[18][3]), "+r"(sum[19][0]), "+r"(sum[19][1]), "+r"(sum[19][2]), "+r"(sum[19][3]),
+          "+r"(sum[20][0]), "+r"(sum[20][1]), "+r"(sum[20][2]), "+r"(sum[20][3]), "+r"(sum[21][0]), "+r"(sum[21][1]), "+r"(sum[21][2]), "+r"(sum[21][3]), "+r"(sum[22][0]), "+r"(sum[22][1]), "+r"(sum[22][2]), "+r"(sum[22][3]), "+r"(sum[23][0]), "+r"(sum[23][1]), "+r"(sum[23][2]), "+r"(sum[23][3]),
+          "+r"(sum[24][0]), "+r"(sum[24][1]), "+r"(sum[24][2]), "+r"(sum[24][3]), "+r"(sum[25][0]), "+r"(sum[25][1]), "+r"(sum[25][2]), "+r"(sum[25][3]), "+r"(sum[26][0]), "+r"(sum[26][1]), "+r"(sum[26][2]), "+r"(sum[26][3]), "+r"(sum[27][0]), "+r"(sum[27][1]), "+r"(sum[27][2]), "+r"(sum[27][3]),
+          "+r"(sum[28][0]), "+r"(sum[28][1]), "+r"(sum[28][2]), "+r"(sum[28][3]), "+r"(sum[29][0]), "+r"(sum[29][1]), "+r"(sum[29][2]), "+r"(sum[29][3]), "+r"(sum[30][0]), "+r"(sum[30][1]), "+r"(sum[30][2]), "+r"(sum[30][3]), "+r"(sum[31][0]), "+r"(sum[31][1]), "+r"(sum[31][2]), "+r"(sum[31][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(gathered_rows(b) + 2 * step));
+}
+DEVICE void gather_mma_signed(int (&sum)[16][4], const unsigned (&a)[4], const void* b, int step) {
+    asm volatile(
+        "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+        "{%64,%65,%66,%67}, %68, p;}"
+        : "+r"(sum[0][0]), "+r"(sum[0][1]), "+r"(sum[0][2]), "+r"(sum[0][3]), "+r"(sum[1][0]), "+r"(sum[1][1]), "+r"(sum[1][2]), "+r"(sum[1][3]), "+r"(sum[2][0]), "+r"(sum[2][1]), "+r"(sum[2][2]), "+r"(sum[2][3]), "+r"(sum[3][0]), "+r"(sum[3][1]), "+r"(sum[3][2]), "+r"(sum[3][3]),
+          "+r"(sum[4][0]), "+r"(sum[4][1]), "+r"(sum[4][2]), "+r"(sum[4][3]), "+r"(sum[5][0]), "+r"(sum[5][1]), "+r"(sum[5][2]), "+r"(sum[5][3]), "+r"(sum[6][0]), "+r"(sum[6][1]), "+r"(sum[6][2]), "+r"(sum[6][3]), "+r"(sum[7][0]), "+r"(sum[7][1]), "+r"(sum[7][2]), "+r"(sum[7][3]),
+          "+r"(sum[8][0]), "+r"(sum[8][1]), "+r"(sum[8][2]), "+r"(sum[8][3]), "+r"(sum[9][0]), "+r"(sum[9][1]), "+r"(sum[9][2]), "+r"(sum[9][3]), "+r"(sum[10][0]), "+r"(sum[10][1]), "+r"(sum[10][2]), "+r"(sum[10][3]), "+r"(sum[11][0]), "+r"(sum[11][1]), "+r"(sum[11][2]), "+r"(sum[11][3]),
+          "+r"(sum[12][0]), "+r"(sum[12][1]), "+r"(sum[12][2]), "+r"(sum[12][3]), "+r"(sum[13][0]), "+r"(sum[13][1]), "+r"(sum[13][2]), "+r"(sum[13][3]), "+r"(sum[14][0]), "+r"(sum[14][1]), "+r"(sum[14][2]), "+r"(sum[14][3]), "+r"(sum[15][0]), "+r"(sum[15][1]), "+r"(sum[15][2]), "+r"(sum[15][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(gathered_rows(b) + 2 * step));
+}
 // What this thread wrote or copied to shared memory, the tensor cores see after the next barrier.
 DEVICE void show_to_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Gates: barriers in shared memory that count arrivals and the bytes of bulk copies. A phase of a gate ends when all have come,
+// and the next begins; who waits names the phase's parity.
+struct Gate {
+    unsigned long long state;
+};
+DEVICE unsigned shared_address(const void* at) { return (unsigned)__cvta_generic_to_shared(at); }
+DEVICE void gate_open(Gate* gate, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(gate)), "r"(arrivals) : "memory");
+}
+// By who opened gates, before others of the cluster meet.
+DEVICE void gates_opened() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void gate_arrive(Gate* gate) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(gate)) : "memory");
+}
+// The same gate of a block of the cluster, for who has only read: with the scope of the cluster it would wait for all that this
+// thread wrote, 1 us.
+DEVICE void gate_arrive_at(Gate* gate, int rank) {
+    asm volatile("{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;"
+                 " mbarrier.arrive.shared::cluster.b64 _, [remote];}"
+                 ::"r"(shared_address(gate)), "r"(rank) : "memory");
+}
+// Arrives, and the phase waits for so many bytes too.
+DEVICE void gate_expect(Gate* gate, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(gate)), "r"(bytes) : "memory");
+}
+DEVICE void gate_wait(Gate* gate, int parity) {
+    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra done; bra again; done:}"
+                 ::"r"(shared_address(gate)), "r"(parity) : "memory");
+}
+// Copies of a multiple of 16 bytes that count at a gate; of every block of the cluster to the same place of each.
+DEVICE void copy_bulk(void* to, const void* from, int bytes, Gate* gate) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(gate)) : "memory");
+}
+DEVICE void copy_bulk_to_all(void* to, const void* from, int bytes, Gate* gate, int blocks) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(gate)), "h"((unsigned short)((1 << blocks) - 1))
+                 : "memory");
+}
+// A warpgroup's share of the registers, a multiple of 8 a thread.
+template <int COUNT> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+// A warpgroup meets; `which` from 1 on.
+DEVICE void group_meet(int which) { asm volatile("bar.sync %0, 128;" ::"r"(which) : "memory"); }
 #else
 DEVICE int cluster_size() { return 1; }
 DEVICE int cluster_rank() { return 0; }

@@ -82,15 +82,25 @@ DEVICE void draw_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     const int first = chunk * DRAW_ROWS + (int)threadIdx.x / 16 * 64 + (int)threadIdx.x % 16;
     unsigned words[4], best = 0;
     noise_words(draw, first, words);
-    float* at = p.output + (long long)t * p.rows + first;
+    float *at = p.output + (long long)t * p.rows + first, top[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        if (first + 16 * i >= p.rows) break;
+        top[i] = -INFINITE;
+        if (first + 16 * i >= p.rows) continue;
         const float4 row = ((const float4*)p.scales)[first + 16 * i];
         float noise = gumbel(words[i]), upper = at[16 * i], off = screen_distance(row, {x.x, x.y, x.z});
         float high = upper * draw.factor, low = (upper - 2.00001f * off) * draw.factor;
-        at[16 * i] = high + noise + (fabsf(high) + 32.0f) * 1e-6f;
+        at[16 * i] = high = high + noise + (fabsf(high) + 32.0f) * 1e-6f;
+        top[i] = high == high ? high : INFINITE;
         best = max(best, lower_key(low + noise - (fabsf(low) + 32.0f) * 1e-6f));
+    }
+    if (keeps_tops(s.tokens)) {
+        float* tops = screen_tops(p.output, s.tokens, p.rows, t) + first / 16;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            for (int mask = 8; mask > 0; mask >>= 1) top[i] = fmaxf(top[i], shuffle_xor(top[i], mask));
+            if (lane_id() % 16 == 0 && first + 16 * i < p.rows) tops[i] = top[i];
+        }
     }
     best = warp_max(best);
     if (lane_id() == 0 && best > s.lower[t]) atomicMax(&s.lower[t], best);
@@ -119,25 +129,36 @@ DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     auto at = [](int i, int lane) { return (uint4*)shared_arena() + (warp_id() * CHOOSE_DEPTH + i) * 32 + lane; };
     // All bounds are looked at before anything is done about one. Lane i keeps the i-th 32 of the warp.
     enum { LOOKS = CHOOSE_ROWS / CHOOSE_THREADS };
-    const int first = chunk * CHOOSE_ROWS + warp_id() * 32;
+    const bool tops = keeps_tops(s.tokens);
+    const int first = chunk * CHOOSE_ROWS + warp_id() * 32, tile = chunk * CHOOSE_THREADS + (int)threadIdx.x;
     bool live[LOOKS];
-    unsigned kept = 0;
+    unsigned kept = 0, tiles = 0;
+    if (tops) {
+        tiles = warp_ballot(tile * 16 < p.rows && !(screen_tops((float*)p.input, s.tokens, p.rows, t)[tile] < lower));
+    } else {
 #pragma unroll
-    for (int i = 0; i < LOOKS; i++) {
-        int row = first + i * CHOOSE_THREADS + lane_id();
-        live[i] = row < p.rows && !(upper[row] < lower);
-    }
+        for (int i = 0; i < LOOKS; i++) {
+            int row = first + i * CHOOSE_THREADS + lane_id();
+            live[i] = row < p.rows && !(upper[row] < lower);
+        }
 #pragma unroll
-    for (int i = 0; i < LOOKS; i++) {
-        unsigned all = warp_ballot(live[i]);
-        if (lane_id() == i) kept = all;
+        for (int i = 0; i < LOOKS; i++) {
+            unsigned all = warp_ballot(live[i]);
+            if (lane_id() == i) kept = all;
+        }
     }
 #pragma unroll 1
-    for (int i = 0; i < LOOKS; i++) {
-        choose_rows<CHOOSE_DEPTH>(p, shuffle(kept, i), first + i * CHOOSE_THREADS, s.normed + (long long)t * p.cols, at,
-                                  [&](float logit, int row) {
-                                      take_better(best, drawn ? drawn_key(logit, draw, row) : greedy_key(logit, row), row);
-                                  });
+    for (int i = 0; tops ? tiles != 0 : i < LOOKS; i++) {
+        int from = first + i * CHOOSE_THREADS;
+        unsigned left = shuffle(kept, i);
+        if (tops) {
+            from = (tile - lane_id() + lowest_bit(tiles)) * 16;
+            tiles &= tiles - 1;
+            left = warp_ballot(lane_id() < 16 && from + lane_id() < p.rows && !(upper[from + lane_id()] < lower));
+        }
+        choose_rows<CHOOSE_DEPTH>(p, left, from, s.normed + (long long)t * p.cols, at, [&](float logit, int row) {
+            take_better(best, drawn ? drawn_key(logit, draw, row) : greedy_key(logit, row), row);
+        });
     }
     __syncthreads();
     Chosen* of_warps = (Chosen*)shared_arena();

@@ -5,6 +5,18 @@
 
 #include "linear.h"
 
+// A lane's codes of 16 rows as the tensor cores take them, 32 columns in a word.
+DEVICE void open_word(unsigned word, unsigned (&a)[4]) {
+#pragma unroll
+    for (int r = 0; r < 4; r++) a[r] = word >> (2 * r) & 0x03030303u;
+}
+DEVICE void open_codes(const uint4& codes, unsigned (&a)[4][4]) {
+    open_word(codes.x, a[0]);
+    open_word(codes.y, a[1]);
+    open_word(codes.z, a[2]);
+    open_word(codes.w, a[3]);
+}
+
 template <int NT, int STAGES> struct GroupGemm {
     enum {
         TILES = 8,
@@ -34,41 +46,21 @@ template <int NT, int STAGES> struct GroupGemm {
         first = items * rank / size;
         last = items * (rank + 1) / size;
         weights = (const unsigned char*)p.weights + (long long)min(tile + warp_id(), p.tiles - 1) * items * 512 + lane_id() * 16;
-        rows = s.quantized + (long long)(token / 8 + (int)threadIdx.x / 64) * items * 1024 + threadIdx.x % 64 * 16;
+        rows = s.quantized + gathered_row(token, items) + threadIdx.x * 16;
     }
     DEVICE static unsigned char* stage(int k) { return shared_arena() + k % STAGES * STAGE_BYTES; }
     DEVICE static TokenFacts* facts() { return (TokenFacts*)(shared_arena() + STAGES * STAGE_BYTES); }
 
-    // Chunk 4 g + q of a tile goes to 8 q + g: no two lanes that read it share a bank. Tiles past the end are copies of the
-    // last: nobody reads what they give.
-    DEVICE void load_weights(int k) const {
-        copy_async(stage(k) + warp_id() * 512 + (lane_id() % 4 * 8 + lane_id() / 4) * 16, weights + k * 512);
-    }
-    // A token's 128 bytes are a row of eight chunks, whose places are turned by the token's number: what the tensor cores know
-    // as a swizzle of 128 bytes.
+    // Tiles past the end are copies of the last: nobody reads what they give.
+    DEVICE void load_weights(int k) const { copy_async(stage(k) + threadIdx.x * 16, weights + k * 512); }
     DEVICE void load_rows(int k) const {
-        const int chunk = threadIdx.x % 64;
-        unsigned char* to = stage(k) + WEIGHT_BYTES + threadIdx.x / 64 * 1024 + (chunk ^ (chunk >> 3)) * 16;
+        unsigned char* to = stage(k) + WEIGHT_BYTES + threadIdx.x * 16;
 #pragma unroll
-        for (int n = 0; n < NT; n += GROUP_THREADS / 64) {
-            copy_async_kept(to + n * 1024, rows + ((long long)n * items + k) * 1024);
+        for (int n = 0; n < TOKENS * 128; n += GROUP_THREADS * 16) {
+            copy_async_kept(to + n, rows + (long long)k * GATHERED_ROWS * 128 + n);
         }
     }
-    // Step q of four takes the bytes 32 q .. 32 q + 32 of each token, which are the columns 32 s + 16 h + 4 q + j in the order
-    // of s, h and j. A lane's four of them, and those 16 bytes on, have s = t / 2 (and 2 more), h = t % 2: word s of lane
-    // 4 g + q of the tile.
-    DEVICE void unpack(int k, unsigned (&a)[4][4]) const {
-        const unsigned* words = (const unsigned*)(stage(k) + warp_id() * 512) + lane_id() / 4 * 4 + lane_id() % 4 / 2;
-        const int shift = lane_id() % 2 * 4;
-#pragma unroll
-        for (int q = 0; q < 4; q++) {
-            unsigned low = words[q * 32] >> shift, high = words[q * 32 + 2] >> shift;
-            a[q][0] = low & 0x03030303u;
-            a[q][1] = low >> 2 & 0x03030303u;
-            a[q][2] = high & 0x03030303u;
-            a[q][3] = high >> 2 & 0x03030303u;
-        }
-    }
+    DEVICE void unpack(int k, unsigned (&a)[4][4]) const { open_codes(*(const uint4*)(stage(k) + threadIdx.x * 16), a); }
     // Multiplies a stage, whose weights are in `a`; those of the next go to `next`.
     DEVICE void step(int k, const unsigned (&a)[4][4], unsigned (&next)[4][4]) {
         gather_begin();

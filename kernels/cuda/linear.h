@@ -179,22 +179,25 @@ DEVICE float gated(float gate, float up, int epilogue) {
     return gate / (1.0f + exp_exact(0.0f - gate)) * up;
 }
 
-// What finishing needs of a token.
-struct alignas(16) TokenFacts {
-    float scale, inverse; // inverse: 0 where quotients of the scale take a division
-    int sum, unused;
+// What finishing needs of a token: its scale is `scale`, from 1 to below 2, over a power of two.
+struct TokenFacts {
+    float scale, inverse, power;
+    int sum;
 };
 
-// x / scale, rounded once: two corrections of x * inverse, where nothing overflows or gets lost.
+// x over the token's scale, rounded once, for whole numbers x: two corrections of x * inverse, where nothing overflows or gets
+// lost, and then the power of two, which is exact or overflows as the quotient does.
 DEVICE float quotient(float x, const TokenFacts& token) {
-    if (token.inverse == 0.0f) return x / token.scale;
     float q = x * token.inverse;
     q = fused(fused(-q, token.scale, x), token.inverse, q);
-    return fused(fused(-q, token.scale, x), token.inverse, q);
+    return fused(fused(-q, token.scale, x), token.inverse, q) * token.power;
 }
+// Scales are 0, for a row with what is infinite, or from 10^-37 to 10^8.
 DEVICE TokenFacts facts_of(float scale, int sum) {
-    const bool plain = scale > 1e-12f && scale < 1e12f;
-    return TokenFacts{scale, plain ? 1.0f / scale : 0.0f, sum, 0};
+    if (scale == 0.0f) return TokenFacts{1.0f, 1.0f, INFINITE, sum};
+    const unsigned bits = bits_of_float(scale);
+    const float mantissa = float_of_bits((bits & 0x007fffffu) | 0x3f800000u);
+    return TokenFacts{mantissa, 1.0f / mantissa, float_of_bits((254u << 23) - (bits & 0x7f800000u)), sum};
 }
 
 // Sums of one row tile become outputs. Slot (n * 4 + c) * 32 + lane holds row lane / 4 + 8 (c >> 1) of token

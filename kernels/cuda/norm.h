@@ -180,13 +180,21 @@ DEVICE int fragment_offset(int i, int g) {
     return ((i >> 7) * 32 + g * 4 + ((i >> 2) & 3)) * 32 + ((i >> 5) & 3) * 8 + ((i >> 4) & 1) * 4;
 }
 
+// Whether so many rows are where warpgroups gather them from; plan.h has both layouts.
+DEVICE bool are_gathered(int tokens) { return WARPGROUPS && tokens > 32; }
+// The same offset there, from the row's first bytes on.
+DEVICE int gathered_offset(int i, int t, int block = GATHERED_ROWS) { return (i >> 7) * (block * 128) + ((i & 127) ^ (t % 8) << 4); }
+DEVICE long long gathered_row(int t, int items, int block = GATHERED_ROWS) {
+    return (long long)(t / block) * items * (block * 128) + t % block * 128;
+}
+
 // Norm, unless `plain`, and int8 rounding of one row; the bytes go to `out` in B operand order. The area's gamma is loaded
 // before.
 //
 // The greatest |x * scale * w| is sought before the scale is known, in the same reduction as the squares: each rounding is
 // within 2^-24, so whoever leads in |x * w| by more than 10^-6 leads scaled too. Else the scaled row is searched. Holds for norm
 // weights below 10^20, where what a subnormal x * scale loses is nothing against the 10^-5 that amax is at least.
-DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase& p, signed char* out, int g,
+DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase& p, signed char* out, int g, bool gathered,
                               Reduced* reduced) {
     const int width = p.cols;
     double mine = 0.0, share = 1.0 / (double)width;
@@ -228,7 +236,7 @@ DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase
                 sum += q[j];
             }
         }
-        *(unsigned*)(out + fragment_offset(4 * i, g)) = word;
+        *(unsigned*)(out + (gathered ? gathered_offset(4 * i, g) : fragment_offset(4 * i, g))) = word;
     }
     sum = warp_sum(sum);
     if (lane_id() == 0) reduced->sum[warp_id()] = sum;
@@ -238,11 +246,12 @@ DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase
 }
 
 // One block for each row: quantised rows for the LINEAR phases that follow.
-DEVICE void quantize_phase(const Phase& p, const Step& s, const RowArea& area, Reduced* reduced) {
+DEVICE void quantize_phase(const Phase& p, const Step& s, const RowArea& area, bool gathered, Reduced* reduced) {
+    const int items = (p.cols + 127) / 128;
     for (int t = blockIdx.x; t < s.tokens; t += gridDim.x) {
-        signed char* out = s.quantized + (long long)(t / 8) * ((p.cols + 127) / 128) * 1024;
+        signed char* out = s.quantized + (gathered ? gathered_row(t, items) : (long long)(t / 8) * items * 1024);
         const float* row = p.input + (long long)t * p.cols;
-        Quantized q = quantize_row(area, row, p, out, t % 8, reduced);
+        Quantized q = quantize_row(area, row, p, out, t % 8, gathered, reduced);
         if (threadIdx.x == 0) {
             s.quantized_scale[t] = q.scale;
             s.quantized_sum[t] = q.sum;

@@ -16,6 +16,10 @@
 // Quantised rows, in B operand order: [token / 8][column / 128][lane][32 bytes]. Lane 4 g + t of token group n holds token
 // 8 n + g; its bytes 8 s + 4 h + j are the columns 32 s + 16 h + 4 t + j. Columns past the width are zero.
 //
+// Gathered rows, where there are more than 32 on devices from 9.0 on: [token / 128][column / 128][token % 128][128 bytes], columns
+// ascending, but 16 bytes c of token t are in place c ^ t % 8: what the tensor cores know as a swizzle of 128 bytes. The screen's
+// slots likewise, from 65 rows on in blocks of 256.
+//
 // Pieces: the matrix of head and embedding in half precision. A tile is 32 rows x 16 columns in two pieces of 16 rows, 512 bytes each, row
 // tile after row tile: lane L holds row L / 2 of the piece, columns 8 (L % 2) .. + 8. Rows are padded to 32. A matrix that is
 // no matrix of halves is kept as floats: a piece is 1024 bytes then, two loads, each of four of a lane's eight columns.
@@ -34,7 +38,7 @@ enum PhaseKind {
     PHASE_ATTEND,
     PHASE_HEAD,   // all logits, exactly
     PHASE_GREEDY, // best becomes the next token
-    PHASE_SCREEN, // upper bounds of all logits, into `output`, and the best lower bound
+    PHASE_SCREEN, // upper bounds of all logits, into `output`, and the best lower bound; see screen_tops in screen.h
     PHASE_CHOOSE, // exact logits of those that may be the greatest: best
     PHASE_COPY,   // step_1: a tagged row becomes plain
 };
@@ -122,6 +126,7 @@ enum {
     HEAD_DIM_MAX = 128,
     UNIT_HEADS_MAX = 4,
     HEAD_TOKENS_MAX = 2,
+    GATHERED_ROWS = 128,
     GROUPS_MAX = 4,        // step_1: column groups of 128 of one warp, so rows of up to 8192
     REDUCED_BYTES = 1152,  // shared memory of a block's reductions
     FIRST_UNIT_BYTES = 128,

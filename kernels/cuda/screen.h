@@ -127,6 +127,13 @@ DEVICE void choose_rows(const Phase& p, unsigned left, int first, const float* x
     }
 }
 
+// Where the screen keeps only the bounds of those 16 rows that may have the best: behind all bounds, the greatest of each 16
+// rows of a token.
+DEVICE bool keeps_tops(int tokens) { return are_gathered(tokens); }
+DEVICE float* screen_tops(float* bounds, int tokens, int rows, int t) {
+    return bounds + (long long)tokens * rows + (long long)t * ((rows + 15) / 16);
+}
+
 DEVICE float lower_of_key(unsigned key) { return key ? unordered(key) : -INFINITE; }
 
 // The matrix's bytes and rows, made of its pieces once: a block for each 16 rows, a warp for each.
@@ -171,10 +178,13 @@ DEVICE void screen_batch_row(const Phase& p, const Step& s, int t) {
     const float4* from = (const float4*)(p.input + (long long)picked_row(s, t) * p.cols);
     for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) ((float4*)x)[i] = from[i];
     __syncthreads();
-    signed char* out = s.screened + (long long)(2 * t / 8) * items * 1024;
+    const bool gathered = are_gathered(s.tokens);
+    const int block = s.tokens <= GATHERED_ROWS / 2 ? GATHERED_ROWS : 2 * GATHERED_ROWS;
+    signed char* out = s.screened + (gathered ? gathered_row(2 * t, items, block) : (long long)(2 * t / 8) * items * 1024);
     ScreenRow row = prepare_screen(p, x, reduced, [&](int i, const uint2& words) {
-        *(unsigned*)(out + fragment_offset(4 * i, 2 * t % 8)) = words.x;
-        *(unsigned*)(out + fragment_offset(4 * i, 2 * t % 8 + 1)) = words.y;
+        const int slot = 2 * t % 8;
+        *(unsigned*)(out + (gathered ? gathered_offset(4 * i, slot, block) : fragment_offset(4 * i, slot))) = words.x;
+        *(unsigned*)(out + (gathered ? 128 + gathered_offset(4 * i, slot + 1, block) : fragment_offset(4 * i, slot + 1))) = words.y;
     });
     for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) ((float4*)(s.normed + (long long)t * p.cols))[i] = ((float4*)x)[i];
     if (threadIdx.x == 0) ((float4*)s.screen_rows)[t] = float4{row.unit, row.size, row.error, s.draws ? s.draws[t].factor : 0.0f};

@@ -265,6 +265,8 @@ void layers_agree(Driver& gpu) {
     std::vector<Segment> many;
     for (int i = 0; i < 70; i++) many.push_back({i * 4, 1});
     batch_agrees(gpu, two, many);
+    // Blocks that stay for more than one piece of work.
+    batch_agrees(gpu, Model({1152, 1, 9, 3, 128, 6912, 3000}, 500, 11), {{30, 1}, {0, 400}});
 }
 
 int main(int argc, char** argv) {

@@ -45,6 +45,13 @@ struct alignas(16) float4 {
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
+// Arrivals and bytes that the phase yet waits for.
+struct Gate {
+    int16_t count, left;
+    int32_t bytes : 31, phase : 1;
+};
+static_assert(sizeof(Gate) == 8);
+
 namespace emulator {
 
 struct Index {
@@ -67,8 +74,16 @@ struct Warp {
 struct Block {
     std::vector<unsigned char> arena;
     std::vector<Warp> warps;
-    Meeting meeting;
+    Meeting meeting, groups[4];
     Index index;
+};
+
+// A bulk copy that has not landed.
+struct Bulk {
+    Gate* gate;
+    void* to;
+    const void* from;
+    int bytes;
 };
 
 struct Copy {
@@ -147,6 +162,7 @@ struct Machine {
     std::function<void()> body;
     int threads_per_block = 0, cluster = 1;
     std::vector<Meeting> clusters;
+    std::vector<Bulk> bulks;
 };
 
 inline Machine machine;
@@ -199,6 +215,7 @@ inline void launch(int grid, int cluster, int threads, int shared_bytes, std::fu
         block.warps.resize(threads / 32);
         for (Warp& warp : block.warps) warp.meeting.size = 32;
         block.meeting.size = threads;
+        for (Meeting& group : block.groups) group.size = 128;
         block.index.x = b;
         for (int t = 0; t < threads; t++) make_thread(m.threads[b * threads + t], block, t);
     }
@@ -353,7 +370,7 @@ DEVICE void mma_signed(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsig
 // By the operand maps of the PTX manual for wgmma m64nNk32 with A in registers and B in shared memory, its rows of columns
 // swizzled by 128 bytes. Operands are read as late as they may be, so that a missing wait shows.
 DEVICE void gather_begin() {}
-template <int NT> DEVICE void gather_mma(int (&sum)[NT][4], const unsigned (&a)[4], const void* b, int step) {
+template <class A, int NT> void gather_of(int (&sum)[NT][4], const unsigned (&a)[4], const void* b, int step) {
     struct Lanes {
         uint32_t a[32][4];
     };
@@ -371,10 +388,16 @@ template <int NT> DEVICE void gather_mma(int (&sum)[NT][4], const unsigned (&a)[
                 uint32_t word = all.a[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2];
                 long at = base + n * 128 + step * 32 + k;
                 at ^= (at >> 7 & 7) << 4;
-                sum[i / 4][i % 4] += (int)(uint8_t)(word >> (k % 4 * 8)) * (int)(int8_t)shared_arena()[at];
+                sum[i / 4][i % 4] += (int)(A)(word >> (k % 4 * 8)) * (int)(int8_t)shared_arena()[at];
             }
         }
     });
+}
+template <int NT> DEVICE void gather_mma(int (&sum)[NT][4], const unsigned (&a)[4], const void* b, int step) {
+    gather_of<uint8_t>(sum, a, b, step);
+}
+template <int NT> DEVICE void gather_mma_signed(int (&sum)[NT][4], const unsigned (&a)[4], const void* b, int step) {
+    gather_of<int8_t>(sum, a, b, step);
 }
 DEVICE void gather_commit() { emulator::self().commits.push_back(emulator::self().products.size()); }
 template <int PENDING> DEVICE void gather_wait() {
@@ -421,6 +444,51 @@ DEVICE int4 load_of_block(const int4* at, int rank) {
     return value;
 }
 DEVICE void wait_prior() {}
+
+// Bulk copies land when somebody waits at their gate.
+DEVICE void gate_open(Gate* gate, int arrivals) { *gate = {(int16_t)arrivals, (int16_t)arrivals, 0, 0}; }
+DEVICE void gates_opened() {}
+inline void gate_pass(Gate* gate) {
+    if (gate->left != 0 || gate->bytes != 0) return;
+    gate->left = gate->count;
+    gate->phase = ~gate->phase;
+}
+DEVICE void gate_arrive(Gate* gate) {
+    gate->left--;
+    gate_pass(gate);
+}
+template <class T> T* of_block(T* at, int rank) {
+    const int first = blockIdx.x / emulator::machine.cluster * emulator::machine.cluster;
+    return (T*)(emulator::machine.blocks[first + rank].arena.data() + ((unsigned char*)at - shared_arena()));
+}
+DEVICE void gate_arrive_at(Gate* gate, int rank) { gate_arrive(of_block(gate, rank)); }
+DEVICE void gate_expect(Gate* gate, int bytes) {
+    gate->bytes += bytes;
+    gate_arrive(gate);
+}
+DEVICE void gate_wait(Gate* gate, int parity) {
+    while ((gate->phase & 1) == parity) {
+        auto& bulks = emulator::machine.bulks;
+        for (size_t i = 0; i < bulks.size();) {
+            if (bulks[i].gate != gate) {
+                i++;
+                continue;
+            }
+            std::memcpy(bulks[i].to, bulks[i].from, bulks[i].bytes);
+            gate->bytes -= bulks[i].bytes;
+            bulks.erase(bulks.begin() + i);
+            gate_pass(gate);
+        }
+        emulator::yield();
+    }
+}
+DEVICE void copy_bulk(void* to, const void* from, int bytes, Gate* gate) { emulator::machine.bulks.push_back({gate, to, from, bytes}); }
+DEVICE void copy_bulk_to_all(void* to, const void* from, int bytes, Gate* gate, int blocks) {
+    for (int rank = 0; rank < blocks; rank++) copy_bulk(of_block((char*)to, rank), from, bytes, of_block(gate, rank));
+}
+template <int COUNT> DEVICE void give_registers() {}
+template <int COUNT> DEVICE void take_registers() {}
+DEVICE void group_meet(int which) { emulator::meet(emulator::self().block->groups[which]); }
 DEVICE void launch_next() {}
 
 DEVICE unsigned load_relaxed(const unsigned* at) {

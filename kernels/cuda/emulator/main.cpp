@@ -29,10 +29,10 @@ struct Emulated : Machine {
         static const std::map<std::string, void (*)(const Phase, const Step)> kernels = {
             {"embed_rows", embed_rows}, {"norm_rows", norm_rows}, {"norm_kept", norm_kept},     {"linear_8", linear_8},
             {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64},
-            {"linear_128", linear_128}, {"attend_rows", attend_rows}, {"store_rows", store_rows},
+            {"linear_128", linear_128}, {"linear_wide", linear_wide}, {"attend_rows", attend_rows}, {"store_rows", store_rows},
             {"attend_prompt", attend_prompt}, {"pack_screen", pack_screen},
             {"norm_screen", norm_screen}, {"screen_16", screen_16},   {"screen_64", screen_64},
-            {"screen_128", screen_128}, {"choose_rows", choose_rows}, {"take_rows", take_rows}, {"draw_rows", draw_rows},
+            {"screen_128", screen_128}, {"screen_256", screen_256}, {"choose_rows", choose_rows}, {"take_rows", take_rows}, {"draw_rows", draw_rows},
         };
         auto kernel = kernels.at(l.kernel);
         emulator::launch(l.grid, l.cluster, l.threads, l.shared_bytes, [&] { kernel(l.phase, l.step); });

@@ -4,9 +4,9 @@
 #include "model.h"
 
 const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept",   "linear_8",   "linear_16",  "linear_32",
-                                                "linear_64",  "linear_128", "attend_rows", "store_rows", "attend_prompt",
+                                                "linear_64",  "linear_128", "linear_wide", "attend_rows", "store_rows", "attend_prompt",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",
-                                                "screen_128", "choose_rows", "draw_rows", "take_rows"};
+                                                "screen_128", "screen_256", "choose_rows", "draw_rows", "take_rows"};
 
 // Rows of one sequence in a step.
 struct Segment {
@@ -85,7 +85,7 @@ struct BatchStep {
         Step s = loaded.step;
         s.tokens = (int)last.size();
         s.draws = drawn ? loaded.machine.copy_of(draws) : nullptr;
-        std::vector<Launch> launches = {batch::norm_screen(s, loaded.screen), batch::screen(s, loaded.screen)};
+        std::vector<Launch> launches = {batch::norm_screen(s, loaded.screen), batch::screen(s, loaded.screen, {loaded.machine.blocks(), loaded.machine.cluster_max()})};
         if (drawn) launches.push_back(batch::draw(s, loaded.screen));
         launches.push_back(batch::choose(s, loaded.choose));
         launches.push_back(batch::take(s));
@@ -93,10 +93,17 @@ struct BatchStep {
     }
     // Logits and next tokens of the last row of each segment, by the step kernel's phases.
     void head() const {
-        Step s = loaded.step;
-        s.tokens = (int)last.size();
-        s.head_tokens = loaded.head_tokens(s.tokens);
-        int count = (int)loaded.phases.size();
-        loaded.machine.run(1, loaded.shared_bytes(2, 1), loaded.phases_there + count - 2, 2, s);
+        // As many at a time as the blocks of the machine take.
+        const int most = HEAD_TOKENS_MAX * loaded.machine.blocks();
+        for (int first = 0; first < (int)last.size(); first += most) {
+            Step s = loaded.step;
+            s.tokens = std::min(most, (int)last.size() - first);
+            s.head_tokens = loaded.head_tokens(s.tokens);
+            s.picked += first;
+            std::vector<Phase> head(loaded.phases.end() - 2, loaded.phases.end());
+            head[0].output += (long)first * s.vocab;
+            s.logits += (long)first * s.vocab;
+            loaded.machine.run(1, loaded.shared_bytes(2, 1), loaded.machine.copy_of(head), 2, s);
+        }
     }
 };

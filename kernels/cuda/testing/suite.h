@@ -139,9 +139,10 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
     std::vector<int> drawn = machine.read(step.loaded.step.token_ids, step.ids.size());
     for (const Launch& launch : step.screened_head(false)) machine.launch(launch);
     std::vector<int> screened = machine.read(step.loaded.step.token_ids, step.ids.size());
-    std::vector<float> upper = machine.read(step.loaded.upper, segments.size() * model.shape.vocab);
+    const int vocab = model.shape.vocab, tiles = (vocab + 15) / 16;
+    const bool tops = segments.size() > 32 && machine.cluster_max() > 1;
+    std::vector<float> upper = machine.read(step.loaded.upper, segments.size() * (tops ? vocab + tiles : vocab));
     step.head();
-    const int vocab = model.shape.vocab;
     std::vector<float> logits = machine.read(step.loaded.step.logits, segments.size() * vocab);
     std::vector<int> next = machine.read(step.loaded.step.token_ids, step.ids.size());
     size_t wrong = 0, wrong_ids = 0;
@@ -151,7 +152,13 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
             expected = forward(model, caches[i], step.ids[row], step.positions[row]);
         }
         wrong += different(expected.data(), &logits[i * vocab], expected.size());
-        for (int r = 0; r < vocab; r++) wrong += !(upper[i * vocab + r] >= expected[r]);
+        const float best = *std::max_element(expected.begin(), expected.end());
+        for (int r = 0; r < vocab; r++) {
+            // Of 16 rows without the best only the greatest bound may be there.
+            const float top = tops ? upper[segments.size() * vocab + i * tiles + r / 16] : 0.0f;
+            if (tops) wrong += !(top >= expected[r]);
+            wrong += !(upper[i * vocab + r] >= expected[r]) && !(tops && top < best);
+        }
         wrong_ids += screened[row - 1] != next[row - 1];
         wrong_ids += drawn[row - 1] != reference::draw(step.draws[i], expected);
         wrong_ids += std::max_element(expected.begin(), expected.end()) - expected.begin() != next[row - 1];
@@ -229,6 +236,11 @@ inline void small_suite(Machine& machine) {
     // prompts of six splits.
     batch_agrees(machine, Model({128, 1, 2, 1, 32, 40, 40}, 1300, 12), {{9, 1}, {0, 45}, {1275, 9}});
     batch_agrees(machine, Model({512, 1, 4, 1, 32, 532, 40}, 140, 13), {{31, 1}, {0, 129}, {5, 3}});
+    // Blocks that stay for three pieces of work, each of more stages than there is room for.
+    batch_agrees(machine, Model({1152, 1, 2, 1, 32, 896, 40}, 310, 15), {{3, 300}});
+    // Screens of 128 and 256 slots, the latter's more than one block of them, with more work than blocks.
+    Model narrow({640, 1, 2, 1, 32, 40, 1100}, 40, 14);
+    for (int rows : {40, 140}) batch_agrees(machine, narrow, std::vector<Segment>(rows, {9, 1}));
     // Groups of query heads that are one, not whole fours, and more than four.
     for (int heads : {2, 10, 16}) {
         batch_agrees(machine, Model({128, 1, heads, 2, 32, 160, 300}, 600, 9), {{270, 1}, {3, 1}, {540, 1}});

@@ -4,8 +4,8 @@
 use std::ffi::CStr;
 
 use super::abi::{
-    CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE, Phase,
-    REDUCED_BYTES, SPLIT, Step, THREADS, to_i32,
+    CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, EPILOGUE_ADD, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE,
+    Phase, REDUCED_BYTES, SPLIT, Step, THREADS, to_i32,
 };
 
 /// Where the rows of a step go: single rows first, then those of prompts in tiles.
@@ -35,7 +35,7 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 19] = [
+pub(super) const KERNELS: [&CStr; 21] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
@@ -44,6 +44,7 @@ pub(super) const KERNELS: [&CStr; 19] = [
     c"linear_32",
     c"linear_64",
     c"linear_128",
+    c"linear_wide",
     c"attend_rows",
     c"store_rows",
     c"attend_prompt",
@@ -52,6 +53,7 @@ pub(super) const KERNELS: [&CStr; 19] = [
     c"screen_16",
     c"screen_64",
     c"screen_128",
+    c"screen_256",
     c"choose_rows",
     c"draw_rows",
     c"take_rows",
@@ -63,6 +65,7 @@ pub(super) fn screened_head<E>(
     screen: &Phase,
     choose: &Phase,
     step: &Step,
+    limits: Limits,
     mut launch: impl FnMut(&Launch) -> Result<(), E>,
 ) -> Result<(), E> {
     let tokens = size(step.tokens);
@@ -76,14 +79,8 @@ pub(super) fn screened_head<E>(
         step: *step,
     };
     launch(&of(c"norm_screen", tokens, THREADS, REDUCED_BYTES + size(screen.cols).next_multiple_of(128) * 4, screen))?;
-    // Each row is two tokens of the product: its upper and its lower bytes.
-    let (tile, kernel, stages) = match 2 * tokens {
-        0..=16 => (16, c"screen_16", 5),
-        17..=64 => (64, c"screen_64", 4),
-        _ => (128, c"screen_128", 3),
-    };
-    let grid = size(screen.tiles).div_ceil(8) * (2 * tokens).div_ceil(tile);
-    launch(&of(kernel, grid, LINEAR_THREADS, stages * (16384 + tile * 128) + 2048 + tile * 8, screen))?;
+    let (kernel, grid, cluster, threads, shared_bytes) = screen_of(2 * tokens, size(screen.tiles), limits);
+    launch(&Launch { cluster, ..of(kernel, grid, threads, shared_bytes, screen) })?;
     if step.draws != 0 {
         launch(&of(c"draw_rows", tokens * size(screen.rows).div_ceil(CHOOSE_ROWS), THREADS, 0, screen))?;
     }
@@ -95,6 +92,24 @@ pub(super) fn screened_head<E>(
         choose,
     ))?;
     launch(&of(c"take_rows", tokens.div_ceil(THREADS / 32), THREADS, 0, choose))
+}
+
+/// The kernel for so many slots, two for each row: its upper and its lower bytes. Then grid, cluster, threads and shared memory.
+/// From 33 rows on two blocks with the same slots, which stay, where devices know clusters.
+fn screen_of(slots: usize, tiles: usize, limits: Limits) -> (&'static CStr, usize, usize, usize, usize) {
+    if slots > 64 && limits.cluster_max > 1 {
+        let (block, kernel, stages) = if slots <= 128 { (128, c"screen_128", 6) } else { (256, c"screen_256", 4) };
+        let pairs = tiles.div_ceil(16) * slots.div_ceil(block);
+        let shared_bytes = stages * (16384 + block * 128 + 16) + 16 + block * 20;
+        return (kernel, 2 * pairs.min(limits.multiprocessors / 2), 2, WIDE_THREADS, shared_bytes);
+    }
+    let (tile, kernel, stages) = match slots {
+        0..=16 => (16, c"screen_16", 5),
+        17..=64 => (64, c"screen_64", 4),
+        _ => (128, c"screen_128", 3),
+    };
+    let shared_bytes = stages * (16384 + tile * 128) + 2048 + tile * 8;
+    (kernel, tiles.div_ceil(8) * slots.div_ceil(tile), 1, LINEAR_THREADS, shared_bytes)
 }
 
 /// The launch that makes the screen of the head, once for a model, from the half-precision pieces at `halves`.
@@ -187,6 +202,13 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     let blocks = size(launch.phase.tiles).div_ceil(8) * tokens.div_ceil(tile);
     let (items, items_least) = (size(launch.phase.cols).div_ceil(128), if tile <= 32 { 10 } else { 4 });
     let groups = tile >= 64 && limits.cluster_max > 1;
+    let wide = size(launch.phase.tiles).div_ceil(16) * tokens.div_ceil(128);
+    if groups && tile == 128 && launch.phase.epilogue != EPILOGUE_ADD && 5 * wide >= 3 * limits.multiprocessors {
+        // Blocks that stay, of 256 rows, where most multiprocessors get one.
+        let shared_bytes = 8 * (8192 + 16384) + 9 * 16 + 8192;
+        let grid = wide.min(limits.multiprocessors);
+        return Launch { kernel: c"linear_wide", grid, cluster: 1, threads: WIDE_THREADS, shared_bytes, ..launch };
+    }
     let mut cluster = 1;
     while cluster * 2 <= limits.cluster_max
         && items >= cluster * items_least
@@ -211,6 +233,7 @@ fn size(value: i32) -> usize {
 }
 
 const LINEAR_THREADS: usize = 256;
+const WIDE_THREADS: usize = 384;
 const KEPT_THREADS: usize = 256;
 const KEPT_COLUMNS_MAX: usize = 8192;
 const PROMPT_THREADS: usize = 256;

@@ -345,7 +345,7 @@ impl<'r> Worker<'r> {
             let draws = if drawn { self.input_of(number, self.offsets.draws + 4 * DRAW_WORDS * first) } else { 0 };
             let step = Step { tokens: to_i32((count - first).min(SCREEN_ROWS)), picked, draws, ..step };
             let Plan { screen, choose, .. } = &self.plan;
-            batch::screened_head(screen, choose, &step, |launch| self.context.launch_batch(launch))?;
+            batch::screened_head(screen, choose, &step, self.limits(), |launch| self.context.launch_batch(launch))?;
         }
         Ok(())
     }
@@ -378,9 +378,12 @@ impl<'r> Worker<'r> {
     fn launch_layers(&self, step: Step, decodes: usize, tiles: usize) -> Result<(), Failure> {
         let rows = step.tokens.unsigned_abs() as usize;
         let rows = batch::Rows { decodes, prompts: rows - decodes, prompt_tiles: tiles };
-        let limits = batch::Limits { multiprocessors: self.blocks, cluster_max: if self.sm_90 { 8 } else { 1 } };
         let layers = &self.plan.phases[self.plan.layers.clone()];
-        batch::launches(layers, &step, rows, limits, |launch| self.context.launch_batch(launch))
+        batch::launches(layers, &step, rows, self.limits(), |launch| self.context.launch_batch(launch))
+    }
+
+    fn limits(&self) -> batch::Limits {
+        batch::Limits { multiprocessors: self.blocks, cluster_max: if self.sm_90 { 8 } else { 1 } }
     }
 
     /// Some of the plan's phases, by a step kernel.
