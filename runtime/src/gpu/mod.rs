@@ -51,6 +51,7 @@ pub use device::FaultKind;
 pub use feeder::GpuCommand;
 pub use nvml::Reading;
 pub use ports::ShardPort;
+pub(crate) use ports::pair;
 pub use route::{Costs, Load, Work, choose};
 pub use status::{Identity, State, Status};
 
@@ -184,7 +185,7 @@ impl Feeders {
         for status in &inventory.devices {
             let bell = Arc::new(Doorbell::new()?);
             let (ours, theirs): (Vec<_>, Vec<_>) =
-                (0..shards).map(|_| ports::pair(status, &bell)).map(|(shard, feeder)| (feeder, shard)).unzip();
+                (0..shards).map(|_| pair(status, &bell)).map(|(shard, feeder)| (feeder, shard)).unzip();
             shard_ports.iter_mut().zip(theirs).for_each(|(ports, port)| ports.push(port));
             pending.push(Pending { status: Arc::clone(status), bell, ports: ours });
         }

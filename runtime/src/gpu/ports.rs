@@ -21,13 +21,13 @@ pub struct ShardPort {
 }
 
 /// What a feeder holds of a shard, but for the shard's bell.
-pub(super) struct FeederPort {
+pub(crate) struct FeederPort {
     commands: Consumer<GpuCommand>,
     events: Producer<Event>,
 }
 
 /// Both ends between one shard and one feeder with that status and bell.
-pub(super) fn pair(status: &Arc<Status>, bell: &Arc<Doorbell>) -> (ShardPort, FeederPort) {
+pub(crate) fn pair(status: &Arc<Status>, bell: &Arc<Doorbell>) -> (ShardPort, FeederPort) {
     // A start and a cancellation of each sequence that the device takes at most, and the ends of generations.
     let (commands_in, commands) = RingBuffer::new(2 * status.capacity + LANES_MAX);
     let (events, events_out) = RingBuffer::new(EVENTS_PER_SEQUENCE * status.capacity);

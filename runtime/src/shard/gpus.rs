@@ -119,7 +119,7 @@ impl Gpus {
             self.ports.iter().zip(&self.kinds).map(|(port, kind)| load(port, *kind, generation)).collect();
         let cpu = if preference == DevicePreference::Gpu { Load::default() } else { shard.cpu_load() };
         if let Some(device) = gpu::choose(cpu, &loads, work)
-            && self.ports[device].room() > self.placed.borrow().len() + 1
+            && self.has_room(device)
             && self.ports[device].status.take_credit()
         {
             return Ok(Some(device));
@@ -132,6 +132,12 @@ impl Gpus {
                 Err(ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference"))
             }
         }
+    }
+
+    /// Whether a sequence can be sent to a device and cancelled there, as can all that are on it.
+    fn has_room(&self, device: usize) -> bool {
+        let there = self.placed.borrow().values().filter(|placed| placed.device == device).count();
+        self.ports[device].room() > there + 1
     }
 
     /// Sends a sequence to a device, for which a credit was taken.
@@ -183,3 +189,37 @@ fn load(port: &ShardPort, kind: usize, generation: GenerationId) -> Option<Load>
 pub(super) const GPU_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often it looks whether the device is there.
 pub(super) const GPU_LOOK_EVERY: Duration = Duration::from_millis(5);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::gpu::{Identity, SLOTS, Status, pair};
+    use crate::mailbox::Doorbell;
+    use crate::sampler::SamplingParams;
+
+    #[test]
+    fn every_device_takes_its_full_number_of_sequences_and_their_cancellations() {
+        const DEVICES: usize = 4;
+        let bell = Arc::new(Doorbell::new().unwrap());
+        let statuses = (0..DEVICES).map(|_| Arc::new(Status::new(Identity::default(), SLOTS)));
+        let (ports, feeders): (Vec<_>, Vec<_>) = statuses.map(|status| pair(&status, &bell)).unzip();
+        let gpus = Gpus::new(ports);
+        for number in 0..DEVICES * SLOTS {
+            let device = number % DEVICES;
+            assert!(gpus.has_room(device), "no room for sequence {number}");
+            let stream = StreamId(number as u64);
+            gpus.start(
+                device,
+                GenerationId(0),
+                NewSequence::new(stream, vec![1], 1, SamplingParams::default(), Instant::now()),
+            );
+        }
+        for number in 0..DEVICES * SLOTS {
+            assert!(gpus.cancel(StreamId(number as u64)));
+        }
+        drop(feeders);
+    }
+}
