@@ -298,6 +298,9 @@ impl Pass<'_> {
             screen::bounds(self.isa, copy, groups.clone(), &mut scratch.screen, (&mut *out, &mut *greatest));
             self.put(screened, range, out);
             for (m, greatest) in greatest.chunks_exact(groups.len()).enumerate() {
+                if self.plan.precision(m) != Precision::Refined {
+                    continue;
+                }
                 let row = m * self.vocab.div_ceil(GROUP_ROWS);
                 // SAFETY: the groups were claimed by this worker alone.
                 let to = unsafe { self.head.greatest.write(row + groups.start..row + groups.end) };
