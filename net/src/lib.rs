@@ -4,6 +4,7 @@
 pub mod api;
 pub mod auth;
 pub mod base64;
+pub mod cors;
 pub mod date;
 pub mod error;
 pub mod http;

@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser};
 use kernels::attention::{KvType, NoSuchKvType};
 use net::api::DevicePreference;
 use net::auth::{Keys, Secret};
+use net::cors::{NoOrigin, Origins};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::registry::AllowedDirectories;
@@ -62,6 +63,10 @@ pub struct Settings {
     /// Want an API key or a token for every request but health and metrics [default: false]
     #[arg(long, env = "BITNET_REQUIRE_AUTHENTICATION", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     pub require_authentication: Option<bool>,
+    /// Origin of web pages that may use the server from a browser, as SCHEME://HOST:PORT, several parted by `,`; `*` stands
+    /// for every one [default: none but its own]
+    #[arg(long = "allowed-origin", env = "BITNET_ALLOWED_ORIGINS", value_delimiter = ',')]
+    pub allowed_origins: Option<Vec<String>>,
     /// Seconds that a swapped model is watched before the one it replaced is let go [default: 5]
     #[arg(long, env = "BITNET_SWAP_WATCH_SECONDS")]
     pub swap_watch_seconds: Option<u64>,
@@ -188,6 +193,7 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     pub keys: Keys,
     pub require_authentication: bool,
+    pub origins: Origins,
     pub swap_watch: Duration,
     pub shards: Option<usize>,
     pub workers: Option<usize>,
@@ -288,6 +294,7 @@ impl Settings {
             api_keys: self.api_keys.or(file.api_keys),
             jwt_secret: self.jwt_secret.or(file.jwt_secret),
             require_authentication: self.require_authentication.or(file.require_authentication),
+            allowed_origins: self.allowed_origins.or(file.allowed_origins),
             swap_watch_seconds: self.swap_watch_seconds.or(file.swap_watch_seconds),
             shards: self.shards.or(file.shards),
             workers: self.workers.or(file.workers),
@@ -346,6 +353,7 @@ impl Settings {
             state_dir: self.state_dir,
             require_authentication: require_authentication(self.require_authentication, &keys)?,
             keys,
+            origins: parse_origins(&self.allowed_origins.unwrap_or_default())?,
             swap_watch: Duration::from_secs(within(
                 "swap_watch_seconds",
                 self.swap_watch_seconds.unwrap_or(5),
@@ -481,6 +489,11 @@ fn parse_keys(api_keys: &[String], jwt_secret: Option<&str>) -> Result<Keys, Err
     Ok(Keys { api_keys: api_keys.iter().map(parse).collect::<Result<_, _>>()?, jwt: jwt.transpose()? })
 }
 
+fn parse_origins(texts: &[String]) -> Result<Origins, Error> {
+    let refused = |(text, reason): (&str, NoOrigin)| invalid("allowed_origins", text, &format!("origins: {reason}"));
+    Origins::parse(texts.iter().map(String::as_str)).map_err(refused)
+}
+
 fn require_authentication(wanted: Option<bool>, keys: &Keys) -> Result<bool, Error> {
     match wanted.unwrap_or(false) {
         true if keys.is_empty() => {
@@ -609,7 +622,7 @@ const GPUS_MAX: usize = 64;
 /// Read elsewhere than in [`Settings`].
 const OTHER_VARIABLES: [&str; 1] = ["BITNET_CONFIG_FILE"];
 /// Part of the contract, not built yet: ignoring them could open what was meant to be closed.
-const LATER_VARIABLES: [&str; 2] = ["BITNET_ALLOWED_ORIGINS", "BITNET_OTLP_ENDPOINT"];
+const LATER_VARIABLES: [&str; 1] = ["BITNET_OTLP_ENDPOINT"];
 
 /// Models of one server.
 const MODELS_MAX: usize = 16;

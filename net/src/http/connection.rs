@@ -205,6 +205,7 @@ impl Connection {
         let mut request = self.spare.take().unwrap_or_else(Request::empty);
         request.body.clear();
         request.head.clear();
+        request.answer_fields.clear();
         request.head.extend_from_slice(&self.input[self.taken..self.taken + end]);
         self.taken += end;
         let fields = head::parse_fields(&mut request, line, &self.limits)?;
@@ -269,6 +270,7 @@ impl Request {
             path: Span::default(),
             query: None,
             headers: Vec::new(),
+            answer_fields: Vec::new(),
             body: Vec::new(),
         }
     }

@@ -225,7 +225,7 @@ fn trim(value: &[u8]) -> &[u8] {
 }
 
 /// uri-host [":" port] of RFC 9110 section 7.2; empty is legal. Commas are not believed: they come from joined fields.
-fn is_host(value: &[u8]) -> bool {
+pub(crate) fn is_host(value: &[u8]) -> bool {
     let (host, rest) = if value.first() == Some(&b'[') {
         let Some(end) = value.iter().position(|&byte| byte == b']') else { return false };
         let literal = &value[1..end];
@@ -257,7 +257,7 @@ fn is_target_byte(byte: u8) -> bool {
 }
 
 /// tchar of RFC 9110 section 5.6.2.
-pub(super) fn is_token(byte: u8) -> bool {
+pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(byte, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`')
         || matches!(byte, b'|' | b'~')

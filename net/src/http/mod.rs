@@ -10,8 +10,9 @@ mod scan;
 
 pub use connection::{CONTINUE, Connection, Phase};
 pub use error::HttpError;
+pub(crate) use head::{is_host, is_token};
 pub use request::{Method, Request};
-pub use response::{Body, Response, write_error, write_json};
+pub use response::{Body, Response, write_error, write_json, write_last_error};
 pub(crate) use response::{CHUNK_END, CHUNK_SIZE_DIGITS};
 
 /// What a connection may make us hold. Each is a bound on bytes or a count that a peer controls.

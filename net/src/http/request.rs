@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::response::write_field;
+
 /// Methods this server frames. Others are 501.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Method {
@@ -71,6 +73,8 @@ pub struct Request {
     pub(super) path: Span,
     pub(super) query: Option<Span>,
     pub(super) headers: Vec<HeaderSpan>,
+    /// Fields of every answer, whatever it says.
+    pub(super) answer_fields: Vec<u8>,
     /// Decoded body; a JSON parser may unescape inside it.
     pub body: Vec<u8>,
 }
@@ -113,6 +117,16 @@ impl Request {
     /// All fields in their order.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.headers.iter().map(|header| (self.ascii(header.name), &self.head[header.value.range()]))
+    }
+
+    /// Gives every answer to this request a field. A line end in a value would be a hole, so it is dropped.
+    pub fn add_answer_field(&mut self, name: &str, value: &str) {
+        write_field(&mut self.answer_fields, name, value);
+    }
+
+    /// What was added so far.
+    pub fn answer_fields(&self) -> &[u8] {
+        &self.answer_fields
     }
 
     fn ascii(&self, span: Span) -> &str {

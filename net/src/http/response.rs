@@ -38,13 +38,15 @@ pub struct Response<'a> {
     pub allow: Option<&'a str>,
     /// Adds `Cache-Control: no-store`.
     pub no_store: bool,
+    /// Whole lines that the request asks for, as [`Request::add_answer_field`] made them.
+    pub fields: &'a [u8],
 }
 
 pub(crate) const JSON: &str = "application/json";
 
 impl<'a> Response<'a> {
     /// An answer to `request`, in the framing that its version allows; nothing is cached.
-    pub fn new(request: &Request, request_id: &'a str, status: u16, content_type: &'a str, body: Body) -> Self {
+    pub fn new(request: &'a Request, request_id: &'a str, status: u16, content_type: &'a str, body: Body) -> Self {
         let until_close = body == Body::Chunked && request.is_http_1_0();
         Self {
             status,
@@ -57,11 +59,12 @@ impl<'a> Response<'a> {
             retry_after: None,
             allow: None,
             no_store: true,
+            fields: request.answer_fields(),
         }
     }
 
     /// Head of a stream of events in answer to `request`.
-    pub fn event_stream(request: &Request, request_id: &'a str) -> Self {
+    pub fn event_stream(request: &'a Request, request_id: &'a str) -> Self {
         Self::new(request, request_id, 200, "text/event-stream", Body::Chunked)
     }
 
@@ -78,6 +81,7 @@ impl<'a> Response<'a> {
             retry_after: None,
             allow: None,
             no_store: true,
+            fields: &[],
         }
     }
 
@@ -89,7 +93,7 @@ impl<'a> Response<'a> {
         out.extend_from_slice(reason(self.status).as_bytes());
         out.extend_from_slice(b"\r\n");
         if !matches!(self.body, Body::None) {
-            field(out, "Content-Type", self.content_type);
+            write_field(out, "Content-Type", self.content_type);
         }
         match self.body {
             Body::Length(length) => {
@@ -97,12 +101,12 @@ impl<'a> Response<'a> {
                 write_u64(out, length as u64);
                 out.extend_from_slice(b"\r\n");
             }
-            Body::Chunked => field(out, "Transfer-Encoding", "chunked"),
+            Body::Chunked => write_field(out, "Transfer-Encoding", "chunked"),
             Body::None | Body::UntilClose => {}
         }
         match (self.keep_alive, self.http_1_0) {
-            (false, _) => field(out, "Connection", "close"),
-            (true, true) => field(out, "Connection", "keep-alive"),
+            (false, _) => write_field(out, "Connection", "close"),
+            (true, true) => write_field(out, "Connection", "keep-alive"),
             (true, false) => {}
         }
         if let Some(unix_s) = self.unix_s {
@@ -110,7 +114,7 @@ impl<'a> Response<'a> {
             date::write_http_date(out, unix_s);
             out.extend_from_slice(b"\r\n");
         }
-        field(out, "x-request-id", self.request_id);
+        write_field(out, "x-request-id", self.request_id);
         if let Some(retry_after) = self.retry_after {
             let ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX).max(1);
             out.extend_from_slice(b"Retry-After: ");
@@ -120,14 +124,15 @@ impl<'a> Response<'a> {
             out.extend_from_slice(b"\r\n");
         }
         if self.status == 401 {
-            field(out, "WWW-Authenticate", "Bearer");
+            write_field(out, "WWW-Authenticate", "Bearer");
         }
         if let Some(allow) = self.allow {
-            field(out, "Allow", allow);
+            write_field(out, "Allow", allow);
         }
         if self.no_store {
-            field(out, "Cache-Control", "no-store");
+            write_field(out, "Cache-Control", "no-store");
         }
+        out.extend_from_slice(self.fields);
         out.extend_from_slice(b"\r\n");
     }
 
@@ -155,18 +160,42 @@ pub fn write_error(
     dialect: Dialect,
     unix_ms: u64,
 ) {
-    let mut body = Vec::with_capacity(256);
-    error.write_body(&mut body, dialect, request_id, unix_ms);
     let response = match request {
         Some(request) => Response::new(request, request_id, error.status, JSON, Body::Length(0)),
         None => Response::closing(request_id, error.status),
     };
     let head_only = request.is_some_and(|request| request.method() == super::Method::Head);
-    Response { retry_after: error.retry_after, allow: error.allow, ..response }.write(out, &body, head_only);
+    write_error_as(out, &response, error, dialect, unix_ms, head_only);
+}
+
+/// Appends a whole error answer to `request` after which the connection closes.
+pub fn write_last_error(
+    out: &mut Vec<u8>,
+    request: &Request,
+    request_id: &str,
+    error: &ApiError,
+    dialect: Dialect,
+    unix_ms: u64,
+) {
+    let response = Response { fields: request.answer_fields(), ..Response::closing(request_id, error.status) };
+    write_error_as(out, &response, error, dialect, unix_ms, request.method() == super::Method::Head);
+}
+
+fn write_error_as(
+    out: &mut Vec<u8>,
+    response: &Response<'_>,
+    error: &ApiError,
+    dialect: Dialect,
+    unix_ms: u64,
+    head_only: bool,
+) {
+    let mut body = Vec::with_capacity(256);
+    error.write_body(&mut body, dialect, response.request_id, unix_ms);
+    Response { retry_after: error.retry_after, allow: error.allow, ..*response }.write(out, &body, head_only);
 }
 
 /// Names and values are ours or checked; a line end in a value would still be a hole, so it is dropped here.
-fn field(out: &mut Vec<u8>, name: &str, value: &str) {
+pub(super) fn write_field(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     out.extend(value.bytes().filter(|byte| !byte.is_ascii_control()));

@@ -63,6 +63,19 @@ fn secrets_are_not_repeated() {
 }
 
 #[test]
+fn origins_are_off_unless_listed_and_what_is_none_is_named() {
+    let origins = |texts: &[&str]| {
+        let allowed_origins = Some(texts.iter().map(|text| (*text).to_owned()).collect());
+        Settings { allowed_origins, ..Settings::default() }.validate().map(|config| config.origins)
+    };
+    assert!(Config::standard().origins.is_off() && origins(&[""]).unwrap().is_off());
+    assert!(origins(&["https://a.example", "*"]).is_err());
+    assert_eq!(origins(&["https://A.example:443"]).unwrap(), origins(&["https://a.example"]).unwrap());
+    let error = origins(&["https://a.example/"]).unwrap_err().to_string();
+    assert!(error.contains("`allowed_origins` is `https://a.example/`") && error.contains("SCHEME://HOST"), "{error}");
+}
+
+#[test]
 fn an_older_name_of_a_threshold_is_honoured_and_two_that_differ_are_refused() {
     let busy_max = |settings: Settings| settings.validate().map(|config| config.admission.busy_max);
     let older = Settings { backpressure_threshold: Some(0.5), ..Settings::default() };

@@ -19,13 +19,15 @@ use crate::text::Detokenizer;
 /// Answers `request` into `writer`; whether the connection may go on.
 pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Request, writer: &mut Writer) -> bool {
     let id = shard.request_id();
+    shard.config.origins.mark(request);
     let path = request.path().to_owned();
     let route = match api::route(request.method(), &path) {
         Ok(route) => route,
         Err(error) => return refuse(shard, writer, request, &id, &error, api::dialect_of(&path)),
     };
     let dialect = route.dialect();
-    if let Err(error) = admin::authorize(shard, peer, &route, request) {
+    let allowed = shard.config.origins.check(request).and_then(|()| admin::authorize(shard, peer, &route, request));
+    if let Err(error) = allowed {
         return refuse(shard, writer, request, &id, &error, dialect);
     }
     let result = match route {
@@ -90,6 +92,7 @@ fn plain(
         }
         Route::Options(allow) => {
             count(shard, 204);
+            shard.config.origins.mark_preflight(request, allow);
             let response = Response::new(request, id, 204, "", Body::None);
             Response { allow: Some(allow), ..response }.write_head(&mut writer.out);
             return Ok(());

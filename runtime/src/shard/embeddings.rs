@@ -47,7 +47,7 @@ pub(super) async fn run(
     let deadlines = Deadlines::new((&wanted).into(), &shard.config.time_limits, arrival);
     check_time(shard, inputs.iter().map(Vec::len).sum(), &deadlines, arrival)?;
     let turn = (client_of(shard, peer, request), priority_of(wanted.priority));
-    writer.part_with(|out| http::write_error(out, None, id, &lost(), Dialect::OpenAi, unix_ms()));
+    writer.part_with(|out| http::write_last_error(out, request, id, &lost(), Dialect::OpenAi, unix_ms()));
     let mut embedding = Embedding::new(shard, peer, served, id, inputs, turn, arrival);
     if !embedding.collect(deadlines).await? {
         return Ok(false);

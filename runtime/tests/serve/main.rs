@@ -6,6 +6,7 @@ mod admission;
 mod answers;
 mod candidates;
 mod clients;
+mod cors;
 mod embeddings;
 mod kills;
 mod lifecycle;

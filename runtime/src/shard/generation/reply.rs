@@ -258,7 +258,7 @@ impl<'a> Reply<'a> {
         writer.part_with(|out| match &self.form {
             Form::OpenAi(stream) if self.begun => stream.error(out, &error),
             Form::Own(stream) if self.begun => stream.error(out, &error),
-            _ => http::write_error(out, None, self.id, &error, self.dialect(), unix_ms()),
+            _ => http::write_last_error(out, self.request, self.id, &error, self.dialect(), unix_ms()),
         });
     }
 
