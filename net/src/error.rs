@@ -29,6 +29,24 @@ pub enum Code {
 }
 
 impl Code {
+    pub(crate) const ALL: [Self; 15] = [
+        Self::InvalidRequest,
+        Self::ValidationFailed,
+        Self::ModelNotFound,
+        Self::AuthenticationRequired,
+        Self::AuthorizationFailed,
+        Self::RateLimitExceeded,
+        Self::QuotaExceeded,
+        Self::InferenceFailed,
+        Self::ModelLoadFailed,
+        Self::DeviceUnavailable,
+        Self::MemoryExhausted,
+        Self::InternalError,
+        Self::ServiceUnavailable,
+        Self::QuantizationError,
+        Self::CrossValidationFailed,
+    ];
+
     /// Wire form, as in `INVALID_REQUEST`.
     pub fn as_str(self) -> &'static str {
         match self {

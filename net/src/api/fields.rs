@@ -100,4 +100,4 @@ pub(super) fn priority(value: Value<'_, '_>, path: Path<'_>) -> Result<Priority,
 }
 
 /// Entries of one logit_bias.
-const LOGIT_BIAS_MAX: usize = 1024;
+pub(super) const LOGIT_BIAS_MAX: usize = 1024;

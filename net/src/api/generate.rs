@@ -157,7 +157,7 @@ impl GenerateRequest {
         draft.finish(endpoint)
     }
 
-    fn defaults(endpoint: Endpoint) -> Self {
+    pub(super) fn defaults(endpoint: Endpoint) -> Self {
         let own = endpoint.is_own();
         Self {
             model: None,
@@ -388,8 +388,8 @@ impl Draft {
     }
 }
 
-const LOGPROBS_MAX: i64 = 20;
-const PROMPT_CHARS_MAX: usize = 8192;
+pub(super) const LOGPROBS_MAX: i64 = 20;
+pub(super) const PROMPT_CHARS_MAX: usize = 8192;
 
 /// Fields of OpenAI and of its imitators that would change the answer and that this server does not honour.
 /// Other unknown fields are ignored.

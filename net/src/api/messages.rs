@@ -125,4 +125,4 @@ fn text_part<'i>(object: &Object<'_, 'i>, path: Path<'_>) -> Result<&'i str, Api
 }
 
 /// Far more turns than fit in any context this server has.
-const MESSAGES_MAX: usize = 4096;
+pub(super) const MESSAGES_MAX: usize = 4096;

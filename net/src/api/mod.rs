@@ -5,6 +5,7 @@ mod embeddings;
 mod fields;
 mod generate;
 mod messages;
+mod openapi;
 mod reply;
 mod route;
 mod tokens;
@@ -19,11 +20,12 @@ pub use generate::{
     DevicePreference, Endpoint, GenerateRequest, Priority, Prompt, QuantizationPreference, SEQUENCES_PER_REQUEST_MAX,
 };
 pub use messages::{Message, Role};
+pub use openapi::openapi;
 pub use reply::{
     ChatChoice, CompletionChoice, Component, FinishReason, InferenceReply, Logprob, ModelCard, TokenPiece, Usage,
     write_chat_completion, write_completion, write_detokenized, write_health, write_inference, write_model,
     write_models, write_tokenized,
 };
 pub(crate) use reply::{write_chat_logprobs, write_completion_logprobs, write_usage};
-pub use route::{Route, check_json_content_type, dialect_of, route};
+pub use route::{Access, Route, check_json_content_type, dialect_of, route};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};

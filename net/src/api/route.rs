@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::auth::Scope;
 use crate::error::{ApiError, Code, Dialect};
 use crate::http::{Method, Request};
 
@@ -30,6 +31,8 @@ pub enum Route<'a> {
     HealthReady,
     Metrics,
     Devices,
+    /// What this server offers, as OpenAPI.
+    OpenApi,
     /// The page for browsers: chat and live numbers.
     Page,
     /// OPTIONS: 204 with these methods in Allow.
@@ -46,6 +49,42 @@ impl Route<'_> {
             _ => Dialect::Own,
         }
     }
+
+    /// Who may use it.
+    pub fn access(&self) -> Access {
+        match self {
+            Self::LoadModel => Access::Guarded(Scope::ModelWrite),
+            Self::SwapModel | Self::DeleteModel(_) => Access::Guarded(Scope::ModelManage),
+            Self::Models | Self::Model(_) | Self::ModelStatus(_) | Self::Receipt(_) => {
+                Access::Keyed(Some(Scope::ModelRead))
+            }
+            Self::ChatCompletions
+            | Self::Completions
+            | Self::Embeddings
+            | Self::Inference
+            | Self::InferenceStream
+            | Self::Tokenize
+            | Self::Detokenize
+            | Self::Devices => Access::Keyed(None),
+            Self::Health
+            | Self::HealthLive
+            | Self::HealthReady
+            | Self::Metrics
+            | Self::OpenApi
+            | Self::Page
+            | Self::Options(_) => Access::Open,
+        }
+    }
+}
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Open,
+    /// Anyone, unless every request must have a key; then a key, with that scope where one is named.
+    Keyed(Option<Scope>),
+    /// Whoever has a key with that scope.
+    Guarded(Scope),
 }
 
 /// Finds the route of `path` (as [`Request::path`] gives it).
@@ -78,35 +117,101 @@ pub fn dialect_of(path: &str) -> Dialect {
 }
 
 fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
-    Some(match path {
-        "/v1/chat/completions" => (Route::ChatCompletions, POST),
-        "/v1/completions" => (Route::Completions, POST),
-        "/v1/embeddings" => (Route::Embeddings, POST),
-        "/v1/inference" => (Route::Inference, POST),
-        "/v1/inference/stream" => (Route::InferenceStream, POST),
-        "/v1/models" => (Route::Models, GET),
-        "/v1/models/load" => (Route::LoadModel, POST),
-        "/v1/models/swap" => (Route::SwapModel, POST),
-        "/v1/tokenize" => (Route::Tokenize, POST),
-        "/v1/detokenize" => (Route::Detokenize, POST),
-        "/health" => (Route::Health, GET),
-        "/health/live" => (Route::HealthLive, GET),
-        "/health/ready" => (Route::HealthReady, GET),
-        "/metrics" => (Route::Metrics, GET),
-        "/" => (Route::Page, GET),
-        "/v1/devices" => (Route::Devices, GET),
-        _ => {
-            if let Some(id) = path.strip_prefix("/v1/receipts/").filter(|id| !id.is_empty()) {
-                return Some((Route::Receipt(percent_decode(id)?), GET));
-            }
-            let id = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty())?;
-            match id.strip_suffix("/status").filter(|id| !id.is_empty()) {
-                Some(id) => (Route::ModelStatus(percent_decode(id)?), GET),
-                None => (Route::Model(percent_decode(id)?), GET_DELETE),
-            }
-        }
+    PLACES.iter().find_map(|place| Some((place.target.of(path)?, place.allow)))
+}
+
+/// Every path as documents write it (`/v1/models/{id}`), with what each of its methods but HEAD and OPTIONS leads to.
+pub(super) fn described() -> impl Iterator<Item = (String, Vec<(Method, Route<'static>)>)> {
+    PLACES.iter().map(|place| {
+        let (path, route) = match place.target {
+            Target::Fixed(path, ref route) => (path.to_owned(), route.clone()),
+            Target::Named { before, name, after, route } => (format!("{before}{{{name}}}{after}"), route("x".into())),
+        };
+        let methods = place.allow.split(", ").filter_map(|method| match method {
+            "GET" => Some((Method::Get, route.clone())),
+            "POST" => Some((Method::Post, route.clone())),
+            "DELETE" => Some((Method::Delete, Route::DeleteModel("x".into()))),
+            _ => None,
+        });
+        (path, methods.collect())
     })
 }
+
+/// A path of the server, or a family of them.
+struct Place {
+    target: Target,
+    allow: &'static str,
+}
+
+enum Target {
+    Fixed(&'static str, Route<'static>),
+    /// One part of the path is a name, percent-encoded and not empty.
+    Named {
+        before: &'static str,
+        name: &'static str,
+        after: &'static str,
+        route: for<'p> fn(Cow<'p, str>) -> Route<'p>,
+    },
+}
+
+impl Target {
+    fn of<'p>(&self, path: &'p str) -> Option<Route<'p>> {
+        match self {
+            Self::Fixed(fixed, route) => (*fixed == path).then(|| route.clone()),
+            Self::Named { before, after, route, .. } => {
+                let name = path.strip_prefix(before)?.strip_suffix(after)?;
+                if name.is_empty() { None } else { percent_decode(name).map(route) }
+            }
+        }
+    }
+}
+
+const fn fixed(path: &'static str, route: Route<'static>, allow: &'static str) -> Place {
+    Place { target: Target::Fixed(path, route), allow }
+}
+
+/// The first that fits counts.
+static PLACES: [Place; 20] = [
+    fixed("/v1/chat/completions", Route::ChatCompletions, POST),
+    fixed("/v1/completions", Route::Completions, POST),
+    fixed("/v1/embeddings", Route::Embeddings, POST),
+    fixed("/v1/inference", Route::Inference, POST),
+    fixed("/v1/inference/stream", Route::InferenceStream, POST),
+    fixed("/v1/tokenize", Route::Tokenize, POST),
+    fixed("/v1/detokenize", Route::Detokenize, POST),
+    fixed("/v1/models", Route::Models, GET),
+    fixed("/v1/models/load", Route::LoadModel, POST),
+    fixed("/v1/models/swap", Route::SwapModel, POST),
+    Place {
+        target: Target::Named {
+            before: "/v1/models/",
+            name: "id",
+            after: "/status",
+            route: |name| Route::ModelStatus(name),
+        },
+        allow: GET,
+    },
+    Place {
+        target: Target::Named { before: "/v1/models/", name: "id", after: "", route: |name| Route::Model(name) },
+        allow: GET_DELETE,
+    },
+    Place {
+        target: Target::Named {
+            before: "/v1/receipts/",
+            name: "request_id",
+            after: "",
+            route: |name| Route::Receipt(name),
+        },
+        allow: GET,
+    },
+    fixed("/v1/devices", Route::Devices, GET),
+    fixed("/health", Route::Health, GET),
+    fixed("/health/live", Route::HealthLive, GET),
+    fixed("/health/ready", Route::HealthReady, GET),
+    fixed("/metrics", Route::Metrics, GET),
+    fixed("/openapi.json", Route::OpenApi, GET),
+    fixed("/", Route::Page, GET),
+];
 
 /// A body must be JSON if it says what it is.
 ///

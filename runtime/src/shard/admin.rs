@@ -4,8 +4,10 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use net::api::{self, LoadRequest, ModelStatus, Performance, Receipt, Resources, Route, SwapRequest, VersionStatus};
-use net::auth::{self, Scope};
+use net::api::{
+    self, Access, LoadRequest, ModelStatus, Performance, Receipt, Resources, Route, SwapRequest, VersionStatus,
+};
+use net::auth;
 use net::error::ApiError;
 use net::http::{self, Body, Request, Response};
 
@@ -27,18 +29,10 @@ pub(super) struct Job {
 /// socket may do everything.
 pub(super) fn authorize(shard: &Shard, peer: &Peer, route: &Route<'_>, request: &Request) -> Result<(), ApiError> {
     let keys = &shard.config.keys;
-    let everything = shard.config.require_authentication;
-    let scope = match route {
-        Route::LoadModel => Some(Scope::ModelWrite),
-        Route::SwapModel | Route::DeleteModel(_) => Some(Scope::ModelManage),
-        Route::Models | Route::Model(_) | Route::ModelStatus(_) | Route::Receipt(_) if everything => {
-            Some(Scope::ModelRead)
-        }
-        Route::Health | Route::HealthLive | Route::HealthReady | Route::Metrics | Route::Page | Route::Options(_) => {
-            return Ok(());
-        }
-        _ if everything => None,
-        _ => return Ok(()),
+    let scope = match route.access() {
+        Access::Guarded(scope) => Some(scope),
+        Access::Keyed(scope) if shard.config.require_authentication => scope,
+        Access::Keyed(_) | Access::Open => return Ok(()),
     };
     match (keys.is_empty(), peer.is_local) {
         (true, true) => Ok(()),

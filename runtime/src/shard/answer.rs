@@ -83,9 +83,11 @@ fn plain(
         Route::HealthReady => status = ready(shard, &mut body),
         Route::Health => status = health(shard, &mut body),
         Route::Devices => devices(shard, &mut body),
+        Route::OpenApi => body.extend_from_slice(api::openapi()),
         Route::Metrics => return metrics(shard, request, id, writer),
         Route::Page => {
             count(shard, 200);
+            PAGE_FIELDS.iter().for_each(|(name, value)| request.add_answer_field(name, value));
             let response = Response::new(request, id, 200, "text/html; charset=utf-8", Body::Length(0));
             response.write(&mut writer.out, PAGE, request.method() == Method::Head);
             return Ok(());
@@ -262,3 +264,10 @@ fn cpu_seconds() -> f64 {
 
 /// One file, nothing from elsewhere; it draws what `/metrics` says.
 const PAGE: &[u8] = include_bytes!("page/index.html");
+/// No other page may frame it, and browsers take it for what it is. What it may load stands in the page.
+const PAGE_FIELDS: [(&str, &str); 4] = [
+    ("Content-Security-Policy", "frame-ancestors 'none'"),
+    ("X-Frame-Options", "DENY"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+];

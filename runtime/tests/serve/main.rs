@@ -13,6 +13,7 @@ mod lifecycle;
 mod load;
 mod local;
 mod models;
+mod openapi;
 mod page;
 mod placement;
 mod prefixes;

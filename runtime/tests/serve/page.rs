@@ -28,6 +28,17 @@ fn the_page_needs_no_key_and_nothing_from_elsewhere_and_draws_what_is_measured()
     }
     assert!(count >= 10, "{count} names found");
 
+    for (name, value) in [
+        ("content-security-policy", "frame-ancestors 'none'"),
+        ("x-frame-options", "DENY"),
+        ("x-content-type-options", "nosniff"),
+    ] {
+        assert_eq!(page.header(name), Some(value));
+    }
+    for link in html.split("href=\"").skip(1).filter_map(|rest| rest.split_once('"')).map(|(link, _)| link) {
+        assert!(link.starts_with("data:") || server.get(link).status == 200, "{link} leads nowhere");
+    }
+
     let mut client = server.connect();
     client.send(b"HEAD / HTTP/1.1\r\nHost: test\r\n\r\n");
     let head = client.head();

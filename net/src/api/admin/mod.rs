@@ -299,10 +299,10 @@ fn canary(object: &Object<'_, '_>, path: Path<'_>) -> Result<Canary, ApiError> {
     Ok(canary)
 }
 
-const PATH_BYTES_MAX: usize = 4096;
-const NAME_BYTES_MAX: usize = 128;
-const TEST_PROMPTS_MAX: usize = 5;
-const TEST_PROMPT_CHARS_MAX: usize = 256;
+pub(super) const PATH_BYTES_MAX: usize = 4096;
+pub(super) const NAME_BYTES_MAX: usize = 128;
+pub(super) const TEST_PROMPTS_MAX: usize = 5;
+pub(super) const TEST_PROMPT_CHARS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,243 @@
+//! Schemas of answers.
+
+use serde_json::{Map, Value, json};
+
+use super::{codes, named, object};
+
+pub(super) fn schemas() -> Map<String, Value> {
+    let mut all = Map::new();
+    for group in [errors(), openai(), own(), models(), server()] {
+        match group {
+            Value::Object(schemas) => all.extend(schemas),
+            _ => unreachable!("each group names its schemas"),
+        }
+    }
+    all
+}
+
+fn errors() -> Value {
+    let common = json!({
+        "message": text(),
+        "type": text(),
+        "param": {"type": ["string", "null"], "description": "The field at fault"},
+        "code": {"enum": codes()},
+    });
+    let mut own = common.clone();
+    own["request_id"] = text();
+    own["timestamp"] = time();
+    own["details"] = object(&["status"], json!({"status": count(), "retry_after_ms": count()}));
+    own["recovery_suggestions"] = list(text());
+    let names = ["message", "type", "param", "code"];
+    let own_names = [&names[..], &["request_id", "timestamp", "details", "recovery_suggestions"]].concat();
+    json!({
+        "Error": object(&["error"], json!({"error": object(&names, common)})),
+        "OwnError": object(&["error"], json!({"error": object(&own_names, own)})),
+    })
+}
+
+fn openai() -> Value {
+    let finish = json!({"enum": ["stop", "length", null]});
+    let whole = |kind: &str, choice: Value| {
+        all_of(json!({"id": text(), "object": {"const": kind}, "created": count(), "model": text(),
+            "choices": list(choice), "usage": named("Usage")}))
+    };
+    let chunk = |kind: &str, choice: Value| {
+        object(
+            &["id", "object", "created", "model", "choices"],
+            json!({"id": text(), "object": {"const": kind}, "created": count(), "model": text(),
+                "choices": list(choice), "usage": {"anyOf": [named("Usage"), {"type": "null"}]}}),
+        )
+    };
+    let message = all_of(json!({"role": {"const": "assistant"}, "content": text(), "refusal": {"type": "null"}}));
+    let delta = object(&[], json!({"role": {"const": "assistant"}, "content": text()}));
+    let chat = |part: &str, schema: Value| {
+        all_of(json!({"index": count(), part: schema, "logprobs": or_null("ChatLogprobs"), "finish_reason": finish}))
+    };
+    let completion = all_of(
+        json!({"index": count(), "text": text(), "logprobs": or_null("CompletionLogprobs"), "finish_reason": finish}),
+    );
+    let token = json!({"token": text(), "logprob": number(), "bytes": list(count())});
+    let mut with_top = token.clone();
+    with_top["top_logprobs"] = list(all_of(token));
+    json!({
+        "ChatCompletion": whole("chat.completion", chat("message", message)),
+        "ChatCompletionChunk": chunk("chat.completion.chunk", chat("delta", delta)),
+        "Completion": whole("text_completion", completion.clone()),
+        "CompletionChunk": chunk("text_completion", completion),
+        "Usage": all_of(json!({"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(),
+            "prompt_tokens_details": all_of(json!({"cached_tokens": count()}))})),
+        "ChatLogprobs": all_of(json!({"content": list(all_of(with_top)), "refusal": {"type": "null"}})),
+        "CompletionLogprobs": all_of(json!({
+            "tokens": list(text()),
+            "token_logprobs": list(json!({"type": ["number", "null"]})),
+            "top_logprobs": list(json!({"type": ["object", "null"], "additionalProperties": number()})),
+            "text_offset": list(count()),
+        })),
+        "Embeddings": all_of(json!({
+            "object": {"const": "list"},
+            "data": list(all_of(json!({
+                "object": {"const": "embedding"},
+                "index": count(),
+                "embedding": {"anyOf": [list(number()), {"type": "string", "contentEncoding": "base64",
+                    "description": "Little-endian f32"}]},
+            }))),
+            "model": text(),
+            "usage": all_of(json!({"prompt_tokens": count(), "total_tokens": count()})),
+        })),
+    })
+}
+
+fn own() -> Value {
+    let device = json!({"type": "string", "pattern": "^(cpu|cuda:[0-9]+)$"});
+    let event = |name: &str, mut properties: Value| {
+        properties["type"] = json!({"const": name});
+        all_of(properties)
+    };
+    json!({
+        "Inference": all_of(json!({
+            "text": text(),
+            "tokens_generated": count(),
+            "inference_time_ms": number(),
+            "tokens_per_second": number(),
+            "model_id": text(),
+            "request_id": text(),
+            "quantization_used": text(),
+            "device_used": device,
+            "performance_metrics": all_of(json!({"batch_size": count(), "queue_time_ms": number(),
+                "processing_time_ms": number(), "memory_usage_mb": number()})),
+        })),
+        "Event_token": event("token", json!({"text": text(), "token_id": count(), "position": count(), "timestamp": time()})),
+        "Event_progress": event("progress",
+            json!({"tokens_generated": count(), "tokens_per_second": number(), "estimated_remaining_ms": number()})),
+        "Event_metrics": event("metrics", json!({"device": device, "memory_usage_mb": number()})),
+        "Event_error": event("error", json!({"code": {"enum": codes()}, "message": text(), "details": {"type": "object"}})),
+        "Event_complete": event("complete", json!({"total_tokens": count(), "inference_time_ms": number(),
+            "finish_reason": {"enum": ["stop", "length"]}, "request_id": text()})),
+        "Tokens": all_of(json!({
+            "tokens": {"anyOf": [list(count()), list(all_of(json!({
+                "id": count(),
+                "piece": {"anyOf": [text(), list(count())], "description": "Bytes where it is no UTF-8"},
+            })))]},
+            "count": count(),
+        })),
+        "Text": all_of(json!({"content": text()})),
+    })
+}
+
+fn models() -> Value {
+    let check = all_of(json!({"passed": flag(), "duration_ms": number(), "message": text()}));
+    let validation = object(
+        &["gguf_validation", "quantization_validation", "performance_validation"],
+        json!({"gguf_validation": check, "quantization_validation": check, "performance_validation": check,
+            "cross_validation": check}),
+    );
+    let version = json!({"generation": count(), "state": {"enum": ["active", "canary", "standby"]},
+        "metadata": named("ModelMetadata"), "loaded_at": time(), "load_time_ms": number()});
+    json!({
+        "Model": object(
+            &["id", "object", "created", "owned_by", "max_model_len", "kind"],
+            json!({"id": text(), "object": {"const": "model"}, "created": count(), "owned_by": text(),
+                "max_model_len": count(), "kind": {"enum": ["generation", "embedding"]}, "dimensions": count()}),
+        ),
+        "Models": all_of(json!({"object": {"const": "list"}, "data": list(named("Model"))})),
+        "ModelMetadata": all_of(json!({"file_size_bytes": count(), "parameter_count": count(),
+            "quantization_format": text(), "architecture": text(), "vocab_size": count(), "context_length": count(),
+            "sha256": text()})),
+        "ModelStatus": all_of(json!({
+            "model_id": text(),
+            "health": {"enum": ["healthy", "degraded"]},
+            "operation_in_progress": flag(),
+            "versions": list(all_of(version)),
+            "resources": all_of(json!({"weights_bytes": count(), "kv_cache_bytes": count(), "replicas": count()})),
+            "performance": all_of(json!({"requests_total": count(), "requests_failed": count(),
+                "generated_tokens": count(), "running": count(), "waiting": count(),
+                "mean_inter_token_ms": maybe("number")})),
+        })),
+        "Loaded": all_of(json!({"model_id": text(), "status": {"const": "loaded"}, "load_time_ms": number(),
+            "model_metadata": named("ModelMetadata"), "validation_results": validation})),
+        "Swap": all_of(json!({
+            "swap_id": text(),
+            "status": {"enum": ["completed", "rolled_back", "failed"]},
+            "strategy": {"enum": ["atomic", "blue_green", "rolling"]},
+            "total_duration_ms": number(),
+            "previous_model_metadata": named("ModelMetadata"),
+            "new_model_metadata": named("ModelMetadata"),
+            "swap_phases": all_of(json!({"validation_duration_ms": number(), "swap_duration_ms": number(),
+                "health_check_duration_ms": number()})),
+            "quantization_comparison": all_of(json!({"format_changed": flag(), "accuracy_delta": maybe("number"),
+                "performance_delta": maybe("number")})),
+            "health_check_results": all_of(json!({"overall_healthy": flag(), "individual_checks": list(all_of(
+                json!({"name": text(), "healthy": flag(), "message": text(), "duration_ms": number()})))})),
+            "rollback_info": all_of(json!({"rollback_performed": flag(), "rollback_reason": maybe("string"),
+                "rollback_duration_ms": maybe("number")})),
+        })),
+        "Receipt": all_of(json!({"request_id": text(), "model_id": text(), "model_sha256": text(),
+            "generation": count(), "quantization": text(), "kernels": text(), "isa": text(), "device": text(),
+            "fallback": flag(), "shard": count(), "seed": count(), "prompt_tokens": count(),
+            "completion_tokens": count(), "sequences": count(),
+            "outcome": {"enum": ["stop", "length", "failed", "cancelled"]}, "received_at": time(),
+            "queue_ms": number(), "first_token_ms": maybe("number"), "total_ms": number()})),
+    })
+}
+
+fn server() -> Value {
+    let status = json!({"enum": ["healthy", "degraded", "unhealthy"]});
+    let cpu = all_of(json!({"id": {"const": "cpu"}, "kind": {"const": "cpu"}, "node": text(), "cpus": text(),
+        "state": text(), "isa": text()}));
+    let gpu = all_of(json!({"id": text(), "kind": {"const": "gpu"}, "name": text(), "state": text(),
+        "reason": maybe("string"), "compute_capability": text(), "kernels": maybe("string"), "memory_bytes": count(),
+        "multiprocessors": count(), "sequences": maybe("integer"), "sequences_max": maybe("integer"),
+        "decode_step_ms": maybe("number"), "prefill_ms_per_token": maybe("number")}));
+    json!({
+        "Health": all_of(json!({"status": status, "timestamp": time(), "components": {"type": "object",
+            "additionalProperties": all_of(json!({"status": status, "message": text()}))}})),
+        "Devices": all_of(json!({
+            "object": {"const": "list"},
+            "data": list(json!({"anyOf": [cpu, gpu]})),
+            "model": {"anyOf": [all_of(json!({"id": text(), "quantization": text()})), {"type": "null"}]},
+            "unused_gpus": {"type": ["string", "null"], "description": "Why there are GPUs that are not used"},
+        })),
+    })
+}
+
+/// An object all of whose fields are always there.
+fn all_of(properties: Value) -> Value {
+    let names: Vec<&str> = properties.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let mut all = json!({"type": "object", "required": names});
+    all["properties"] = properties;
+    all
+}
+
+fn text() -> Value {
+    json!({"type": "string"})
+}
+
+fn time() -> Value {
+    json!({"type": "string", "format": "date-time"})
+}
+
+fn number() -> Value {
+    json!({"type": "number"})
+}
+
+fn count() -> Value {
+    json!({"type": "integer", "minimum": 0})
+}
+
+fn flag() -> Value {
+    json!({"type": "boolean"})
+}
+
+fn list(items: Value) -> Value {
+    let mut list = json!({"type": "array"});
+    list["items"] = items;
+    list
+}
+
+fn maybe(kind: &str) -> Value {
+    json!({"type": [kind, "null"]})
+}
+
+fn or_null(schema: &str) -> Value {
+    json!({"anyOf": [named(schema), {"type": "null"}]})
+}

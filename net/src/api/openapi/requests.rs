@@ -1,0 +1,277 @@
+//! Schemas of request bodies.
+
+use serde_json::{Map, Value, json};
+
+use super::{named, object};
+use crate::api::admin::{NAME_BYTES_MAX, PATH_BYTES_MAX, TEST_PROMPT_CHARS_MAX, TEST_PROMPTS_MAX, ValidationConfig};
+use crate::api::embeddings::EMBEDDING_INPUTS_MAX;
+use crate::api::fields::LOGIT_BIAS_MAX;
+use crate::api::generate::{Endpoint, GenerateRequest, LOGPROBS_MAX, PROMPT_CHARS_MAX, SEQUENCES_PER_REQUEST_MAX};
+use crate::api::messages::MESSAGES_MAX;
+
+pub(super) fn schemas() -> Map<String, Value> {
+    let named = [
+        ("ChatCompletionRequest", chat()),
+        ("CompletionRequest", completion()),
+        ("InferenceRequest", inference()),
+        ("EmbeddingsRequest", embeddings()),
+        ("TokenizeRequest", tokenize()),
+        ("DetokenizeRequest", detokenize()),
+        ("LoadRequest", load()),
+        ("SwapRequest", swap()),
+        ("Message", message()),
+        ("Prompt", prompt(SEQUENCES_PER_REQUEST_MAX)),
+        ("Input", prompt(EMBEDDING_INPUTS_MAX)),
+        ("Tokens_of_request", token_ids()),
+    ];
+    named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
+}
+
+fn chat() -> Value {
+    let mut properties = openai(Endpoint::Chat);
+    properties.extend(fields(json!({
+        "messages": {"type": "array", "minItems": 1, "maxItems": MESSAGES_MAX, "items": named("Message")},
+        "max_completion_tokens": {"type": "integer", "minimum": 1, "description": "Goes before max_tokens"},
+        "logprobs": {"type": "boolean", "default": false},
+        "top_logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX, "description": "With logprobs only"},
+        "modalities": {"type": "array", "items": {"enum": ["text"]}},
+    })));
+    let mut schema = object(&["messages"], Value::Object(properties));
+    schema["examples"] =
+        json!([{"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 16, "stream": true}]);
+    schema
+}
+
+fn completion() -> Value {
+    let mut properties = openai(Endpoint::Completion);
+    properties.extend(fields(json!({
+        "prompt": named("Prompt"),
+        "logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX},
+        "echo": {"type": "boolean", "default": false, "description": "The answer begins with the prompt"},
+        "best_of": {"type": "integer", "minimum": 1, "description": "n, if it is given"},
+    })));
+    let mut schema = object(&["prompt"], Value::Object(properties));
+    schema["examples"] = json!([{"prompt": "Once upon a time", "max_tokens": 16}]);
+    schema
+}
+
+/// What both of OpenAI's endpoints know.
+fn openai(endpoint: Endpoint) -> Map<String, Value> {
+    let defaults = GenerateRequest::defaults(endpoint);
+    let max_tokens = match defaults.max_tokens {
+        Some(max) => json!({"type": "integer", "minimum": 0, "default": max, "description": "0 with `echo` only"}),
+        None => {
+            json!({"type": "integer", "minimum": 1, "description": "As many as the context has room for if absent"})
+        }
+    };
+    fields(json!({
+        "model": {"type": "string", "description": "The first model of the server if absent"},
+        "max_tokens": max_tokens,
+        "temperature": {"type": "number", "minimum": 0, "maximum": 2, "default": defaults.temperature,
+            "description": "0 always takes the best token"},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1, "default": defaults.top_p},
+        "top_k": {"type": "integer", "minimum": -1, "default": defaults.top_k, "description": "0 and -1 are off"},
+        "min_p": {"type": "number", "minimum": 0, "maximum": 1, "default": defaults.min_p},
+        "repetition_penalty": penalty(),
+        "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2, "default": defaults.frequency_penalty},
+        "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2, "default": defaults.presence_penalty},
+        "logit_bias": {"type": "object", "maxProperties": LOGIT_BIAS_MAX, "description": "By token id",
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
+        "seed": {"type": "integer", "description": "The same seed gives the same answer; one is drawn if absent"},
+        "stop": {"anyOf": [stop_string(1024), {"type": "array", "maxItems": 16, "items": stop_string(1024)}]},
+        "n": {"type": "integer", "minimum": 1, "maximum": SEQUENCES_PER_REQUEST_MAX, "default": defaults.n,
+            "description": format!("Answers to each prompt; with all prompts {SEQUENCES_PER_REQUEST_MAX} at most")},
+        "ignore_eos": {"type": "boolean", "default": defaults.ignore_eos},
+        "stream": {"type": "boolean", "default": defaults.stream},
+        "stream_options": object(&[], json!({"include_usage": {"type": "boolean", "default": defaults.include_usage}})),
+        "priority": priority(),
+        "timeout_ms": milliseconds("For the whole request"),
+        "queue_timeout_ms": milliseconds("Until it is computed"),
+        "first_token_timeout_ms": milliseconds("Until its first token"),
+        "user": {"type": "string"},
+        "response_format": object(&[], json!({"type": {"enum": ["text"]}})),
+        "tool_choice": {"enum": ["none", "auto"]},
+    }))
+}
+
+fn inference() -> Value {
+    let defaults = GenerateRequest::defaults(Endpoint::Inference);
+    let properties = json!({
+        "prompt": {"type": "string", "minLength": 1, "maxLength": PROMPT_CHARS_MAX},
+        "model": {"type": "string", "description": "The first model of the server if absent"},
+        "max_tokens": {"type": "integer", "minimum": 1, "maximum": 2048, "default": defaults.max_tokens},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 2, "default": defaults.temperature},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1, "default": defaults.top_p},
+        "top_k": {"type": "integer", "minimum": 1, "maximum": 1000, "default": defaults.top_k},
+        "repetition_penalty": penalty(),
+        "stop_sequences": {"type": "array", "maxItems": 10, "items": stop_string(64)},
+        "seed": {"type": "integer", "minimum": 0, "maximum": u32::MAX},
+        "priority": priority(),
+        "quantization_preference": quantization(),
+        "device_preference": device(),
+    });
+    closed(object(&["prompt"], properties), json!({"prompt": "Once upon a time", "max_tokens": 16}))
+}
+
+fn embeddings() -> Value {
+    let properties = json!({
+        "model": {"type": "string", "description": "The first model of the server if absent"},
+        "input": named("Input"),
+        "encoding_format": {"enum": ["float", "base64"], "default": "float"},
+        "dimensions": {"type": "integer", "minimum": 1, "description": "The length of the model's vectors, if it is given"},
+        "priority": priority(),
+        "timeout_ms": milliseconds("For the whole request"),
+        "queue_timeout_ms": milliseconds("Until the first input is computed"),
+    });
+    let mut schema = object(&["input"], properties);
+    schema["examples"] = json!([{"input": ["a text", "another"]}]);
+    schema
+}
+
+fn tokenize() -> Value {
+    let properties = json!({
+        "model": {"type": "string"},
+        "content": {"type": "string", "description": "This, or messages"},
+        "messages": {"type": "array", "minItems": 1, "maxItems": MESSAGES_MAX, "items": named("Message")},
+        "add_special": {"type": "boolean", "default": false},
+        "parse_special": {"type": "boolean", "default": true},
+        "with_pieces": {"type": "boolean", "default": false},
+    });
+    closed(object(&[], properties), json!({"content": "Once upon a time", "with_pieces": true}))
+}
+
+fn detokenize() -> Value {
+    let properties = json!({"model": {"type": "string"}, "tokens": named("Tokens_of_request")});
+    closed(object(&["tokens"], properties), json!({"tokens": [1, 2, 3]}))
+}
+
+fn load() -> Value {
+    let defaults = ValidationConfig::default();
+    let validation = json!({
+        "enable_cross_validation": {"type": "boolean", "default": defaults.cross_validation},
+        "min_accuracy": {"type": "number", "minimum": 0.9, "maximum": 1, "default": 0.99},
+        "validation_samples": {"type": "integer", "minimum": 1, "maximum": 4096, "default": defaults.samples},
+        "timeout_seconds": {"type": "integer", "minimum": 1, "maximum": 3600, "default": defaults.timeout.as_secs()},
+    });
+    let cache = json!({
+        "enable_kv_cache": {"enum": [true]},
+        "cache_size_mb": {"type": "integer", "minimum": 1, "maximum": 1 << 24},
+    });
+    let properties = json!({
+        "model_path": path(),
+        "model_id": model_name(),
+        "sha256": sha256(),
+        "validation_config": inner(validation),
+        "device_preference": device(),
+        "quantization_format": quantization(),
+        "cache_config": inner(cache),
+    });
+    closed(object(&["model_path"], properties), json!({"model_path": "/var/lib/bitnetd/models/model.gguf"}))
+}
+
+fn swap() -> Value {
+    let health = json!({
+        "inference_test_prompts": {"type": "array", "maxItems": TEST_PROMPTS_MAX,
+            "items": {"type": "string", "minLength": 1, "maxLength": TEST_PROMPT_CHARS_MAX}},
+        "accuracy_threshold": {"type": "number", "minimum": 0, "maximum": 1},
+    });
+    let canary = json!({
+        "share": {"type": "number", "minimum": 0.001, "maximum": 0.5, "default": 0.1},
+        "requests": {"type": "integer", "minimum": 1, "maximum": 100_000, "default": 20},
+        "timeout_seconds": {"type": "integer", "minimum": 1, "maximum": 3600, "default": 60},
+    });
+    let properties = json!({
+        "new_model_path": path(),
+        "target_model_id": model_name(),
+        "sha256": sha256(),
+        "swap_strategy": {"enum": ["atomic", "blue_green", "rolling"], "default": "atomic"},
+        "rollback_on_failure": {"type": "boolean", "default": true},
+        "validation_timeout_seconds": {"type": "integer", "minimum": 10, "maximum": 300, "default": 30},
+        "health_check_config": inner(health),
+        "canary": inner(canary),
+    });
+    let example = json!({"new_model_path": "/var/lib/bitnetd/models/new.gguf", "target_model_id": "model"});
+    closed(object(&["new_model_path", "target_model_id"], properties), example)
+}
+
+fn message() -> Value {
+    let part = object(&["type", "text"], json!({"type": {"enum": ["text"]}, "text": {"type": "string"}}));
+    object(
+        &["role", "content"],
+        json!({
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": part}]},
+            "name": {"type": "string"},
+            "tool_call_id": {"type": "string", "description": "With role tool"},
+        }),
+    )
+}
+
+fn prompt(count_max: usize) -> Value {
+    json!({"anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "maxItems": count_max, "items": {"type": "string"}},
+        named("Tokens_of_request"),
+        {"type": "array", "minItems": 1, "maxItems": count_max, "items": named("Tokens_of_request")},
+    ]})
+}
+
+fn token_ids() -> Value {
+    json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": u32::MAX}})
+}
+
+/// No other fields are known.
+fn closed(mut schema: Value, example: Value) -> Value {
+    schema["additionalProperties"] = json!(false);
+    schema["examples"] = Value::Array(vec![example]);
+    schema
+}
+
+fn inner(properties: Value) -> Value {
+    let mut schema = object(&[], properties);
+    schema["additionalProperties"] = json!(false);
+    schema
+}
+
+fn fields(properties: Value) -> Map<String, Value> {
+    match properties {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
+fn penalty() -> Value {
+    json!({"type": "number", "exclusiveMinimum": 0, "maximum": 2, "default": 1, "description": "1 is off"})
+}
+
+fn stop_string(chars_max: usize) -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": chars_max})
+}
+
+fn priority() -> Value {
+    json!({"enum": ["low", "normal", "high"], "default": "normal"})
+}
+
+fn milliseconds(description: &str) -> Value {
+    json!({"type": "integer", "minimum": 1, "description": description})
+}
+
+fn quantization() -> Value {
+    json!({"enum": ["auto", "i2s", "tl1", "tl2"], "default": "auto"})
+}
+
+fn device() -> Value {
+    json!({"enum": ["auto", "cpu", "gpu"], "default": "auto"})
+}
+
+fn path() -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": PATH_BYTES_MAX, "description": "In an allowed directory"})
+}
+
+fn model_name() -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": NAME_BYTES_MAX, "pattern": "^[A-Za-z0-9_.:/-]+$"})
+}
+
+fn sha256() -> Value {
+    json!({"type": "string", "pattern": "^[0-9A-Fa-f]{64}$", "description": "The file is refused unless it has this hash"})
+}
