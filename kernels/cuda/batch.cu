@@ -8,6 +8,7 @@
 #endif
 #include "head.h"
 #include "prompt.h"
+#include "rank.h"
 #include "rows.h"
 
 KERNEL void __launch_bounds__(THREADS) embed_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
@@ -89,7 +90,8 @@ KERNEL void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt(const GRID_CONSTA
     attend_prompt_tile(s, p.rows);
 }
 
-// The head by its screen: norm_screen, screen_*, draw_rows where there are draws, choose_rows, take_rows.
+// The head by its screen: norm_screen, screen_*, draw_rows where there are draws, rank_rows where some are among the best few,
+// choose_rows, take_rows, and for these pick_rows.
 KERNEL void __launch_bounds__(THREADS) norm_screen(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     screen_batch_row(p, s, blockIdx.x);
@@ -128,7 +130,16 @@ KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 
 }
 KERNEL void __launch_bounds__(THREADS) draw_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
-    draw_batch_rows(p, s, (int)blockIdx.x % s.tokens, (int)blockIdx.x / s.tokens);
+    const int t = (int)blockIdx.x % s.tokens, chunk = (int)blockIdx.x / s.tokens;
+    if (s.draws[t].count != 0) {
+        note_lows(p, s, t, chunk);
+    } else {
+        draw_batch_rows(p, s, t, chunk);
+    }
+}
+KERNEL void __launch_bounds__(THREADS) rank_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    rank_batch_row(p, s, blockIdx.x);
 }
 KERNEL void __launch_bounds__(CHOOSE_THREADS) choose_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
@@ -137,6 +148,10 @@ KERNEL void __launch_bounds__(CHOOSE_THREADS) choose_rows(const GRID_CONSTANT Ph
 KERNEL void __launch_bounds__(THREADS) take_rows(const GRID_CONSTANT Phase, const GRID_CONSTANT Step s) {
     wait_prior();
     take_chosen(s, (int)blockIdx.x * WARPS + warp_id());
+}
+KERNEL void __launch_bounds__(THREADS) pick_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    pick_batch_row(p, s, blockIdx.x);
 }
 
 KERNEL void __launch_bounds__(THREADS) pack_screen(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step) {

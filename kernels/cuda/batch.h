@@ -113,7 +113,7 @@ inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p
 }
 
 // The head of `s.tokens` rows by its screen: phases SCREEN, CHOOSE (input: the screen's output); `draw` only
-// where some rows are drawn.
+// where some rows are drawn, `rank` and `pick` where some of these are drawn among their best.
 inline Launch norm_screen(const Step& s, const Phase& p) {
     return {"norm_screen", s.tokens, 1, THREADS, REDUCED_BYTES + divided(p.cols, 128) * 512, p, s};
 }
@@ -132,10 +132,18 @@ inline Launch screen(const Step& s, const Phase& p, const BatchLimits& limits) {
 inline Launch draw(const Step& s, const Phase& screen) {
     return {"draw_rows", s.tokens * divided(screen.rows, 2048), 1, THREADS, 0, screen, s};
 }
+inline Launch rank(const Step& s, const Phase& screen) {
+    return {"rank_rows", s.tokens, 1, THREADS, 2 * WARPS * 4, screen, s};
+}
 inline Launch choose(const Step& s, const Phase& p) {
     return {"choose_rows", s.tokens * divided(p.rows, 2048), 1, 128, 4 * 10 * 512, p, s};
 }
 inline Launch take(const Step& s) { return {"take_rows", divided(s.tokens, WARPS), 1, THREADS, 0, Phase(), s}; }
+
+inline Launch pick(const Step& s, const Phase& choose) {
+    // PickArea: keys, the best of them and their weights, a count.
+    return {"pick_rows", s.tokens, 1, THREADS, 4096 * 8 + RANKED_MAX * 12 + 8, choose, s};
+}
 
 // Once for a model: the screen of its head, for the phase SCREEN `p`.
 inline Launch pack_screen(Phase p, const void* pieces) {

@@ -122,9 +122,6 @@ DEVICE void take_best_of_lanes(Chosen& best) {
 // such row, whose warp they wait for: so their warps are few.
 DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     const float lower = lower_of_key(s.lower[t]), *upper = p.input + (long long)t * p.rows;
-    Draw draw = {};
-    if (s.draws) draw = s.draws[t];
-    const bool drawn = draw.factor != 0.0f;
     Chosen best = {0, 0x7fffffff, 0};
     auto at = [](int i, int lane) { return (uint4*)shared_arena() + (warp_id() * CHOOSE_DEPTH + i) * 32 + lane; };
     // All bounds are looked at before anything is done about one. Lane i keeps the i-th 32 of the warp.
@@ -157,7 +154,10 @@ DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
             left = warp_ballot(lane_id() < 16 && from + lane_id() < p.rows && !(upper[from + lane_id()] < lower));
         }
         choose_rows<CHOOSE_DEPTH>(p, left, from, s.normed + (long long)t * p.cols, at, [&](float logit, int row) {
-            take_better(best, drawn ? drawn_key(logit, draw, row) : greedy_key(logit, row), row);
+            // For draws among the best few, which read what takes the place of the bounds; see rank.h.
+            if (lane_id() == 0) ((float*)upper)[row] = logit;
+            const bool drawn = s.draws && s.draws[t].factor != 0.0f;
+            take_better(best, drawn ? drawn_key(logit, s.draws[t], row) : greedy_key(logit, row), row);
         });
     }
     __syncthreads();
@@ -173,7 +173,7 @@ DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
 // The best token becomes the next input: a warp for each row.
 DEVICE void take_chosen(const Step& s, int t) {
     const int chunks = (s.vocab + CHOOSE_ROWS - 1) / CHOOSE_ROWS;
-    if (t >= s.tokens) return;
+    if (t >= s.tokens || (s.draws && s.draws[t].count != 0)) return;
     Chosen best = {0, 0x7fffffff, 0};
     for (int i = lane_id(); i < chunks; i += 32) {
         Chosen chosen = s.chosen[t * chunks + i];

@@ -63,12 +63,12 @@ struct Phase {
     int wide;              // EMBED, HEAD, CHOOSE, and SCREEN where it is made: pieces hold floats.
 };
 
-// What a draw depends on beside the logits: kernels/src/draw.rs. The factor is one over the temperature; 0 is no draw, but the
-// greatest logit.
+// What a draw depends on beside the logits. The factor is one over the temperature; 0 is no draw, but the greatest logit.
 struct Draw {
     unsigned seed[2], position[2];
     float factor;
-    int unused;
+    int count;          // 0: among all, kernels/src/draw.rs. Else among so many best, 2 to RANKED_MAX, runtime/src/sampler,
+    float top_p, min_p; // of these the fewest that hold top_p, and of those all with at least min_p of the best one's weight
 };
 
 // The best of some tokens: its key, 0 where there is none.
@@ -127,6 +127,7 @@ enum {
     UNIT_HEADS_MAX = 4,
     HEAD_TOKENS_MAX = 2,
     GATHERED_ROWS = 128,
+    RANKED_MAX = 256,
     GROUPS_MAX = 4,        // step_1: column groups of 128 of one warp, so rows of up to 8192
     REDUCED_BYTES = 1152,  // shared memory of a block's reductions
     FIRST_UNIT_BYTES = 128,

@@ -134,6 +134,9 @@ DEVICE float* screen_tops(float* bounds, int tokens, int rows, int t) {
     return bounds + (long long)tokens * rows + (long long)t * ((rows + 15) / 16);
 }
 
+// Of a draw among the best few: behind these, the greatest lower bound of each 16 rows of a token.
+DEVICE float* screen_lows(float* bounds, int tokens, int rows, int t) { return screen_tops(bounds, tokens, rows, tokens + t); }
+
 DEVICE float lower_of_key(unsigned key) { return key ? unordered(key) : -INFINITE; }
 
 // The matrix's bytes and rows, made of its pieces once: a block for each 16 rows, a warp for each.

@@ -172,10 +172,17 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
     BatchStep step(model, gpu, segments);
     fill_pool(gpu, step.loaded);
     auto launches = layer_launches(step.loaded, step.rows);
-    const auto head = step.screened_head(false), drawn_head = step.screened_head(true);
+    std::vector<Draw> among_best = step.draws;
+    for (Draw& draw : among_best) {
+        draw.factor = 1.0f;
+        draw.count = 50;
+        draw.top_p = 0.9f;
+    }
+    const auto head = step.screened_head(), drawn_head = step.screened_head(step.draws), ranked_head = step.screened_head(among_best);
     const size_t body = launches.size();
-    auto drawn_step = launches;
+    auto drawn_step = launches, ranked_step = launches;
     drawn_step.insert(drawn_step.end(), drawn_head.begin(), drawn_head.end());
+    ranked_step.insert(ranked_step.end(), ranked_head.begin(), ranked_head.end());
     launches.insert(launches.end(), head.begin(), head.end());
     auto time = [&](const std::function<bool(const Launch&, int)>& wanted) {
         auto times = gpu.time_graph(10, [&] {
@@ -192,6 +199,13 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
     launches.swap(drawn_step);
     float drawn = time([](const Launch&, int) { return true; });
     launches.swap(drawn_step);
+    launches.swap(ranked_step);
+    float ranked = time([](const Launch&, int) { return true; });
+    for (size_t i = body; i < launches.size(); i++) {
+        float us = time([&](const Launch&, int at) { return at == (int)i; });
+        std::printf("  among 50 best: %-14s %7.2f us\n", launches[i].kernel, us);
+    }
+    launches.swap(ranked_step);
     const int rows = step.loaded.step.tokens, layers = model.shape.layers;
     double bytes = 0, operations = 0;
     for (const Phase& p : step.loaded.phases) {
@@ -204,8 +218,8 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
     }
     double limit = std::max(bytes / BYTES_PER_US, operations / OPERATIONS_PER_US);
     std::printf("batch kernels, %d decode rows, %d prompt rows at %d: %.1f us a step, %.1f us without overlap, %.1f us with two of "
-                "three rows drawn, %.0f rows/s, %.1f %% of the limit %.1f us, %zu launches\n",
-                step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, drawn, rows * 1e6 / overlapped,
+                "three rows drawn, %.1f with all among their 50 best, %.0f rows/s, %.1f %% of the limit %.1f us, %zu launches\n",
+                step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, drawn, ranked, rows * 1e6 / overlapped,
                 100 * limit / overlapped, limit, launches.size());
     const size_t each = (body - 1) / layers;
     for (size_t k = 0; k < each + head.size(); k++) {
@@ -228,7 +242,7 @@ void compare_forms(Driver& gpu, const Model& model, int tokens) {
     auto one = gpu.time_graph(30, [&] { step.loaded.run(0, layers); });
     auto many = gpu.time_graph(30, [&] { step.layers(); });
     auto head = gpu.time_graph(30, [&] {
-        for (const Launch& launch : step.screened_head(false)) gpu.launch(launch);
+        for (const Launch& launch : step.screened_head()) gpu.launch(launch);
     });
     std::printf("layers of %d rows: %.1f us in one launch, %.1f us by batch kernels; screened head %.1f us\n", tokens,
                 one[one.size() / 2], many[many.size() / 2], head[head.size() / 2]);

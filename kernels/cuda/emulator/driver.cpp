@@ -134,7 +134,7 @@ const std::map<std::string, void*> kernels = {
     {"pack_screen", (void*)pack_screen}, {"norm_screen", (void*)norm_screen}, {"screen_16", (void*)screen_16},
     {"screen_64", (void*)screen_64},     {"screen_128", (void*)screen_128}, {"screen_256", (void*)screen_256},   {"choose_rows", (void*)(BatchKernel)choose_rows},
     {"take_rows", (void*)take_rows},
-    {"draw_rows", (void*)draw_rows},
+    {"draw_rows", (void*)draw_rows},     {"rank_rows", (void*)rank_rows},     {"pick_rows", (void*)pick_rows},
 };
 
 void launch(int grid, int cluster, int threads, int shared, std::function<void()> body) {

@@ -6,7 +6,7 @@
 const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept",   "linear_8",   "linear_16",  "linear_32",
                                                 "linear_64",  "linear_128", "linear_wide", "attend_rows", "store_rows", "attend_prompt",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",
-                                                "screen_128", "screen_256", "choose_rows", "draw_rows", "take_rows"};
+                                                "screen_128", "screen_256", "choose_rows", "draw_rows", "take_rows", "rank_rows", "pick_rows"};
 
 // Rows of one sequence in a step.
 struct Segment {
@@ -39,7 +39,8 @@ struct BatchStep {
     std::vector<Segment> segments;
     BatchRows rows = {0, 0, 0};
     std::vector<int> ids, positions, sequences, tiles, last;
-    std::vector<Draw> draws; // of each segment, two of three
+    // Of each segment: two of three are drawn; the same and some among their best few.
+    std::vector<Draw> draws, ranked;
 
     static int count(const std::vector<Segment>& segments) {
         int rows = 0;
@@ -58,7 +59,13 @@ struct BatchStep {
             }
             last.push_back((int)ids.size() - 1);
             unsigned seed = (unsigned)i * 0x9e3779b9u;
-            draws.push_back({{seed, ~seed}, {(unsigned)(of[i].start + of[i].rows), 0}, i % 3 == 2 ? 0.0f : 0.7f + 0.3f * (float)i, 0});
+            draws.push_back({{seed, ~seed}, {(unsigned)(of[i].start + of[i].rows), 0}, i % 3 == 2 ? 0.0f : 0.7f + 0.3f * (float)i, 0, 1.0f, 0.0f});
+            ranked.push_back(draws.back());
+            if (i % 3 == 0) {
+                ranked.back().count = 2 + i * 7 % 60;
+                ranked.back().top_p = i % 2 ? 1.0f : 0.9f;
+                ranked.back().min_p = i % 4 == 3 ? 0.05f : 0.0f;
+            }
             bool decode = of[i].rows == 1 && rows.prompts == 0;
             (decode ? rows.decodes : rows.prompts) += of[i].rows;
             for (int r = 0; !decode && r < of[i].rows; r += tile) {
@@ -80,15 +87,18 @@ struct BatchStep {
     void layers() const {
         for (const Launch& launch : layer_launches(loaded, rows)) loaded.machine.launch(launch);
     }
-    // Next tokens alone, by the screen: the draws', or the best.
-    std::vector<Launch> screened_head(bool drawn) const {
+    // Next tokens alone, by the screen: the draws', or the best without any.
+    std::vector<Launch> screened_head(const std::vector<Draw>& of = {}) const {
         Step s = loaded.step;
         s.tokens = (int)last.size();
-        s.draws = drawn ? loaded.machine.copy_of(draws) : nullptr;
+        s.draws = of.empty() ? nullptr : loaded.machine.copy_of(of);
+        const bool some_ranked = std::any_of(of.begin(), of.end(), [](const Draw& draw) { return draw.count != 0; });
         std::vector<Launch> launches = {batch::norm_screen(s, loaded.screen), batch::screen(s, loaded.screen, {loaded.machine.blocks(), loaded.machine.cluster_max()})};
-        if (drawn) launches.push_back(batch::draw(s, loaded.screen));
+        if (s.draws) launches.push_back(batch::draw(s, loaded.screen));
+        if (some_ranked) launches.push_back(batch::rank(s, loaded.screen));
         launches.push_back(batch::choose(s, loaded.choose));
         launches.push_back(batch::take(s));
+        if (some_ranked) launches.push_back(batch::pick(s, loaded.choose));
         return launches;
     }
     // Logits and next tokens of the last row of each segment, by the step kernel's phases.

@@ -338,7 +338,7 @@ struct Loaded {
     void plan_screen(const Phase& head) {
         const Shape& s = model.shape;
         const size_t columns = (size_t)(s.hidden + 127) / 128 * 128, slots = (size_t)(2 * step.tokens + 255) / 256 * 256;
-        upper = machine.filled<float>((size_t)step.tokens * (s.vocab + (s.vocab + 15) / 16), 0xff);
+        upper = machine.filled<float>((size_t)step.tokens * (s.vocab + (s.vocab + 15) / 16 * 2), 0xff);
         step.screened = machine.filled<signed char>(slots * columns, 0x55);
         step.screen_rows = machine.filled<float>((size_t)step.tokens * 4, 0xff);
         step.normed = machine.filled<float>((size_t)step.tokens * s.hidden, 0xff);

@@ -208,9 +208,12 @@ inline float logarithm(float exponent, float mantissa) {
     return exponent * 0.693147182f + 2.0f * (z + z * square * sum);
 }
 
-// The Gumbel number of a token.
-inline float noise(const Draw& draw, int token) {
-    uint32_t counter[4] = {draw.position[0], draw.position[1], (uint32_t)(token / 64 * 16 + token % 16), 1};
+// Random words of a draw; philox4x32-10.
+struct Words {
+    uint32_t counter[4];
+};
+inline Words words(const Draw& draw, uint32_t third, uint32_t fourth) {
+    uint32_t counter[4] = {draw.position[0], draw.position[1], third, fourth};
     uint32_t key[2] = {draw.seed[0], draw.seed[1]};
     for (int round = 0; round < 10; round++) {
         uint64_t first = (uint64_t)counter[0] * 0xd2511f53u, second = (uint64_t)counter[2] * 0xcd9e8d57u;
@@ -220,12 +223,17 @@ inline float noise(const Draw& draw, int token) {
         key[0] += 0x9e3779b9u;
         key[1] += 0xbb67ae85u;
     }
+    return {{counter[0], counter[1], counter[2], counter[3]}};
+}
+
+// The Gumbel number of a token.
+inline float noise(const Draw& draw, int token) {
     auto parts = [](float x, float& mantissa) {
         int exponent;
         mantissa = std::frexp(x, &exponent) - 1.0f;
         return (float)exponent;
     };
-    uint32_t word = counter[token % 64 / 16];
+    uint32_t word = words(draw, (uint32_t)(token / 64 * 16 + token % 16), 1).counter[token % 64 / 16];
     float v = ((float)word + 0.5f) * 0x1p-32f, rest = ((float)~word + 0.5f) * 0x1p-32f, mantissa;
     float exponent = parts(rest, mantissa);
     float exponential = v <= 0.5f ? -logarithm(0.0f, -v) : -logarithm(exponent, mantissa);
@@ -233,8 +241,50 @@ inline float noise(const Draw& draw, int token) {
     return -logarithm(exponent, mantissa);
 }
 
+// e^x for x <= 0 as the sampler has it.
+inline float weight(float x) {
+    if (!(x >= -87.0f)) return 0.0f;
+    float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    float r = (x - n * 0.6933594f) - n * -2.1219444e-4f, p = 1.0f / 720.0f;
+    for (float c : {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) p = p * r + c;
+    return std::ldexp(p, (int)n);
+}
+
+// The token of a draw among the best few.
+inline int ranked(const Draw& draw, const std::vector<float>& logits) {
+    std::vector<int> ids(logits.size());
+    for (size_t i = 0; i < ids.size(); i++) ids[i] = (int)i;
+    std::stable_sort(ids.begin(), ids.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    ids.resize(std::min(ids.size(), (size_t)draw.count));
+    std::vector<float> weights;
+    double total = 0.0, sum = 0.0;
+    for (int id : ids) {
+        weights.push_back(weight((logits[id] - logits[ids[0]]) * draw.factor));
+        total += weights.back();
+    }
+    const double mass = (double)draw.top_p * total;
+    for (size_t i = 0; draw.top_p < 1.0f && i < weights.size(); i++) {
+        sum += weights[i];
+        if (sum >= mass) weights.resize(i + 1);
+    }
+    total = sum = 0.0;
+    for (float& w : weights) {
+        if (w < draw.min_p) w = 0.0f;
+        total += w;
+    }
+    Words random = words(draw, 0, 0);
+    const double target = ((random.counter[0] >> 5) * 67108864.0 + (random.counter[1] >> 6)) / 0x1p53 * total;
+    int at = 0;
+    for (size_t i = 0; i < weights.size() && sum <= target; i++) {
+        sum += weights[i];
+        if (weights[i] > 0.0f) at = (int)i;
+    }
+    return ids[at];
+}
+
 // The token of a draw; the greatest logit's without a factor.
 inline int draw(const Draw& draw, const std::vector<float>& logits) {
+    if (draw.count) return ranked(draw, logits);
     double best = -INFINITY;
     int at = 0;
     for (int i = 0; i < (int)logits.size(); i++) {

@@ -135,9 +135,11 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
         step.loaded.fill((int)i, caches[i], segments[i].start);
     }
     step.layers();
-    for (const Launch& launch : step.screened_head(true)) machine.launch(launch);
+    for (const Launch& launch : step.screened_head(step.draws)) machine.launch(launch);
     std::vector<int> drawn = machine.read(step.loaded.step.token_ids, step.ids.size());
-    for (const Launch& launch : step.screened_head(false)) machine.launch(launch);
+    for (const Launch& launch : step.screened_head(step.ranked)) machine.launch(launch);
+    std::vector<int> ranked = machine.read(step.loaded.step.token_ids, step.ids.size());
+    for (const Launch& launch : step.screened_head()) machine.launch(launch);
     std::vector<int> screened = machine.read(step.loaded.step.token_ids, step.ids.size());
     const int vocab = model.shape.vocab, tiles = (vocab + 15) / 16;
     const bool tops = segments.size() > 32 && machine.cluster_max() > 1;
@@ -161,6 +163,7 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
         }
         wrong_ids += screened[row - 1] != next[row - 1];
         wrong_ids += drawn[row - 1] != reference::draw(step.draws[i], expected);
+        wrong_ids += ranked[row - 1] != reference::draw(step.ranked[i], expected);
         wrong_ids += std::max_element(expected.begin(), expected.end()) - expected.begin() != next[row - 1];
     }
     char what[200];
@@ -184,8 +187,13 @@ inline void nothing_is_no_token(Machine& machine, const Model& model) {
         std::vector<int> tokens = machine.read(step.loaded.step.token_ids, 3);
         for (int t = 0; t < 3; t++) wrong += (tokens[t] == NO_TOKEN) != (t == 1) || (t != 1 && tokens[t] >= model.shape.vocab);
     };
-    for (bool drawn : {true, false}) {
-        for (const Launch& launch : step.screened_head(drawn)) machine.launch(launch);
+    std::vector<Draw> among_best = step.draws;
+    for (Draw& draw : among_best) {
+        draw.count = 5;
+        draw.factor = 1.0f;
+    }
+    for (const std::vector<Draw>& draws : {step.draws, among_best, {}}) {
+        for (const Launch& launch : step.screened_head(draws)) machine.launch(launch);
         look();
     }
     step.head();
@@ -198,6 +206,24 @@ inline void nothing_is_no_token(Machine& machine, const Model& model) {
     for (int t = 0; t < 2; t++) wrong += different(&x[t * hidden], &x[2 * hidden], hidden);
     char what[80];
     std::snprintf(what, sizeof what, "a row without logits, hidden %d: %zu differ", hidden, wrong);
+    expect(wrong == 0, what);
+}
+
+// Rows that all have the same logit, more than a block keeps at a time: the best few are those with the lowest ids.
+inline void equal_logits_rank_by_id(Machine& machine) {
+    Model model({128, 1, 2, 1, 32, 40, 6001}, 40, 16);
+    for (float& gamma : model.output_gamma) gamma = 0.0f;
+    BatchStep step(model, machine, {{3, 1}, {5, 1}, {9, 1}});
+    const std::vector<float> nothing(model.shape.vocab, 0.0f);
+    step.layers();
+    std::vector<Draw> draws = step.draws;
+    size_t wrong = 0;
+    for (int i = 0; i < 3; i++) draws[i] = {{7, 9}, {(unsigned)i, 0}, 1.0f, i == 0 ? 2 : 1 << (4 * i), i == 1 ? 0.5f : 1.0f, 0.0f};
+    for (const Launch& launch : step.screened_head(draws)) machine.launch(launch);
+    std::vector<int> tokens = machine.read(step.loaded.step.token_ids, 3);
+    for (int i = 0; i < 3; i++) wrong += tokens[i] != reference::draw(draws[i], nothing) || tokens[i] >= draws[i].count;
+    char what[80];
+    std::snprintf(what, sizeof what, "draws among equal logits: %zu differ", wrong);
     expect(wrong == 0, what);
 }
 
@@ -228,6 +254,7 @@ inline void small_suite(Machine& machine) {
     steps_agree(machine, Model(gated, 40, 4), std::vector<int>(std::min(19, HEAD_TOKENS_MAX * machine.blocks()), 3), 1, false);
     batch_agrees(machine, squared, {{40, 1}, {3, 1}, {0, 21}, {5, 3}});
     nothing_is_no_token(machine, squared);
+    equal_logits_rank_by_id(machine);
     // Columns split over clusters, the second size of the screen.
     batch_agrees(machine, Model({128, 1, 8, 4, 64, 1100, 300}, 40, 6),
                  {{39, 1}, {3, 1}, {9, 1}, {31, 1}, {0, 1}, {2, 1}, {5, 1}, {7, 1}, {1, 12}});

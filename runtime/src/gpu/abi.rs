@@ -109,8 +109,23 @@ pub(super) const NO_TOKEN: u32 = 0x7fff_ffff;
 /// Rows whose head is screened by one set of launches.
 pub(super) const SCREEN_ROWS: usize = 128;
 
-/// Words of what a row's draw depends on: seed, position, one over the temperature, and one unused.
-pub(super) const DRAW_WORDS: usize = 6;
+/// Words of what a row's draw depends on: seed, position, one over the temperature; among how many best, if not all, and with
+/// which shares of these.
+pub(super) const DRAW_WORDS: usize = 8;
+
+/// A draw is among so many best at most, or among all.
+pub(super) const RANKED_MAX: usize = 256;
+
+/// Among how many best of `vocab` tokens draws are made on the device: what these reach is found by groups of tokens, which have
+/// to be more.
+pub(super) fn ranked_max(vocab: usize) -> usize {
+    RANKED_MAX.min(vocab / RANK_GROUP / 2)
+}
+const RANK_GROUP: usize = 16;
+
+/// Shared memory of `rank_rows` and `pick_rows`.
+pub(super) const RANK_BYTES: usize = 2 * THREADS / 32 * 4;
+pub(super) const PICK_BYTES: usize = 4096 * 8 + RANKED_MAX * 12 + 8;
 
 /// Logits that one block of `draw_rows` and of `choose_rows` looks at, and the latter's threads and shared memory.
 pub(super) const CHOOSE_ROWS: usize = 2048;

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 
 use super::abi::{
     CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, EPILOGUE_ADD, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE,
-    Phase, REDUCED_BYTES, SPLIT, Step, THREADS, to_i32,
+    PICK_BYTES, Phase, RANK_BYTES, REDUCED_BYTES, SPLIT, Step, THREADS, to_i32,
 };
 
 /// Where the rows of a step go: single rows first, then those of prompts in tiles.
@@ -35,7 +35,7 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 21] = [
+pub(super) const KERNELS: [&CStr; 23] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
@@ -57,14 +57,16 @@ pub(super) const KERNELS: [&CStr; 21] = [
     c"choose_rows",
     c"draw_rows",
     c"take_rows",
+    c"rank_rows",
+    c"pick_rows",
 ];
 
-/// Hands over the launches that give the tokens of `step.tokens` rows by the screen of the head: the best, and where `step`
-/// has draws, theirs.
+/// Hands over the launches that give the tokens of `step.tokens` rows by the screen of the head, phases `screen` and `choose`: the
+/// best, and where `step` has draws, theirs; some of these are among the best few, if `ranked`.
 pub(super) fn screened_head<E>(
-    screen: &Phase,
-    choose: &Phase,
+    (screen, choose): (&Phase, &Phase),
     step: &Step,
+    ranked: bool,
     limits: Limits,
     mut launch: impl FnMut(&Launch) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -84,6 +86,9 @@ pub(super) fn screened_head<E>(
     if step.draws != 0 {
         launch(&of(c"draw_rows", tokens * size(screen.rows).div_ceil(CHOOSE_ROWS), THREADS, 0, screen))?;
     }
+    if ranked {
+        launch(&of(c"rank_rows", tokens, THREADS, RANK_BYTES, screen))?;
+    }
     launch(&of(
         c"choose_rows",
         tokens * size(choose.rows).div_ceil(CHOOSE_ROWS),
@@ -91,7 +96,8 @@ pub(super) fn screened_head<E>(
         CHOOSE_BYTES,
         choose,
     ))?;
-    launch(&of(c"take_rows", tokens.div_ceil(THREADS / 32), THREADS, 0, choose))
+    launch(&of(c"take_rows", tokens.div_ceil(THREADS / 32), THREADS, 0, choose))?;
+    if ranked { launch(&of(c"pick_rows", tokens, THREADS, PICK_BYTES, choose)) } else { Ok(()) }
 }
 
 /// The kernel for so many slots, two for each row: its upper and its lower bytes. Then grid, cluster, threads and shared memory.

@@ -19,10 +19,11 @@ use super::images::image_for;
 use super::pack::Packer;
 use super::plan::Order;
 use super::shape::Shape;
-use super::wire::{FAILED, Offsets, READY, Region, STAGE_BYTES, place};
+use super::wire::{BEST, DRAWN, FAILED, Offsets, RANKED, READY, Region, STAGE_BYTES, place};
 use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::Model;
+use crate::sampler::RankedDraw;
 
 /// Device `ordinal` of the driver, behind a process boundary.
 pub(super) struct ChildDevice {
@@ -180,8 +181,7 @@ impl Device for ChildDevice {
         words.sequences.store(word(sequences), Ordering::Relaxed);
         words.tiles.store(word(order.tiles.len() / 2), Ordering::Relaxed);
         words.chosen.store(word(wants.len() - self.scores[own]), Ordering::Relaxed);
-        let drawn = wants.iter().any(|want| matches!(want, Want::Drawn(_)));
-        words.drawn.store(u32::from(drawn), Ordering::Relaxed);
+        words.way.store(wants.iter().map(way).max().unwrap_or(BEST), Ordering::Relaxed);
         words.scores.store(word(self.scores[own]), Ordering::Relaxed);
         region.header().submit(number);
         (self.newest, self.looked) = (number, Instant::now());
@@ -280,11 +280,23 @@ impl Running {
     }
 }
 
+fn way(want: &Want) -> u32 {
+    match want {
+        Want::Best | Want::Scores => BEST,
+        Want::Drawn(_) => DRAWN,
+        Want::Ranked(_) => RANKED,
+    }
+}
+
 /// As the kernels read it; zeros for what is no draw.
 fn draw_words(want: &Want) -> [u32; DRAW_WORDS] {
-    let Want::Drawn(Draw { seed, position, factor }) = *want else { return [0; DRAW_WORDS] };
+    let (Draw { seed, position, factor }, [count, top_p, min_p]) = match *want {
+        Want::Drawn(draw) => (draw, [0; 3]),
+        Want::Ranked(RankedDraw { draw, count, top_p, min_p }) => (draw, [count, top_p.to_bits(), min_p.to_bits()]),
+        Want::Best | Want::Scores => return [0; DRAW_WORDS],
+    };
     let ([seed_low, seed_high], [low, high]) = (halves(seed), halves(position));
-    [seed_low, seed_high, low, high, factor.to_bits(), 0]
+    [seed_low, seed_high, low, high, factor.to_bits(), count, top_p, min_p]
 }
 
 fn word(value: usize) -> u32 {

@@ -7,6 +7,7 @@ use kernels::draw::Draw;
 use super::assign::Assignment;
 use crate::forward::Step;
 use crate::kv::BlockTables;
+use crate::sampler::RankedDraw;
 
 /// A device that computes steps in their order. No call waits for it: starts and steps are begun, then asked after.
 pub(super) trait Device {
@@ -72,6 +73,8 @@ pub(super) enum Want {
     Best,
     /// The token of a draw.
     Drawn(Draw),
+    /// The token of a draw among the best few, [`RANKED_MAX`](super::abi::RANKED_MAX) at most.
+    Ranked(RankedDraw),
     /// All of them.
     Scores,
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tuning::CpuId;
 
+use super::abi;
 use super::assign::Assignment;
 use super::device::{Device, Fault, STEPS_MAX, Want, token_of};
 use super::health::Health;
@@ -209,6 +210,11 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         self.served.as_ref().is_some_and(|served| served.generation == generation)
     }
 
+    /// Among how many best the device draws.
+    fn ranked_max(&self) -> usize {
+        self.served.as_ref().map_or(0, |served| abi::ranked_max(served.model.weights.params.vocab))
+    }
+
     fn new_tables(&self, blocks: usize) -> BlockTables {
         let context = self.served.as_ref().map_or(0, |served| served.model.weights.context);
         let tables = BlockTables::new(context, self.limits.slots, blocks);
@@ -329,7 +335,9 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         for (entry, want) in flight.wants.iter().enumerate() {
             match want {
                 Want::Scores => known.check(index, self.device.scores()),
-                Want::Best | Want::Drawn(_) => known.check_token(index, want, self.device.token(entry)),
+                Want::Best | Want::Drawn(_) | Want::Ranked(_) => {
+                    known.check_token(index, want, self.device.token(entry))
+                }
             }
             .map_err(Fault::WrongResult)?;
         }
@@ -370,6 +378,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         if self.flights.back().is_some_and(|flight| flight.wants.contains(&Want::Scores)) {
             return false;
         }
+        let ranked_max = self.ranked_max();
         let Self { scheduler, tables, pace, limits, arrivals, status, .. } = self;
         scheduler.admit(tables, |stream| {
             if let Some(at) = arrivals.iter().position(|(of, _)| *of == stream) {
@@ -389,11 +398,11 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             next.streams.push(sequence.stream);
             sequence.computed += segment.rows;
             if sequence.computed == sequence.tokens.len() {
-                next.wants.push(want(sequence, segment.first_position + segment.rows));
+                next.wants.push(want(sequence, segment.first_position + segment.rows, ranked_max));
             }
         }
         if let Some(before) = self.flights.back() {
-            before.extend(scheduler, tables, &mut next);
+            before.extend(scheduler, tables, &mut next, ranked_max);
         }
         if next.step.tokens.is_empty() {
             self.spare.push(next);
@@ -519,7 +528,7 @@ impl Flight {
     }
 
     /// Adds to `next`, which follows this step, a row for each sequence that goes on.
-    fn extend(&self, scheduler: &mut Scheduler, tables: &mut BlockTables, next: &mut Self) {
+    fn extend(&self, scheduler: &mut Scheduler, tables: &mut BlockTables, next: &mut Self, ranked_max: usize) {
         let mut entries = 0;
         for (segment, stream) in self.step.segments.iter().zip(&self.streams) {
             if !has_logits(&self.step, segment) {
@@ -537,17 +546,22 @@ impl Flight {
             next.step.push(segment.slot, sequence.computed, &[token_of(entries - 1)], true);
             next.streams.push(sequence.stream);
             sequence.computed += 1;
-            next.wants.push(want(sequence, sequence.computed));
+            next.wants.push(want(sequence, sequence.computed, ranked_max));
         }
     }
 }
 
-/// What is wanted of the logits that give a sequence's token at `position`.
-fn want(sequence: &Sequence, position: usize) -> Want {
-    if sequence.sampling.takes_best() {
+/// What is wanted of the logits that give a sequence's token at `position`; draws among more than `ranked_max` best are made here.
+fn want(sequence: &Sequence, position: usize, ranked_max: usize) -> Want {
+    let (sampling, position) = (&sequence.sampling, position as u64);
+    if sampling.takes_best() {
         return Want::Best;
     }
-    sequence.sampling.plain_draw(position as u64).map_or(Want::Scores, Want::Drawn)
+    if let Some(draw) = sampling.plain_draw(position) {
+        return Want::Drawn(draw);
+    }
+    let ranked = sampling.ranked_draw(position).filter(|ranked| ranked.count as usize <= ranked_max);
+    ranked.map_or(Want::Scores, Want::Ranked)
 }
 
 /// Whether the logits of a segment's last row are wanted.

@@ -14,6 +14,8 @@ pub(super) enum Head {
     Best,
     /// A token of every row, some of them drawn.
     Drawn,
+    /// Some of them drawn among the best few.
+    Ranked,
 }
 
 /// What recorded launches depend on; all else of a step is in buffers.
@@ -97,8 +99,8 @@ pub(super) fn buckets(slots: usize) -> impl Iterator<Item = usize> {
     (2..=slots).filter(move |rows| padded_rows(*rows, slots) == *rows)
 }
 
-/// Recorded steps that are kept: three kinds of heads at two lengths for 20 sizes.
-const GRAPHS_MAX: usize = 3 * 2 * 20 * STEPS_MAX;
+/// Recorded steps that are kept: four kinds of heads at two lengths for 20 sizes.
+const GRAPHS_MAX: usize = 4 * 2 * 20 * STEPS_MAX;
 
 #[cfg(test)]
 mod tests {

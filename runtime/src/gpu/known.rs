@@ -8,6 +8,7 @@ use super::device::Want;
 use crate::forward::{Forward, Limits, Step};
 use crate::kv::{KvCache, blocks_for};
 use crate::model::Model;
+use crate::sampler::{History, RankedDraw, Sampler, SamplingParams};
 use crate::team::Team;
 
 /// A prompt and the scores that follow it, each step continuing with the best token of the one before.
@@ -53,13 +54,14 @@ impl KnownAnswer {
     }
 
     /// Forms step `i` of the test for at most `slots` slots, and what is wanted of each: two sequences first, of one of
-    /// which only a token is asked, as of most; then one alone, in both ways.
+    /// which only a token is asked, as of most; then one alone, in each way.
     pub(super) fn form(&self, i: usize, slots: usize, step: &mut Step, wants: &mut Vec<Want>) {
         let wanted: &[Want] = match i {
             0 => &[Want::Scores, Want::Best],
             1 => &[Want::Scores, Want::Drawn(DRAW)],
             2 => &[Want::Scores],
-            _ => &[Want::Best],
+            3 => &[Want::Best],
+            _ => &[Want::Ranked(RANKED)],
         };
         step.clear();
         wants.clear();
@@ -95,6 +97,19 @@ pub(super) fn chosen(want: &Want, scores: &[f32]) -> Option<u32> {
         Want::Drawn(draw) => {
             draw::draw(Isa::detect(), *draw, scores).map(|token| u32::try_from(token).expect("a vocabulary is bounded"))
         }
+        Want::Ranked(RankedDraw { draw, count, top_p, min_p }) => {
+            let params = SamplingParams {
+                temperature: 1.0 / draw.factor,
+                top_k: *count,
+                top_p: *top_p,
+                min_p: *min_p,
+                seed: draw.seed,
+                ..SamplingParams::default()
+            };
+            let (mut sampler, history) = (Sampler::new(scores.len()), History::with_capacity(0));
+            let sampled = sampler.sample(&mut scores.to_vec(), &params, &history, draw.position);
+            sampled.ok().map(|sampled| sampled.token)
+        }
         Want::Best | Want::Scores => scores.iter().any(|score| *score > f32::NEG_INFINITY).then(|| best(scores)),
     }
 }
@@ -111,7 +126,8 @@ pub(super) fn best(scores: &[f32]) -> u32 {
 }
 
 const DRAW: Draw = Draw { seed: 1, position: 2, factor: 0.5 };
+const RANKED: RankedDraw = RankedDraw { draw: DRAW, count: 20, top_p: 0.9, min_p: 0.01 };
 /// What the forward pass is sized for; more than the prompt.
 const FORWARD_ROWS: usize = 64;
 const PROMPT_TOKENS: u32 = 4;
-const STEPS: usize = 4;
+const STEPS: usize = 5;

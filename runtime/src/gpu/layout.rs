@@ -191,7 +191,10 @@ impl WorkLayout {
             lower: take(LAUNCH_ROWS.max(SCREEN_ROWS), 4),
             queries: take(rows * shape.query_width(), 2),
             barrier: take(2, 4),
-            upper: take(SCREEN_ROWS * (shape.vocab as usize + (shape.vocab as usize).div_ceil(SCREEN_TILE_ROWS)), 4),
+            upper: take(
+                SCREEN_ROWS * (shape.vocab as usize + 2 * (shape.vocab as usize).div_ceil(SCREEN_TILE_ROWS)),
+                4,
+            ),
             screened: take((2 * SCREEN_ROWS).next_multiple_of(QUANTIZED_ROWS) * padded, 1),
             screen_rows: take(SCREEN_ROWS, 16),
             normed: take(SCREEN_ROWS * hidden, 4),
@@ -205,7 +208,7 @@ impl WorkLayout {
     }
 }
 
-/// Rows of one tile of the screen, whose greatest bound is kept behind all bounds.
+/// Rows of one tile of the screen, whose greatest bounds above and below are kept behind all bounds.
 const SCREEN_TILE_ROWS: usize = 16;
 /// Columns of one load of the screen.
 const SCREEN_COLS: usize = 32;

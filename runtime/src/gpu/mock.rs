@@ -243,7 +243,7 @@ fn sequences_are_batched_after_the_self_test_and_credits_come_back() {
     scene.settle();
     assert_eq!((scene.tokens(1), scene.tokens(2)), (vec![31, 32, 33], vec![101, 102, 103, 104]));
     assert_eq!((scene.status.in_flight(), scene.returned().len()), (0, 0));
-    let steps = &scene.feeder.device().steps[4..];
+    let steps = &scene.feeder.device().steps[TEST_STEPS..];
     assert_eq!(steps, [(4, 0), (2, 2), (2, 2), (1, 1)], "prompts and single rows share steps, which follow unawaited");
 }
 
@@ -252,11 +252,26 @@ fn a_stream_whose_tokens_are_chosen_here_keeps_its_company_in_step() {
     let mut scene = Scene::new();
     scene.settle();
     scene.start(1, &[10], 4);
-    scene.start_with(2, &[50], 3, SamplingParams { top_k: 3, temperature: 1e-3, ..SamplingParams::default() });
+    scene.start_with(2, &[50], 3, SamplingParams { top_p: 0.5, temperature: 1e-3, ..SamplingParams::default() });
     scene.settle();
     assert_eq!((scene.tokens(1), scene.tokens(2)), (vec![11, 12, 13, 14], vec![51, 52, 53]));
-    let steps = &scene.feeder.device().steps[4..];
+    let steps = &scene.feeder.device().steps[TEST_STEPS..];
     assert_eq!(steps, [(2, 0), (2, 0), (2, 0), (1, 0)], "nobody goes ahead of a token that is chosen here");
+}
+
+#[test]
+fn draws_among_the_best_few_go_ahead_like_others_and_those_among_too_many_do_not() {
+    for (count, unknown) in [(50, 2), (300, 0)] {
+        let mut scene = Scene::new();
+        scene.settle();
+        let cold = SamplingParams { top_k: count, top_p: 0.9, temperature: 1e-3, ..SamplingParams::default() };
+        scene.start(1, &[10], 3);
+        scene.start_with(2, &[50], 3, cold);
+        scene.settle();
+        assert_eq!((scene.tokens(1), scene.tokens(2)), (vec![11, 12, 13], vec![51, 52, 53]));
+        let steps = &scene.feeder.device().steps[TEST_STEPS..];
+        assert_eq!(steps, [(2, 0), (2, unknown), (2, unknown)], "{count}");
+    }
 }
 
 #[test]
@@ -395,3 +410,6 @@ fn another_generation_takes_the_place_of_the_one_before_and_never_gets_its_seque
     assert_eq!((scene.status.state(), scene.tokens(3)), (State::Healthy, vec![31, 32]));
     assert_eq!(scene.feeder.device().starts, 2);
 }
+
+/// Steps of the self test, which come first.
+const TEST_STEPS: usize = 5;

@@ -23,6 +23,11 @@ pub(super) const READY: u32 = 2;
 /// `fault_code` and `fault_text` say why.
 pub(super) const FAILED: u32 = 3;
 
+/// A step's tokens are the best ones; some are drawn; some of these among the best few.
+pub(super) const BEST: u32 = 0;
+pub(super) const DRAWN: u32 = 1;
+pub(super) const RANKED: u32 = 2;
+
 /// Words at the start of the region.
 #[repr(C)]
 pub(super) struct Header {
@@ -61,9 +66,10 @@ pub(super) struct StepWords {
     pub(super) decodes: AtomicU32,
     pub(super) sequences: AtomicU32,
     pub(super) tiles: AtomicU32,
-    /// Rows of which a token is wanted, whether any of them is drawn, and rows of which all scores are wanted.
+    /// Rows of which a token is wanted, how the most demanding of them is chosen ([`BEST`], [`DRAWN`] or [`RANKED`]), and
+    /// rows of which all scores are wanted.
     pub(super) chosen: AtomicU32,
-    pub(super) drawn: AtomicU32,
+    pub(super) way: AtomicU32,
     pub(super) scores: AtomicU32,
 }
 
@@ -336,7 +342,7 @@ const TEXT_BYTES: usize = 256;
 const PAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 256;
 /// Names the layout of this file; a worker of another version refuses it.
-const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu5");
+const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu6");
 
 #[cfg(test)]
 mod tests {

@@ -21,7 +21,7 @@ use super::images::Image;
 use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
 use super::plan::{Addresses, Plan};
 use super::shape::Shape;
-use super::wire::{LOADING, Offsets, READY, Region, STAGE_BYTES, place};
+use super::wire::{DRAWN, LOADING, Offsets, RANKED, READY, Region, STAGE_BYTES, place};
 
 /// The cpu of a worker's own thread, and those of the threads that the driver starts.
 pub type Cpus = (CpuId, Vec<CpuId>);
@@ -275,7 +275,11 @@ impl<'r> Worker<'r> {
         let count = |word: &std::sync::atomic::AtomicU32| word.load(Ordering::Relaxed) as usize;
         let (rows, decodes, sequences) = (count(&words.rows), count(&words.decodes), count(&words.sequences));
         let (tiles, chosen, scores) = (count(&words.tiles), count(&words.chosen), count(&words.scores));
-        let drawn = count(&words.drawn) == 1;
+        let kind = match words.way.load(Ordering::Relaxed) {
+            RANKED => Head::Ranked,
+            DRAWN => Head::Drawn,
+            _ => Head::Best,
+        };
         let fits = rows <= self.shape.rows_max as usize && decodes <= rows && tiles <= rows;
         assert!(fits && sequences.max(chosen + scores) <= self.shape.slots as usize, "a step fits the region");
         let bytes = offsets.tables - offsets.input + sequences * self.shape.table_stride() * 4;
@@ -288,11 +292,7 @@ impl<'r> Worker<'r> {
         let step = self.arguments(number, rows, splits);
         let alone = rows == 1 && decodes == 1;
         let with_token = alone && !self.plan.token.is_empty();
-        let head = match chosen == rows {
-            true if drawn => Head::Drawn,
-            true => Head::Best,
-            false => Head::Apart,
-        };
+        let head = if chosen == rows { kind } else { Head::Apart };
         let mut whole = with_token && head == Head::Best;
         if with_token {
             self.launch_token(step, whole)?;
@@ -305,7 +305,7 @@ impl<'r> Worker<'r> {
             self.launch_layers(step, decodes, tiles)?;
         }
         if !whole {
-            self.launch_screened_heads(number, step, chosen, drawn)?;
+            self.launch_screened_heads(number, step, chosen, kind)?;
         }
         self.launch_heads(number, step, chosen, scores)?;
         let chosen = self.region.address(offsets.chosen_of(number));
@@ -335,17 +335,19 @@ impl<'r> Worker<'r> {
         let rows = step.tokens.unsigned_abs() as usize;
         self.launch_layers(step, rows, 0)?;
         let chosen = if head == Head::Apart { 0 } else { rows };
-        self.launch_screened_heads(number, step, chosen, head == Head::Drawn)
+        self.launch_screened_heads(number, step, chosen, head)
     }
 
-    /// The tokens of the first `count` picked rows, some of them `drawn`.
-    fn launch_screened_heads(&self, number: u32, step: Step, count: usize, drawn: bool) -> Result<(), Failure> {
+    /// The tokens of the first `count` picked rows.
+    fn launch_screened_heads(&self, number: u32, step: Step, count: usize, head: Head) -> Result<(), Failure> {
         for first in (0..count).step_by(SCREEN_ROWS) {
             let picked = self.input_of(number, self.offsets.picked + 4 * first);
+            let drawn = matches!(head, Head::Drawn | Head::Ranked);
             let draws = if drawn { self.input_of(number, self.offsets.draws + 4 * DRAW_WORDS * first) } else { 0 };
             let step = Step { tokens: to_i32((count - first).min(SCREEN_ROWS)), picked, draws, ..step };
             let Plan { screen, choose, .. } = &self.plan;
-            batch::screened_head(screen, choose, &step, self.limits(), |launch| self.context.launch_batch(launch))?;
+            let (phases, ranked, limits) = ((screen, choose), head == Head::Ranked, self.limits());
+            batch::screened_head(phases, &step, ranked, limits, |launch| self.context.launch_batch(launch))?;
         }
         Ok(())
     }

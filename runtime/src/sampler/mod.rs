@@ -62,6 +62,26 @@ impl SamplingParams {
     }
 }
 
+/// A draw among the `count` best raw logits: of these the fewest that hold the share `top_p`, of which those count that have
+/// at least the share `min_p` of the best one's weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RankedDraw {
+    pub draw: Draw,
+    pub count: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+}
+
+impl SamplingParams {
+    /// The draw for `position`, where the choice is one among the best raw logits and nothing else is asked.
+    #[must_use]
+    pub fn ranked_draw(&self, position: u64) -> Option<RankedDraw> {
+        let Self { top_k: count, top_p, min_p, .. } = *self;
+        let is_one = count > 1 && !self.is_greedy() && self.logprobs.is_none() && !changes_logits(self);
+        is_one.then(|| RankedDraw { draw: self.draw(position), count, top_p, min_p })
+    }
+}
+
 impl Default for SamplingParams {
     /// Nothing but the model's own distribution, seed 0.
     fn default() -> Self {

@@ -8,7 +8,7 @@ use crate::driver::{
 };
 use crate::server::{Server, becomes_true, bitnetd, run_to_end};
 
-const ANSWER: u32 = 100;
+const ANSWER: u32 = 110;
 /// A launch in the midst of an answer, counted from its request on. An idle device is tested now and then: should that come
 /// just before the answer, it is still one of the answer's.
 const MIDST: usize = TEST_LAUNCHES + 6;

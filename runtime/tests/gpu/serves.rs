@@ -27,11 +27,26 @@ fn the_gpu_says_what_the_cpu_says_whatever_the_sampling_and_both_are_listed() {
     let (cpu, gpu) = (sampled("cpu"), sampled("gpu"));
     assert_eq!((&gpu["text"], &gpu["device_used"]), (&cpu["text"], &json!("cuda:0")));
 
+    // What is chosen on the device is chosen as here.
+    let drawn = |device: &str, fields: &Value| {
+        let mut body = request(device, 12);
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        stream(&server, &body).0
+    };
+    for fields in [
+        json!({"temperature": 1.0, "seed": 1, "top_k": 2}),
+        json!({"temperature": 2.0, "seed": 2, "top_k": 20, "top_p": 0.8}),
+        json!({"temperature": 2.0, "seed": 3, "top_k": 19, "top_p": 0.3}),
+        json!({"temperature": 2.0, "seed": 4, "top_k": 21}),
+    ] {
+        assert_eq!(drawn("gpu", &fields), drawn("cpu", &fields), "{fields}");
+    }
+
     let devices: Value = server.get("/v1/devices").json();
     let [cpu, gpu] = &devices["data"].as_array().unwrap()[..] else { panic!("{devices}") };
     assert_eq!((&cpu["kind"], &gpu["id"], &gpu["state"]), (&json!("cpu"), &json!("cuda:0"), &json!("healthy")));
     assert!(gpu["decode_step_ms"].as_f64().unwrap() > 0.0, "{gpu}");
-    assert_eq!(count(&server, "bitnet_gpu_tokens_total", ""), 13.0);
+    assert_eq!(count(&server, "bitnet_gpu_tokens_total", ""), 61.0);
     assert_eq!(count(&server, "bitnet_device_fallbacks_total", ""), 0.0);
     assert!(becomes_true(PATIENCE, || count(&server, "bitnet_gpu_sequences", "") == 0.0));
 }
@@ -43,7 +58,8 @@ fn streams_in_company_say_what_each_says_alone_whatever_their_sampling() {
     let body = |device: &str, i: u32| {
         let mut body = request(device, 6 + i);
         let sampling = match i {
-            0..=2 => json!({}),
+            0..=1 => json!({}),
+            2 => json!({"temperature": 0.7, "seed": 2, "top_k": 20, "top_p": 0.9}),
             3 => json!({"temperature": 1.5, "seed": 3, "top_k": 7}),
             _ => json!({"temperature": 1.5, "seed": i}),
         };
