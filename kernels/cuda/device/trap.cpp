@@ -1,9 +1,9 @@
-// A driver before the real one: launch TRAP_LAUNCH of a process is a kernel that traps, so that a real device gets a real
-// sticky error. What is recorded counts where it is replayed, as one launch. TRAP_ONCE=PATH: only while PATH exists, which it
-// removes.
+// A driver before the real one: once the file TRAP_FILE is there, a launch becomes a kernel that traps, so that a real device
+// gets a real sticky error in the midst of what it does. TRAP_AFTER launches are let by before (0 unless told); what is
+// recorded counts where it is replayed, as one launch. The file is removed then: the process that follows is left alone.
 //
 //     g++ -std=c++17 -O2 -shared -fPIC trap.cpp -o libcuda.so.1 -ldl
-//     LD_LIBRARY_PATH=. REAL_CUDA=/usr/lib/x86_64-linux-gnu/libcuda.so.1 TRAP_LAUNCH=1000 bitnetd serve
+//     LD_LIBRARY_PATH=. REAL_CUDA=/usr/lib/x86_64-linux-gnu/libcuda.so.1 TRAP_FILE=/tmp/strike bitnetd serve
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -60,8 +60,9 @@ __attribute__((constructor)) void open_real() {
 
 bool strikes() {
     static long launches = 0;
-    const char *at = std::getenv("TRAP_LAUNCH"), *once = std::getenv("TRAP_ONCE");
-    return at && launches++ == std::atol(at) && (!once || unlink(once) == 0);
+    static const char *file = std::getenv("TRAP_FILE"), *after = std::getenv("TRAP_AFTER");
+    if (!file || access(file, F_OK) != 0 || launches++ < (after ? std::atol(after) : 0)) return false;
+    return unlink(file) == 0;
 }
 
 // Launches the trap on the default stream, where it is this launch's turn; the error is sticky for the whole context.
