@@ -286,7 +286,7 @@ impl<'r> Worker<'r> {
         let from = self.region.address(offsets.of_step(number, offsets.input));
         self.context.upload(self.input_of(number, offsets.input), from, bytes)?;
         // SAFETY: the server wrote them before it submitted the step, and waits for it to be done.
-        let positions: &[u32] = unsafe { self.region.read(offsets.of_step(number, offsets.positions), decodes) };
+        let positions: &[u32] = unsafe { self.region.read(offsets.of_step(number, offsets.positions), rows) };
         let splits = positions.iter().max().map_or(1, |position| *position as usize / SPLIT + 1);
         assert!(splits <= self.shape.context as usize / SPLIT + 1, "positions are inside the context");
         let step = self.arguments(number, rows, splits);

@@ -52,6 +52,21 @@ fn the_gpu_says_what_the_cpu_says_whatever_the_sampling_and_both_are_listed() {
 }
 
 #[test]
+fn a_prompt_past_one_split_of_the_cache_says_what_it_says_on_the_cpu() {
+    let server = serve(&[], &[]);
+    healthy(&server, 1);
+    let ask = |device: &str| {
+        let mut body = request(device, 12);
+        let fields = json!({"prompt": "abba".repeat(90), "temperature": 1.5, "seed": 7});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        server.ask("/v1/inference", &body)
+    };
+    let (cpu, gpu) = (ask("cpu"), ask("gpu"));
+    assert_eq!((&gpu["text"], &gpu["device_used"]), (&cpu["text"], &json!("cuda:0")));
+    assert!(count(&server, "bitnet_gpu_prompt_rows_total", "") > 256.0);
+}
+
+#[test]
 fn streams_in_company_say_what_each_says_alone_whatever_their_sampling() {
     let server = &serve(&[], &[]);
     healthy(server, 1);
