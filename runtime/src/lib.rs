@@ -24,6 +24,7 @@ pub mod replay;
 pub mod sampler;
 pub mod schedule;
 pub mod selftest;
+mod seqlock;
 pub mod server;
 pub mod shard;
 pub mod shared;

@@ -1,9 +1,8 @@
 //! The last requests of a shard, for whoever asks what served one of them: written by its executor, read by all.
-//!
-//! Each place is a sequence lock: the writer makes its number odd, writes, and makes it even; a reader who saw the
-//! number change looks again. Nobody waits for anybody.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::seqlock::Place;
 
 /// What is kept of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,19 +85,13 @@ impl Outcome {
 
 /// The receipts of one shard.
 pub struct Receipts {
-    places: Box<[Place]>,
+    places: Box<[Place<WORDS>]>,
     written: AtomicU64,
-}
-
-struct Place {
-    turn: AtomicU64,
-    words: [AtomicU64; WORDS],
 }
 
 impl Default for Receipts {
     fn default() -> Self {
-        let place = || Place { turn: AtomicU64::new(0), words: Default::default() };
-        Self { places: (0..RECEIPTS_MAX).map(|_| place()).collect(), written: AtomicU64::new(0) }
+        Self { places: (0..RECEIPTS_MAX).map(|_| Place::new()).collect(), written: AtomicU64::new(0) }
     }
 }
 
@@ -106,39 +99,14 @@ impl Receipts {
     /// Keeps `receipt` in the place of the oldest. Only one thread calls this.
     pub fn write(&self, receipt: &Receipt) {
         let written = self.written.load(Ordering::Relaxed);
-        let place = &self.places[usize::try_from(written).unwrap_or(0) % RECEIPTS_MAX];
-        let turn = place.turn.load(Ordering::Relaxed);
-        place.turn.store(turn + 1, Ordering::Relaxed);
-        fence(Ordering::Release);
-        for (word, value) in place.words.iter().zip(to_words(receipt)) {
-            word.store(value, Ordering::Relaxed);
-        }
-        place.turn.store(turn + 2, Ordering::Release);
+        self.places[usize::try_from(written).unwrap_or(0) % RECEIPTS_MAX].write(to_words(receipt));
         self.written.store(written + 1, Ordering::Relaxed);
     }
 
     /// The receipt of request `id`, if it is among the last.
     #[must_use]
     pub fn find(&self, id: u128) -> Option<Receipt> {
-        self.places.iter().filter_map(Place::read).find(|receipt| receipt.id == id)
-    }
-}
-
-impl Place {
-    /// `None` for a place that nobody wrote yet.
-    fn read(&self) -> Option<Receipt> {
-        loop {
-            let turn = self.turn.load(Ordering::Acquire);
-            if turn == 0 {
-                return None;
-            }
-            let words = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));
-            fence(Ordering::Acquire);
-            if turn.is_multiple_of(2) && self.turn.load(Ordering::Relaxed) == turn {
-                return Some(from_words(words));
-            }
-            std::hint::spin_loop();
-        }
+        self.places.iter().filter_map(Place::read).map(from_words).find(|receipt| receipt.id == id)
     }
 }
 
@@ -236,7 +204,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| (0..200_000).for_each(|id| receipts.write(&receipt(id))));
             for _ in 0..200 {
-                for found in receipts.places.iter().filter_map(Place::read) {
+                for found in receipts.places.iter().filter_map(Place::read).map(from_words) {
                     assert_eq!(found, receipt(found.id));
                 }
             }

@@ -189,11 +189,14 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     if let Some(address) = plan.address {
         info!("serving {} on http://{address}", names.join(", "));
     }
+    let mut kept_s = 0;
     let mut watches: Vec<Watch> = metrics.iter().map(|metrics| Watch::new(Arc::clone(metrics))).collect();
     loop {
         if termination.wait(SHARDS_LOOKED_AT_EVERY) {
             break;
         }
+        let now_s = started.elapsed().as_secs();
+        control.history.keep(|| control.totals(now_s), now_s, std::mem::replace(&mut kept_s, now_s));
         for (index, watch) in watches.iter_mut().enumerate() {
             watch.look(Instant::now()).into_iter().for_each(|line| warning!("shard {index} {line}"));
         }

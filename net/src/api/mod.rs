@@ -8,6 +8,7 @@ mod messages;
 mod openapi;
 mod reply;
 mod route;
+mod stats;
 mod tokens;
 
 pub use admin::{
@@ -28,4 +29,5 @@ pub use reply::{
 };
 pub(crate) use reply::{write_chat_logprobs, write_completion_logprobs, write_usage};
 pub use route::{Access, Route, check_json_content_type, dialect_of, route};
+pub use stats::{STATS_HOURS_MAX, StatsRequest};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};

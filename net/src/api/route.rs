@@ -31,6 +31,7 @@ pub enum Route<'a> {
     HealthReady,
     Metrics,
     Devices,
+    Stats,
     /// What this server offers, as OpenAPI.
     OpenApi,
     /// The page for browsers: chat and live numbers.
@@ -65,7 +66,8 @@ impl Route<'_> {
             | Self::InferenceStream
             | Self::Tokenize
             | Self::Detokenize
-            | Self::Devices => Access::Keyed(None),
+            | Self::Devices
+            | Self::Stats => Access::Keyed(None),
             Self::Health
             | Self::HealthLive
             | Self::HealthReady
@@ -171,7 +173,7 @@ const fn fixed(path: &'static str, route: Route<'static>, allow: &'static str) -
 }
 
 /// The first that fits counts.
-static PLACES: [Place; 20] = [
+static PLACES: [Place; 21] = [
     fixed("/v1/chat/completions", Route::ChatCompletions, POST),
     fixed("/v1/completions", Route::Completions, POST),
     fixed("/v1/embeddings", Route::Embeddings, POST),
@@ -205,6 +207,7 @@ static PLACES: [Place; 20] = [
         allow: GET,
     },
     fixed("/v1/devices", Route::Devices, GET),
+    fixed("/v1/stats", Route::Stats, GET),
     fixed("/health", Route::Health, GET),
     fixed("/health/live", Route::HealthLive, GET),
     fixed("/health/ready", Route::HealthReady, GET),

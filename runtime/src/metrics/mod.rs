@@ -1,12 +1,14 @@
 //! What a shard counts about itself: plain numbers with one writer each, read by whoever scrapes.
 
 mod gpu;
+mod history;
 mod render;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use gpu::render_gpus;
+pub use history::{Count, History, Spread, Timed, Totals};
 pub use render::{Process, render};
 
 use crate::executor::Holder;

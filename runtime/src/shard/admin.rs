@@ -275,7 +275,7 @@ pub(super) fn write_receipt(shard: &Shard, id: &str, body: &mut Vec<u8>) -> Resu
     Ok(())
 }
 
-fn rfc3339(unix_ms: u64) -> String {
+pub(super) fn rfc3339(unix_ms: u64) -> String {
     let mut text = Vec::with_capacity(24);
     net::date::write_rfc3339(&mut text, unix_ms);
     String::from_utf8(text).expect("dates are ASCII")

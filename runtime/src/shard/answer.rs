@@ -7,11 +7,12 @@ use net::api::{
 };
 use net::error::{ApiError, Dialect};
 use net::http::{self, Body, Method, Request, Response};
+use serde_json::{Value, json};
 
 use super::connection::unix_ms;
 use super::embeddings;
 use super::peer::{Peer, Writer};
-use super::{Shard, admin, generation};
+use super::{Shard, admin, generation, stats};
 use crate::metrics::{self, Process};
 use crate::model::Model;
 use crate::text::Detokenizer;
@@ -83,6 +84,7 @@ fn plain(
         Route::HealthReady => status = ready(shard, &mut body),
         Route::Health => status = health(shard, &mut body),
         Route::Devices => devices(shard, &mut body),
+        Route::Stats => stats::write_stats(shard, request, &mut body)?,
         Route::OpenApi => body.extend_from_slice(api::openapi()),
         Route::Metrics => return metrics(shard, request, id, writer),
         Route::Page => {
@@ -151,15 +153,21 @@ fn detokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
-/// What computes here: the CPUs of every shard, and every GPU that the driver lists.
+/// What computes here, and what of it is not used.
 fn devices(shard: &Shard, body: &mut Vec<u8>) {
-    use serde_json::json;
-    let inventory = &shard.control.inventory;
     let generation = shard.models.pick(None).ok();
     let model = generation.map(|picked| {
         let model = &picked.served.model;
         json!({"id": model.name, "quantization": model.quantization})
     });
+    let list = json!({"object": "list", "data": device_list(shard), "model": model,
+        "unused_gpus": shard.control.inventory.unused});
+    body.extend_from_slice(list.to_string().as_bytes());
+}
+
+/// The CPUs of every shard, and every GPU that the driver lists.
+pub(super) fn device_list(shard: &Shard) -> Vec<Value> {
+    let inventory = &shard.control.inventory;
     let gpus = inventory.cards.iter().enumerate().map(|(ordinal, card)| {
         let used = inventory.devices.iter().find(|device| device.ordinal == ordinal);
         let state = used.map_or("unused", |device| device.state().name());
@@ -176,9 +184,7 @@ fn devices(shard: &Shard, body: &mut Vec<u8>) {
         json!({"id": "cpu", "kind": "cpu", "node": place.node, "cpus": place.cpus, "state": "healthy",
             "isa": shard.config.isa.name()})
     });
-    let list = json!({"object": "list", "data": places.chain(gpus).collect::<Vec<_>>(), "model": model,
-        "unused_gpus": inventory.unused});
-    body.extend_from_slice(list.to_string().as_bytes());
+    places.chain(gpus).collect()
 }
 
 fn ready(shard: &Shard, body: &mut Vec<u8>) -> u16 {
@@ -255,7 +261,7 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
 /// Cpu time of all threads since the start of the process.
 #[expect(unsafe_code, reason = "a clock system call")]
 #[expect(clippy::cast_precision_loss, reason = "seconds and nanoseconds are small")]
-fn cpu_seconds() -> f64 {
+pub(super) fn cpu_seconds() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the timespec is writable.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };

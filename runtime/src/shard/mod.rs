@@ -15,6 +15,7 @@ mod life;
 mod models;
 mod peer;
 mod probe;
+mod stats;
 mod turns;
 
 use std::cell::{Cell, RefCell};
@@ -36,7 +37,7 @@ use crate::engine::{Command, Event, Finish, Host, guests_max};
 use crate::executor::Signal;
 use crate::gpu::{Costs, Inventory, Load, ShardPort};
 use crate::mailbox::{Doorbell, LeaderBell};
-use crate::metrics::ShardMetrics;
+use crate::metrics::{History, ShardMetrics, Totals};
 use crate::receipts::Receipts;
 use crate::registry::{Message, ORDERS_MAX, Order};
 use crate::schedule::StreamId;
@@ -66,6 +67,7 @@ pub struct Control {
     pub workers: usize,
     /// Of each shard.
     pub receipts: Box<[Receipts]>,
+    pub history: History,
     /// A load, swap or removal is in progress.
     operating: AtomicBool,
     swaps: [AtomicU64; 3],
@@ -90,6 +92,7 @@ impl Control {
             started,
             started_unix_s: unix_time().as_secs(),
             receipts: metrics.iter().map(|_| Receipts::default()).collect(),
+            history: History::default(),
             metrics,
             workers,
             operating: AtomicBool::new(false),
@@ -128,6 +131,14 @@ impl Control {
     #[must_use]
     pub fn active_requests(&self) -> u64 {
         self.metrics.iter().map(|metrics| metrics.requests.active.get()).sum()
+    }
+
+    /// What all shards have counted, `seconds` after the start.
+    #[must_use]
+    pub fn totals(&self, seconds: u64) -> Totals {
+        let cpu = Duration::from_secs_f64(answer::cpu_seconds());
+        let cpu_us = u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX);
+        Totals::take(self.metrics.iter().map(|shard| &**shard), seconds, cpu_us)
     }
 
     /// How often the leader of each shard has begun anew.

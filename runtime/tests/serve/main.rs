@@ -20,4 +20,5 @@ mod prefixes;
 mod refusals;
 mod server;
 mod starts;
+mod stats;
 mod swaps;

@@ -124,6 +124,8 @@ fn answers_have_the_shape_that_is_described() {
         ("/v1/receipts/{request_id}", &*format!("/v1/receipts/{receipt}")),
         ("/v1/receipts/{request_id}", "/v1/receipts/none"),
         ("/v1/devices", "/v1/devices"),
+        ("/v1/stats", "/v1/stats?time_range=30d&include_details=true"),
+        ("/v1/stats", "/v1/stats?time_range=0h"),
         ("/health", "/health"),
         ("/health/live", "/health/live"),
         ("/health/ready", "/health/ready"),

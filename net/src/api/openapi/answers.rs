@@ -6,7 +6,7 @@ use super::{codes, named, object};
 
 pub(super) fn schemas() -> Map<String, Value> {
     let mut all = Map::new();
-    for group in [errors(), openai(), own(), models(), server()] {
+    for group in [errors(), openai(), own(), models(), server(), stats()] {
         match group {
             Value::Object(schemas) => all.extend(schemas),
             _ => unreachable!("each group names its schemas"),
@@ -191,12 +191,56 @@ fn server() -> Value {
     json!({
         "Health": all_of(json!({"status": status, "timestamp": time(), "components": {"type": "object",
             "additionalProperties": all_of(json!({"status": status, "message": text()}))}})),
+        "Device": {"anyOf": [cpu, gpu]},
         "Devices": all_of(json!({
             "object": {"const": "list"},
-            "data": list(json!({"anyOf": [cpu, gpu]})),
+            "data": list(named("Device")),
             "model": {"anyOf": [all_of(json!({"id": text(), "quantization": text()})), {"type": "null"}]},
             "unused_gpus": {"type": ["string", "null"], "description": "Why there are GPUs that are not used"},
         })),
+    })
+}
+
+fn stats() -> Value {
+    let counts =
+        |names: &[&str]| all_of(Value::Object(names.iter().map(|name| ((*name).to_owned(), count())).collect()));
+    let spread = named("Spread");
+    let timeline = all_of(json!({"ended_at": time(), "seconds": count(), "requests_started": count(),
+        "requests_failed": count(), "generated_tokens": count(), "time_to_first_token_ms": spread}));
+    let shards =
+        counts(&["shard", "requests_active", "connections", "running", "waiting", "kv_blocks_used", "kv_blocks"]);
+    json!({
+        "Spread": all_of(json!({"count": count(), "mean": maybe("number"), "p50": maybe("number"),
+            "p95": maybe("number"), "p99": maybe("number")})),
+        "Stats": object(
+            &["time_range_seconds", "since", "covered_seconds", "server_stats", "inference_stats", "device_stats",
+                "batch_stats"],
+            json!({
+                "time_range_seconds": count(),
+                "since": {"type": "string", "format": "date-time", "description":
+                    "From when on it is counted: the start of the range to the minute (beyond a day the hour), or of the server"},
+                "covered_seconds": number(),
+                "server_stats": all_of(json!({"started_at": time(), "uptime_seconds": number(), "draining": flag(),
+                    "shards": count(), "workers": count(), "connections": count(), "responses_total": count(),
+                    "responses": counts(&["2xx", "3xx", "4xx", "5xx"]), "shard_restarts": count(),
+                    "executor_restarts": count(),
+                    "swaps_since_start": counts(&["completed", "rolled_back", "failed"])})),
+                "inference_stats": all_of(json!({"requests_started": count(), "requests_active": count(),
+                    "requests_per_second": number(),
+                    "sequences_finished": counts(&["stop", "length", "cancelled", "failed"]),
+                    "rejected": counts(&["queue_full", "memory", "deadline", "draining", "connections"]),
+                    "prompt_tokens": count(), "generated_tokens": count(), "generated_tokens_per_second": number(),
+                    "prefix_cache_hit_ratio": maybe("number"), "time_to_first_token_ms": spread,
+                    "inter_token_ms": spread, "queue_ms": spread, "request_ms": spread})),
+                "device_stats": all_of(json!({"devices": list(named("Device")), "cpu_seconds": number(),
+                    "cpu_utilization_ratio": number(), "memory_resident_bytes": count()})),
+                "batch_stats": all_of(json!({"steps": count(), "step_ms": spread, "rows_mean": maybe("number"),
+                    "sequences_mean": maybe("number"), "running": count(), "waiting": count(),
+                    "kv_cache_usage_ratio": number(), "preemptions": count(), "drafted_tokens": count(),
+                    "accepted_tokens": count()})),
+                "details": all_of(json!({"shards": list(shards), "timeline": list(timeline)})),
+            }),
+        ),
     })
 }
 

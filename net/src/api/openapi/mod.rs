@@ -78,6 +78,9 @@ fn operation(route: &Route<'_>, method: Method) -> Value {
         "security": security(route.access()),
         "responses": responses,
     });
+    if *route == Route::Stats {
+        operation["parameters"] = requests::parameters_of_stats();
+    }
     if let Some(schema) = request {
         operation["requestBody"] =
             json!({"required": true, "content": {"application/json": {"schema": named(schema)}}});
@@ -204,6 +207,13 @@ fn tell_of_the_server(route: &Route<'_>) -> Told {
             &[404],
         ),
         Route::Devices => told("listDevices", "What computes here", None, json_answer("Devices", "All devices"), &[]),
+        Route::Stats => told(
+            "stats",
+            "What the server has done in a time, from what it has counted since it started",
+            None,
+            json_answer("Stats", "The numbers"),
+            &[400],
+        ),
         Route::Health => own_health("health", "Whether the server, its models and its queue do well"),
         Route::HealthLive => told("live", "Whether the shard turns", None, json_answer("Health", "It does"), &[]),
         Route::HealthReady => own_health("ready", "Whether requests are taken"),

@@ -8,6 +8,7 @@ use crate::api::embeddings::EMBEDDING_INPUTS_MAX;
 use crate::api::fields::LOGIT_BIAS_MAX;
 use crate::api::generate::{Endpoint, GenerateRequest, LOGPROBS_MAX, PROMPT_CHARS_MAX, SEQUENCES_PER_REQUEST_MAX};
 use crate::api::messages::MESSAGES_MAX;
+use crate::api::stats::STATS_HOURS_MAX;
 
 pub(super) fn schemas() -> Map<String, Value> {
     let named = [
@@ -25,6 +26,16 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("Tokens_of_request", token_ids()),
     ];
     named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
+}
+
+/// What may stand in the query of `GET /v1/stats`.
+pub(super) fn parameters_of_stats() -> Value {
+    json!([
+        {"name": "time_range", "in": "query", "description": format!("Hours or days, up to {STATS_HOURS_MAX} hours"),
+            "schema": {"type": "string", "pattern": "^[0-9]{1,3}[hd]$", "default": "24h"}},
+        {"name": "include_details", "in": "query", "description": "Adds the shards, and minutes or hours one by one",
+            "schema": {"type": "boolean", "default": false}},
+    ])
 }
 
 fn chat() -> Value {
