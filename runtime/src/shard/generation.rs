@@ -422,7 +422,7 @@ impl<'a> Generation<'a> {
                 }
                 let sent = writer.flush().await.is_ok();
                 self.written(Instant::now());
-                return Ok(sent);
+                return Ok(sent && !reply.ends_by_close());
             }
             if writer.flush().await.is_err() || self.peer.gone.get() {
                 self.shard.metrics.requests.outcomes.cancelled.add(1);

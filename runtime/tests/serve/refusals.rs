@@ -1,6 +1,7 @@
 //! Wrong requests: each gets its error, and the server lives on.
 
 use std::io::Write;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -91,7 +92,7 @@ fn bad_bodies_are_refused_with_the_field_at_fault() {
     assert_error(400, out, &field("tokens"), &server, "/v1/detokenize", b"{\"tokens\":[8192]}");
     assert_eq!(server.get("/v1/models/gpt-5").status, 404);
     assert_eq!(server.get("/health/ready").status, 200);
-    assert!(server.is_quiet_within(std::time::Duration::from_secs(1)));
+    assert!(server.is_quiet_within(Duration::from_secs(1)));
 }
 
 #[test]
@@ -160,12 +161,16 @@ fn http_is_strict_and_speaks_old_and_new() {
     client.send(b"0\r\n\r\n");
     assert_eq!(client.answer().json()["usage"]["completion_tokens"], 2);
 
-    // HTTP/1.0 knows no chunks: the stream ends with the connection.
-    let mut client = server.connect();
+    // HTTP/1.0 knows no chunks: the stream ends with the connection, also for a client that would keep it.
     let streaming = body.replace("\"prompt\"", "\"stream\":true,\"prompt\"");
-    let request = format!("POST /v1/completions HTTP/1.0\r\nContent-Length: {}\r\n\r\n{streaming}", streaming.len());
-    client.send(request.as_bytes());
-    let answer = client.answer();
-    assert_eq!(answer.header("transfer-encoding"), None);
-    assert!(!answer.chunks().is_empty());
+    for wish in ["", "Connection: keep-alive\r\n"] {
+        let mut client = server.connect();
+        client.stream().set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let length = streaming.len();
+        let request = format!("POST /v1/completions HTTP/1.0\r\n{wish}Content-Length: {length}\r\n\r\n{streaming}");
+        client.send(request.as_bytes());
+        let answer = client.answer();
+        assert_eq!((answer.header("transfer-encoding"), answer.header("connection")), (None, Some("close")), "{wish}");
+        assert!(!answer.chunks().is_empty());
+    }
 }

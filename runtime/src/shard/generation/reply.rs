@@ -64,6 +64,11 @@ impl<'a> Reply<'a> {
         !matches!(self.form, Form::Whole)
     }
 
+    /// Whether nothing but the end of the connection tells the client where a stream ends.
+    pub(super) fn ends_by_close(&self) -> bool {
+        self.is_stream() && self.request.is_http_1_0()
+    }
+
     /// Whether bytes of the answer were written, so that an error can't be a status any more.
     pub(super) fn has_begun(&self) -> bool {
         self.begun
