@@ -57,7 +57,7 @@ async fn echo(listener: Rc<Listener>) {
                 let (count, mut bytes) = reading.read(buffer).await;
                 let Ok(count @ 1..) = count else { return };
                 bytes.truncate(count);
-                let (sent, mut bytes) = writing.write_all(bytes).await;
+                let (sent, mut bytes) = writing.write_all(bytes, 0..count).await;
                 if sent.is_err() {
                     return;
                 }
@@ -222,7 +222,7 @@ fn a_client_that_reads_late_gets_everything_and_holds_up_nobody() {
         let (_reading, mut writing, _) = executor::halves(listener.accept().await.unwrap()).unwrap();
         executor::spawn(async move {
             let bytes = (0..BYTES).map(|i| i as u8).collect();
-            writing.write_all(bytes).await.0.unwrap();
+            writing.write_all(bytes, 0..BYTES).await.0.unwrap();
         });
         executor::spawn(echo(Rc::clone(&listener)));
         let (stop, rounds) = (Arc::default(), Arc::<AtomicUsize>::default());
@@ -252,7 +252,7 @@ fn a_client_that_leaves_is_noticed_and_writing_to_it_fails() {
         drop(client);
         assert_eq!(reading.read(vec![0; 8]).await.0.unwrap(), 0);
         // The first bytes may still go out; the answer to them is a reset.
-        while writing.write_all(vec![0; 1 << 16]).await.0.is_ok() {}
+        while writing.write_all(vec![0; 1 << 16], 0..1 << 16).await.0.is_ok() {}
     });
 }
 

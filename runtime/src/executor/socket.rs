@@ -3,11 +3,13 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::TcpStream;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
+use monoio::buf::IoBuf;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use socket2::Socket;
 
@@ -157,17 +159,17 @@ impl ReadHalf {
 }
 
 impl WriteHalf {
-    /// Sends all of `bytes`, and gives the buffer back.
-    pub async fn write_all(&mut self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+    /// Sends all of that part of `bytes`, and gives the buffer back.
+    pub async fn write_all(&mut self, bytes: Vec<u8>, part: Range<usize>) -> (io::Result<()>, Vec<u8>) {
         match self {
             Self::Monoio(half) => {
-                let (result, bytes) = half.write_all(bytes).await;
-                (result.map(|_| ()), bytes)
+                let (result, part) = half.write_all(bytes.slice(part)).await;
+                (result.map(|_| ()), part.into_inner())
             }
             Self::Glommio(stream) => {
-                let mut sent = 0;
-                while sent < bytes.len() {
-                    match poll_fn(|context| Pin::new(&mut *stream).poll_write(context, &bytes[sent..])).await {
+                let Range { start: mut sent, end } = part;
+                while sent < end {
+                    match poll_fn(|context| Pin::new(&mut *stream).poll_write(context, &bytes[sent..end])).await {
                         Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), bytes),
                         Ok(count) => sent += count,
                         Err(error) => return (Err(error), bytes),

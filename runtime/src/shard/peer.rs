@@ -170,16 +170,21 @@ impl Writer {
         }
     }
 
-    /// Sends what is in `out`: one send for everything that came together since the last.
+    /// Sends what is in `out`: one send for everything that came together since the last, unless it is a big body.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         if self.out.is_empty() {
             return Ok(());
         }
         self.sends += 1;
-        let until = Instant::now() + WRITE_STALL_MAX;
-        self.peer.write_until.set(Some(self.peer.writes_end.get().map_or(until, |end| end.min(until))));
-        let out = std::mem::take(&mut self.out);
-        let (result, mut out) = self.half.write_all(out).await;
+        let mut out = std::mem::take(&mut self.out);
+        let (mut result, mut sent) = (Ok(()), 0);
+        while sent < out.len() && result.is_ok() {
+            let until = Instant::now() + WRITE_STALL_MAX;
+            self.peer.write_until.set(Some(self.peer.writes_end.get().map_or(until, |end| end.min(until))));
+            let end = out.len().min(sent + PIECE_BYTES_MAX);
+            (result, out) = self.half.write_all(out, sent..end).await;
+            sent = end;
+        }
         self.peer.write_until.set(None);
         out.clear();
         self.out = out;
@@ -198,5 +203,59 @@ const READ_BYTES: usize = 8 << 10;
 const INBOX_BYTES_MAX: usize = 64 << 10;
 const OUT_BYTES: usize = 2 << 10;
 const OUT_BYTES_MAX: usize = 64 << 10;
-/// A client that takes nothing for so long is cut off.
+/// So much of an answer must be taken within [`WRITE_STALL_MAX`]: 8 KiB a second do.
+const PIECE_BYTES_MAX: usize = 256 << 10;
+/// A client that takes a piece of an answer no sooner is cut off.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+    use crate::executor;
+    use crate::probe::Io;
+
+    #[test]
+    fn who_takes_a_big_answer_slowly_has_time_for_each_piece_of_it() {
+        // Twice what a socket holds, and more.
+        const HALF_BYTES: usize = 32 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = listener.accept().unwrap().0;
+        let (half, is_half) = sync_channel(1);
+        let (go_on, may_go_on) = sync_channel::<()>(1);
+        let serving = async {
+            let (_reading, writing, fd) = executor::halves(socket.into()).unwrap();
+            let peer = Rc::new(Peer::new(fd, false));
+            let mut writer = Writer::new(writing, Rc::clone(&peer));
+            writer.out = vec![7; 2 * HALF_BYTES];
+            executor::spawn(async move { writer.flush().await.unwrap() });
+            let pause = || executor::sleep(Duration::from_millis(1));
+            while peer.write_until.get().is_none() {
+                pause().await;
+            }
+            let first = peer.write_until.get();
+            let taking = std::thread::spawn(move || {
+                let mut bytes = vec![0; HALF_BYTES];
+                client.read_exact(&mut bytes).unwrap();
+                half.send(()).unwrap();
+                if may_go_on.recv().is_ok() {
+                    client.read_exact(&mut bytes).unwrap();
+                }
+            });
+            while is_half.try_recv().is_err() {
+                pause().await;
+            }
+            assert!(peer.write_until.get() > first, "the whole has the time of a piece");
+            go_on.send(()).unwrap();
+            while peer.write_until.get().is_some() {
+                pause().await;
+            }
+            taking.join().unwrap();
+        };
+        executor::run(&Io::Epoll { reason: String::new() }, serving).unwrap();
+    }
+}
