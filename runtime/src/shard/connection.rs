@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use net::error::{ApiError, Dialect};
+use net::error::{ApiError, Code, Dialect};
 use net::http::{self, CONTINUE, Limits, Phase, Request};
 
 use super::peer::{Peer, Writer, read};
@@ -36,8 +36,10 @@ pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHal
 
 async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
     let mut connection = http::Connection::new(Limits::default());
+    let mut share = BodyShare { shard, bytes: 0 };
     loop {
-        let mut request = match next_request(shard, peer, &mut connection, writer).await {
+        share.set(0);
+        let mut request = match next_request(&mut share, peer, &mut connection, writer).await {
             Ok(Some(request)) => request,
             Ok(None) => return,
             Err(error) => {
@@ -70,6 +72,35 @@ async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
     }
 }
 
+/// What the body of a connection's request takes of what all bodies of a shard may.
+struct BodyShare<'s> {
+    shard: &'s Shard,
+    bytes: usize,
+}
+
+impl BodyShare<'_> {
+    fn set(&mut self, bytes: usize) {
+        self.shard.body_bytes.set(self.shard.body_bytes.get() - self.bytes + bytes);
+        self.bytes = bytes;
+    }
+
+    /// A small body always has room; the connections are counted.
+    fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.set(bytes);
+        if bytes > SMALL_BODY_BYTES && self.shard.body_bytes.get() > BODIES_BYTES_MAX {
+            let message = format!("request bodies take more than the {} MiB that they may", BODIES_BYTES_MAX >> 20);
+            return Err(ApiError::new(503, Code::MemoryExhausted, message).with_retry_after(RETRY_BODIES));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for BodyShare<'_> {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// The answer where making one has panicked.
 fn broken(shard: &Shard, request: &Request, writer: &mut Writer) {
     answer::count(shard, 500);
@@ -80,11 +111,12 @@ fn broken(shard: &Shard, request: &Request, writer: &mut Writer) {
 
 /// The next request; `None` when the client has closed or stayed silent between requests.
 async fn next_request(
-    shard: &Shard,
+    share: &mut BodyShare<'_>,
     peer: &Peer,
     connection: &mut http::Connection,
     writer: &mut Writer,
 ) -> Result<Option<Request>, ApiError> {
+    let shard = share.shard;
     let mut bytes = Vec::new();
     let (mut phase, mut since) = (Phase::Idle, Instant::now());
     let mut body_bytes = 0;
@@ -103,6 +135,7 @@ async fn next_request(
             bytes.clear();
             peer.take_inbox(connection.room().max(1), &mut bytes);
             connection.receive(&bytes)?;
+            share.grow(connection.body_bytes())?;
             continue;
         }
         if peer.gone.get() || connection.phase() == Phase::Closed {
@@ -161,4 +194,9 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 /// For each [`BODY_BYTES_MIN`] of a body.
 const BODY_STALL_MAX: Duration = Duration::from_secs(10);
 const BODY_BYTES_MIN: usize = 4 << 10;
+/// Bodies of a shard: 64 of the longest.
+const BODIES_BYTES_MAX: usize = 256 << 20;
+const SMALL_BODY_BYTES: usize = 64 << 10;
+/// A body is here or given up by then.
+const RETRY_BODIES: Duration = Duration::from_secs(5);
 const LINGER_MAX: Duration = Duration::from_secs(1);

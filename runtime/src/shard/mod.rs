@@ -236,6 +236,8 @@ pub struct Shard {
     counter: Cell<u64>,
     random: Cell<u64>,
     rss_bytes: Cell<u64>,
+    /// Of request bodies that are on their way or being answered.
+    body_bytes: Cell<usize>,
 }
 
 /// Events of one request, in the order of its choices' tokens.
@@ -288,6 +290,7 @@ impl Shard {
             counter: Cell::new(StreamId::first_of(index)),
             random: Cell::new(fresh_random()),
             rss_bytes: Cell::new(0),
+            body_bytes: Cell::new(0),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Many clients at once: those who leave, those who read slowly, those for whom there is no room.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::server::{Server, becomes_true, pause};
+use crate::server::{PATIENCE, Server, becomes_true, pause};
 
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -148,6 +148,27 @@ fn clients_that_do_not_read_hold_nobody_up() {
         let tokens = chunks.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["tokens"].as_array());
         assert_eq!(tokens.map(Vec::len).sum::<usize>(), 300, "nothing is lost for one who comes late");
     }
+}
+
+#[test]
+fn bodies_that_never_end_take_bounded_memory_and_no_small_request_its_place() {
+    let server = Server::start(&[]);
+    let before = server.resident_bytes();
+    let mut head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 4194304\r\n\r\n".to_vec();
+    head.resize((4 << 20) - 1, b' ');
+    let clients: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    for client in &clients {
+        // One that is refused may be closed under its bytes.
+        let _ = client.stream().write_all(&head);
+    }
+    assert!(becomes_true(PATIENCE, || server.metric("bitnet_http_responses_total{class=\"5xx\"}") >= 30.0));
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 400 << 20, "{grown} bytes");
+    assert_eq!(server.post(COMPLETIONS, r#"{"prompt":"a","max_tokens":2}"#).status, 200);
+    drop(clients);
+    // A body as long as they may be.
+    let padded = r#"{"prompt":"a","max_tokens":2}"#.to_owned() + &" ".repeat((4 << 20) - 100);
+    assert!(becomes_true(Duration::from_secs(10), || server.post(COMPLETIONS, &padded).status == 200));
 }
 
 #[test]
