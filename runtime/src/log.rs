@@ -1,5 +1,7 @@
 //! Lines for the operator, written by control threads only; a shard never formats or writes one while it serves.
 
+use std::fmt;
+use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::config::LogLevel;
@@ -17,10 +19,16 @@ pub fn enabled(level: LogLevel) -> bool {
     level as u8 <= LEVEL.load(Ordering::Relaxed)
 }
 
+/// Writes one line to standard error. Where its reader is gone or its disk is full there is nobody to tell, and that is no
+/// reason to stop.
+pub fn say(line: fmt::Arguments<'_>) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 macro_rules! info {
     ($($part:tt)*) => {
         if $crate::log::enabled($crate::config::LogLevel::Info) {
-            eprintln!("bitnetd: {}", format_args!($($part)*));
+            $crate::log::say(format_args!("bitnetd: {}", format_args!($($part)*)));
         }
     };
 }
@@ -28,7 +36,7 @@ macro_rules! info {
 macro_rules! warning {
     ($($part:tt)*) => {
         if $crate::log::enabled($crate::config::LogLevel::Warn) {
-            eprintln!("bitnetd: warning: {}", format_args!($($part)*));
+            $crate::log::say(format_args!("bitnetd: warning: {}", format_args!($($part)*)));
         }
     };
 }

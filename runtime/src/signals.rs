@@ -5,6 +5,12 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
+/// Lets a pipe whose reader is gone end this process, as is usual for commands: `bitnetd inspect FILE | head` is no error.
+pub fn end_with_the_reader() {
+    // SAFETY: no handler of ours is replaced, and none is set.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// Termination signals, blocked in every thread that is started later.
 pub struct Termination {
     set: libc::sigset_t,

@@ -4,6 +4,7 @@
 use super::abi::SPLIT;
 use super::cuda::{Context, Failure, Graph};
 use super::device::STEPS_MAX;
+use crate::log;
 
 /// What a recorded step also gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +66,10 @@ impl Graphs {
             }
             // Should the device have failed, the launches that follow will say so.
             Err(failure) => {
-                eprintln!(
-                    "bitnetd gpu-worker: no further steps are recorded, their launches take longer: {}",
-                    failure.text
-                );
+                let text = &failure.text;
+                log::say(format_args!(
+                    "bitnetd gpu-worker: no further steps are recorded, their launches take longer: {text}"
+                ));
                 self.refused = true;
                 Ok(None)
             }

@@ -22,6 +22,7 @@ use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
 use super::plan::{Addresses, Plan};
 use super::shape::Shape;
 use super::wire::{DRAWN, LOADING, Offsets, RANKED, READY, Region, STAGE_BYTES, place};
+use crate::log;
 
 /// The cpu of a worker's own thread, and those of the threads that the driver starts.
 pub type Cpus = (CpuId, Vec<CpuId>);
@@ -38,7 +39,7 @@ pub fn run(ordinal: usize, cpus: Option<&Cpus>) -> ExitCode {
     let (region, shape, untied) = match opened {
         Ok(opened) => opened,
         Err(error) => {
-            eprintln!("bitnetd gpu-worker: {error}");
+            log::say(format_args!("bitnetd gpu-worker: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -62,7 +63,7 @@ pub fn run(ordinal: usize, cpus: Option<&Cpus>) -> ExitCode {
 /// A worker that can't be pinned runs all the same.
 fn pin(cpus: &[CpuId]) {
     if let Err(error) = tuning::pin(cpus) {
-        eprintln!("bitnetd gpu-worker: {error}");
+        log::say(format_args!("bitnetd gpu-worker: {error}"));
     }
 }
 

@@ -82,6 +82,21 @@ fn a_socket_that_a_killed_server_left_is_replaced_and_keys_hold_there_too() {
 }
 
 #[test]
+fn a_log_that_nobody_can_write_to_ends_no_server() {
+    let folder = Folder::new();
+    let (socket, path) = (folder.path("s"), folder.text("s"));
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut server = bitnetd(&["serve", "--listen-unix", &path]).stderr(full()).spawn().unwrap();
+    let answers = || try_ask(&socket, "GET", "/health/ready", "").is_ok_and(|(status, _)| status == 200);
+    let serves = becomes_true(PATIENCE, answers);
+    let status = std::process::Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
+    assert!(serves && status.success());
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    let mut failing = bitnetd(&["serve", "--model", "/nothing"]);
+    assert_eq!(failing.stderr(full()).status().unwrap().code(), Some(1));
+}
+
+#[test]
 fn tokens_open_what_their_scopes_say() {
     let folder = Folder::new();
     let (model, other, directory) = (folder.synth("a.gguf", 1), folder.synth("b.gguf", 2), folder.text(""));
