@@ -93,10 +93,10 @@ pub struct Settings {
     pub io: Option<String>,
     /// Whether executors with a core of their own look for tokens all the time while steps are short, instead of being
     /// woken for them [default: true]
-    #[arg(long, env = "BITNET_EXECUTOR_SPIN")]
+    #[arg(long, env = "BITNET_EXECUTOR_SPIN", value_parser = parse_bool)]
     pub executor_spin: Option<bool>,
     /// Whether a connection goes to the shard that has the cpu which received it, where one has; else by hash [default: false]
-    #[arg(long, env = "BITNET_STEER_BY_CPU")]
+    #[arg(long, env = "BITNET_STEER_BY_CPU", value_parser = parse_bool)]
     pub steer_by_cpu: Option<bool>,
     /// Sequences that are computed at a time, over all shards [default: 100]
     #[arg(long, env = "BITNET_MAX_CONCURRENT_REQUESTS")]
@@ -384,7 +384,10 @@ impl Settings {
             rows_max: rows_max.max(slots_max),
             connections_max: within("max_connections", self.max_connections.unwrap_or(4096), 1, 1 << 20)?,
             context_max: within("max_context", self.max_context.unwrap_or(8192), 32, 1 << 20)?,
-            kv_bytes_max: self.kv_cache_mb.map(|mb| mb << 20),
+            kv_bytes_max: match self.kv_cache_mb {
+                Some(mb) => Some(within("kv_cache_mb", mb, 1, KV_CACHE_MB_MAX)? << 20),
+                None => None,
+            },
             kv_type: parse_kv_type(self.kv_cache_type.as_deref())?,
             prefix_cache: self.prefix_cache.unwrap_or(true),
             prefix_cache_share: within("prefix_cache_share", self.prefix_cache_share.unwrap_or(0.5), 0.0, 1.0)?,
@@ -618,6 +621,7 @@ fn parse_bool(text: &str) -> Result<bool, String> {
 }
 
 /// More than a machine has.
+const KV_CACHE_MB_MAX: u64 = 16 << 20;
 const GPUS_MAX: usize = 64;
 /// Read elsewhere than in [`Settings`].
 const OTHER_VARIABLES: [&str; 1] = ["BITNET_CONFIG_FILE"];

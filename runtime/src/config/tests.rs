@@ -30,6 +30,12 @@ fn a_value_out_of_range_names_its_key() {
     for bad in [f64::NAN, -0.1, 1.1] {
         assert!(Settings { admission_busy_max: Some(bad), ..Settings::default() }.validate().is_err(), "{bad}");
     }
+    let cache = |mb| Settings { kv_cache_mb: Some(mb), ..Settings::default() }.validate();
+    assert_eq!(cache(1 << 20).unwrap().kv_bytes_max, Some(1 << 40));
+    // In bytes the second is 0 modulo 2^64.
+    for bad in [0, 1 << 44, u64::MAX] {
+        assert!(cache(bad).unwrap_err().to_string().ends_with("allowed are 1 to 16777216"), "{bad}");
+    }
     let gpu = |choice: &str| Settings { gpu: Some(choice.into()), ..Settings::default() }.validate();
     assert_eq!(gpu("2").unwrap().gpu, GpuChoice::Count(2));
     assert!(gpu("0").is_err() && gpu("some").is_err());

@@ -55,7 +55,7 @@ impl Budget {
     /// context, as far as a third of what is left goes, or as much as the operator said.
     ///
     /// # Errors
-    /// [`LoadError::TooBig`].
+    /// [`LoadError::TooBig`], [`LoadError::CacheTooSmall`].
     pub fn plan(wants: Wants<'_>, footprint: &Footprint) -> Result<Self, LoadError> {
         let Wants { config, free_bytes, .. } = wants;
         let (replicas, shards) = (wants.replicas as u64, wants.shards as u64);
@@ -85,7 +85,10 @@ impl Budget {
             budget.fit_nodes(wants.nodes);
         }
         if budget.kv_blocks < budget.sequence_blocks {
-            return Err(LoadError::TooBig { wanted_bytes: shards * sequence_bytes, free_bytes: kv_bytes_max });
+            return Err(LoadError::CacheTooSmall {
+                wanted_bytes: shards * sequence_bytes,
+                allowed_bytes: kv_bytes_max,
+            });
         }
         Ok(budget)
     }
@@ -191,8 +194,11 @@ mod tests {
         assert_eq!(budget.kv_blocks, budget.sequence_blocks, "one sequence for each shard");
         let one_mib = Settings { kv_cache_mb: Some(1), ..Settings::default() };
         match plan(one_mib, 1 << 40, 2) {
-            Err(LoadError::TooBig { wanted_bytes, free_bytes }) => {
-                assert_eq!((wanted_bytes, free_bytes), (2 * budget.sequence_blocks * budget.kv_block_bytes, 1 << 20));
+            Err(LoadError::CacheTooSmall { wanted_bytes, allowed_bytes }) => {
+                assert_eq!(
+                    (wanted_bytes, allowed_bytes),
+                    (2 * budget.sequence_blocks * budget.kv_block_bytes, 1 << 20)
+                );
             }
             other => panic!("{other:?}"),
         }

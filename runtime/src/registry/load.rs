@@ -55,6 +55,10 @@ pub enum LoadError {
     SelfTest(#[from] selftest::Failure),
     #[error("{wanted_bytes} bytes of memory are needed for it, {free_bytes} are free")]
     TooBig { wanted_bytes: u64, free_bytes: u64 },
+    #[error(
+        "the KV cache may take {allowed_bytes} bytes, {wanted_bytes} are needed for a sequence of full context on each shard"
+    )]
+    CacheTooSmall { wanted_bytes: u64, allowed_bytes: u64 },
     #[error("it took {} ms to load, {} are allowed", .got.as_millis(), .allowed.as_millis())]
     TooSlow { got: Duration, allowed: Duration },
 }
