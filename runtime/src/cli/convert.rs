@@ -16,6 +16,7 @@ use gguf::blocks::RowError;
 use gguf::ternary::TileTable;
 use gguf::writer::{WriteError, Writer};
 
+use super::partial_beside;
 use safetensors::Checkpoint;
 use shape::{Fill, Planned, Shape};
 use weights::Form;
@@ -112,9 +113,7 @@ pub fn convert(
         };
         writer.tensor(&tensor.name, &dims, kind)?;
     }
-    let mut partial = out.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
+    let partial = partial_beside(out).map_err(|source| Error::Io { path: out.to_owned(), source })?;
     let written = write(&partial, &writer, &checkpoint, &shape, &planned, &form, progress);
     let renamed = written.and_then(|file_bytes| {
         fs::rename(&partial, out).map_err(|source| Error::Io { path: out.to_owned(), source })?;

@@ -69,6 +69,7 @@ struct Session {
 /// # Errors
 /// Whatever is wrong with the arguments or the model.
 pub(super) fn run(args: &Args) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    args.check()?;
     let mut session = Session::open(args)?;
     let prompt = session.prompt(args)?;
     let context = session.model.weights.context;
@@ -111,6 +112,19 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Box<dyn std::error::Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
+impl Args {
+    /// The limits that requests to a server have.
+    fn check(&self) -> Result<(), String> {
+        let within = |name: &str, value: f32, max: f32| match (0.0..=max).contains(&value) {
+            true => Ok(()),
+            false => Err(format!("--{name} is {value}, allowed are 0 to {max}")),
+        };
+        within("temp", self.temperature, 2.0)?;
+        within("top-p", self.top_p, 1.0)?;
+        if self.max_tokens == 0 { Err("--max-tokens is 0, allowed are 1 and more".to_owned()) } else { Ok(()) }
+    }
+}
+
 impl Session {
     fn open(args: &Args) -> Result<Self, Box<dyn std::error::Error>> {
         let topology = Topology::read(Path::new("/sys"))?;
@@ -125,6 +139,9 @@ impl Session {
         };
         let model = load_model(None, args.model.as_deref(), options)?;
         let params = &model.weights.params;
+        if params.pooling.is_some() {
+            return Err(format!("model `{}` gives embeddings and generates no text: serve it", model.name).into());
+        }
         tuning::pin(&cpus[..1])?;
         let workers = cpus.len();
         let team = Team::start(workers, move |index| {

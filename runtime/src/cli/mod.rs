@@ -10,8 +10,9 @@ mod serve;
 pub mod synth;
 mod tune;
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -19,6 +20,8 @@ use clap::{Parser, Subcommand};
 use tuning::CpuId;
 
 use crate::config::{self, Settings};
+use crate::log;
+use crate::signals;
 
 pub use load::{load_model, progress_bar};
 
@@ -100,6 +103,19 @@ enum Command {
     Synth(SynthArgs),
 }
 
+impl Cli {
+    /// Whether it does not end by itself, nor with who reads what it says.
+    fn goes_on(&self) -> bool {
+        let serves = |args: &ServeArgs| !args.print_config && args.print_placement.is_none();
+        match &self.command {
+            None => serves(&self.serve),
+            Some(Command::Serve(args)) => serves(args),
+            Some(Command::GpuWorker { .. }) => true,
+            Some(_) => false,
+        }
+    }
+}
+
 #[derive(clap::Args)]
 struct ConvertArgs {
     /// Folder with config.json, tokenizer.json and model.safetensors
@@ -134,10 +150,13 @@ struct SynthArgs {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if !cli.goes_on() {
+        signals::end_with_the_reader();
+    }
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("bitnetd: {}", chain(&*error));
+            log::say(format_args!("bitnetd: {}", chain(&*error)));
             ExitCode::FAILURE
         }
     }
@@ -149,7 +168,7 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         Some(Command::Serve(args)) => run_serve(*args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Inspect { file, json, strict, tensors, fresh, no_color }) => {
-            let colour = !no_color && !json && std::io::stdout().is_terminal();
+            let colour = !no_color && !json && io::stdout().is_terminal();
             let options = inspect::InspectOptions { json, strict, tensors, colour };
             let (text, code) = match fresh {
                 true => inspect::report(&file, options),
@@ -217,6 +236,17 @@ fn run_synth(args: &SynthArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let summary = synth::write(&args.out, preset, kind, embeddings, args.seed, bar)?;
     println!("{}: {summary:?}", args.out.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where a file is written until it is whole and takes its name.
+fn partial_beside(path: &Path) -> io::Result<PathBuf> {
+    // A device or a pipe would be replaced by the file, not written to.
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    Ok(partial.into())
 }
 
 fn tensor_type(name: &str) -> Result<gguf::TensorType, String> {

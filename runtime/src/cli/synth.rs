@@ -11,6 +11,7 @@ use gguf::blocks::{self, RowError};
 use gguf::ternary::{self, TileTable, Tiled};
 use gguf::writer::{Body, WriteError, Writer};
 
+use super::partial_beside;
 pub use shape::Preset;
 use shape::{Fill, Shape, Tensor};
 
@@ -27,8 +28,8 @@ pub enum Error {
     Row(#[from] RowError),
     #[error(transparent)]
     Write(#[from] WriteError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    #[error("can't write {path}")]
+    Io { path: PathBuf, source: io::Error },
 }
 
 impl From<gguf::Error> for Error {
@@ -92,11 +93,12 @@ fn write_shape(
         let dim_count = if tensor.fill == Fill::Norm { 1 } else { 2 };
         writer.tensor(&tensor.name, &dims[..dim_count], tensor.kind(kind, embeddings))?;
     }
-    let partial = partial_path(path);
+    let fail = |source| Error::Io { path: path.to_owned(), source };
+    let partial = partial_beside(path).map_err(fail)?;
     let what = What { kind, embeddings, tiles, seed };
     let written = write_partial(&partial, &writer, &tensors, &what, progress);
     let renamed = written.and_then(|file_bytes| {
-        fs::rename(&partial, path)?;
+        fs::rename(&partial, path).map_err(fail)?;
         Ok(file_bytes)
     });
     if renamed.is_err() {
@@ -133,12 +135,6 @@ struct What {
     seed: u64,
 }
 
-fn partial_path(path: &Path) -> PathBuf {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    partial.into()
-}
-
 fn write_partial(
     partial: &Path,
     writer: &Writer,
@@ -146,7 +142,8 @@ fn write_partial(
     what: &What,
     progress: impl FnMut(u64, u64),
 ) -> Result<u64, Error> {
-    let body = writer.write_header(BufWriter::with_capacity(1 << 20, File::create(partial)?))?;
+    let file = File::create(partial).map_err(|source| Error::Io { path: partial.to_owned(), source })?;
+    let body = writer.write_header(BufWriter::with_capacity(1 << 20, file))?;
     let file_bytes = body.file_bytes();
     let data_bytes: u64 = writer.tensor_bytes().sum();
     let done = file_bytes - data_bytes;
@@ -319,7 +316,7 @@ mod tests {
         .expect("the tiny preset is sound");
         let file = fs::read(&scratch.0).expect("was just written");
         assert_eq!(summary.file_bytes, file.len() as u64);
-        assert!(!partial_path(&scratch.0).exists());
+        assert!(!partial_beside(&scratch.0).unwrap().exists());
         assert_eq!(seen.1, summary.file_bytes);
         file
     }
@@ -390,6 +387,6 @@ mod tests {
         // 3200 columns are no whole Q6_K blocks.
         let error = attempt(Preset::B3, TensorType::I2S, TensorType::Q6_K).unwrap_err();
         assert!(error.to_string().contains("token_embd.weight"), "{error}");
-        assert!(!scratch.0.exists() && !partial_path(&scratch.0).exists());
+        assert!(!scratch.0.exists() && !partial_beside(&scratch.0).unwrap().exists());
     }
 }

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use gguf::Gguf;
@@ -33,7 +33,8 @@ impl Source {
     /// When it can't be opened or is no regular file.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let fail = |source| Error::Io { what: path.display().to_string(), source };
-        let file = File::open(path).map_err(fail)?;
+        // A pipe must not hold up the opening.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fail)?;
         let metadata = file.metadata().map_err(fail)?;
         if !metadata.is_file() {
             return Err(fail(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no regular file")));
@@ -111,7 +112,7 @@ impl Source {
         let Self::File { path, .. } = self else { return Ok(None) };
         let path = path.with_file_name(TILES_FILE);
         let fail = |source| Error::Io { what: path.display().to_string(), source };
-        let file = match File::open(&path) {
+        let file = match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(fail(error)),

@@ -118,6 +118,37 @@ fn model_files_that_are_wrong_are_refused_in_one_line() {
 }
 
 #[test]
+fn a_pipe_in_place_of_a_file_holds_up_no_command() {
+    let pipe = std::env::temp_dir().join(format!("bitnetd-pipe-{}", std::process::id()));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let path = pipe.to_str().unwrap();
+    let read = [&["serve", "--model", path][..], &["generate", "-p", "a", "--model", path], &["inspect", path]];
+    let write = [&["synth", "--preset", "tiny", path][..], &["synth", "--preset", "tiny", "/dev/null/x"]];
+    let ended: Vec<_> = read.iter().chain(&write).map(|words| run_to_end(&mut bitnetd(words))).collect();
+    let still_there = std::fs::symlink_metadata(&pipe).is_ok_and(|found| !found.is_file());
+    std::fs::remove_file(&pipe).unwrap();
+    assert!(still_there, "a command must not take the place of what is no file");
+    for (index, ended) in ended.iter().enumerate() {
+        let (named, why) = if index < 4 { (path, "no regular file") } else { ("/dev/null/x", "Not a directory") };
+        assert_eq!(ended.code, Some(1), "{index}: {ended:?}");
+        assert!(ended.words.contains(named) && ended.words.contains(why), "{index}: {ended:?}");
+    }
+}
+
+#[test]
+fn generate_has_the_limits_of_requests() {
+    for (words, why) in [
+        (["--temp", "nan"], "--temp is NaN, allowed are 0 to 2"),
+        (["--temp", "2.1"], "--temp is 2.1, allowed are 0 to 2"),
+        (["--top-p", "2"], "--top-p is 2, allowed are 0 to 1"),
+        (["--max-tokens", "0"], "--max-tokens is 0, allowed are 1 and more"),
+    ] {
+        let ended = run_to_end(&mut bitnetd(&[&["generate", "-p", "a"][..], &words].concat()));
+        assert!(ended.code == Some(1) && ended.words.contains(why), "{ended:?}");
+    }
+}
+
+#[test]
 fn a_model_of_a_file_is_served_under_its_name() {
     let file = Scratch::new("model.gguf", include_bytes!("../../assets/bitnetd-tiny-i2_s.gguf"));
     let server = Server::start(&["--model", &format!("fox={}", file.path())]);
