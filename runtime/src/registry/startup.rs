@@ -196,7 +196,7 @@ impl Loader<'_> {
         );
         info!("file: {}", model.pass);
         info!("memory: {}", loaded.budget);
-        for backing in model.weights.backings() {
+        for backing in loaded.replicas.iter().flat_map(|replica| replica.weights.backings()) {
             info!("weights: {backing}");
         }
         let test = &loaded.self_test;
