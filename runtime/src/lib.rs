@@ -34,3 +34,4 @@ pub mod team;
 pub mod text;
 pub mod tuned;
 pub mod watch;
+pub mod watchdog;

@@ -29,6 +29,7 @@ use crate::shard::{Arrivals, Control, CpuPlace, Door, Served, Shard, ShardLink};
 use crate::signals::Termination;
 use crate::team::Team;
 use crate::watch::Watch;
+use crate::watchdog::{Look, Watchdog};
 
 /// Why a server doesn't come up, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -191,12 +192,15 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     }
     let mut kept_s = 0;
     let mut watches: Vec<Watch> = metrics.iter().map(|metrics| Watch::new(Arc::clone(metrics))).collect();
+    let period = sd_notify::watchdog_enabled();
+    let mut watchdog = period.map(|period| Watchdog::new(period, &metrics, Instant::now()));
     loop {
         if termination.wait(SHARDS_LOOKED_AT_EVERY) {
             break;
         }
         let now_s = started.elapsed().as_secs();
         control.history.keep(|| control.totals(now_s), now_s, std::mem::replace(&mut kept_s, now_s));
+        tell_of_life(watchdog.as_mut());
         for (index, watch) in watches.iter_mut().enumerate() {
             watch.look(Instant::now()).into_iter().for_each(|line| warning!("shard {index} {line}"));
         }
@@ -474,6 +478,19 @@ fn end_streams(control: &Control, shards: &[Running]) {
 #[expect(clippy::disallowed_methods, reason = "the control thread waits for shards to come up")]
 fn pause(time: Duration) {
     std::thread::sleep(time);
+}
+
+fn tell_of_life(watchdog: Option<&mut Watchdog>) {
+    match watchdog.map(|watchdog| watchdog.look(Instant::now())) {
+        Some(Look::Tell) => notify(&[sd_notify::NotifyState::Watchdog]),
+        Some(Look::Stuck { shard, thread, for_ }) => {
+            let seconds = for_.as_secs();
+            warning!(
+                "shard {shard}: its {thread} has stood still for {seconds} s; systemd is not told that the server lives"
+            );
+        }
+        Some(Look::Nothing) | None => {}
+    }
 }
 
 /// systemd is told where it listens; elsewhere nothing happens.

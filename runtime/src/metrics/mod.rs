@@ -58,6 +58,12 @@ impl Histogram {
         self.sum_bits.set((f64::from_bits(self.sum_bits.get()) + value).to_bits());
     }
 
+    /// How many values were counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().map(Cell::get).sum()
+    }
+
     /// Counts a duration, in seconds.
     pub fn observe_duration(&self, value: Duration) {
         self.observe(value.as_secs_f64());

@@ -1,12 +1,13 @@
 //! How a server ends: it finishes what runs, unless it is told to hurry.
 
 use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::clients::Client;
-use crate::server::{Server, becomes_true};
+use crate::server::{Server, becomes_true, bitnetd};
 
 fn streaming(server: &Server, max_tokens: u32) -> Client {
     let mut client = server.connect();
@@ -65,4 +66,37 @@ fn a_second_signal_and_the_drain_timeout_cut_streams_with_an_error() {
         assert_eq!(ended.code, Some(1), "{ended:?}");
         assert!(ended.words.contains("streams were cut"), "{ended:?}");
     }
+}
+
+/// What a service manager hears, up to one message that `ends`.
+fn heard_until(socket: &UnixDatagram, ends: &str) -> Vec<String> {
+    let (mut heard, mut buffer) = (Vec::new(), [0; 256]);
+    loop {
+        let length = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{error} after {heard:?}"));
+        let lines = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        heard.extend(lines.lines().map(str::to_owned));
+        if heard.last().is_some_and(|last| last == ends) {
+            return heard;
+        }
+    }
+}
+
+#[test]
+fn a_service_manager_hears_of_readiness_of_life_and_of_the_end() {
+    let path = std::env::temp_dir().join(format!("bitnetd-notify-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = bitnetd(&["serve", "--port", "0"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "800000");
+    let server = Server::spawn(&mut command);
+    assert_eq!(heard_until(&socket, "READY=1"), ["READY=1"]);
+    for _ in 0..3 {
+        assert_eq!(heard_until(&socket, "WATCHDOG=1"), ["WATCHDOG=1"]);
+    }
+    server.terminate();
+    let heard = heard_until(&socket, "STOPPING=1");
+    assert!(heard.iter().all(|line| line == "WATCHDOG=1" || line == "STOPPING=1"), "{heard:?}");
+    assert_eq!(server.ended().code, Some(0));
+    std::fs::remove_file(&path).unwrap();
 }
