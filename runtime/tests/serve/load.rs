@@ -172,6 +172,16 @@ fn bodies_that_never_end_take_bounded_memory_and_no_small_request_its_place() {
 }
 
 #[test]
+fn an_idle_connection_takes_little_memory() {
+    let server = Server::start(&[]);
+    let before = server.resident_bytes();
+    let clients: Vec<_> = (0..500).map(|_| server.connect()).collect();
+    assert!(becomes_true(PATIENCE, || server.metric("bitnet_connections") >= 500.0));
+    let each = server.resident_bytes().saturating_sub(before) / clients.len() as u64;
+    assert!(each < 48 << 10, "{each} bytes");
+}
+
+#[test]
 fn connections_leave_no_descriptors_behind() {
     let server = Server::start(&[]);
     server.get("/health");
