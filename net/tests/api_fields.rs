@@ -90,6 +90,29 @@ fn every_range_ends_where_it_says() {
 }
 
 #[test]
+fn log_probabilities_of_a_prompt_are_refused() {
+    assert_eq!(param(with(Endpoint::Completion, "\"echo\":true,\"logprobs\":0")), "logprobs");
+    assert!(with(Endpoint::Completion, "\"echo\":false,\"logprobs\":0").is_ok());
+}
+
+#[test]
+fn an_error_says_what_it_got() {
+    for (field, got) in [
+        ("\"n\":129", "`n` must be an integer in 1..=128, got 129"),
+        ("\"n\":1.5", "`n` must be an integer in 1..=128, got 1.5"),
+        ("\"n\":18446744073709551615", "`n` must be an integer in 1..=128, got 18446744073709551615"),
+        ("\"n\":\"1\"", "`n` must be an integer in 1..=128, got a string"),
+        ("\"temperature\":2.5", "`temperature` must be a number in 0..=2, got 2.5"),
+        ("\"temperature\":-1e300", "`temperature` must be a number in 0..=2, got -1e300"),
+        ("\"stream\":1", "`stream` must be true or false, got 1"),
+        ("\"model\":[]", "`model` must be a string, got an array"),
+        ("\"logit_bias\":true", "`logit_bias` must be an object, got true"),
+    ] {
+        assert_eq!(with(Endpoint::Completion, field).unwrap_err().message, got);
+    }
+}
+
+#[test]
 fn flags_strings_and_words_are_typed() {
     for endpoint in OPENAI {
         for field in ["stream", "ignore_eos"] {

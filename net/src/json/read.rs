@@ -118,6 +118,26 @@ impl<'t, 'i> Value<'t, 'i> {
         matches!(self.kind(), Kind::Null)
     }
 
+    /// What an error says that it got: a number as it is, a text or more by its kind alone.
+    fn shown(self) -> String {
+        match self.kind() {
+            Kind::Null => "null".to_owned(),
+            Kind::Bool(value) => value.to_string(),
+            Kind::String(_) => "a string".to_owned(),
+            Kind::Array(_) => "an array".to_owned(),
+            Kind::Object => "an object".to_owned(),
+            Kind::Number => {
+                let integer = self.0.as_i64().map(i128::from).or_else(|| self.0.as_u64().map(i128::from));
+                let float = self.0.as_f64().unwrap_or_default();
+                match integer {
+                    Some(value) => value.to_string(),
+                    None if (1e-4..1e15).contains(&float.abs()) => float.to_string(),
+                    None => format!("{float:e}"),
+                }
+            }
+        }
+    }
+
     /// null, false, 0, "", [] and {} ask for nothing.
     pub(crate) fn is_neutral(self) -> bool {
         match self.kind() {
@@ -131,22 +151,28 @@ impl<'t, 'i> Value<'t, 'i> {
     }
 
     pub(crate) fn bool(self, path: Path<'_>) -> Result<bool, ApiError> {
-        self.0.as_bool().ok_or_else(|| ApiError::validation(path, "must be true or false"))
+        self.0
+            .as_bool()
+            .ok_or_else(|| ApiError::validation(path, format_args!("must be true or false, got {}", self.shown())))
     }
 
     pub(crate) fn str(self, path: Path<'_>) -> Result<&'i str, ApiError> {
-        self.0.into_string().ok_or_else(|| ApiError::validation(path, "must be a string"))
+        self.0
+            .into_string()
+            .ok_or_else(|| ApiError::validation(path, format_args!("must be a string, got {}", self.shown())))
     }
 
     pub(crate) fn array(self, path: Path<'_>) -> Result<tape::Array<'t, 'i>, ApiError> {
-        self.0.as_array().ok_or_else(|| ApiError::validation(path, "must be an array"))
+        self.0
+            .as_array()
+            .ok_or_else(|| ApiError::validation(path, format_args!("must be an array, got {}", self.shown())))
     }
 
     /// An integer in `min..=max`; 3.0 counts as one, since some clients have no integers.
     pub(crate) fn integer(self, path: Path<'_>, min: i64, max: i64) -> Result<i64, ApiError> {
-        self.as_integer()
-            .filter(|value| (min..=max).contains(value))
-            .ok_or_else(|| ApiError::validation(path, format_args!("must be an integer in {min}..={max}")))
+        self.as_integer().filter(|value| (min..=max).contains(value)).ok_or_else(|| {
+            ApiError::validation(path, format_args!("must be an integer in {min}..={max}, got {}", self.shown()))
+        })
     }
 
     /// A token id or a count: an integer in `min..=u32::MAX`.
@@ -176,17 +202,16 @@ impl<'t, 'i> Value<'t, 'i> {
             ValueType::F64 => self.0.as_f64(),
             _ => None,
         };
-        value
-            .filter(|value| (min..=max).contains(value))
-            .map(|value| value as f32)
-            .ok_or_else(|| ApiError::validation(path, format_args!("must be a number in {min}..={max}")))
+        value.filter(|value| (min..=max).contains(value)).map(|value| value as f32).ok_or_else(|| {
+            ApiError::validation(path, format_args!("must be a number in {min}..={max}, got {}", self.shown()))
+        })
     }
 
     /// An object without repeated keys.
     pub(crate) fn object(self, path: Path<'_>) -> Result<Object<'t, 'i>, ApiError> {
         let object = self.0.as_object().ok_or_else(|| match path {
             Path::Root => ApiError::invalid_request("body must be a JSON object"),
-            _ => ApiError::validation(path, "must be an object"),
+            _ => ApiError::validation(path, format_args!("must be an object, got {}", self.shown())),
         })?;
         if object.len() > FIELDS_MAX {
             return Err(ApiError::invalid_request(format!(
@@ -206,7 +231,9 @@ impl<'t, 'i> Value<'t, 'i> {
 
     /// The pairs of an object used as a map, of at most `entries_max`; keys may repeat.
     pub(crate) fn map(self, path: Path<'_>, entries_max: usize) -> Result<Object<'t, 'i>, ApiError> {
-        let object = self.0.as_object().ok_or_else(|| ApiError::validation(path, "must be an object"))?;
+        let object = self.0.as_object();
+        let object = object
+            .ok_or_else(|| ApiError::validation(path, format_args!("must be an object, got {}", self.shown())))?;
         if object.len() > entries_max {
             let got = object.len();
             return Err(ApiError::validation(path, format_args!("has {got} entries, limit {entries_max}")));

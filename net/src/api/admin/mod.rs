@@ -208,6 +208,10 @@ fn model_name(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> 
         let message = format_args!("must have 1..={NAME_BYTES_MAX} letters, digits and `-_.:/`");
         return Err(ApiError::validation(path, message));
     }
+    // The path of a model of that name is another endpoint's.
+    if matches!(text, "load" | "swap") {
+        return Err(ApiError::validation(path, "can't be `load` or `swap`, whose paths are endpoints"));
+    }
     Ok(text.to_owned())
 }
 
@@ -359,6 +363,8 @@ mod tests {
             (r#"{"model_path":"a","cache_config":{"enable_kv_cache":false}}"#, "cache_config.enable_kv_cache"),
             (r#"{"model_path":"a","quantization_format":"q4"}"#, "quantization_format"),
             (r#"{"model_path":"a","model_id":""}"#, "model_id"),
+            (r#"{"model_path":"a","model_id":"load"}"#, "model_id"),
+            (r#"{"model_path":"a","model_id":"swap"}"#, "model_id"),
         ] {
             let error = load(body).unwrap_err();
             assert_eq!((error.status, error.param.as_deref()), (400, Some(param)), "{body}");
