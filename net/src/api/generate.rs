@@ -368,6 +368,10 @@ impl Draft {
         if request.max_tokens == Some(0) && !request.echo {
             return Err(ApiError::validation("max_tokens", "must be at least 1 without `echo`"));
         }
+        if request.echo && request.logprobs.is_some() {
+            let message = "with `echo` is not supported by this server: it has none for tokens of a prompt";
+            return Err(ApiError::validation("logprobs", message));
+        }
         if self.stream_options && !request.stream {
             return Err(ApiError::validation("stream_options", "is allowed with `stream` only"));
         }

@@ -93,10 +93,12 @@ fn log_probabilities_echo_and_token_prompts() {
     assert_eq!(joined, content(&answer));
 
     let prompt = "Once upon a time";
-    let legacy = json!({"prompt": prompt, "max_tokens": 4, "temperature": 0, "logprobs": 2, "echo": true});
-    let answer = server.ask(COMPLETIONS, &legacy);
+    let echo = json!({"prompt": prompt, "max_tokens": 4, "temperature": 0, "echo": true});
+    let answer = server.ask(COMPLETIONS, &echo);
     let text = answer["choices"][0]["text"].as_str().unwrap();
     assert!(text.contains(prompt), "{text}");
+    let legacy = json!({"prompt": prompt, "max_tokens": 4, "temperature": 0, "logprobs": 2});
+    let answer = server.ask(COMPLETIONS, &legacy);
     let logprobs = &answer["choices"][0]["logprobs"];
     let lengths =
         ["tokens", "token_logprobs", "top_logprobs", "text_offset"].map(|key| logprobs[key].as_array().unwrap().len());
