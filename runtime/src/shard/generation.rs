@@ -8,7 +8,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use net::api::{self, DevicePreference, Endpoint, GenerateRequest, Message, Prompt};
+use gguf::TensorType;
+use net::api::{self, DevicePreference, Endpoint, GenerateRequest, Message, Prompt, QuantizationPreference};
 use net::error::{ApiError, Code};
 use net::http::Request;
 
@@ -52,7 +53,6 @@ pub(super) async fn run(
         shard.metrics.requests.outcomes.refused_draining.add(1);
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
     }
-    check_quantization(&generate)?;
     let wanted = generate.prompt.count() * generate.n as usize;
     if wanted > shard.sequences_max {
         let message = format_args!("times prompts is {wanted}, this server takes {}", shard.sequences_max);
@@ -65,6 +65,7 @@ pub(super) async fn run(
         return Ok(false);
     }
     let picked = shard.models.pick(generate.model.as_deref())?;
+    check_quantization(&generate, &picked.served.model)?;
     let mut work = Work::plan(&picked.served.model, endpoint, &generate)?;
     let turn = (wanted, priority_of(generate.priority), elsewhere);
     work.elsewhere = entry::check_time_anywhere(shard, turn, work.prompt_tokens(), &deadlines, arrival)?;
@@ -103,13 +104,19 @@ async fn gpu_comes(
     Ok(true)
 }
 
-/// A preference for what this server doesn't have is refused, not ignored.
-fn check_quantization(generate: &GenerateRequest) -> Result<(), ApiError> {
-    use net::api::QuantizationPreference;
-    match generate.quantization_preference {
-        QuantizationPreference::Auto | QuantizationPreference::I2s => Ok(()),
-        _ => Err(ApiError::validation("quantization_preference", "names a layout that this server does not serve")),
+/// A preference for what the model isn't is refused, not ignored.
+fn check_quantization(generate: &GenerateRequest, model: &Model) -> Result<(), ApiError> {
+    let wanted = match generate.quantization_preference {
+        QuantizationPreference::Auto => return Ok(()),
+        QuantizationPreference::I2s => TensorType::I2S,
+        QuantizationPreference::Tl1 => TensorType::Tl1,
+        QuantizationPreference::Tl2 => TensorType::Tl2,
+    };
+    if wanted.name() == model.quantization {
+        return Ok(());
     }
+    let message = format_args!("is {}, model `{}` has {}", wanted.name(), model.name, model.quantization);
+    Err(ApiError::validation("quantization_preference", message))
 }
 
 /// What a request comes down to.

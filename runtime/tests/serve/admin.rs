@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use gguf::TensorType;
+use runtime::cli::synth::{self, Preset};
 use serde_json::{Value, json};
 
 use crate::models::{Folder, SECRET_SHA256, sha256};
@@ -132,6 +134,22 @@ fn many_models_are_served_from_the_start() {
     let ended =
         run_to_end(&mut bitnetd(&["serve", "--model", &format!("x={first}"), "--model", &format!("x={second}")]));
     assert!(ended.code == Some(1) && ended.words.contains("`x`"), "{ended:?}");
+}
+
+#[test]
+fn a_layout_that_is_asked_for_is_the_models() {
+    let folder = Folder::new();
+    let (first, second) = (folder.synth("a.gguf", 1), folder.text("b.gguf"));
+    synth::write(&folder.path("b.gguf"), Preset::Tiny, TensorType::Tl1, TensorType::F16, 1, |_, _| {}).unwrap();
+    let server = Server::start(&["--model", &format!("i2s={first}"), "--model", &format!("tl1={second}")]);
+    for model in ["i2s", "tl1"] {
+        for wanted in ["auto", "i2s", "tl1", "tl2"] {
+            let body = json!({"model": model, "prompt": "a", "max_tokens": 1, "quantization_preference": wanted});
+            let answer = server.post("/v1/inference", &body.to_string());
+            let expected = if wanted == "auto" || wanted == model { 200 } else { 400 };
+            assert_eq!(answer.status, expected, "{body}: {}", answer.text());
+        }
+    }
 }
 
 #[test]
