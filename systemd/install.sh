@@ -40,6 +40,13 @@ if [ "${1:-}" = --uninstall ]; then
     exit 0
 fi
 
+case ${1:-} in
+-*)
+    echo "install.sh: $1 is not known, but --uninstall is; see the head of this file" >&2
+    exit 1
+    ;;
+esac
+
 binary=${1:-$folder/../target/release/bitnetd}
 if [ ! -x "$binary" ]; then
     echo "install.sh: no binary at $binary; build it with: cargo build --release" >&2
@@ -53,4 +60,4 @@ else
     put 0644 "$folder/bitnetd.toml" "$config_at"
 fi
 control daemon-reload
-echo "start it with: systemctl enable --now bitnetd"
+echo "start it with: systemctl enable --now bitnetd; one that runs goes on as it was until: systemctl restart bitnetd"
