@@ -131,7 +131,7 @@ fn scheduled_steps(model: &Model, sequences: usize, speculation: Speculation) {
         scheduler.admit(rig.kv.tables_mut(), |_| {});
         let decodes = scheduler.decoding() == sequences;
         COUNTING.store(decodes, Ordering::Relaxed);
-        let budget = pace.prompt_budget(&scheduler.decode_rows(), scheduler.prompts(), 0.0, ROWS_MAX);
+        let budget = pace.prompt_budget(&scheduler.demand(), 0.0, ROWS_MAX);
         speculator.plan(&mut scheduler, ROWS_MAX);
         assert!(scheduler.form(&mut step, rig.kv.tables_mut(), ROWS_MAX, budget), "there is something to compute");
         rig.forward.run(&rig.team, &rig.model.weights, &mut rig.kv, &step, &|_, _, _| {});

@@ -212,7 +212,7 @@ impl Lane {
         let Self { scheduler, kv, forward, pace, speculator, step, .. } = self;
         scheduler.admit(kv.tables_mut(), |stream| push(link, Event::Admitted(stream)));
         let rows_max = forward.limits().rows_max;
-        let budget = pace.prompt_budget(&scheduler.decode_rows(), scheduler.prompts(), beside_s, rows_max);
+        let budget = pace.prompt_budget(&scheduler.demand(), beside_s, rows_max);
         if let Some(pool) = &self.pool {
             let formed = scheduler.form(step, kv.tables_mut(), rows_max, budget);
             pool.want(step, scheduler);

@@ -387,9 +387,9 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             ports.send(Event::Admitted(stream));
         });
         let mut next = self.spare.pop().expect("fewer steps than places are under way");
-        let mut decodes = scheduler.decode_rows();
-        let ahead = self.flights.back().map_or(0, |before| before.continuing(scheduler, &mut decodes));
-        let budget = pace.prompt_budget(&decodes, scheduler.prompts(), 0.0, limits.rows_max);
+        let mut demand = scheduler.demand();
+        let ahead = self.flights.back().map_or(0, |before| before.continuing(scheduler, &mut demand.decodes));
+        let budget = pace.prompt_budget(&demand, 0.0, limits.rows_max);
         scheduler.form(&mut next.step, tables, limits.rows_max - ahead, budget);
         next.wants.clear();
         next.streams.clear();

@@ -25,7 +25,7 @@ use crate::kv::BlockTables;
 pub use clients::ClientId;
 use clients::{Clients, QUANTUM_ROWS};
 pub use cost::{CostModel, PromptBudget, StepRows};
-pub use pace::{Pace, prompt_seconds};
+pub use pace::{Demand, Pace, prompt_seconds};
 pub use sequence::{NewSequence, Priority, Sequence, StreamId};
 use sequence::{Rank, Waiting};
 
@@ -410,6 +410,20 @@ impl Scheduler {
     #[must_use]
     pub fn prompts(&self) -> usize {
         self.waiting.len() + self.slots.iter().flatten().filter(|sequence| sequence.pending() > 1).count()
+    }
+
+    /// Who wants something of the next step.
+    #[must_use]
+    pub fn demand(&self) -> Demand {
+        let (mut crowd, free) = (StepRows::default(), self.slots.len() - self.order.len());
+        let in_slots = self.slots.iter().flatten();
+        in_slots.clone().filter(|sequence| sequence.pending() <= 1).for_each(|sequence| {
+            crowd.add_decode(sequence.tokens.len(), 1);
+        });
+        let prompts = in_slots.filter(|sequence| sequence.pending() > 1).map(|sequence| sequence.tokens.len());
+        let prompts = prompts.chain(self.waiting.iter().take(free).map(|waiting| waiting.new.tokens.len()));
+        prompts.skip(1).for_each(|tokens| crowd.add_decode(tokens, 1));
+        Demand { decodes: self.decode_rows(), crowd, prompts: self.prompts() }
     }
 
     /// What the sequences that decode will add to the next step, but for their drafts.

@@ -1,14 +1,26 @@
 //! How much of a step prompts may take: pure arithmetic on the measured cost of earlier steps.
 //!
-//! Running streams wait for every row of a step, and prompts for every decode row. Who waits for a first token counts as
-//! much as who waits for a next one: prompts get as much time as decode rows take, times the prompts for each sequence
-//! that decodes, and never less than [`ALONE_SHARE`]. A lone prompt so makes steps less than twice as long, and many are done soon.
-//! Their share is what is left of the inter-token target, or [`WAITED_MAX`] times the decode rows' time where that is
-//! more; prompts go on also where decoding alone misses the target.
+//! Running streams wait for every row of a step, and prompts for every decode row. A lone prompt makes steps
+//! [`LONGER`] times as long, also where decoding alone misses the inter-token target. The last of many prompts would do so
+//! when all others decode, so that streams will see steps of that length in any case: all steps with prompts may take as
+//! much. Few long steps do more than many short ones, as rows cost less where they are many. Within the target, who waits
+//! for a first token counts as much as who waits for a next one: prompts get as much time as decode rows take, times the
+//! prompts for each sequence that decodes.
 
 use std::time::Duration;
 
 use super::cost::{CostModel, PromptBudget, StepRows};
+
+/// Who wants something of the next steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Rows of the sequences that decode, without their drafts.
+    pub decodes: StepRows,
+    /// The same once all decode that have a slot or get a free one, but for one of those who have no token yet.
+    pub crowd: StepRows,
+    /// Sequences that have no token yet.
+    pub prompts: usize,
+}
 
 /// What steps cost on one device, and how long they should be.
 #[derive(Debug)]
@@ -46,14 +58,16 @@ impl Pace {
         }
     }
 
-    /// What `prompts` prompts may take of a step of at most `rows_max` rows beside `decodes`, where sequences that decode
-    /// wait `beside_s` for other steps between two of theirs already.
+    /// What prompts may take of a step of at most `rows_max` rows, where sequences that decode wait `beside_s` for other
+    /// steps between two of theirs already.
     #[must_use]
-    pub fn prompt_budget(&self, decodes: &StepRows, prompts: usize, beside_s: f64, rows_max: usize) -> PromptBudget {
+    pub fn prompt_budget(&self, demand: &Demand, beside_s: f64, rows_max: usize) -> PromptBudget {
+        let Demand { decodes, crowd, prompts } = demand;
         let step_s = self.model.estimate_s(decodes);
         let left_s = self.itl_target_s - step_s - beside_s;
         let seconds = if decodes.decode_rows > 0 {
-            prompt_seconds(step_s + beside_s, left_s, prompts, decodes.decode_rows)
+            let crowd_s = self.model.estimate_s(crowd) + beside_s;
+            prompt_seconds((step_s + beside_s, crowd_s), left_s, *prompts, decodes.decode_rows)
         } else if beside_s > 0.0 {
             left_s.max(beside_s)
         } else {
@@ -93,12 +107,12 @@ impl Pace {
 }
 
 /// What `prompts` prompts get of a step, in seconds, where `decoding` sequences wait `waited_s` between two tokens without
-/// them, and `left_s` is left of the target.
+/// them, all but the last prompt will wait `crowd_s`, and `left_s` is left of the target.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "sequences are few")]
-pub fn prompt_seconds(waited_s: f64, left_s: f64, prompts: usize, decoding: usize) -> f64 {
-    let each_s = waited_s * (prompts as f64 / decoding as f64).max(ALONE_SHARE);
-    each_s.min(left_s.max(waited_s * WAITED_MAX))
+pub fn prompt_seconds((waited_s, crowd_s): (f64, f64), left_s: f64, prompts: usize, decoding: usize) -> f64 {
+    let each_s = waited_s * (prompts as f64 / decoding as f64);
+    each_s.min(left_s).max(crowd_s.max(waited_s) * LONGER - waited_s)
 }
 
 fn average(value: &mut f64, sample: f64) {
@@ -109,10 +123,8 @@ fn average(value: &mut f64, sample: f64) {
 const LEARN_ROWS_MIN: usize = 8;
 /// Steps take at most so many times the prompt rows that one has had before.
 const ROWS_GROWTH: usize = 4;
-/// Share of what decode rows take that a lone prompt takes: the longest gaps beside it stay under twice those without it.
-const ALONE_SHARE: f64 = 0.75;
-/// How many times what decode rows take prompts may take beside them, where many wait and the target is missed anyway.
-const WAITED_MAX: f64 = 2.0;
+/// How many times as long a lone prompt makes steps: the longest gaps beside it stay under twice those without it.
+const LONGER: f64 = 1.75;
 /// While nobody waits for a next token a step may take so many targets: new arrivals and cancellations wait for it.
 const IDLE_TARGETS: f64 = 4.0;
 /// Chunk of the first prompt, before any cost is known.
@@ -162,54 +174,72 @@ mod tests {
         assert!(got.abs_diff(expected) * 10 <= expected, "{got}, not about {expected}");
     }
 
+    /// So many that decode, so many prompts, and a place for each of them.
+    fn demand(decoding: usize, prompts: usize) -> Demand {
+        Demand { decodes: decodes(decoding), crowd: decodes(decoding + prompts.saturating_sub(1)), prompts }
+    }
+
+    /// The same where those that decode have all places.
+    fn full(decoding: usize, prompts: usize) -> Demand {
+        Demand { crowd: decodes(decoding), ..demand(decoding, prompts) }
+    }
+
     #[test]
     fn the_first_chunks_are_small_and_an_idle_shard_takes_long_steps() {
         let mut pace = Pace::new(ms(50.0));
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 1, 0.0, 512)), 64);
+        assert_eq!(rows_of(pace.prompt_budget(&demand(0, 1), 0.0, 512)), 64);
         pace.observe(&prompt(4), ms(1.0));
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 1, 0.0, 512)), 64, "four rows say nothing");
+        assert_eq!(rows_of(pace.prompt_budget(&demand(0, 1), 0.0, 512)), 64, "four rows say nothing");
         pace.observe(&prompt(32), ms(1.0));
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(0), 1, 0.0, 512)), 128, "cheap rows grow step by step");
-        near(rows_of(learned(ms(25.0)).prompt_budget(&decodes(0), 1, 0.0, 512)), 196);
+        assert_eq!(rows_of(pace.prompt_budget(&demand(0, 1), 0.0, 512)), 128, "cheap rows grow step by step");
+        near(rows_of(learned(ms(25.0)).prompt_budget(&demand(0, 1), 0.0, 512)), 196);
     }
 
     #[test]
     fn a_chunk_fills_what_decoding_leaves_of_the_target() {
         let pace = learned(ms(50.0));
-        near(rows_of(pace.prompt_budget(&decodes(4), 40, 0.0, 512)), 88);
-        near(rows_of(pace.prompt_budget(&decodes(10), 40, 0.0, 512)), 76);
-        near(rows_of(pace.prompt_budget(&decodes(10), 10, 20.0e-3, 512)), 64);
+        near(rows_of(pace.prompt_budget(&full(4, 40), 0.0, 512)), 88);
+        near(rows_of(pace.prompt_budget(&full(10, 40), 0.0, 512)), 76);
+        near(rows_of(pace.prompt_budget(&full(10, 20), 0.0, 512)), 48);
+        near(rows_of(pace.prompt_budget(&full(10, 10), 20.0e-3, 512)), 48);
     }
 
     #[test]
-    fn a_lone_prompt_takes_less_than_decoding_and_many_take_more() {
+    fn a_lone_prompt_takes_less_than_decoding_and_many_what_the_last_of_them_will() {
         let pace = learned(ms(50.0));
-        near(rows_of(pace.prompt_budget(&decodes(10), 1, 0.0, 512)), 18);
-        near(rows_of(pace.prompt_budget(&decodes(10), 10, 0.0, 512)), 24);
-        near(rows_of(pace.prompt_budget(&decodes(10), 20, 0.0, 512)), 48);
-        near(rows_of(pace.prompt_budget(&decodes(10), 1, 10.0e-3, 512)), 33);
+        near(rows_of(pace.prompt_budget(&demand(10, 1), 0.0, 512)), 18);
+        near(rows_of(pace.prompt_budget(&demand(10, 1), 10.0e-3, 512)), 33);
+        let step_s = |decoding, prompts| {
+            let budget = pace.prompt_budget(&demand(decoding, prompts), 0.0, 512);
+            pace.estimate_s(&decodes(decoding)) + budget.seconds
+        };
+        let last_s = step_s(31, 1);
+        assert!((last_s - 1.75 * 33.0e-3).abs() < 2.0e-3, "{last_s} s");
+        for decoding in [1, 8, 16, 30] {
+            assert!((step_s(decoding, 32 - decoding) - last_s).abs() < 1.0e-6, "beside {decoding}");
+        }
     }
 
     #[test]
     fn prompts_go_on_where_decoding_alone_misses_the_target() {
         let pace = learned(ms(50.0));
-        near(rows_of(pace.prompt_budget(&decodes(40), 1, 0.0, 512)), 63);
-        near(rows_of(pace.prompt_budget(&decodes(98), 1, 0.0, 512)), 150);
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(98), 1, 0.0, 120)), 120);
-        near(rows_of(pace.prompt_budget(&decodes(40), 1000, 0.0, 512)), 168);
+        near(rows_of(pace.prompt_budget(&demand(40, 1), 0.0, 512)), 63);
+        near(rows_of(pace.prompt_budget(&demand(98, 1), 0.0, 512)), 150);
+        assert_eq!(rows_of(pace.prompt_budget(&demand(98, 1), 0.0, 120)), 120);
+        near(rows_of(pace.prompt_budget(&full(40, 1000), 0.0, 512)), 63);
     }
 
     #[test]
     fn a_prompt_is_short_also_where_only_others_would_feel_it() {
         let pace = learned(ms(50.0));
-        near(rows_of(pace.prompt_budget(&decodes(0), 1, 10.0e-3, 512)), 76);
-        near(rows_of(pace.prompt_budget(&decodes(0), 1, 100.0e-3, 512)), 200);
+        near(rows_of(pace.prompt_budget(&demand(0, 1), 10.0e-3, 512)), 76);
+        near(rows_of(pace.prompt_budget(&demand(0, 1), 100.0e-3, 512)), 200);
     }
 
     #[test]
     fn a_chunk_never_vanishes() {
         let pace = learned(ms(1.0));
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(1), 1, 0.0, 512)), 16);
-        assert_eq!(rows_of(pace.prompt_budget(&decodes(1), 1, 0.0, 7)), 7);
+        assert_eq!(rows_of(pace.prompt_budget(&demand(1, 1), 0.0, 512)), 16);
+        assert_eq!(rows_of(pace.prompt_budget(&demand(1, 1), 0.0, 7)), 7);
     }
 }

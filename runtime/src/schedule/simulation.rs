@@ -139,9 +139,9 @@ impl World {
     /// One step; whether there was one.
     fn step(&mut self) -> bool {
         self.scheduler.admit(&mut self.kv, |_| {});
-        let (decodes, prompts) = (self.scheduler.decode_rows(), self.scheduler.prompts());
+        let demand = self.scheduler.demand();
         let budget = match &self.pace {
-            Some(pace) => pace.prompt_budget(&decodes, prompts, 0.0, ROWS_MAX),
+            Some(pace) => pace.prompt_budget(&demand, 0.0, ROWS_MAX),
             None => PromptBudget::of_rows(1 + self.draw.below(96)),
         };
         let first = self.scheduler.order.first().copied();
@@ -150,7 +150,7 @@ impl World {
             return false;
         }
         assert!(self.step.tokens.len() <= ROWS_MAX);
-        self.pass_time(decodes, prompts);
+        self.pass_time(demand);
         let (mut first_goes_on, mut segments) = (false, self.step.segments.clone());
         // A worker may take any segment first.
         segments.rotate_left(self.draw.below(self.step.segments.len()));
@@ -181,16 +181,18 @@ impl World {
         true
     }
 
-    /// Lets the step take its time, which the pace learns; there were so many prompts.
-    fn pass_time(&mut self, decodes: StepRows, prompts: usize) {
+    /// Lets the step take its time, which the pace learns.
+    fn pass_time(&mut self, demand: Demand) {
         let rows = self.scheduler.rows_of(&self.step);
         let seconds = machine_s(&rows) * (0.97 + self.draw.below(60) as f64 / 1000.0);
         self.now += Duration::from_secs_f64(seconds);
         let Some(pace) = &mut self.pace else { return };
-        let (decode_s, target_s) = (machine_s(&decodes), ITL_TARGET.as_secs_f64());
-        // Few prompts take no more than decode rows do, or the smallest chunk.
-        let few_s = 2.0 * decode_s + 16.0 * 2e-4;
-        let allowed = if prompts <= decodes.decode_rows { few_s } else { target_s.max(3.0 * decode_s) };
+        let Demand { decodes, crowd, prompts } = demand;
+        let decode_s = machine_s(&decodes);
+        let each_s = decode_s * (1.0 + prompts as f64 / decodes.decode_rows.max(1) as f64);
+        // What the last prompt will make of it, or the smallest chunk; within the target as much as those who wait are many.
+        let last_s = 1.75 * machine_s(&crowd) + 16.0 * 2e-4;
+        let allowed = last_s.max(each_s.min(ITL_TARGET.as_secs_f64()));
         if self.ended > 5 && decodes.decode_rows > 0 && seconds / allowed > self.worst.0 / self.worst.1.max(1e-9) {
             self.worst = (seconds, allowed);
         }
@@ -287,6 +289,54 @@ fn steps_that_running_streams_feel_stay_within_the_target() {
         assert!(world.ended > 20 && seconds > 0.5 * allowed, "seed {seed}: prompts fill the steps: {:?}", world.worst);
         assert!(seconds < 1.1 * allowed, "seed {seed}: a step of {seconds} s where {allowed} were allowed");
     }
+}
+
+/// What a step of a large model takes: rows cost much, and nearly the same whatever they are.
+fn large_s(rows: &StepRows) -> f64 {
+    15e-3 + rows.decode_rows as f64 * 5e-3 + rows.prompt_rows as f64 * 4e-3
+}
+
+#[test]
+fn of_many_prompts_at_once_none_makes_longer_steps_than_the_last_and_all_are_soon_done() {
+    let (count, prompt_tokens, slots) = (32, 144, 32);
+    let mut kv = BlockTables::new(CONTEXT, slots, slots * blocks_for(CONTEXT));
+    let (mut scheduler, mut pace, mut step) = (Scheduler::new(slots, 0), Pace::new(ITL_TARGET), Step::default());
+    let start = Instant::now();
+    for id in 0..count {
+        let prompt = (0..prompt_tokens).map(|i| (id * 31 + i * 7) % 50).collect();
+        let new = NewSequence::new(StreamId(u64::from(id)), prompt, 64, SamplingParams::default(), start);
+        scheduler.submit(new).unwrap();
+    }
+    let (mut now_s, mut felt_s) = (0.0, Vec::new());
+    while scheduler.prompts() > 0 {
+        scheduler.admit(&mut kv, |_| {});
+        let demand = scheduler.demand();
+        assert!(scheduler.form(&mut step, &mut kv, 512, pace.prompt_budget(&demand, 0.0, 512)));
+        let seconds = large_s(&scheduler.rows_of(&step));
+        pace.observe(&scheduler.rows_of(&step), Duration::from_secs_f64(seconds));
+        now_s += seconds;
+        if demand.decodes.decode_rows > 0 {
+            felt_s.push(seconds);
+        }
+        for segment in &step.segments {
+            let sequence = scheduler.sequence_mut(segment.slot).unwrap();
+            sequence.computed += segment.rows;
+            if sequence.pending() == 0 {
+                sequence.push(1);
+                if sequence.generated() == sequence.tokens_max {
+                    scheduler.finish(segment.slot, &mut kv);
+                }
+            }
+        }
+    }
+    let (longest_s, alone_s) = (felt_s.iter().copied().fold(0.0, f64::max), f64::from(count * prompt_tokens) * 4e-3);
+    println!(
+        "all prompts after {now_s:.1} s, alone {alone_s:.1} s; {} steps, the longest {longest_s:.3} s",
+        felt_s.len()
+    );
+    let last_s = 1.75 * (15e-3 + 31.0 * 5e-3);
+    assert!(longest_s < 1.1 * last_s, "a step of {longest_s} s where the last prompt makes them {last_s} s long");
+    assert!(now_s < 1.6 * alone_s, "{now_s} s, of which prompts alone take {alone_s} s");
 }
 
 /// Sequences that end in a second where so many come, those that the queue has no room for left out.

@@ -209,12 +209,12 @@ impl Standing {
 }
 
 /// The share of each step that prompts get, one more than `prompts`, beside `decoding` sequences whose steps take
-/// `decode_s` without any.
-pub(super) fn prompt_share(target_s: f64, decode_s: f64, decoding: usize, prompts: usize) -> f64 {
+/// `decode_s` without any, and `crowd_s` once most of them decode.
+pub(super) fn prompt_share(target_s: f64, (decode_s, crowd_s): (f64, f64), decoding: usize, prompts: usize) -> f64 {
     if decoding == 0 || decode_s <= 0.0 {
         return 1.0;
     }
-    let prompt_s = prompt_seconds(decode_s, target_s - decode_s, prompts + 1, decoding);
+    let prompt_s = prompt_seconds((decode_s, crowd_s), target_s - decode_s, prompts + 1, decoding);
     prompt_s / (prompt_s + decode_s)
 }
 
@@ -332,12 +332,13 @@ mod tests {
 
     #[test]
     fn a_lone_prompt_gets_less_of_the_steps_than_the_target_leaves_and_many_get_more() {
-        let share = |decoding, prompts| prompt_share(0.05, 0.0035, decoding, prompts);
-        assert_eq!((share(0, 0), prompt_share(0.05, 0.0, 4, 0)), (1.0, 1.0));
-        assert!((share(16, 0) - 0.75 / 1.75).abs() < 1e-9);
+        let share = |decoding, prompts| prompt_share(0.05, (0.0035, 0.004), decoding, prompts);
+        assert_eq!((share(0, 0), prompt_share(0.05, (0.0, 0.0), 4, 0)), (1.0, 1.0));
+        assert!((share(16, 0) - 0.5).abs() < 1e-9);
         assert!((share(16, 31) - 2.0 / 3.0).abs() < 1e-9);
         assert!((share(1, 1000) - 46.5 / 50.0).abs() < 1e-9, "as far as the target goes");
-        assert!((prompt_share(0.05, 0.1, 10, 1000) - 2.0 / 3.0).abs() < 1e-9, "which decoding alone misses");
+        assert!((prompt_share(0.05, (0.1, 0.1), 10, 0) - 0.75 / 1.75).abs() < 1e-9, "which decoding alone misses");
+        assert!((prompt_share(0.05, (0.1, 0.2), 10, 1000) - 2.5 / 3.5).abs() < 1e-9);
     }
 
     #[test]

@@ -400,14 +400,19 @@ impl Shard {
         let (load, step) = (self.load_of(index), &self.control.metrics[index].step);
         let prompts = usize::try_from(step.prompts.get()).unwrap_or(usize::MAX);
         let decoding = load.sequences.saturating_sub(prompts);
+        // A row of a sequence that decodes costs about what one of a prompt does.
+        #[expect(clippy::cast_precision_loss, reason = "sequences are few")]
+        let joining = prompts.min(self.slots_max.saturating_sub(decoding)) as f64;
+        let Costs { decode_s, prefill_row_s, .. } = load.costs;
+        let costs = (decode_s, decode_s + joining * prefill_row_s);
         Standing {
             sequences: load.sequences,
             sequences_max: self.sequences_max,
             slots: self.slots_max,
             kv_blocks_used: step.kv_blocks_used.get(),
             kv_blocks: step.kv_blocks.get(),
-            prompt_row_s: load.costs.prefill_row_s,
-            prompt_share: prompt_share(self.config.itl_target.as_secs_f64(), load.costs.decode_s, decoding, prompts),
+            prompt_row_s: prefill_row_s,
+            prompt_share: prompt_share(self.config.itl_target.as_secs_f64(), costs, decoding, prompts),
         }
     }
 
