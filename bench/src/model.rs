@@ -155,6 +155,8 @@ struct Outcome {
     speeds: Vec<f64>,
     /// Share of the limit that binds this test.
     of_limit: Option<f64>,
+    /// Milliseconds of single steps that decode: p50 and p99.
+    step_ms: Option<(f64, f64)>,
     findings: Findings,
 }
 
@@ -173,7 +175,10 @@ fn result(session: &mut Session, limits: Option<&Limits>, test: Test, speeds: &[
         (false, None) => Some(by_memory),
     };
     let of_limit = limit.map(|limit| median / limit);
-    Outcome { test, speeds: speeds.to_vec(), of_limit, findings: session.findings() }
+    let steps = session.take_steps();
+    let step_ms = |quantile: usize| 1e3 * steps[(steps.len() * quantile / 100).min(steps.len() - 1)];
+    let step_ms = (!steps.is_empty()).then(|| (step_ms(50), step_ms(99)));
+    Outcome { test, speeds: speeds.to_vec(), of_limit, step_ms, findings: session.findings() }
 }
 
 fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Limits], results: &[Outcome]) {
@@ -187,17 +192,21 @@ fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], l
         let int8 = limits.int8_operations_per_s.map_or("no int8 limit".into(), |o| format!("int8 {:.0} GOPS", o / 1e9));
         println!("limits with {count} workers: read {:.1} GB/s, {int8}", limits.read_bytes_per_s / 1e9);
     }
-    println!("{:<12} {:>7} {:>12} {:>10} {:>10} {:>9}  head", "test", "workers", "tok/s", "min", "max", "of limit");
+    println!(
+        "{:<12} {:>7} {:>12} {:>10} {:>10} {:>9} {:>23}  head",
+        "test", "workers", "tok/s", "min", "max", "of limit", "ms of a step, p50 / p99"
+    );
     for outcome in results {
         let speeds = &outcome.speeds;
         println!(
-            "{:<12} {:>7} {:>12.2} {:>10.2} {:>10.2} {:>9}  {}",
+            "{:<12} {:>7} {:>12.2} {:>10.2} {:>10.2} {:>9} {:>23}  {}",
             outcome.test.name,
             outcome.test.workers,
             speeds[speeds.len() / 2],
             speeds[0],
             speeds[speeds.len() - 1],
             outcome.of_limit.map_or("-".into(), |share| format!("{:.0} %", share * 100.0)),
+            outcome.step_ms.map_or("-".into(), |(p50, p99)| format!("{p50:.3} / {p99:.3}")),
             outcome.test.head.map_or_else(String::new, describe_head),
         );
         if let Some((gated, down)) = outcome.findings.live_shares() {
@@ -245,6 +254,7 @@ fn to_json(session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Li
                 "test": outcome.test.name, "workers": outcome.test.workers, "n": speeds.len(),
                 "tok_s": {"median": median, "min": min, "max": max}, "of_limit": outcome.of_limit,
                 "head": outcome.test.head.map(describe_head),
+                "decode_step_ms": outcome.step_ms.map(|(p50, p99)| json!({"p50": p50, "p99": p99})),
                 "live_shares": outcome.findings.live_shares().map(|(gated, down)| json!({"gated": gated, "down": down})),
                 "step_ms": Phase::ALL.iter().map(|&phase| (format!("{phase:?}"), json!(outcome.findings.seconds(phase) * 1e3)))
                     .collect::<serde_json::Map<_, _>>(),

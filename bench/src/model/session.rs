@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use kernels::Isa;
 use kernels::attention::KvType;
@@ -23,6 +24,8 @@ pub(super) struct Session {
     forward: Forward,
     kv: KvCache,
     batch_max: usize,
+    /// Seconds of each step that decoded, since they were last taken.
+    steps: Vec<f64>,
 }
 
 /// Physical cores that this process may use.
@@ -44,7 +47,7 @@ impl Session {
         let blocks = blocks_for(model.weights.context) * batch_max;
         let kv = KvCache::new(params, kv_type, model.weights.context, batch_max, blocks);
         let (team, forward) = team_of(&model, (isa, &tuned), 1, batch_max)?;
-        Ok(Self { model, isa, tuned, team, forward, kv, batch_max })
+        Ok(Self { model, isa, tuned, team, forward, kv, batch_max, steps: Vec::new() })
     }
 
     pub(super) fn use_workers(&mut self, workers: usize) -> Result<(), Failure> {
@@ -55,6 +58,12 @@ impl Session {
     /// What the steps since the last call, or since the workers changed, spent their time with.
     pub(super) fn findings(&mut self) -> Findings {
         self.forward.findings()
+    }
+
+    /// Seconds of each step that decoded since the last call, ascending.
+    pub(super) fn take_steps(&mut self) -> Vec<f64> {
+        self.steps.sort_by(f64::total_cmp);
+        std::mem::take(&mut self.steps)
     }
 
     pub(super) fn team(&self) -> &Team {
@@ -167,6 +176,7 @@ impl Session {
                 step.push(slot, position, &[token.load(Ordering::Relaxed)], true);
                 step.want_best(Reach { draw: draw(slot), ..GREEDY }, std::iter::empty());
             }
+            let started = Instant::now();
             self.forward.run(&self.team, &self.model.weights, &mut self.kv, &step, &|slot, logits, _| {
                 let token = match draw(slot) {
                     Some(draw) => kernels::draw::draw(isa, draw, logits).expect("some logit is a number"),
@@ -174,6 +184,7 @@ impl Session {
                 };
                 last[slot].store(u32::try_from(token).expect("a vocabulary has 32-bit ids"), Ordering::Relaxed);
             });
+            self.steps.push(started.elapsed().as_secs_f64());
             head.add(self.forward.head_counts());
         }
         self.drop_all(batch);
