@@ -151,6 +151,8 @@ fn panels_by_fields_agree() {
     let random = &mut Random(6);
     for (n, cols) in
         [(5, 1024), (6, 1000), (7, 1024), (8, 1023), (13, 1100), (12, 3456), (9, 3457), (24, 3500), (11, 7000)]
+            .into_iter()
+            .chain([(14, 1024), (26, 1100), (29, 2048), (42, 3457), (43, 1024)])
     {
         Case::new(37, cols, n, false, random).check(0..37);
         Case::new(33, cols, n, true, random).check(0..33);
@@ -163,8 +165,14 @@ fn many_row_blocks_agree() {
 }
 
 #[test]
+fn activations_that_are_asked_for_ahead_agree() {
+    Case::new(35, 2048, 520, false, &mut Random(7)).check(0..35);
+}
+
+#[test]
 fn largest_codes_and_activations_do_not_wrap() {
-    for (cols, n) in [(4096, 2), (6912, 5), (6912, 8), (kernels::ternary::COLS_MAX, 1), (kernels::ternary::COLS_MAX, 2)]
+    for (cols, n) in
+        [(4096, 2), (6912, 5), (6912, 8), (6912, 28), (kernels::ternary::COLS_MAX, 1), (kernels::ternary::COLS_MAX, 2)]
     {
         Case::new(3, cols, n, true, &mut Random(4)).check(0..3);
     }

@@ -13,13 +13,12 @@ use std::ops::Range;
 use super::super::avx512_vnni::{load, merge, prefetch};
 use super::super::layout::{TILE_ROWS, Tile};
 use super::{
-    BLOCK_PAIRS, BLOCK_TILES, Codes, DIRECT_ROWS_MAX, PAIR, PANEL_ROWS_MAX, PanelJob, Room, Runs, Sums, panel_count,
-    parts,
+    BLOCK_PAIRS, BLOCK_TILES, Codes, PAIR, PANEL_ROWS_MAX, PanelJob, Room, Runs, Sums, panel_count, panel_rows, parts,
 };
 use crate::{Avx512Bw, Avx512Vnni};
 
 pub(super) fn linear(proof: Avx512Vnni, job: &PanelJob<'_>, room: &mut Room<'_>) {
-    if job.n() <= DIRECT_ROWS_MAX {
+    if job.is_direct() {
         // SAFETY: the token proves that these instructions exist.
         unsafe { direct(proof.bw(), job, room) }
     } else {
@@ -60,11 +59,11 @@ fn multiply_direct(tiles: [&[Tile]; PAIR], next: [&[Tile]; PAIR], x: &[[i8; 4]],
                     let sums = sums.first_chunk_mut().expect("as matched");
                     direct_dot::<$n, $split>(tiles, next, x.as_chunks().0, sums);
                 })*
-                _ => unreachable!("a direct panel has 1 to 12 rows"),
+                _ => unreachable!("a direct panel has 1 to 14 rows"),
             }
         };
     }
-    by_len!(1 x 4, 2 x 4, 3 x 4, 4 x 2, 5 x 2, 6 x 2, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1, 12 x 1);
+    by_len!(1 x 4, 2 x 4, 3 x 4, 4 x 2, 5 x 2, 6 x 2, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1, 12 x 1, 13 x 1, 14 x 1);
 }
 
 /// The products of a pair of row tiles with N activation rows; `next` is asked for meanwhile.
@@ -129,11 +128,11 @@ fn multiply_fields(runs: Runs, tiles: [&[Tile]; PAIR], next: [&[Tile]; PAIR], x:
                         fields_dot::<$n>(w, next, x, sums, block.start == 0);
                     }
                 })*
-                _ => unreachable!("a panel by fields has 6 to 12 rows"),
+                _ => unreachable!("a panel by fields has 6 to 14 rows"),
             }
         };
     }
-    by_len!(6, 7, 8, 9, 10, 11, 12);
+    by_len!(6, 7, 8, 9, 10, 11, 12, 13, 14);
 }
 
 /// The tiles of a block of a pair, four at a time.
@@ -145,7 +144,9 @@ fn fours<'a>(tiles: [&'a [Tile]; PAIR], block: &Range<usize>) -> [&'a [[Tile; 4]
 /// asked for meanwhile, a line of each for four tiles. Sums begin at zero with the `first` block.
 ///
 /// A mask is all that unpacks a field. Beside shifts, in a loop of its own: 8 rows of 2560 columns 632 GOPS against 591, 16
-/// rows 667 and 606, 24 rows 676 and 645, of 766; 8 rows of 6912 columns as one block 10 % less than as two.
+/// rows 667 and 606, 24 rows 676 and 645, of 766; 8 rows of 6912 columns as one block 10 % less than as two. Beside codes that
+/// are unpacked once, 2560 x 2560, of 748 GOPS: 28 rows 667 and 611, 32 rows 657 and 635, 42 rows 670 and 640. One row tile
+/// with 16 or 24 rows instead of a pair is bound by loads: 638 and 661 in that loop, pairs with 8 and 12 rows 674 and 692.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline(never)]
 fn fields_dot<const N: usize>(
@@ -191,11 +192,12 @@ fn fields_dot<const N: usize>(
 }
 
 /// Blocks of row tiles, blocks of columns, pairs, panels: a pair's codes stay in the first-level cache while those
-/// columns of all panels pass by from the second-level one.
+/// columns of all panels pass by from the second-level one. What doesn't fit there is asked for a panel ahead: 512 rows of
+/// 2560 and 6912 columns 683 and 688 GOPS against 669 and 682, 128 rows of 2560 none to half a percent less, so not for these.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
     let (n, tiles) = (job.n(), job.tiles_per_row());
-    let (blocks, panels) = (tiles.div_ceil(BLOCK_TILES), panel_count(n));
+    let (blocks, panels, far) = (tiles.div_ceil(BLOCK_TILES), panel_count(n), job.is_far());
     let block_columns = |block: usize| block * tiles / blocks..(block + 1) * tiles / blocks;
     for first in (0..job.pairs()).step_by(BLOCK_PAIRS) {
         let pairs = first..(first + BLOCK_PAIRS).min(job.pairs());
@@ -209,10 +211,17 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
                     (false, false) => (first, block_columns(block + 1)),
                     (false, true) => (pairs.end, block_columns(0)),
                 };
+                let mut coming = parts(0..n, panels).skip(1);
+                let next_column = ahead.start;
                 // In even parts over the panels: while they multiply, memory is idle.
                 for (rows, ahead) in parts(0..n, panels).zip(parts(ahead, panels)) {
                     prefetch_tiles(job, next, ahead);
                     let x = &job.panel(&rows)[4 * columns.start * rows.len()..][..codes.len() * rows.len()];
+                    let (coming, column) = match coming.next() {
+                        Some(rows) => (rows, columns.start),
+                        None => (panel_rows(n, 0), next_column),
+                    };
+                    let coming = if far { &job.panel(&coming)[4 * column * coming.len()..] } else { &x[..0] };
                     let place = if blocks == 1 { 0 } else { i * n + rows.start };
                     let (sums, behind) = room.sums[place..].split_at_mut(rows.len());
                     if block > 0 {
@@ -221,7 +230,7 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
                     let lines =
                         rows.start + block * rows.len() / blocks..rows.start + (block + 1) * rows.len() / blocks;
                     job.for_each_line(pair, lines, prefetch_to_write);
-                    multiply(codes, x, sums, block == 0);
+                    multiply(codes, (x, coming), sums, block == 0);
                     if last {
                         job.finish(proof, pair, rows.start, sums);
                     }
@@ -291,11 +300,14 @@ fn unpack(tiles: &[Tile], side: usize, codes: &mut [Codes]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn multiply(codes: &[Codes], x: &[[i8; 4]], sums: &mut [Sums], first: bool) {
+fn multiply(codes: &[Codes], (x, coming): (&[[i8; 4]], &[[i8; 4]]), sums: &mut [Sums], first: bool) {
     macro_rules! by_len {
         ($($n:literal),*) => {
             match sums.len() {
-                $($n => dot::<$n>(codes, x.as_chunks().0, sums.first_chunk_mut().expect("as matched"), first),)*
+                $($n => {
+                    let sums = sums.first_chunk_mut().expect("as matched");
+                    dot::<$n>(codes, (x.as_chunks().0, coming), sums, first);
+                })*
                 _ => unreachable!("a panel has 1 to 14 rows"),
             }
         };
@@ -303,18 +315,22 @@ fn multiply(codes: &[Codes], x: &[[i8; 4]], sums: &mut [Sums], first: bool) {
     by_len!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
 }
 
-/// Adds the products of a pair of row tiles with N activation rows; `first` starts from zero.
+/// Adds the products of a pair of row tiles with N activation rows; `first` starts from zero. Meanwhile asks for
+/// as many activations of `coming`, if any: the machine's own prefetching begins anew with every panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline(never)]
-fn dot<const N: usize>(codes: &[Codes], x: &[[[i8; 4]; N]], sums: &mut [Sums; N], first: bool) {
+fn dot<const N: usize>(codes: &[Codes], (x, coming): (&[[[i8; 4]; N]], &[[i8; 4]]), sums: &mut [Sums; N], first: bool) {
     let mut acc = [[_mm512_setzero_si512(); PAIR]; N];
     if !first {
         for t in 0..N {
             acc[t] = [load_sums(&sums[t].0[0]), load_sums(&sums[t].0[1])];
         }
     }
+    let (step, mut coming) = (if coming.is_empty() { 0 } else { N }, coming.as_ptr());
     for (codes, x) in codes.iter().zip(x) {
         let (first, second) = (load(&codes.0[0]), load(&codes.0[1]));
+        _mm_prefetch::<_MM_HINT_T0>(coming.cast());
+        coming = coming.wrapping_add(step);
         for t in 0..N {
             let q = _mm512_set1_epi32(word(x[t]));
             acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], first, q);

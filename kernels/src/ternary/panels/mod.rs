@@ -41,7 +41,7 @@ pub(super) struct Sums(pub(super) [[i32; TILE_ROWS]; PAIR]);
 /// How many panels `n` rows make.
 #[must_use]
 pub const fn panel_count(n: usize) -> usize {
-    n.div_ceil(if n <= DIRECT_ROWS_MAX { DIRECT_PANEL_ROWS_MAX } else { PANEL_ROWS_MAX })
+    n.div_ceil(PANEL_ROWS_MAX)
 }
 
 /// The rows of panel `index` of `n` rows; panels are near-equal.
@@ -276,6 +276,17 @@ impl<'a> PanelJob<'a> {
         self.tiles_per_row
     }
 
+    /// Whether every panel unpacks the weights for itself, in registers: that hides behind the products, codes that are
+    /// written and read again do not. With shifts it is so up to two panels.
+    pub(super) fn is_direct(&self) -> bool {
+        self.runs.by_fields || self.n() <= SHIFTED_ROWS_MAX
+    }
+
+    /// Whether the activations are too many for caches to be read as they are wanted.
+    pub(super) fn is_far(&self) -> bool {
+        self.n() * self.tiles_per_row * TILE_COLS >= FAR_BYTES
+    }
+
     /// The order of the activations; `None` where runs come one after another.
     pub(super) fn by_fields(&self) -> Option<Runs> {
         Some(self.runs).filter(|runs| runs.by_fields)
@@ -442,16 +453,15 @@ fn plain_sums(tiles: &[Tile], runs: Runs, x: &[[i8; 4]], step: usize) -> [i32; T
 
 /// From so many rows on. One row has kernels of its own, which read weights as they come.
 const PANELS_FROM_ROWS: usize = 2;
-/// Up to so many rows, every panel unpacks the weights for itself, in registers: that hides behind the products, codes
-/// that are written and read again do not.
-pub(super) const DIRECT_ROWS_MAX: usize = 24;
-/// Rows that go by fields; fewer have fields with sums of their own. Short rows of tiles begin too often.
-const FIELDS_ROWS: std::ops::RangeInclusive<usize> = 6..=DIRECT_ROWS_MAX;
+/// Rows that go by fields, up to three panels; fewer have fields with sums of their own. Short rows of tiles begin too often.
+const FIELDS_ROWS: std::ops::RangeInclusive<usize> = 6..=3 * PANEL_ROWS_MAX;
 const FIELDS_TILES_MIN: usize = 64;
 /// Tiles that are passed over four times: 27 KiB of a pair, in a first-level cache beside the activations.
 const FIELDS_BLOCK_TILES: usize = 216;
-/// Most rows of such a panel: with a pair of row tiles, 24 sums leave 8 registers for tiles, codes and activations.
-pub(super) const DIRECT_PANEL_ROWS_MAX: usize = 12;
+/// Most rows whose panels unpack by shifts.
+const SHIFTED_ROWS_MAX: usize = 24;
+/// Activations from so many bytes on are asked for a panel ahead: fewer stay where they are.
+const FAR_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
