@@ -165,16 +165,19 @@ DEVICE int token_bytes(const Phase& p, const TokenRow& row, float factor, unsign
     return warp_sum(lane_id() < WARPS ? reduced->sum[lane_id()] : 0);
 }
 
-DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&even)[4], int (&odd)[4]) {
+// Codes stay where they are in their bytes, so rows g and g + 8 come 1 and 4 times as great in `low`, and 16 and 64 times in `high`, which
+// has the second half of each 32 columns: 64 * 2 * 127 * 8192 is below 2^31.
+DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&low)[4], int (&high)[4]) {
     const uint4* b = (const uint4*)(bytes + (lane_id() & 3) * 8);
-    uint4 low = b[0], high = b[1];
-    unsigned words[4] = {w.x, w.y, w.z, w.w}, b0[4] = {low.x, low.z, high.x, high.z}, b1[4] = {low.y, low.w, high.y, high.w};
+    uint4 first = b[0], second = b[1];
+    unsigned words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-        unsigned a[4];
-#pragma unroll
-        for (int r = 0; r < 4; r++) a[r] = (words[k] >> (2 * r)) & 0x03030303u;
-        mma(k % 2 ? odd : even, a, b0[k], b1[k]);
+    for (int k = 0; k < 4; k += 2) {
+        unsigned v = words[k], u = words[k + 1];
+        unsigned a[4] = {v & 0x03030303u, v & 0x0c0c0c0cu, u & 0x03030303u, u & 0x0c0c0c0cu};
+        mma(low, a, k ? second.x : first.x, k ? second.z : first.z);
+        unsigned c[4] = {v & 0x30303030u, v & 0xc0c0c0c0u, u & 0x30303030u, u & 0xc0c0c0c0u};
+        mma(high, c, k ? second.y : first.y, k ? second.w : first.w);
     }
 }
 
@@ -182,21 +185,21 @@ DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&even)[4],
 DEVICE void token_multiply(const Stream& stream, const unsigned* bytes, TokenRing& ring, int* sums) {
     Walk walk;
     walk.open(stream, 1);
-    int even[4] = {}, odd[4] = {};
+    int low[4] = {}, high[4] = {};
 #pragma unroll 1
     while (walk.left > 0) {
-        token_product(ring.take(), bytes + walk.item * 32, even, odd);
+        token_product(ring.take(), bytes + walk.item * 32, low, high);
         int* at = sums + walk.tile * 16 + lane_id() / 4;
         walk.left--;
         if (++walk.item < walk.items && walk.left > 0) continue;
         walk.item = 0;
         walk.tile++;
         if ((lane_id() & 3) == 0) {
-            atomicAdd(at, even[0] + odd[0]);
-            atomicAdd(at + 8, even[2] + odd[2]);
+            atomicAdd(at, low[0] + (high[0] >> 4));
+            atomicAdd(at + 8, (low[2] >> 2) + (high[2] >> 6));
         }
 #pragma unroll
-        for (int c = 0; c < 4; c++) even[c] = odd[c] = 0;
+        for (int c = 0; c < 4; c++) low[c] = high[c] = 0;
     }
 }
 
