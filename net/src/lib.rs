@@ -10,3 +10,4 @@ pub mod error;
 pub mod http;
 pub mod json;
 pub mod sse;
+pub mod trace;

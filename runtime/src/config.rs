@@ -1,5 +1,6 @@
 //! Settings: flags, then the environment, then the TOML file, then defaults; what comes out is valid.
 
+mod otlp;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use net::auth::{Keys, Secret};
 use net::cors::{NoOrigin, Origins};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::otlp::OtlpConfig;
 use crate::registry::AllowedDirectories;
 
 use crate::model::HeadScreen;
@@ -176,6 +178,20 @@ pub struct Settings {
     /// Serve GET /metrics [default: true]
     #[arg(long, env = "BITNET_PROMETHEUS_ENABLED", value_parser = parse_bool)]
     pub prometheus_enabled: Option<bool>,
+    /// Collector that gets traces of requests, as http://HOST:PORT (OTLP by HTTP, in JSON); OTEL_EXPORTER_OTLP_ENDPOINT
+    /// stands in for it [default: none]
+    #[arg(long, env = "BITNET_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// Fields of requests to the collector, as NAME=VALUE,NAME=VALUE [default: none]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_HEADERS", hide_env_values = true)]
+    #[serde(skip_serializing)]
+    pub otlp_headers: Option<String>,
+    /// What traces call this server [default: bitnetd]
+    #[arg(long, env = "OTEL_SERVICE_NAME")]
+    pub otlp_service_name: Option<String>,
+    /// Share of requests that are traced; where a client sends a trace of its own (traceparent), it decides [default: 1]
+    #[arg(long, env = "BITNET_OTLP_SAMPLE_RATIO")]
+    pub otlp_sample_ratio: Option<f64>,
     /// error, warn or info [default: info]
     #[arg(long, env = "BITNET_LOG_LEVEL")]
     pub log_level: Option<String>,
@@ -225,6 +241,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     pub fixed_seed: Option<u64>,
     pub prometheus: bool,
+    pub otlp: Option<OtlpConfig>,
     pub log_level: LogLevel,
 }
 
@@ -267,8 +284,6 @@ pub enum Error {
     Invalid { key: &'static str, value: String, allowed: String },
     #[error("environment variable {0} is not known (see `bitnetd serve --help`)")]
     UnknownVariable(String),
-    #[error("{0} is not supported yet, so bitnetd won't start with it set")]
-    NotSupported(String),
 }
 
 impl Settings {
@@ -330,6 +345,10 @@ impl Settings {
             deterministic: self.deterministic.or(file.deterministic),
             seed: self.seed.or(file.seed),
             prometheus_enabled: self.prometheus_enabled.or(file.prometheus_enabled),
+            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            otlp_headers: self.otlp_headers.or(file.otlp_headers),
+            otlp_service_name: self.otlp_service_name.or(file.otlp_service_name),
+            otlp_sample_ratio: self.otlp_sample_ratio.or(file.otlp_sample_ratio),
             log_level: self.log_level.or(file.log_level),
         })
     }
@@ -339,6 +358,7 @@ impl Settings {
     /// # Errors
     /// The first value that isn't allowed.
     pub fn validate(self) -> Result<Config, Error> {
+        let otlp = self.otlp()?;
         let keys = parse_keys(&self.api_keys.unwrap_or_default(), self.jwt_secret.as_deref())?;
         let unix_mode = parse_mode(self.listen_unix_mode.as_deref())?;
         let tcp = self.listen_unix.is_none() || self.listen.is_some() || self.host.is_some() || self.port.is_some();
@@ -402,6 +422,7 @@ impl Settings {
             drain_timeout: Duration::from_secs(within("drain_timeout", self.drain_timeout.unwrap_or(30), 0, 3600)?),
             fixed_seed: self.deterministic.unwrap_or(false).then_some(self.seed.unwrap_or(42)),
             prometheus: self.prometheus_enabled.unwrap_or(true),
+            otlp,
             log_level: parse_log_level(self.log_level.as_deref())?,
         })
     }
@@ -430,17 +451,10 @@ pub fn check_environment() -> Result<(), Error> {
         OTHER_VARIABLES.contains(&name)
             || command.get_arguments().any(|arg| arg.get_env().is_some_and(|env| env == name))
     };
-    for (name, value) in std::env::vars_os() {
+    for (name, _) in std::env::vars_os() {
         let Some(name) = name.to_str() else { continue };
         if !name.starts_with("BITNET_") || known(name) {
             continue;
-        }
-        if LATER_VARIABLES.contains(&name) {
-            let off = value.to_str().is_some_and(|value| matches!(value, "" | "0" | "false"));
-            if off {
-                continue;
-            }
-            return Err(Error::NotSupported(name.to_owned()));
         }
         return Err(Error::UnknownVariable(name.to_owned()));
     }
@@ -625,8 +639,6 @@ const KV_CACHE_MB_MAX: u64 = 16 << 20;
 const GPUS_MAX: usize = 64;
 /// Read elsewhere than in [`Settings`].
 const OTHER_VARIABLES: [&str; 1] = ["BITNET_CONFIG_FILE"];
-/// Part of the contract, not built yet: ignoring them could open what was meant to be closed.
-const LATER_VARIABLES: [&str; 1] = ["BITNET_OTLP_ENDPOINT"];
 
 /// Models of one server.
 const MODELS_MAX: usize = 16;

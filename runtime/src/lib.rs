@@ -17,6 +17,7 @@ pub mod log;
 pub mod mailbox;
 pub mod metrics;
 pub mod model;
+pub mod otlp;
 pub mod probe;
 pub mod receipts;
 pub mod registry;

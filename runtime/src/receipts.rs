@@ -118,6 +118,13 @@ pub fn parse_id(text: &str) -> Option<u128> {
     if plain { u128::from_str_radix(&digits, 16).ok() } else { None }
 }
 
+/// A request's id as answers spell it.
+#[must_use]
+pub fn format_id(id: u128) -> String {
+    let digits = format!("{id:032x}");
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "halves of the id")]
 fn to_words(receipt: &Receipt) -> [u64; WORDS] {
     [
@@ -214,6 +221,8 @@ mod tests {
     #[test]
     fn ids_read_with_and_without_dashes() {
         assert_eq!(parse_id("00000000-0000-4000-8000-00000000002a"), Some(0x4000_8000_0000_0000_002a));
+        let id = "00000000-0000-4000-8000-00000000002a";
+        assert_eq!(parse_id(id).map(format_id).as_deref(), Some(id));
         for text in ["", "2a", "00000000-0000-4000-8000-00000000002g", "+0000000000000000000000000000000"] {
             assert_eq!(parse_id(text), None, "{text}");
         }

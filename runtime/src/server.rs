@@ -23,6 +23,7 @@ use crate::local::LocalSocket;
 use crate::log::{info, warning};
 use crate::mailbox::Doorbell;
 use crate::metrics::ShardMetrics;
+use crate::otlp::{self, Tracer};
 use crate::probe::{self, Io};
 use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
 use crate::shard::{Arrivals, Control, CpuPlace, Door, Served, Shard, ShardLink};
@@ -136,6 +137,8 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     let (feeders, gpu_ports) = Feeders::connect(&inventory, count).map_err(fail("a GPU's descriptors"))?;
     let devices = (cpus.collect(), inventory);
     let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers(), devices));
+    let traced = config.otlp.as_ref().map(|otlp| otlp::start(otlp, count, &control.traces));
+    let (mut tracers, _exporter) = traced.transpose().map_err(fail("the thread that sends traces"))?.unzip();
     let names: Vec<String> = models.started.iter().map(|model| format!("`{}`", model.loaded.facts.name)).collect();
     let mut parts: Vec<(Vec<Served>, Vec<Lane>)> = (0..count).map(|_| Default::default()).collect();
     let mut held = Vec::with_capacity(models.started.len());
@@ -154,7 +157,8 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     let mut between = engine::connect(&ways.bells, engine::guests_max(slots_max, count)).into_iter();
     for (index, ((parts, gpus), entrance)) in parts.into_iter().zip(gpu_ports).zip(entrances).enumerate() {
         let between = between.next().unwrap_or_default();
-        let ways_in = (entrance, ways.clone(), gpus, between);
+        let tracer = tracers.as_mut().and_then(Vec::pop);
+        let ways_in = (entrance, ways.clone(), gpus, between, tracer);
         let (shard, end) = start_shard(config, plan, index, parts, ways_in, &control, outbox.clone())?;
         shards.push(shard);
         ends.push(end);
@@ -284,6 +288,9 @@ struct Ways {
     bells: Arc<[Bells]>,
 }
 
+/// What comes to one shard from outside it, and goes out.
+type WaysIn = (Entrance, Ways, Vec<ShardPort>, Neighbours, Option<Tracer>);
+
 fn make_entrances(config: &Config, plan: &Plan) -> Result<(Ways, Vec<Entrance>), Error> {
     let shards = &plan.placement.shards;
     let owned = |shard: &tuning::ShardPlacement| [&shard.executor[..], &shard.workers].concat();
@@ -320,7 +327,7 @@ fn start_shard(
     plan: &Plan,
     index: usize,
     (served, lanes): (Vec<Served>, Vec<Lane>),
-    (entrance, ways, gpus, Neighbours { hosts, guests }): (Entrance, Ways, Vec<ShardPort>, Neighbours),
+    (entrance, ways, gpus, Neighbours { hosts, guests }, tracer): WaysIn,
     control: &Arc<Control>,
     outbox: SyncSender<Message>,
 ) -> Result<(Running, ShardEnds), Error> {
@@ -374,6 +381,7 @@ fn start_shard(
         gpus,
         hosts,
         doors: Arc::clone(&ways.doors),
+        tracer,
         may_spin: config.executor_spin && place.executor.len() == 1 && !place.workers.contains(&place.executor[0]),
     };
     let arrivals = Arrivals { events: events_out, orders, connections };

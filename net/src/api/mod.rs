@@ -28,6 +28,6 @@ pub use reply::{
     write_models, write_tokenized,
 };
 pub(crate) use reply::{write_chat_logprobs, write_completion_logprobs, write_usage};
-pub use route::{Access, Route, check_json_content_type, dialect_of, route};
+pub use route::{Access, Route, check_json_content_type, dialect_of, percent_decode, route, template};
 pub use stats::{STATS_HOURS_MAX, StatsRequest};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};

@@ -122,12 +122,17 @@ fn find(path: &str) -> Option<(Route<'_>, &'static str)> {
     PLACES.iter().find_map(|place| Some((place.target.of(path)?, place.allow)))
 }
 
+/// The path as documents write it that `path` is one of.
+pub fn template(path: &str) -> Option<String> {
+    PLACES.iter().find(|place| place.target.of(path).is_some()).map(|place| place.target.template())
+}
+
 /// Every path as documents write it (`/v1/models/{id}`), with what each of its methods but HEAD and OPTIONS leads to.
 pub(super) fn described() -> impl Iterator<Item = (String, Vec<(Method, Route<'static>)>)> {
     PLACES.iter().map(|place| {
-        let (path, route) = match place.target {
-            Target::Fixed(path, ref route) => (path.to_owned(), route.clone()),
-            Target::Named { before, name, after, route } => (format!("{before}{{{name}}}{after}"), route("x".into())),
+        let route = match &place.target {
+            Target::Fixed(_, route) => route.clone(),
+            Target::Named { route, .. } => route("x".into()),
         };
         let methods = place.allow.split(", ").filter_map(|method| match method {
             "GET" => Some((Method::Get, route.clone())),
@@ -135,7 +140,7 @@ pub(super) fn described() -> impl Iterator<Item = (String, Vec<(Method, Route<'s
             "DELETE" => Some((Method::Delete, Route::DeleteModel("x".into()))),
             _ => None,
         });
-        (path, methods.collect())
+        (place.target.template(), methods.collect())
     })
 }
 
@@ -164,6 +169,13 @@ impl Target {
                 let name = path.strip_prefix(before)?.strip_suffix(after)?;
                 if name.is_empty() { None } else { percent_decode(name).map(route) }
             }
+        }
+    }
+
+    fn template(&self) -> String {
+        match self {
+            Self::Fixed(path, _) => (*path).to_owned(),
+            Self::Named { before, name, after, .. } => format!("{before}{{{name}}}{after}"),
         }
     }
 }
@@ -250,7 +262,7 @@ fn is_json(value: &[u8]) -> bool {
 }
 
 /// None if `text` decodes to what no name can hold: not UTF-8, or a control character.
-fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
+pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
         return Some(Cow::Borrowed(text));
     }
@@ -294,6 +306,8 @@ mod tests {
         assert_eq!(route(Method::Options, "*"), Ok(Route::Options(ANY)));
         assert_eq!(route(Method::Head, "/health"), Ok(Route::Health));
         assert_eq!(route(Method::Get, "/"), Ok(Route::Page));
+        assert_eq!(template("/v1/models/a%2Fb/status").as_deref(), Some("/v1/models/{id}/status"));
+        assert_eq!((template("/v1/models").as_deref(), template("/v1/models/")), (Some("/v1/models"), None));
         assert_eq!(dialect_of("/v1/inference"), Dialect::Own);
         assert_eq!(dialect_of("/v1/completions"), Dialect::OpenAi);
     }

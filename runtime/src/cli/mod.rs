@@ -202,9 +202,10 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
 
 fn run_serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     config::check_environment()?;
+    let settings = args.settings.or_shared_environment();
     let settings = match &args.config {
-        Some(path) => args.settings.or_file(path)?,
-        None => args.settings,
+        Some(path) => settings.or_file(path)?,
+        None => settings,
     };
     if args.print_config {
         print!("{}", toml::to_string(&settings)?);

@@ -14,6 +14,8 @@ pub struct Process {
     pub uptime_seconds: f64,
     pub cpu_seconds: f64,
     pub cpus: usize,
+    /// Traces of requests, by what became of them.
+    pub traces: [(&'static str, u64); 2],
 }
 
 /// All metrics as Prometheus text 0.0.4.
@@ -196,6 +198,10 @@ impl Page<'_> {
     }
 
     fn swaps(&mut self, swaps: &[(&'static str, u64)]) {
+        self.by_outcome("bitnet_model_swaps_total", "Model swaps, by how they ended.", swaps);
+    }
+
+    fn by_outcome(&mut self, name: &str, help: &str, outcomes: &[(&'static str, u64)]) {
         let metric = |(outcome, count): &(&'static str, u64)| {
             let mut label = LabelPair::default();
             label.set_name("outcome".to_owned());
@@ -208,8 +214,8 @@ impl Page<'_> {
             metric.set_counter(counter);
             metric
         };
-        let metrics = swaps.iter().map(metric).collect();
-        self.push("bitnet_model_swaps_total", "Model swaps, by how they ended.", MetricType::COUNTER, metrics);
+        let metrics = outcomes.iter().map(metric).collect();
+        self.push(name, help, MetricType::COUNTER, metrics);
     }
 
     fn process(&mut self, process: Process) {
@@ -228,6 +234,7 @@ impl Page<'_> {
         let mut counter = Counter::default();
         counter.set_value(process.cpu_seconds);
         metric.set_counter(counter);
+        self.by_outcome("bitnet_traces_total", "Traces of requests, by what became of them.", &process.traces);
         self.push("bitnet_cpu_seconds_total", "Cpu time of the process.", MetricType::COUNTER, vec![metric]);
     }
 

@@ -80,12 +80,12 @@ pub(super) async fn change(
         JobReply::Loaded(reply) => api::write_admin(&mut body, &reply),
         JobReply::Swapped(reply) => api::write_admin(&mut body, &reply),
         JobReply::Deleted => {
-            count(shard, 204);
+            count(shard, writer, 204);
             Response::new(request, id, 204, "", Body::None).write_head(&mut writer.out);
             return Ok(true);
         }
     }
-    count(shard, 200);
+    count(shard, writer, 200);
     http::write_json(&mut writer.out, request, id, 200, &body);
     Ok(true)
 }

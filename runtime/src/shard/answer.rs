@@ -49,13 +49,14 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
 }
 
 /// Counts an answer of that status.
-pub(super) fn count(shard: &Shard, status: u16) {
+pub(super) fn count(shard: &Shard, writer: &mut Writer, status: u16) {
+    writer.status = status;
     let class = usize::from(status / 100).clamp(1, 5);
     shard.metrics.requests.answers[class - 1].add(1);
 }
 
 fn refuse(shard: &Shard, writer: &mut Writer, request: &Request, id: &str, error: &ApiError, dialect: Dialect) -> bool {
-    count(shard, error.status);
+    count(shard, writer, error.status);
     http::write_error(&mut writer.out, Some(request), id, error, dialect, unix_ms());
     true
 }
@@ -88,14 +89,14 @@ fn plain(
         Route::OpenApi => body.extend_from_slice(api::openapi()),
         Route::Metrics => return metrics(shard, request, id, writer),
         Route::Page => {
-            count(shard, 200);
+            count(shard, writer, 200);
             PAGE_FIELDS.iter().for_each(|(name, value)| request.add_answer_field(name, value));
             let response = Response::new(request, id, 200, "text/html; charset=utf-8", Body::Length(0));
             response.write(&mut writer.out, PAGE, request.method() == Method::Head);
             return Ok(());
         }
         Route::Options(allow) => {
-            count(shard, 204);
+            count(shard, writer, 204);
             shard.config.origins.mark_preflight(request, allow);
             let response = Response::new(request, id, 204, "", Body::None);
             Response { allow: Some(allow), ..response }.write_head(&mut writer.out);
@@ -107,7 +108,7 @@ fn plain(
         Route::Embeddings => unreachable!("answered by embeddings"),
         Route::LoadModel | Route::SwapModel | Route::DeleteModel(_) => unreachable!("answered by the control thread"),
     }
-    count(shard, status);
+    count(shard, writer, status);
     http::write_json(&mut writer.out, request, id, status, &body);
     Ok(())
 }
@@ -248,11 +249,12 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
         uptime_seconds: shard.control.started.elapsed().as_secs_f64(),
         cpu_seconds: cpu_seconds(),
         cpus: shard.control.workers,
+        traces: shard.control.traces.outcomes(),
     };
     let failed = |error: prometheus::Error| ApiError::internal(error.to_string());
     let mut text = metrics::render(&shard.control.metrics, process, &shard.control.swaps()).map_err(failed)?;
     text += &metrics::render_gpus(&shard.control.inventory.devices).map_err(failed)?;
-    count(shard, 200);
+    count(shard, writer, 200);
     let response = Response::new(request, id, 200, "text/plain; version=0.0.4; charset=utf-8", Body::Length(0));
     response.write(&mut writer.out, text.as_bytes(), request.method() == Method::Head);
     Ok(())

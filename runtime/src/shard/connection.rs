@@ -46,21 +46,21 @@ async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
                 let status = error.status;
                 let id = shard.request_id();
                 http::write_error(&mut writer.out, None, &id, &error, Dialect::OpenAi, unix_ms());
-                answer::count(shard, status);
+                answer::count(shard, writer, status);
                 return;
             }
         };
         peer.busy.set(true);
+        let span = shard.begin_span(peer, &request);
         let (sends, before) = (writer.sends, writer.out.len());
         let open = contain(answer::answer(shard, peer, &mut request, writer)).await;
         peer.end_answer();
-        let Some(open) = open else {
-            if writer.sends == sends {
-                writer.out.truncate(before);
-                broken(shard, &request, writer);
-            }
-            return;
-        };
+        if open.is_none() && writer.sends == sends {
+            writer.out.truncate(before);
+            broken(shard, &request, writer);
+        }
+        shard.end_span(span, peer, writer.status);
+        let Some(open) = open else { return };
         if !open || !request.keep_alive() || shard.control.is_draining() {
             return;
         }
@@ -103,7 +103,7 @@ impl Drop for BodyShare<'_> {
 
 /// The answer where making one has panicked.
 fn broken(shard: &Shard, request: &Request, writer: &mut Writer) {
-    answer::count(shard, 500);
+    answer::count(shard, writer, 500);
     let error = ApiError::internal("the answer could not be made");
     let dialect = net::api::dialect_of(request.path());
     http::write_error(&mut writer.out, Some(request), &shard.request_id(), &error, dialect, unix_ms());

@@ -57,7 +57,7 @@ pub(super) async fn run(
     let name = &embedding.served.model.name;
     api::write_embeddings(&mut body, name, vectors, wanted.encoding_format, embedding.prompt_tokens);
     embedding.record();
-    count(shard, 200);
+    count(shard, writer, 200);
     http::write_json(&mut writer.out, request, id, 200, &body);
     Ok(true)
 }
@@ -320,7 +320,9 @@ impl Drop for Embedding<'_> {
             self.shard.cancel(*stream);
         }
         self.shard.admission.remove_pending(self.pending_tokens);
-        self.shard.control.receipts[self.shard.index].write(&self.receipt());
+        let receipt = self.receipt();
+        self.shard.control.receipts[self.shard.index].write(&receipt);
+        self.peer.computed(&self.served.model.name, receipt);
         let active = &self.shard.metrics.requests.active;
         active.set(active.get() - 1);
     }

@@ -604,7 +604,9 @@ impl Drop for Generation<'_> {
             self.shard.cancel(*stream);
         }
         self.shard.admission.remove_pending(self.pending_tokens);
-        self.shard.control.receipts[self.shard.index].write(&self.receipt());
+        let receipt = self.receipt();
+        self.shard.control.receipts[self.shard.index].write(&receipt);
+        self.peer.computed(&self.served.model.name, receipt);
         let active = &self.shard.metrics.requests.active;
         active.set(active.get() - 1);
     }

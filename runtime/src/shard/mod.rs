@@ -28,6 +28,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use net::api::SwapStatus;
+use net::http::Request;
 use rtrb::{Consumer, Producer};
 
 use crate::config::Config;
@@ -38,6 +39,7 @@ use crate::executor::Signal;
 use crate::gpu::{Costs, Inventory, Load, ShardPort};
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::{History, ShardMetrics, Totals};
+use crate::otlp::{RequestSpan, TraceCounts, Tracer};
 use crate::receipts::Receipts;
 use crate::registry::{Message, ORDERS_MAX, Order};
 use crate::schedule::StreamId;
@@ -68,6 +70,7 @@ pub struct Control {
     /// Of each shard.
     pub receipts: Box<[Receipts]>,
     pub history: History,
+    pub traces: Arc<TraceCounts>,
     /// A load, swap or removal is in progress.
     operating: AtomicBool,
     swaps: [AtomicU64; 3],
@@ -93,6 +96,7 @@ impl Control {
             started_unix_s: unix_time().as_secs(),
             receipts: metrics.iter().map(|_| Receipts::default()).collect(),
             history: History::default(),
+            traces: Arc::default(),
             metrics,
             workers,
             operating: AtomicBool::new(false),
@@ -199,6 +203,8 @@ pub struct ShardLink {
     pub doors: Arc<[Door]>,
     /// The executor has a core of its own and need not sleep.
     pub may_spin: bool,
+    /// Where requests are traced.
+    pub tracer: Option<Tracer>,
 }
 
 /// What comes to an executor from other threads.
@@ -223,6 +229,7 @@ pub struct Shard {
     bell: Arc<LeaderBell>,
     doors: Arc<[Door]>,
     may_spin: bool,
+    tracer: Option<Tracer>,
     outbox: SyncSender<Message>,
     jobs: RefCell<HashMap<u64, Rc<admin::Job>>>,
     /// A canary's answer is being compared; one at a time.
@@ -275,6 +282,7 @@ impl Shard {
             bell: link.bell,
             doors: link.doors,
             may_spin: link.may_spin,
+            tracer: link.tracer,
             outbox: link.outbox,
             jobs: RefCell::default(),
             comparing: Cell::new(false),
@@ -459,6 +467,24 @@ impl Shard {
         let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// The span of a request that has just come, if it is traced.
+    fn begin_span(&self, peer: &Peer, request: &Request) -> Option<Box<RequestSpan>> {
+        let span = self.tracer.as_ref()?.begin(request, || self.next_random(), unix_time());
+        peer.is_traced.set(span.is_some());
+        span
+    }
+
+    /// Hands a request's span over, whose answer has ended.
+    fn end_span(&self, span: Option<Box<RequestSpan>>, peer: &Peer, status: u16) {
+        if let (Some(mut span), Some(tracer)) = (span, &self.tracer) {
+            span.end = unix_time().max(span.start);
+            span.status = status;
+            span.computed = peer.computed.take();
+            peer.is_traced.set(false);
+            tracer.end(span);
+        }
     }
 
     /// A random UUID (version 4).

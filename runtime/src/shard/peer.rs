@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::shutdown;
 use crate::executor::{ReadHalf, Signal, WriteHalf, contain};
+use crate::otlp::Computed;
+use crate::receipts::Receipt;
 use crate::schedule::ClientId;
 
 /// One client connection.
@@ -37,6 +39,9 @@ pub(super) struct Peer {
     /// What is to be said if the executor breaks down under the answer in progress: all of a refusal, or an event that
     /// ends the stream.
     parting: RefCell<Vec<u8>>,
+    /// The request in progress is traced; then what computed its answer, once that has ended.
+    pub(super) is_traced: Cell<bool>,
+    pub(super) computed: RefCell<Option<Computed>>,
     /// When every write is given up, as the server ends.
     writes_end: Cell<Option<Instant>>,
 }
@@ -57,6 +62,8 @@ impl Peer {
             wake_at: Cell::new(None),
             write_until: Cell::new(None),
             parting: RefCell::default(),
+            is_traced: Cell::new(false),
+            computed: RefCell::default(),
             writes_end: Cell::new(None),
         }
     }
@@ -86,6 +93,13 @@ impl Peer {
     pub(super) fn end_answer(&self) {
         self.busy.set(false);
         self.parting.borrow_mut().clear();
+    }
+
+    /// Keeps what a trace tells of the model's work.
+    pub(super) fn computed(&self, model: &str, receipt: Receipt) {
+        if self.is_traced.get() {
+            *self.computed.borrow_mut() = Some(Computed { model: model.to_owned(), receipt });
+        }
     }
 
     /// Ends the connection outside any executor, with what is left to say where nothing is half written.
@@ -148,11 +162,13 @@ pub(super) struct Writer {
     pub(super) out: Vec<u8>,
     /// How often something was sent.
     pub(super) sends: u64,
+    /// Of the last answer.
+    pub(super) status: u16,
 }
 
 impl Writer {
     pub(super) fn new(half: WriteHalf, peer: Rc<Peer>) -> Self {
-        Self { half, peer, out: Vec::with_capacity(OUT_BYTES), sends: 0 }
+        Self { half, peer, out: Vec::with_capacity(OUT_BYTES), sends: 0, status: 0 }
     }
 
     /// Whether so much waits to be sent that more would only take memory.

@@ -22,3 +22,4 @@ mod server;
 mod starts;
 mod stats;
 mod swaps;
+mod traces;

@@ -33,7 +33,8 @@ pub(crate) struct Ended {
 /// `bitnetd` with `arguments` and without our own environment's settings.
 pub(crate) fn bitnetd(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitnetd"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BITNET_")) {
+    let ours = |name: &str| name.starts_with("BITNET_") || name.starts_with("OTEL_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| ours(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

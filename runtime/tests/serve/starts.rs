@@ -82,7 +82,7 @@ fn settings_that_are_wrong_are_named() {
         &["/nowhere/bitnetd.toml"],
     );
     assert_refused(&run_to_end(bitnetd(&["serve"]).env("BITNET_UNHEARD_OF", "1")), &["BITNET_UNHEARD_OF"]);
-    assert_refused(&run_to_end(bitnetd(&["serve"]).env("BITNET_OTLP_ENDPOINT", "x")), &["BITNET_OTLP_ENDPOINT"]);
+    assert_refused(&run_to_end(bitnetd(&["serve"]).env("BITNET_OTLP_ENDPOINT", "x")), &["otlp_endpoint"]);
     assert_refused(&run_to_end(bitnetd(&["serve"]).env("BITNET_JWT_SECRET", "x")), &["jwt_secret", "32 bytes"]);
     assert_refused(
         &run_to_end(&mut bitnetd(&["serve", "--max-concurrent-requests", "0"])),

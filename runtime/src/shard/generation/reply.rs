@@ -80,7 +80,7 @@ impl<'a> Reply<'a> {
             return;
         }
         self.begun = true;
-        count(shard, 200);
+        count(shard, writer, 200);
         Response::event_stream(self.request, self.id).write_head(&mut writer.out);
         let Form::OpenAi(stream) = &self.form else { return };
         let per_prompt = self.sent_chars.len() / work_echoes.len().max(1);
@@ -194,7 +194,7 @@ impl<'a> Reply<'a> {
         clock: &Clock,
         writer: &mut Writer,
     ) {
-        count(shard, 200);
+        count(shard, writer, 200);
         let (created, name) = (unix_time().as_secs(), model.name.as_str());
         let mut body = Vec::with_capacity(512 + choices.iter().map(|choice| choice.ready.len()).sum::<usize>());
         match self.endpoint {
