@@ -159,7 +159,8 @@ fn is_list_of_names(text: &str) -> bool {
 }
 
 /// Fields of an answer that a page may read beyond those that it always may.
-const EXPOSED: &str = "x-request-id, Retry-After, retry-after-ms";
+const EXPOSED: &str =
+    "x-request-id, Retry-After, retry-after-ms, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset";
 /// How long a browser need not ask again; some take no more than two hours.
 const MAX_AGE_SECONDS: &str = "7200";
 

@@ -1,6 +1,7 @@
 //! Settings: flags, then the environment, then the TOML file, then defaults; what comes out is valid.
 
 mod otlp;
+mod rates;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,7 @@ use crate::otlp::OtlpConfig;
 use crate::registry::AllowedDirectories;
 
 use crate::model::HeadScreen;
-use crate::shard::{AdmissionLimits, TimeLimits};
+use crate::shard::{AdmissionLimits, RateLimits, TimeLimits};
 use crate::speculate::{NoSuchSpeculation, Speculation};
 use crate::tuned::Tuned;
 
@@ -69,6 +70,11 @@ pub struct Settings {
     /// for every one [default: none but its own]
     #[arg(long = "allowed-origin", env = "BITNET_ALLOWED_ORIGINS", value_delimiter = ',')]
     pub allowed_origins: Option<Vec<String>>,
+    /// Requests that a client (API key, else address) may make in a minute, as CLASS=NUMBER with the classes inference,
+    /// models (loading, swapping, removing), health (and metrics) and stats, several parted by `,`; behind a proxy all its
+    /// clients are one [default: no limits]
+    #[arg(long = "rate-limit", env = "BITNET_RATE_LIMITS", value_delimiter = ',')]
+    pub rate_limits: Option<Vec<String>>,
     /// Seconds that a swapped model is watched before the one it replaced is let go [default: 5]
     #[arg(long, env = "BITNET_SWAP_WATCH_SECONDS")]
     pub swap_watch_seconds: Option<u64>,
@@ -210,6 +216,7 @@ pub struct Config {
     pub keys: Keys,
     pub require_authentication: bool,
     pub origins: Origins,
+    pub rates: RateLimits,
     pub swap_watch: Duration,
     pub shards: Option<usize>,
     pub workers: Option<usize>,
@@ -310,6 +317,7 @@ impl Settings {
             jwt_secret: self.jwt_secret.or(file.jwt_secret),
             require_authentication: self.require_authentication.or(file.require_authentication),
             allowed_origins: self.allowed_origins.or(file.allowed_origins),
+            rate_limits: self.rate_limits.or(file.rate_limits),
             swap_watch_seconds: self.swap_watch_seconds.or(file.swap_watch_seconds),
             shards: self.shards.or(file.shards),
             workers: self.workers.or(file.workers),
@@ -373,6 +381,7 @@ impl Settings {
             state_dir: self.state_dir,
             require_authentication: require_authentication(self.require_authentication, &keys)?,
             keys,
+            rates: rates::parse(&self.rate_limits.unwrap_or_default())?,
             origins: parse_origins(&self.allowed_origins.unwrap_or_default())?,
             swap_watch: Duration::from_secs(within(
                 "swap_watch_seconds",

@@ -136,7 +136,8 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     let fail = |what| move |source| Error::Start { what, source };
     let (feeders, gpu_ports) = Feeders::connect(&inventory, count).map_err(fail("a GPU's descriptors"))?;
     let devices = (cpus.collect(), inventory);
-    let control = Arc::new(Control::new(started, Arc::clone(&metrics), plan.workers(), devices));
+    let control = Control::new(started, Arc::clone(&metrics), plan.workers(), devices).with_rates(config.rates);
+    let control = Arc::new(control);
     let traced = config.otlp.as_ref().map(|otlp| otlp::start(otlp, count, &control.traces));
     let (mut tracers, _exporter) = traced.transpose().map_err(fail("the thread that sends traces"))?.unzip();
     let names: Vec<String> = models.started.iter().map(|model| format!("`{}`", model.loaded.facts.name)).collect();

@@ -16,6 +16,7 @@ pub enum Count {
     RefusedDeadline,
     RefusedDraining,
     RefusedConnections,
+    RefusedRate,
     PromptTokens,
     GeneratedTokens,
     Succeeded,
@@ -32,7 +33,7 @@ pub enum Count {
 }
 
 impl Count {
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 24] = [
         Self::Started,
         Self::Stop,
         Self::Length,
@@ -43,6 +44,7 @@ impl Count {
         Self::RefusedDeadline,
         Self::RefusedDraining,
         Self::RefusedConnections,
+        Self::RefusedRate,
         Self::PromptTokens,
         Self::GeneratedTokens,
         Self::Succeeded,
@@ -72,6 +74,7 @@ impl Count {
             Self::RefusedDeadline => &outcomes.refused_deadline,
             Self::RefusedDraining => &outcomes.refused_draining,
             Self::RefusedConnections => &outcomes.refused_connections,
+            Self::RefusedRate => &outcomes.refused_rate,
             Self::PromptTokens => &requests.prompt_tokens,
             Self::GeneratedTokens => &requests.generated_tokens,
             Self::Succeeded => &requests.answers[1],

@@ -82,6 +82,7 @@ pub struct Outcomes {
     pub refused_deadline: Cell,
     pub refused_draining: Cell,
     pub refused_connections: Cell,
+    pub refused_rate: Cell,
 }
 
 /// Rows of the output head, by how they got their logits, and logits computed one by one.

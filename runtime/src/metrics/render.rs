@@ -77,6 +77,7 @@ impl Page<'_> {
                 ("deadline", |s| &s.requests.outcomes.refused_deadline),
                 ("draining", |s| &s.requests.outcomes.refused_draining),
                 ("connections", |s| &s.requests.outcomes.refused_connections),
+                ("rate_limit", |s| &s.requests.outcomes.refused_rate),
             ],
         );
         self.labelled(

@@ -9,6 +9,7 @@ use net::error::{ApiError, Dialect};
 use net::http::{self, Body, Method, Request, Response};
 use serde_json::{Value, json};
 
+use super::client::client_of;
 use super::connection::unix_ms;
 use super::embeddings;
 use super::peer::{Peer, Writer};
@@ -27,7 +28,9 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
         Err(error) => return refuse(shard, writer, request, &id, &error, api::dialect_of(&path)),
     };
     let dialect = route.dialect();
-    let allowed = shard.config.origins.check(request).and_then(|()| admin::authorize(shard, peer, &route, request));
+    let allowed = shard.config.origins.check(request);
+    let allowed = allowed.and_then(|()| check_rate(shard, peer, &route, request));
+    let allowed = allowed.and_then(|()| admin::authorize(shard, peer, &route, request));
     if let Err(error) = allowed {
         return refuse(shard, writer, request, &id, &error, dialect);
     }
@@ -46,6 +49,14 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
         Ok(open) => open,
         Err(error) => refuse(shard, writer, request, &id, &error, dialect),
     }
+}
+
+/// Refuses what is beyond the client's rate; who may use the Unix socket has none. Keys that are wrong count as well.
+fn check_rate(shard: &Shard, peer: &Peer, route: &Route<'_>, request: &mut Request) -> Result<(), ApiError> {
+    let Some(rates) = shard.control.rates.as_ref().filter(|_| !peer.is_local) else { return Ok(()) };
+    let client = client_of(shard, peer, request);
+    let checked = rates.check(client, route, request, shard.control.started.elapsed());
+    checked.inspect_err(|_| shard.metrics.requests.outcomes.refused_rate.add(1))
 }
 
 /// Counts an answer of that status.

@@ -15,6 +15,7 @@ mod life;
 mod models;
 mod peer;
 mod probe;
+mod rates;
 mod stats;
 mod turns;
 
@@ -48,12 +49,14 @@ use gpus::Gpus;
 use hosts::Hosts;
 use models::Models;
 use peer::Peer;
+use rates::Rates;
 use turns::Fallen;
 
 pub use admission::AdmissionLimits;
 pub use doors::Door;
 pub use generation::TimeLimits;
 pub use models::Served;
+pub use rates::{RATE_MAX, RateClass, RateLimits};
 
 /// The CPUs of a shard's workers, for those who ask what there is.
 pub struct CpuPlace {
@@ -70,6 +73,7 @@ pub struct Control {
     /// Of each shard.
     pub receipts: Box<[Receipts]>,
     pub history: History,
+    rates: Option<Rates>,
     pub traces: Arc<TraceCounts>,
     /// A load, swap or removal is in progress.
     operating: AtomicBool,
@@ -96,6 +100,7 @@ impl Control {
             started_unix_s: unix_time().as_secs(),
             receipts: metrics.iter().map(|_| Receipts::default()).collect(),
             history: History::default(),
+            rates: None,
             traces: Arc::default(),
             metrics,
             workers,
@@ -108,6 +113,12 @@ impl Control {
             draining: AtomicBool::new(false),
             cutting: AtomicBool::new(false),
         }
+    }
+
+    /// The same with limits of what a client may ask for.
+    #[must_use]
+    pub fn with_rates(self, limits: RateLimits) -> Self {
+        Self { rates: Rates::new(limits), ..self }
     }
 
     /// Shards that have their listener.

@@ -81,6 +81,7 @@ fn inference_stats(shard: &Shard, between: &Totals, covered_s: f64) -> Value {
             "deadline": between.count(Count::RefusedDeadline),
             "draining": between.count(Count::RefusedDraining),
             "connections": between.count(Count::RefusedConnections),
+            "rate_limit": between.count(Count::RefusedRate),
         },
         "prompt_tokens": between.count(Count::PromptTokens),
         "generated_tokens": between.count(Count::GeneratedTokens),

@@ -17,6 +17,7 @@ mod openapi;
 mod page;
 mod placement;
 mod prefixes;
+mod rates;
 mod refusals;
 mod server;
 mod starts;

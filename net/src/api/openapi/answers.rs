@@ -228,7 +228,7 @@ fn stats() -> Value {
                 "inference_stats": all_of(json!({"requests_started": count(), "requests_active": count(),
                     "requests_per_second": number(),
                     "sequences_finished": counts(&["stop", "length", "cancelled", "failed"]),
-                    "rejected": counts(&["queue_full", "memory", "deadline", "draining", "connections"]),
+                    "rejected": counts(&["queue_full", "memory", "deadline", "draining", "connections", "rate_limit"]),
                     "prompt_tokens": count(), "generated_tokens": count(), "generated_tokens_per_second": number(),
                     "prefix_cache_hit_ratio": maybe("number"), "time_to_first_token_ms": spread,
                     "inter_token_ms": spread, "queue_ms": spread, "request_ms": spread})),

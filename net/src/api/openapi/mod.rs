@@ -68,7 +68,8 @@ fn operation(route: &Route<'_>, method: Method) -> Value {
         Access::Keyed(_) | Access::Guarded(_) => &[401, 403],
     };
     let body_errors: &[u16] = if method == Method::Post { &[400, 408, 411, 413, 415] } else { &[] };
-    for status in guards.iter().chain(body_errors).chain(errors) {
+    // Any of them may be limited in its rate.
+    for status in guards.iter().chain(body_errors).chain(errors).chain(&[429]) {
         responses.entry(status.to_string()).or_insert_with(|| error(*status, route.dialect()));
     }
     let mut operation = json!({
@@ -313,7 +314,10 @@ fn error(status: u16, dialect: Dialect) -> Value {
         411 => ("The body has no length", false),
         413 => ("The body is too large", false),
         415 => ("The body is no JSON in UTF-8", false),
-        429 => ("What would wait is not taken: the queue is full, or too slow for the request's time limits", true),
+        429 => (
+            "Not now: the queue is full, or too slow for the request's time limits, or the client has used up its rate",
+            true,
+        ),
         503 => ("The server is shutting down, or lacks the device or the memory", true),
         _ => ("The server failed", false),
     };
