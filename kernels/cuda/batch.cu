@@ -90,7 +90,7 @@ KERNEL void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt(const GRID_CONSTA
     attend_prompt_tile(s, p.rows);
 }
 
-// The head by its screen: norm_screen, screen_*, draw_rows where there are draws, rank_rows where some are among the best few,
+// The head by its screen: norm_screen, screen_*, draw_rows where there are draws among all, rank_rows where some are among the best few,
 // choose_rows, take_rows, and for these pick_rows.
 KERNEL void __launch_bounds__(THREADS) norm_screen(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
@@ -130,12 +130,7 @@ KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 
 }
 KERNEL void __launch_bounds__(THREADS) draw_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
-    const int t = (int)blockIdx.x % s.tokens, chunk = (int)blockIdx.x / s.tokens;
-    if (s.draws[t].count != 0) {
-        note_lows(p, s, t, chunk);
-    } else {
-        draw_batch_rows(p, s, t, chunk);
-    }
+    draw_batch_rows(p, s, (int)blockIdx.x % s.tokens, (int)blockIdx.x / s.tokens);
 }
 KERNEL void __launch_bounds__(THREADS) rank_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();

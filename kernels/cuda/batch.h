@@ -113,7 +113,7 @@ inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p
 }
 
 // The head of `s.tokens` rows by its screen: phases SCREEN, CHOOSE (input: the screen's output); `draw` only
-// where some rows are drawn, `rank` and `pick` where some of these are drawn among their best.
+// where some rows are drawn among all, `rank` and `pick` where some are among their best.
 inline Launch norm_screen(const Step& s, const Phase& p) {
     return {"norm_screen", s.tokens, 1, THREADS, REDUCED_BYTES + divided(p.cols, 128) * 512, p, s};
 }

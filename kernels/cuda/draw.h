@@ -77,7 +77,7 @@ enum { DRAW_ROWS = 2048 };
 // noted. What floats round is below 2^-22 of a score's parts; noise is below 24.
 DEVICE void draw_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     const Draw draw = s.draws[t];
-    if (draw.factor == 0.0f) return;
+    if (draw.factor == 0.0f || draw.count != 0) return;
     const float4 x = ((const float4*)s.screen_rows)[t];
     const int first = chunk * DRAW_ROWS + (int)threadIdx.x / 16 * 64 + (int)threadIdx.x % 16;
     unsigned words[4], best = 0;

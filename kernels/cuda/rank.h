@@ -7,25 +7,6 @@
 
 #include "draw.h"
 
-// Of DRAW_ROWS rows, for one token: the greatest lower bound of each 16. What floats round is below 2^-22 of a bound.
-DEVICE void note_lows(const Phase& p, const Step& s, int t, int chunk) {
-    const float4 x = ((const float4*)s.screen_rows)[t];
-    const float* upper = p.output + (long long)t * p.rows;
-    float* lows = screen_lows(p.output, s.tokens, p.rows, t);
-    const int first = chunk * DRAW_ROWS + (int)threadIdx.x / 16 * 64 + (int)threadIdx.x % 16;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int row = first + 16 * i;
-        float low = -INFINITE;
-        if (row < p.rows) {
-            const float bound = upper[row] - 2.00001f * screen_distance(((const float4*)p.scales)[row], {x.x, x.y, x.z});
-            if (bound > -INFINITE && bound < INFINITE) low = bound - fabsf(bound) * 1e-6f;
-        }
-        for (int mask = 8; mask > 0; mask >>= 1) low = fmaxf(low, shuffle_xor(low, mask));
-        if (threadIdx.x % 16 == 0 && row < p.rows) lows[row / 16] = low;
-    }
-}
-
 enum { RANK_LOOKS = 16 };
 
 // The k-th greatest of the keys of all threads, bit by bit; 0 where there are fewer. `counts` has room for two of each warp.
@@ -145,15 +126,31 @@ struct PickArea {
     }
 };
 
-// The token of a draw among the best few becomes the next input: a block for each row. Hardly ever do more logits reach `lower`
-// than there is room for: then they are taken in portions.
+// What `k` of those logits that reach `lower` do reach.
+DEVICE float reached_by(const float* logits, int rows, float lower, int k, int* counts) {
+    unsigned keys[RANK_LOOKS];
+#pragma unroll
+    for (int i = 0; i < RANK_LOOKS; i++) {
+        keys[i] = 0;
+        for (int at = i * THREADS + (int)threadIdx.x; at < rows; at += RANK_LOOKS * THREADS) {
+            if (logits[at] >= lower) keys[i] = max(keys[i], lower_key(logits[at]));
+        }
+    }
+    return lower_of_key(kth_greatest(keys, k, counts));
+}
+
+// The token of a draw among the best few becomes the next input: a block for each row. Should more logits reach `lower` than there
+// is room for, it becomes what the best of these reach; where that does not help, since many are equal, they are taken in
+// portions.
 DEVICE void pick_batch_row(const Phase& p, const Step& s, int t) {
     const Draw draw = s.draws[t];
     if (draw.count == 0) return;
     PickArea& area = *(PickArea*)shared_arena();
-    const float lower = lower_of_key(s.lower[t]), *logits = p.input + (long long)t * p.rows;
+    const float* logits = p.input + (long long)t * p.rows;
+    float lower = lower_of_key(s.lower[t]);
     const int most = min(draw.count, (int)RANKED_MAX);
     int kept = 0, portion = p.rows;
+    bool exact = false;
     if (threadIdx.x == 0) area.count = 0;
     __syncthreads();
 #pragma unroll 1
@@ -164,7 +161,11 @@ DEVICE void pick_batch_row(const Phase& p, const Step& s, int t) {
         if (fits) area.rank(gathered, most);
         kept = fits ? min(gathered, most) : 0;
         from = fits ? from + portion : 0;
-        if (!fits) portion = PICK_PORTION;
+        if (!fits) {
+            if (exact) portion = PICK_PORTION;
+            lower = max(lower, reached_by(logits, p.rows, lower, most, (int*)area.best));
+            exact = true;
+        }
         for (int i = threadIdx.x; i < kept; i += THREADS) area.keys[i] = area.best[i];
         __syncthreads();
         if (threadIdx.x == 0) area.count = kept;

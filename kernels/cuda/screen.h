@@ -134,7 +134,7 @@ DEVICE float* screen_tops(float* bounds, int tokens, int rows, int t) {
     return bounds + (long long)tokens * rows + (long long)t * ((rows + 15) / 16);
 }
 
-// Of a draw among the best few: behind these, the greatest lower bound of each 16 rows of a token.
+// Of a draw: behind these, the greatest lower bound of each 16 rows of a token.
 DEVICE float* screen_lows(float* bounds, int tokens, int rows, int t) { return screen_tops(bounds, tokens, rows, tokens + t); }
 
 DEVICE float lower_of_key(unsigned key) { return key ? unordered(key) : -INFINITE; }
@@ -211,17 +211,21 @@ struct FinishScreen {
     DEVICE void pair(int tile, int g, int token, int low, int high) const {
         int other_low = shuffle_xor(low, 1), other_high = shuffle_xor(high, 1), t = token / 2, row = tile * 16 + g + token % 2 * 8;
         unsigned key = 0;
+        const float4 x = facts[128 + min(t, s.tokens - 1) - first_token];
         if (t < s.tokens && row < p.rows) {
-            float4 x = facts[128 + t - first_token];
             Bounds bounds = screen_bounds(token % 2 ? other_high : low, token % 2 ? high : other_low, facts[row - first_row],
                                           {x.x, x.y, x.z});
             p.output[(long long)t * p.rows + row] = bounds.upper;
-            // A draw's scores have bounds of their own.
-            key = x.w == 0.0f ? lower_key(bounds.lower) : 0;
+            key = lower_key(bounds.lower);
         }
         for (int mask : {1, 4, 8, 16}) key = max(key, shuffle_xor(key, mask));
-        // What another block wrote since may be missed: then the addition is for nothing.
-        if ((lane_id() & 29) == 0 && t < s.tokens && key > s.lower[t]) atomicMax(&s.lower[t], key);
+        if ((lane_id() & 29) != 0 || t >= s.tokens) return;
+        // A draw's scores have bounds of their own. What another block wrote since may be missed: then the addition is for nothing.
+        if (x.w != 0.0f) {
+            if (tile < (p.rows + 15) / 16) screen_lows(p.output, s.tokens, p.rows, t)[tile] = lower_of_key(key);
+        } else if (key > s.lower[t]) {
+            atomicMax(&s.lower[t], key);
+        }
     }
     template <int COUNT>
     DEVICE void operator()(int tile, int g, int token, int stride, const int (&low)[COUNT], const int (&high)[COUNT]) const {

@@ -410,6 +410,7 @@ template <int NT, int STAGES> struct WideScreen {
             const bool drawn = facts[own].w != 0.0f, there = t < s.tokens;
             if (there && g % 2 == 0) screen_tops(p.output, s.tokens, p.rows, t)[tile] = most[0];
             // A draw's scores have bounds of their own.
+            if (there && g % 2 == 1 && drawn) screen_lows(p.output, s.tokens, p.rows, t)[tile] = most[0];
             if (there && g % 2 == 1 && !drawn && lower_key(most[0]) > before) atomicMax(&s.lower[t], lower_key(most[0]));
             const unsigned live = warp_ballot(there && g % 2 == 0 && (drawn || !(most[0] < lower_of_key(before)))) >> local;
 #pragma unroll

@@ -92,9 +92,10 @@ struct BatchStep {
         Step s = loaded.step;
         s.tokens = (int)last.size();
         s.draws = of.empty() ? nullptr : loaded.machine.copy_of(of);
+        const bool some_drawn = std::any_of(of.begin(), of.end(), [](const Draw& draw) { return draw.factor != 0.0f && draw.count == 0; });
         const bool some_ranked = std::any_of(of.begin(), of.end(), [](const Draw& draw) { return draw.count != 0; });
         std::vector<Launch> launches = {batch::norm_screen(s, loaded.screen), batch::screen(s, loaded.screen, {loaded.machine.blocks(), loaded.machine.cluster_max()})};
-        if (s.draws) launches.push_back(batch::draw(s, loaded.screen));
+        if (some_drawn) launches.push_back(batch::draw(s, loaded.screen));
         if (some_ranked) launches.push_back(batch::rank(s, loaded.screen));
         launches.push_back(batch::choose(s, loaded.choose));
         launches.push_back(batch::take(s));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdio>
+#include <string>
 
 #include "batch.h"
 
@@ -209,6 +210,30 @@ inline void nothing_is_no_token(Machine& machine, const Model& model) {
     expect(wrong == 0, what);
 }
 
+// Draws whose best few nothing is known of before all logits are there, more than a block keeps at a time.
+inline void draws_rank_without_bounds(Machine& machine) {
+    Model model({128, 1, 2, 1, 32, 40, 6001}, 40, 17);
+    BatchStep step(model, machine, {{3, 1}, {5, 1}, {9, 1}});
+    std::vector<Draw> draws = step.draws;
+    size_t wrong = 0;
+    for (int i = 0; i < 3; i++) draws[i] = {{7, 9}, {(unsigned)i, 0}, 0.02f, i == 0 ? 256 : 3, 1.0f, 0.0f};
+    for (int i = 0; i < 3; i++) step.loaded.fill(i, Cache(model.shape, model.positions, step.segments[i].start, 100 + i), step.segments[i].start);
+    step.layers();
+    for (const Launch& launch : step.screened_head(draws)) {
+        if (launch.kernel != std::string("rank_rows")) machine.launch(launch);
+    }
+    std::vector<int> tokens = machine.read(step.loaded.step.token_ids, 3);
+    step.head();
+    std::vector<float> logits = machine.read(step.loaded.step.logits, 3 * (size_t)model.shape.vocab);
+    for (int i = 0; i < 3; i++) {
+        const float* of = &logits[(size_t)i * model.shape.vocab];
+        wrong += tokens[i] != reference::draw(draws[i], std::vector<float>(of, of + model.shape.vocab));
+    }
+    char what[80];
+    std::snprintf(what, sizeof what, "draws without a bound: %zu differ", wrong);
+    expect(wrong == 0, what);
+}
+
 // Rows that all have the same logit, more than a block keeps at a time: the best few are those with the lowest ids.
 inline void equal_logits_rank_by_id(Machine& machine) {
     Model model({128, 1, 2, 1, 32, 40, 6001}, 40, 16);
@@ -255,6 +280,7 @@ inline void small_suite(Machine& machine) {
     batch_agrees(machine, squared, {{40, 1}, {3, 1}, {0, 21}, {5, 3}});
     nothing_is_no_token(machine, squared);
     equal_logits_rank_by_id(machine);
+    draws_rank_without_bounds(machine);
     // Columns split over clusters, the second size of the screen.
     batch_agrees(machine, Model({128, 1, 8, 4, 64, 1100, 300}, 40, 6),
                  {{39, 1}, {3, 1}, {9, 1}, {31, 1}, {0, 1}, {2, 1}, {5, 1}, {7, 1}, {1, 12}});

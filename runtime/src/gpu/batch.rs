@@ -23,6 +23,13 @@ pub(super) struct Limits {
     pub(super) cluster_max: usize,
 }
 
+/// Whether tokens are drawn among all, and whether some are among the best few.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Draws {
+    pub(super) among_all: bool,
+    pub(super) among_best: bool,
+}
+
 /// One launch of a batch kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Launch {
@@ -62,11 +69,11 @@ pub(super) const KERNELS: [&CStr; 23] = [
 ];
 
 /// Hands over the launches that give the tokens of `step.tokens` rows by the screen of the head, phases `screen` and `choose`: the
-/// best, and where `step` has draws, theirs; some of these are among the best few, if `ranked`.
+/// best, and those of the `draws` that `step` has.
 pub(super) fn screened_head<E>(
     (screen, choose): (&Phase, &Phase),
     step: &Step,
-    ranked: bool,
+    draws: Draws,
     limits: Limits,
     mut launch: impl FnMut(&Launch) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -83,10 +90,10 @@ pub(super) fn screened_head<E>(
     launch(&of(c"norm_screen", tokens, THREADS, REDUCED_BYTES + size(screen.cols).next_multiple_of(128) * 4, screen))?;
     let (kernel, grid, cluster, threads, shared_bytes) = screen_of(2 * tokens, size(screen.tiles), limits);
     launch(&Launch { cluster, ..of(kernel, grid, threads, shared_bytes, screen) })?;
-    if step.draws != 0 {
+    if draws.among_all {
         launch(&of(c"draw_rows", tokens * size(screen.rows).div_ceil(CHOOSE_ROWS), THREADS, 0, screen))?;
     }
-    if ranked {
+    if draws.among_best {
         launch(&of(c"rank_rows", tokens, THREADS, RANK_BYTES, screen))?;
     }
     launch(&of(
@@ -97,7 +104,7 @@ pub(super) fn screened_head<E>(
         choose,
     ))?;
     launch(&of(c"take_rows", tokens.div_ceil(THREADS / 32), THREADS, 0, choose))?;
-    if ranked { launch(&of(c"pick_rows", tokens, THREADS, PICK_BYTES, choose)) } else { Ok(()) }
+    if draws.among_best { launch(&of(c"pick_rows", tokens, THREADS, PICK_BYTES, choose)) } else { Ok(()) }
 }
 
 /// The kernel for so many slots, two for each row: its upper and its lower bytes. Then grid, cluster, threads and shared memory.

@@ -19,7 +19,7 @@ use super::images::image_for;
 use super::pack::Packer;
 use super::plan::Order;
 use super::shape::Shape;
-use super::wire::{BEST, DRAWN, FAILED, Offsets, RANKED, READY, Region, STAGE_BYTES, place};
+use super::wire::{FAILED, Offsets, READY, Region, STAGE_BYTES, place};
 use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::Model;
@@ -181,7 +181,10 @@ impl Device for ChildDevice {
         words.sequences.store(word(sequences), Ordering::Relaxed);
         words.tiles.store(word(order.tiles.len() / 2), Ordering::Relaxed);
         words.chosen.store(word(wants.len() - self.scores[own]), Ordering::Relaxed);
-        words.way.store(wants.iter().map(way).max().unwrap_or(BEST), Ordering::Relaxed);
+        let drawn = wants.iter().any(|want| matches!(want, Want::Drawn(_)));
+        words.drawn.store(u32::from(drawn), Ordering::Relaxed);
+        let ranked = wants.iter().any(|want| matches!(want, Want::Ranked(_)));
+        words.ranked.store(u32::from(ranked), Ordering::Relaxed);
         words.scores.store(word(self.scores[own]), Ordering::Relaxed);
         region.header().submit(number);
         (self.newest, self.looked) = (number, Instant::now());
@@ -277,14 +280,6 @@ impl Running {
                 self.packer = None;
             }
         }
-    }
-}
-
-fn way(want: &Want) -> u32 {
-    match want {
-        Want::Best | Want::Scores => BEST,
-        Want::Drawn(_) => DRAWN,
-        Want::Ranked(_) => RANKED,
     }
 }
 

@@ -2,6 +2,7 @@
 //! than the device needs for it.
 
 use super::abi::SPLIT;
+use super::batch::Draws;
 use super::cuda::{Context, Failure, Graph};
 use super::device::STEPS_MAX;
 use crate::log;
@@ -11,12 +12,8 @@ use crate::log;
 pub(super) enum Head {
     /// Nothing beyond the layers.
     Apart,
-    /// The best token of every row.
-    Best,
-    /// A token of every row, some of them drawn.
-    Drawn,
-    /// Some of them drawn among the best few.
-    Ranked,
+    /// A token of every row, drawn where it is not the best one.
+    Tokens(Draws),
 }
 
 /// What recorded launches depend on; all else of a step is in buffers.
@@ -100,8 +97,8 @@ pub(super) fn buckets(slots: usize) -> impl Iterator<Item = usize> {
     (2..=slots).filter(move |rows| padded_rows(*rows, slots) == *rows)
 }
 
-/// Recorded steps that are kept: four kinds of heads at two lengths for 20 sizes.
-const GRAPHS_MAX: usize = 4 * 2 * 20 * STEPS_MAX;
+/// Recorded steps that are kept: five kinds of heads at two lengths for 20 sizes.
+const GRAPHS_MAX: usize = 5 * 2 * 20 * STEPS_MAX;
 
 #[cfg(test)]
 mod tests {

@@ -23,11 +23,6 @@ pub(super) const READY: u32 = 2;
 /// `fault_code` and `fault_text` say why.
 pub(super) const FAILED: u32 = 3;
 
-/// A step's tokens are the best ones; some are drawn; some of these among the best few.
-pub(super) const BEST: u32 = 0;
-pub(super) const DRAWN: u32 = 1;
-pub(super) const RANKED: u32 = 2;
-
 /// Words at the start of the region.
 #[repr(C)]
 pub(super) struct Header {
@@ -66,10 +61,11 @@ pub(super) struct StepWords {
     pub(super) decodes: AtomicU32,
     pub(super) sequences: AtomicU32,
     pub(super) tiles: AtomicU32,
-    /// Rows of which a token is wanted, how the most demanding of them is chosen ([`BEST`], [`DRAWN`] or [`RANKED`]), and
-    /// rows of which all scores are wanted.
+    /// Rows of which a token is wanted, whether any of them is drawn among all or among the best few, and rows of which all
+    /// scores are wanted.
     pub(super) chosen: AtomicU32,
-    pub(super) way: AtomicU32,
+    pub(super) drawn: AtomicU32,
+    pub(super) ranked: AtomicU32,
     pub(super) scores: AtomicU32,
 }
 

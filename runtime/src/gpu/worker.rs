@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tuning::CpuId;
 
 use super::abi::{self, DRAW_WORDS, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, to_i32};
-use super::batch;
+use super::batch::{self, Draws};
 use super::cuda::{self, Address, Card, Context, Failure, Graph};
 use super::device::STEPS_MAX;
 use super::graphs::{Graphs, Head, Key, buckets, padded_rows, padded_splits};
@@ -21,7 +21,7 @@ use super::images::Image;
 use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
 use super::plan::{Addresses, Plan};
 use super::shape::Shape;
-use super::wire::{DRAWN, LOADING, Offsets, RANKED, READY, Region, STAGE_BYTES, place};
+use super::wire::{LOADING, Offsets, READY, Region, STAGE_BYTES, place};
 use crate::log;
 
 /// The cpu of a worker's own thread, and those of the threads that the driver starts.
@@ -214,7 +214,7 @@ impl<'r> Worker<'r> {
     fn record_steps(&self) -> Result<(), Failure> {
         for rows in buckets(self.shape.slots as usize) {
             for number in 0..STEPS_MAX {
-                self.recorded(to_word(number), rows, 1, Head::Best)?;
+                self.recorded(to_word(number), rows, 1, Head::Tokens(Draws::default()))?;
             }
             self.region.header().beat.fetch_add(1, Ordering::Relaxed);
         }
@@ -276,11 +276,7 @@ impl<'r> Worker<'r> {
         let count = |word: &std::sync::atomic::AtomicU32| word.load(Ordering::Relaxed) as usize;
         let (rows, decodes, sequences) = (count(&words.rows), count(&words.decodes), count(&words.sequences));
         let (tiles, chosen, scores) = (count(&words.tiles), count(&words.chosen), count(&words.scores));
-        let kind = match words.way.load(Ordering::Relaxed) {
-            RANKED => Head::Ranked,
-            DRAWN => Head::Drawn,
-            _ => Head::Best,
-        };
+        let draws = Draws { among_all: count(&words.drawn) == 1, among_best: count(&words.ranked) == 1 };
         let fits = rows <= self.shape.rows_max as usize && decodes <= rows && tiles <= rows;
         assert!(fits && sequences.max(chosen + scores) <= self.shape.slots as usize, "a step fits the region");
         let bytes = offsets.tables - offsets.input + sequences * self.shape.table_stride() * 4;
@@ -293,8 +289,8 @@ impl<'r> Worker<'r> {
         let step = self.arguments(number, rows, splits);
         let alone = rows == 1 && decodes == 1;
         let with_token = alone && !self.plan.token.is_empty();
-        let head = if chosen == rows { kind } else { Head::Apart };
-        let mut whole = with_token && head == Head::Best;
+        let head = if chosen == rows { Head::Tokens(draws) } else { Head::Apart };
+        let mut whole = with_token && head == Head::Tokens(Draws::default());
         if with_token {
             self.launch_token(step, whole)?;
         } else if alone {
@@ -306,7 +302,7 @@ impl<'r> Worker<'r> {
             self.launch_layers(step, decodes, tiles)?;
         }
         if !whole {
-            self.launch_screened_heads(number, step, chosen, kind)?;
+            self.launch_screened_heads(number, step, chosen, draws)?;
         }
         self.launch_heads(number, step, chosen, scores)?;
         let chosen = self.region.address(offsets.chosen_of(number));
@@ -335,20 +331,20 @@ impl<'r> Worker<'r> {
     fn launch_rows(&self, number: u32, step: Step, head: Head) -> Result<(), Failure> {
         let rows = step.tokens.unsigned_abs() as usize;
         self.launch_layers(step, rows, 0)?;
-        let chosen = if head == Head::Apart { 0 } else { rows };
-        self.launch_screened_heads(number, step, chosen, head)
+        let Head::Tokens(draws) = head else { return Ok(()) };
+        self.launch_screened_heads(number, step, rows, draws)
     }
 
     /// The tokens of the first `count` picked rows.
-    fn launch_screened_heads(&self, number: u32, step: Step, count: usize, head: Head) -> Result<(), Failure> {
+    fn launch_screened_heads(&self, number: u32, step: Step, count: usize, draws: Draws) -> Result<(), Failure> {
         for first in (0..count).step_by(SCREEN_ROWS) {
             let picked = self.input_of(number, self.offsets.picked + 4 * first);
-            let drawn = matches!(head, Head::Drawn | Head::Ranked);
-            let draws = if drawn { self.input_of(number, self.offsets.draws + 4 * DRAW_WORDS * first) } else { 0 };
-            let step = Step { tokens: to_i32((count - first).min(SCREEN_ROWS)), picked, draws, ..step };
+            let drawn = self.input_of(number, self.offsets.draws + 4 * DRAW_WORDS * first);
+            let drawn = if draws == Draws::default() { 0 } else { drawn };
+            let step = Step { tokens: to_i32((count - first).min(SCREEN_ROWS)), picked, draws: drawn, ..step };
             let Plan { screen, choose, .. } = &self.plan;
-            let (phases, ranked, limits) = ((screen, choose), head == Head::Ranked, self.limits());
-            batch::screened_head(phases, &step, ranked, limits, |launch| self.context.launch_batch(launch))?;
+            let (phases, limits) = ((screen, choose), self.limits());
+            batch::screened_head(phases, &step, draws, limits, |launch| self.context.launch_batch(launch))?;
         }
         Ok(())
     }
