@@ -1,6 +1,8 @@
 //! One client connection: requests in order, an answer each, until either side has had enough.
 
-use std::os::fd::RawFd;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +34,20 @@ pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHal
     if shard.control.is_draining() {
         shard.doorbell.ring();
     }
+}
+
+/// Tells a client for whom there is no place, as far as its socket takes it at once.
+pub(super) fn turn_away(shard: &Shard, socket: &OwnedFd) {
+    let error = ApiError::unavailable("as many connections are open as may be", RETRY_CONNECTION);
+    let mut answer = Vec::new();
+    http::write_error(&mut answer, None, &shard.request_id(), &error, Dialect::OpenAi, unix_ms());
+    shard.metrics.requests.answers[4].add(1);
+    let socket = socket2::SockRef::from(socket);
+    // Closing over bytes that nobody has read would take the answer with it. Whatever fails here, the client is turned away.
+    let _ = socket.set_nonblocking(true);
+    let _ = (&*socket).write(&answer);
+    let _ = socket.shutdown(Shutdown::Write);
+    let _ = (&*socket).read(&mut [0; 4096]);
 }
 
 async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
@@ -194,6 +210,8 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 /// For each [`BODY_BYTES_MIN`] of a body.
 const BODY_STALL_MAX: Duration = Duration::from_secs(10);
 const BODY_BYTES_MIN: usize = 4 << 10;
+/// Connections come and go.
+const RETRY_CONNECTION: Duration = Duration::from_secs(1);
 /// Bodies of a shard: 64 of the longest.
 const BODIES_BYTES_MAX: usize = 256 << 20;
 const SMALL_BODY_BYTES: usize = 64 << 10;

@@ -204,16 +204,16 @@ async fn accept(shard: Rc<Shard>, listener: Rc<Listener>) {
 /// Serves a fresh connection that is counted as this shard's.
 fn welcome(shard: &Rc<Shard>, socket: OwnedFd) {
     let is_local = socket2::SockRef::from(&socket).local_addr().is_ok_and(|address| address.is_unix());
-    if shard.peers.borrow().len() < shard.config.connections_max
-        && let Ok(halves) = executor::halves(socket)
-    {
+    if shard.peers.borrow().len() >= shard.config.connections_max {
+        shard.metrics.requests.outcomes.refused_connections.add(1);
+        connection::turn_away(shard, &socket);
+    } else if let Ok(halves) = executor::halves(socket) {
         let shard = Rc::clone(shard);
         let inside = Inside(shard);
         executor::spawn(async move { connection::run(&inside.0, halves, is_local).await });
-    } else {
-        shard.metrics.requests.outcomes.refused_connections.add(1);
-        shard.doors[shard.index].left();
+        return;
     }
+    shard.doors[shard.index].left();
 }
 
 /// A connection that is counted at its shard's door, until it has ended in whatever way.

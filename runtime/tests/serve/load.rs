@@ -172,6 +172,25 @@ fn bodies_that_never_end_take_bounded_memory_and_no_small_request_its_place() {
 }
 
 #[test]
+fn a_client_for_whom_there_is_no_connection_is_told_so() {
+    let server = Server::start(&["--max-connections", "2"]);
+    let mut inside = [server.connect(), server.connect()];
+    for client in &mut inside {
+        assert_eq!(client.get("/health/live").status, 200);
+    }
+    let mut outside = server.connect();
+    let answer = outside.answer();
+    assert_eq!(
+        (answer.status, answer.header("retry-after"), answer.header("connection")),
+        (503, Some("1"), Some("close"))
+    );
+    assert_eq!(answer.json()["error"]["code"], "SERVICE_UNAVAILABLE");
+    assert_eq!(outside.rest(), b"");
+    let metrics = inside[0].get("/metrics").text();
+    assert!(metrics.contains("bitnet_admission_rejections_total{reason=\"connections\"} 1\n"), "{metrics}");
+}
+
+#[test]
 fn an_idle_connection_takes_little_memory() {
     let server = Server::start(&[]);
     let before = server.resident_bytes();
