@@ -3,6 +3,7 @@
 
 mod affinity;
 mod cgroup;
+pub mod checks;
 mod cpu;
 
 mod error;

@@ -3,6 +3,7 @@
 pub mod convert;
 mod crossval;
 mod generate;
+mod host;
 pub mod inspect;
 mod load;
 mod placement;
@@ -79,7 +80,7 @@ enum Command {
     Convert(ConvertArgs),
     /// Compare a model with a reference: our own f64 forward pass, another model or recorded logits
     Crossval(crossval::Args),
-    /// Measure what is fastest on this host, and keep it for `serve` and `generate`
+    /// Look at what this host's settings cost, change them; measure which kernels are fastest, and keep it for `serve` and `generate`
     Tune {
         #[command(subcommand)]
         what: tune::What,

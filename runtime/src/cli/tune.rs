@@ -1,4 +1,4 @@
-//! `bitnetd tune kernels`: times what could multiply each shape of a model on this host, and keeps what is fastest.
+//! `bitnetd tune`: settings of the host (in `host.rs`), and `kernels`, which times what could multiply each shape of a model on this host, and keeps what is fastest.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,23 @@ use kernels::Isa;
 use kernels::ternary::{self, Activations, TernaryMatrix};
 use tuning::memory::Arena;
 
-use super::load_model;
+use super::{host, load_model};
 use crate::config;
 use crate::model::{HeadScreen, LoadOptions};
 use crate::tuned::{Choice, Tuned};
 
 #[derive(clap::Subcommand)]
 pub(super) enum What {
+    /// Say which settings of the host cost latency or speed, and why; exit code 1 where one matters
+    Check {
+        /// A JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change those settings until the next boot, as root
+    Apply,
+    /// Print a shell script that changes them
+    Script,
     /// Find the fastest instruction set for each ternary layer and number of rows
     Kernels(Args),
 }
@@ -38,7 +48,12 @@ pub(super) struct Args {
 /// # Errors
 /// When the model can't be loaded or the file can't be written.
 pub(super) fn run(what: &What) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let What::Kernels(args) = what;
+    let args = match what {
+        What::Check { json } => return host::check(*json),
+        What::Apply => return host::apply(),
+        What::Script => return host::script(),
+        What::Kernels(args) => args,
+    };
     let path = args.cache.clone().unwrap_or_else(config::default_tuning_cache);
     let topology = tuning::Topology::read(Path::new("/sys"))?;
     tuning::pin(&tuning::plan(&topology, Some(1), Some(1))?.shards[0].workers)?;

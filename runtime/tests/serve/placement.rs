@@ -83,3 +83,18 @@ fn the_tree_names_every_thread() {
         assert!(tree.contains(name.as_str()), "{name} is not in\n{tree}");
     }
 }
+
+#[test]
+fn the_host_is_checked_and_the_exit_code_says_whether_something_matters() {
+    let output = bitnetd(&["tune", "check", "--json"]).stdout(Stdio::piped()).output().unwrap();
+    let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(checks.iter().any(|check| check["id"] == "locked memory"), "{checks:?}");
+    let warned = checks.iter().any(|check| check["level"] == "warning");
+    assert_eq!(output.status.code(), Some(i32::from(warned)), "{checks:?}");
+    // A script for people: every line is a comment or what `apply` would do.
+    let output = bitnetd(&["tune", "script"]).stdout(Stdio::piped()).output().unwrap();
+    let script = String::from_utf8(output.stdout).unwrap();
+    let is_fine =
+        |line: &str| line.is_empty() || line.starts_with('#') || line == "set -eu" || line.starts_with("echo ");
+    assert!(script.starts_with("#!/bin/sh\n") && script.lines().all(is_fine), "{script}");
+}
