@@ -28,13 +28,12 @@ KERNEL void __launch_bounds__(THREADS) norm_rows(const GRID_CONSTANT Phase p, co
     quantize_phase(p, s, area, are_gathered(s.tokens), reduced);
 }
 
-// The same for rows of up to 8192 columns, kept in registers.
-KERNEL void __launch_bounds__(ROW_THREADS, 3) norm_kept(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    if (p.cols <= 3 * 4 * ROW_THREADS) {
-        norm_kept_row<3>(p, s);
-    } else {
-        norm_kept_row<8>(p, s);
-    }
+// The same for rows of up to 8192 columns, kept in registers, and for those of up to 3072.
+KERNEL void __launch_bounds__(ROW_THREADS, 4) norm_kept(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    norm_kept_row<8>(p, s);
+}
+KERNEL void __launch_bounds__(ROW_THREADS, 6) norm_short(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    norm_kept_row<3>(p, s);
 }
 
 KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_8(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
@@ -87,7 +86,7 @@ KERNEL void __launch_bounds__(THREADS) store_rows(const GRID_CONSTANT Phase p, c
 }
 KERNEL void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
-    attend_prompt_tile(s, p.rows);
+    attend_prompt_tile(s, p.rows, p.items);
 }
 
 // The head by its screen: norm_screen, screen_*, draw_rows where there are draws among all, rank_rows where some are among the best few,

@@ -31,7 +31,7 @@ struct Launch {
     Step step;
 };
 
-// Where the rows of a step go: decode rows first, then those of prompts in tiles.
+// Where the rows of a step go: decode rows first, then those of prompts in tiles, each for one split.
 struct BatchRows {
     int decodes, prompts, prompt_tiles;
 };
@@ -50,7 +50,7 @@ inline Launch embed(const Step& s, const Phase& p) {
 }
 
 inline Launch norm(const Step& s, const Phase& p) {
-    if (p.cols <= 8192) return {"norm_kept", s.tokens, 1, 256, REDUCED_BYTES + p.cols * 4, p, s};
+    if (p.cols <= 8192) return {p.cols <= 3072 ? "norm_short" : "norm_kept", s.tokens, 1, 256, REDUCED_BYTES + p.cols * 4, p, s};
     return {"norm_rows", s.tokens, 1, THREADS, REDUCED_BYTES + p.cols * 8, p, s};
 }
 
@@ -107,9 +107,10 @@ inline Launch store(const Step& s, const BatchRows& rows, Phase p) {
 }
 // Pairs of a row and a query head in a tile of a prompt, whose rows are that by `group`.
 inline int prompt_pairs(const BatchLimits& limits) { return limits.cluster_max > 1 ? 64 : 32; }
-inline Launch attend_prompt(const Step& s, const BatchRows& rows, const Phase& p, const BatchLimits& limits) {
+inline Launch attend_prompt(const Step& s, const BatchRows& rows, Phase p, const BatchLimits& limits) {
+    p.items = limits.multiprocessors;
     const int pairs = prompt_pairs(limits), shared = (pairs * (SPLIT + 8 + s.head_dim) + 8 * 256 + 4) * 4; // TileArea
-    return {"attend_prompt", rows.prompt_tiles * s.kv_heads * s.splits_max, 1, 256, shared, p, s};
+    return {"attend_prompt", rows.prompt_tiles * s.kv_heads, 1, 256, shared, p, s};
 }
 
 // The head of `s.tokens` rows by its screen: phases SCREEN, CHOOSE (input: the screen's output); `draw` only

@@ -25,6 +25,12 @@ DEVICE unsigned char* shared_arena() {
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned bits_of_float(float x) { return __float_as_uint(x); }
+// NaN where one is.
+DEVICE float greater_or_nan(float a, float b) {
+    float out;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+    return out;
+}
 DEVICE unsigned long long bits_of_double(double x) { return (unsigned long long)__double_as_longlong(x); }
 
 // Exact; both halves of a word.

@@ -53,7 +53,7 @@ struct Phase {
     float* output;         // `rows` floats of each row (`rows / 2` for RELU2 and SILU); ADD: not written by the phase before.
     int kind, epilogue;
     int rows, cols;        // of the matrix; ATTEND: `rows` is the layer.
-    int tiles, items;      // row tiles; 512-byte loads of one row tile.
+    int tiles, items;      // row tiles; 512-byte loads of one row tile. ATTEND of prompts: `items` multiprocessors.
     int stride;            // floats from one output row to the next
     int first_block;       // block of row tile 0: continues where the phase before ended, so that loads even out.
     float eps;
@@ -111,7 +111,7 @@ struct Step {
     signed char* screened; // batch kernels, SCREEN: two B operand tokens a row, upper and lower bytes; for 128 tokens more
     float* screen_rows;    // likewise: four floats a row, see ScreenRow
     float* normed;         // likewise: rows of hidden floats
-    const int* prompt_tiles; // batch kernels: first row and rows (1 to PROMPT_PAIRS / group) of each tile of a prompt
+    const int* prompt_tiles; // batch kernels: of each tile of a prompt first row, rows (1 to PROMPT_PAIRS / group), split, first position
     const int* earlier;    // token_ids of the step before, which has not been waited for
     const Draw* draws;     // batch kernels, SCREEN: of each picked row; null: greatest logits
     Chosen* chosen;        // likewise: the best of each 2048 tokens

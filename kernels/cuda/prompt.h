@@ -12,9 +12,9 @@ enum {
     PROMPT_WARPS = 8,
     PROMPT_THREADS = PROMPT_WARPS * 32,
     PROMPT_PAIRS = WARPGROUPS ? 64 : 32,
-    LANE_PAIRS = PROMPT_PAIRS / 8, // of a lane 4 g + x: 8 i + g
+    LANE_PAIRS = PROMPT_PAIRS / 8, // of a lane with its g and x: 8 i + g
     WEIGHT_STRIDE = SPLIT + 4,     // against bank conflicts
-    WIDE_DIMS = 8,                 // of a cache block's keys, a lane 4 x .. + 4 and 16 + 4 x .. + 4
+    WIDE_DIMS = 8,                 // of a cache block's keys, a lane 8 x .. + 8
     WIDE_POSITIONS = 16,           // of 16 dimensions, a lane 4 x .. + 4
     WIDE_FLOATS = 256,
 };
@@ -22,15 +22,20 @@ enum {
 static_assert(PROMPT_WARPS * KV_BLOCK == SPLIT && WIDE_DIMS * KV_BLOCK == WIDE_FLOATS && WIDE_POSITIONS * 16 == WIDE_FLOATS,
               "keys and values take the same room");
 
+// A lane's place among 8 x 4. Loads of 16 bytes take half as long where every other lane, or every other two, have the same
+// address: g is what lanes 2 n and 2 n + 1 share, x what lanes 4 n and 4 n + 2 share.
+DEVICE int lane_pair() { return lane_id() / 2 % 8; }
+DEVICE int lane_column() { return lane_id() % 2 * 2 + lane_id() / 16; }
+
 // Shared memory of a block.
 struct TileArea {
-    float* queries; // [head_dim][LANE_PAIRS g + i]
+    float* queries; // [head_dim][32 (i / 4) + 4 g + i % 4]
     float* weights; // [pair][WEIGHT_STRIDE]: scores of a split, then weights
     float* wide;    // of the warp
     float* states;  // [pair][2]: greatest score, sum of weights
     int* ends;      // [pair]: positions that it sees
     int* places;    // [pair]: row * heads + head
-    int* merges;
+    int* notes;     // whether the block merges, the tile's pairs and splits
 
     DEVICE void place(unsigned char* arena) {
         weights = (float*)arena;
@@ -38,8 +43,8 @@ struct TileArea {
         states = weights + PROMPT_PAIRS * WEIGHT_STRIDE + PROMPT_WARPS * WIDE_FLOATS;
         ends = (int*)(states + 2 * PROMPT_PAIRS);
         places = ends + PROMPT_PAIRS;
-        merges = places + PROMPT_PAIRS;
-        queries = (float*)(merges + 4);
+        notes = places + PROMPT_PAIRS;
+        queries = (float*)(notes + 4);
     }
     // Positions of a split that a pair sees.
     DEVICE int seen(int pair, int split) const { return min(max(ends[pair] - split * (int)SPLIT, 0), (int)SPLIT); }
@@ -48,12 +53,12 @@ struct TileArea {
 
 // Where a tile's keys and values are.
 struct TileCache {
-    const int* table;
-    const unsigned short* pool; // of layer and kv head
-    long long block_stride;
+    int entry; // lane b: of the split's cache block b % 8
+    int head;  // of layer and kv head
 
-    DEVICE const unsigned short* block(int split, int b) const {
-        return pool + table[split * (SPLIT / KV_BLOCK) + b] * block_stride;
+    // By all lanes of a warp.
+    DEVICE const unsigned short* block(const Step& s, int b) const {
+        return s.kv_pool + (long long)(shuffle(entry, b) * (s.layers * s.kv_heads) + head) * (2 * KV_BLOCK * s.head_dim);
     }
 };
 
@@ -67,22 +72,34 @@ DEVICE void widen(float (&to)[8], const uint4& from) {
     }
 }
 
-// Pairs past the last are copies of it whose results are dropped.
-DEVICE void load_queries(const Step& s, const TileArea& area, int first_row, int pairs, int kv_head) {
-    const int dim = s.head_dim;
+// Pairs past the last are copies of it whose results are dropped. A thread has one pair.
+DEVICE void load_queries(const Step& s, const TileArea& area, int first_row, int rows, int kv_head, int first_position) {
+    enum { STEP = PROMPT_THREADS / PROMPT_PAIRS * 8, AHEAD = HEAD_DIM_MAX / STEP };
+    const int dim = s.head_dim, pair = (int)threadIdx.x % PROMPT_PAIRS, first = (int)threadIdx.x / PROMPT_PAIRS * 8, pairs = rows * s.group;
+    const int p = min(pair, pairs - 1), row = p / s.group, place = (first_row + row) * s.heads + kv_head * s.group + p - row * s.group;
+    const unsigned short* from = s.queries + (long long)place * dim;
+    float* to = area.queries + pair / 32 * 32 + pair % 8 * 4 + pair / 8 % 4;
+    if (first == 0) {
+        area.places[pair] = place;
+        area.ends[pair] = first_position + row + 1;
+        area.notes[1] = pairs;
+        area.notes[2] = (first_position + rows - 1) / (int)SPLIT + 1;
+    }
 #pragma unroll 1
-    for (int i = threadIdx.x; i < PROMPT_PAIRS * (dim / 8); i += PROMPT_THREADS) {
-        const int pair = i % PROMPT_PAIRS, d = i / PROMPT_PAIRS * 8, p = min(pair, pairs - 1);
-        const int place = (first_row + p / s.group) * s.heads + kv_head * s.group + p % s.group;
-        if (d == 0) {
-            area.places[pair] = place;
-            area.ends[pair] = s.positions[first_row] + p / s.group + 1;
-        }
-        float x[8];
-        widen(x, *(const uint4*)(s.queries + (long long)place * dim + d));
-        float* to = area.queries + d * PROMPT_PAIRS + pair % 8 * LANE_PAIRS + pair / 8;
+    for (int start = first; start < dim; start += AHEAD * STEP) {
+        uint4 halves[AHEAD];
 #pragma unroll
-        for (int j = 0; j < 8; j++) to[j * PROMPT_PAIRS] = x[j];
+        for (int i = 0; i < AHEAD; i++) {
+            if (start + i * STEP < dim) halves[i] = *(const uint4*)(from + start + i * STEP);
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (start + i * STEP >= dim) break;
+            float x[8];
+            widen(x, halves[i]);
+#pragma unroll
+            for (int j = 0; j < 8; j++) to[(start + i * STEP + j) * PROMPT_PAIRS] = x[j];
+        }
     }
 }
 
@@ -97,11 +114,14 @@ DEVICE void add_products(float (&sum)[8], float query, const float4 (&keys)[2]) 
     sum[7] = fused(query, keys[1].w, sum[7]);
 }
 
-// Scores of all pairs with cache block b of the split, yet without their scale.
-DEVICE void score_keys(const Step& s, const TileCache& cache, const TileArea& area, int split, int b) {
-    const int dim = s.head_dim, g = lane_id() / 4, x = lane_id() % 4;
-    const uint4* keys = (const uint4*)cache.block(split, b) + lane_id();
-    uint4 next = *keys;
+// Scores of all pairs with cache block b of the split, yet without their scale. `next`: the first eight dimensions of the lane's key.
+DEVICE void score_keys(const Step& s, const uint4* keys, uint4 next, const TileArea& area, int b) {
+    const int dim = s.head_dim;
+    // Computed once.
+    int q_place = lane_pair() * 4, k_place = lane_column() * 8;
+    settle(q_place);
+    settle(k_place);
+    float* to = area.wide + lane_id();
     float sum[LANE_PAIRS][8] = {};
 #pragma unroll 1
     for (int d = 0; d < dim; d += WIDE_DIMS) {
@@ -109,17 +129,18 @@ DEVICE void score_keys(const Step& s, const TileCache& cache, const TileArea& ar
         widen(k, next);
         __syncwarp();
 #pragma unroll
-        for (int j = 0; j < 8; j++) area.wide[j * KV_BLOCK + lane_id()] = k[j];
+        for (int j = 0; j < 8; j++) to[j * KV_BLOCK] = k[j];
         __syncwarp();
         keys += KV_BLOCK;
-        if (d + WIDE_DIMS < dim) next = *keys;
-        const float *q_at = area.queries + d * PROMPT_PAIRS + g * LANE_PAIRS, *k_at = area.wide + 4 * x;
-#pragma unroll 2
+        // After the keys come values.
+        next = *keys;
+        const float *q_at = area.queries + q_place + d * PROMPT_PAIRS, *k_at = area.wide + k_place;
+#pragma unroll
         for (int j = 0; j < WIDE_DIMS; j++) {
-            const float4 keys_of[2] = {*(const float4*)(k_at + j * KV_BLOCK), *(const float4*)(k_at + j * KV_BLOCK + 16)};
+            const float4 keys_of[2] = {*(const float4*)(k_at + j * KV_BLOCK), *(const float4*)(k_at + j * KV_BLOCK + 4)};
             float4 q[LANE_PAIRS / 4];
 #pragma unroll
-            for (int i = 0; i < LANE_PAIRS / 4; i++) q[i] = ((const float4*)(q_at + j * PROMPT_PAIRS))[i];
+            for (int i = 0; i < LANE_PAIRS / 4; i++) q[i] = *(const float4*)(q_at + j * PROMPT_PAIRS + i * 32);
 #pragma unroll
             for (int i = 0; i < LANE_PAIRS; i++) {
                 const float4& four = q[i / 4];
@@ -128,9 +149,10 @@ DEVICE void score_keys(const Step& s, const TileCache& cache, const TileArea& ar
         }
         if ((d + WIDE_DIMS) % CHAIN != 0 && d + WIDE_DIMS < dim) continue;
         // The end of a chain.
+        float* scores = area.weights + lane_pair() * WEIGHT_STRIDE + b * KV_BLOCK + k_place;
 #pragma unroll
         for (int i = 0; i < LANE_PAIRS * 2; i++) {
-            float4* at = (float4*)(area.weights + (i / 2 * 8 + g) * WEIGHT_STRIDE + b * KV_BLOCK + i % 2 * 16 + 4 * x);
+            float4* at = (float4*)(scores + i / 2 * 8 * WEIGHT_STRIDE + i % 2 * 4);
             float* of = sum[i / 2] + i % 2 * 4;
             float4 total = d < CHAIN ? float4{0.0f, 0.0f, 0.0f, 0.0f} : *at;
             *at = float4{total.x + of[0], total.y + of[1], total.z + of[2], total.w + of[3]};
@@ -142,7 +164,7 @@ DEVICE void score_keys(const Step& s, const TileCache& cache, const TileArea& ar
 // e^x for x up to 0, the bits of exp_exact: one exact power of two on the bits, one that may round.
 DEVICE float exp_of_negative(float x) {
     const float round = 12582912.0f + 64.0f;
-    x = -104.0f > x ? -104.0f : x;
+    x = greater_or_nan(x, -104.0f);
     const float shifted = fused(x, 1.44269504088896340736f, round), n = shifted - round;
     const float r = fused(n, 1.9046542e-9f, fused(n, -0.693147180559945309417f, x));
     float p = 0.0013814538f;
@@ -156,22 +178,24 @@ DEVICE float exp_of_negative(float x) {
 }
 
 // Scores of two pairs become weights exp(score - greatest), half a warp for each. Position p counts to lane p % 16, in order;
-// lanes merge by the tree + 8, + 4, + 2, + 1.
-DEVICE void soften_pairs(const Step& s, const TileArea& area, int first, int split) {
-    const int pair = first + lane_id() / 16 * 4, lane = lane_id() % 16, seen = area.seen(pair, split);
+// lanes merge by the tree + 8, + 4, + 2, + 1. WHOLE: all pairs see all of the split.
+template <bool WHOLE> DEVICE void soften_pairs(const Step& s, const TileArea& area, int first, int split) {
+    const int pair = first + lane_id() / 16 * 4, lane = lane_id() % 16, seen = WHOLE ? (int)SPLIT : area.seen(pair, split);
     float* weights = area.weights + pair * WEIGHT_STRIDE + lane;
     float score[SPLIT / 16], most = -INFINITE, sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < SPLIT / 16; i++) {
-        score[i] = i * 16 + lane < seen ? weights[i * 16] * s.score_scale : -INFINITE;
+        score[i] = weights[i * 16] * s.score_scale;
+        if (!WHOLE && i * 16 + lane >= seen) score[i] = -INFINITE;
         most = fmaxf(most, score[i]);
     }
     for (int mask = 8; mask > 0; mask >>= 1) most = fmaxf(most, shuffle_xor(most, mask));
 #pragma unroll
     for (int i = 0; i < SPLIT / 16; i++) {
+        float weight = exp_of_negative(score[i] - most);
         // All at once, without a branch.
         const unsigned mask = i * 16 + lane < seen ? 0xffffffffu : 0u;
-        const float weight = float_of_bits(bits_of_float(exp_of_negative(score[i] - most)) & mask);
+        if (!WHOLE) weight = float_of_bits(bits_of_float(weight) & mask);
         weights[i * 16] = weight;
         sum += weight;
     }
@@ -189,52 +213,77 @@ DEVICE void add_values(float (&sum)[4], float weight, const float4& value) {
     sum[3] = fused(weight, value.w, sum[3]);
 }
 
-// Weighted values of the split, 16 dimensions from `first` on, in the order of positions.
-DEVICE void mix_values(const Step& s, const TileCache& cache, const TileArea& area, int split, int first,
+// A lane's half of a position's 16 dimensions, step by step of so many positions.
+struct LaneValues {
+    const unsigned short* at;
+    int place;
+    bool there;
+    uint4 next;
+
+    // From dimension `first` on. By all lanes of a warp, as advance().
+    DEVICE void open(const Step& s, const TileCache& cache, int first) {
+        const int half = first + lane_id() % 2 * 8;
+        place = (KV_BLOCK + lane_id() / 2) * s.head_dim + half;
+        there = half < s.head_dim;
+        next = uint4{0, 0, 0, 0};
+        load(cache.block(s, 0) + place);
+    }
+    DEVICE void advance(const Step& s, const TileCache& cache, int start) {
+        if (start % KV_BLOCK == 0) {
+            load(cache.block(s, start / KV_BLOCK) + place);
+        } else {
+            load(at + WIDE_POSITIONS * s.head_dim);
+        }
+    }
+    DEVICE void load(const unsigned short* from) {
+        at = from;
+        if (there) next = *(const uint4*)at;
+    }
+};
+
+// Weighted values of the split, 16 dimensions of them, in the order of positions.
+DEVICE void mix_values(const Step& s, const TileCache& cache, LaneValues& values, const TileArea& area, int split,
                        float (&sum)[LANE_PAIRS][4]) {
-    const int dim = s.head_dim, g = lane_id() / 4, x = lane_id() % 4;
     const int common = area.seen(0, split), longest = area.longest(split);
-    // A lane loads half of a position's 16 dimensions.
-    const int half = lane_id() % 2 * 8, row = lane_id() / 2;
-    uint4 next = {0, 0, 0, 0};
-    auto load = [&](int start) {
-        if (start >= longest || first + half >= dim) return;
-        next = *(const uint4*)(cache.block(split, start / KV_BLOCK) + (KV_BLOCK + start % KV_BLOCK + row) * dim + first + half);
-    };
-    load(0);
+    // Computed once.
+    int v_place = lane_column() * 4, w_place = lane_pair() * WEIGHT_STRIDE;
+    settle(v_place);
+    settle(w_place);
+    float* to = area.wide + lane_id() * 8;
+    const float *v_at = area.wide + v_place, *w_at = area.weights + w_place;
 #pragma unroll 1
-    for (int start = 0; start < longest; start += WIDE_POSITIONS) {
+    for (int start = 0; start < longest; start += WIDE_POSITIONS, w_at += WIDE_POSITIONS) {
         float v[8];
-        widen(v, next);
+        widen(v, values.next);
         __syncwarp();
-        float4* to = (float4*)(area.wide + row * 16 + half);
-        to[0] = float4{v[0], v[1], v[2], v[3]};
-        to[1] = float4{v[4], v[5], v[6], v[7]};
+        ((float4*)to)[0] = float4{v[0], v[1], v[2], v[3]};
+        ((float4*)to)[1] = float4{v[4], v[5], v[6], v[7]};
         __syncwarp();
-        load(start + WIDE_POSITIONS);
-        const float *w_at = area.weights + g * WEIGHT_STRIDE + start, *v_at = area.wide + 4 * x;
-        int p = 0;
-#pragma unroll 1
-        for (; p + 4 <= min(common - start, (int)WIDE_POSITIONS); p += 4) {
-            float4 value[4];
+        if (start + WIDE_POSITIONS < longest) values.advance(s, cache, start + WIDE_POSITIONS);
+        if (start + WIDE_POSITIONS <= common) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) value[j] = *(const float4*)(v_at + (p + j) * 16);
+            for (int p = 0; p < WIDE_POSITIONS; p += 4) {
+                float4 value[4];
 #pragma unroll
-            for (int i = 0; i < LANE_PAIRS; i++) {
-                float4 weight = *(const float4*)(w_at + i * 8 * WEIGHT_STRIDE + p);
-                add_values(sum[i], weight.x, value[0]);
-                add_values(sum[i], weight.y, value[1]);
-                add_values(sum[i], weight.z, value[2]);
-                add_values(sum[i], weight.w, value[3]);
+                for (int j = 0; j < 4; j++) value[j] = *(const float4*)(v_at + (p + j) * 16);
+#pragma unroll
+                for (int i = 0; i < LANE_PAIRS; i++) {
+                    float4 weight = *(const float4*)(w_at + i * 8 * WEIGHT_STRIDE + p);
+                    add_values(sum[i], weight.x, value[0]);
+                    add_values(sum[i], weight.y, value[1]);
+                    add_values(sum[i], weight.z, value[2]);
+                    add_values(sum[i], weight.w, value[3]);
+                }
             }
+            continue;
         }
         // What a pair does not see never enters its sum.
 #pragma unroll 1
-        for (; p < min(longest - start, (int)WIDE_POSITIONS); p++) {
+        for (int p = 0; p < min(longest - start, (int)WIDE_POSITIONS); p++) {
             const float4 value = *(const float4*)(v_at + p * 16);
 #pragma unroll
             for (int i = 0; i < LANE_PAIRS; i++) {
-                if (split * (int)SPLIT + start + p < area.ends[8 * i + g]) {
+                if (split * (int)SPLIT + start + p < area.ends[8 * i + lane_pair()]) {
                     add_values(sum[i], w_at[i * 8 * WEIGHT_STRIDE + p], value);
                 }
             }
@@ -253,16 +302,20 @@ DEVICE float* partial_values(const Step& s, int place, int split) {
 // Results of the only split, or what is to be merged.
 DEVICE void leave_values(const Step& s, const TileArea& area, int pairs, int split, bool only, int first,
                          const float (&sum)[LANE_PAIRS][4]) {
-    const int g = lane_id() / 4, d = first + lane_id() % 4 * 4;
+    const int g = lane_pair(), d = first + lane_column() * 4;
     if (d >= s.head_dim) return;
 #pragma unroll
     for (int i = 0; i < LANE_PAIRS; i++) {
         const int pair = 8 * i + g;
         if (pair >= pairs) break;
         const int place = area.places[pair];
-        const float all = only ? area.states[2 * pair + 1] : 1.0f;
-        float* to = only ? s.attention + (long long)place * s.head_dim : partial_values(s, place, split);
-        *(float4*)(to + d) = float4{sum[i][0] / all, sum[i][1] / all, sum[i][2] / all, sum[i][3] / all};
+        if (only) {
+            const float all = area.states[2 * pair + 1];
+            float* to = s.attention + (long long)place * s.head_dim;
+            *(float4*)(to + d) = float4{sum[i][0] / all, sum[i][1] / all, sum[i][2] / all, sum[i][3] / all};
+        } else {
+            *(float4*)(partial_values(s, place, split) + d) = float4{sum[i][0], sum[i][1], sum[i][2], sum[i][3]};
+        }
     }
 }
 
@@ -297,9 +350,11 @@ DEVICE void merge_tile(const Step& s, const TileArea& area, int pairs) {
                     out = values[0];
                     continue;
                 }
-                const float max = greatest > next[j] ? greatest : next[j];
-                const float keep = exp_exact(greatest - max), add = exp_exact(next[j] - max);
-                greatest = max;
+                // One of both is e^0.
+                const bool kept = greatest > next[j];
+                const float less = exp_of_negative(kept ? next[j] - greatest : greatest - next[j]);
+                const float keep = kept ? 1.0f : less, add = kept ? less : 1.0f;
+                greatest = kept ? greatest : next[j];
                 sum = fused(sums[j], add, sum * keep);
                 out = float4{fused(values[j].x, add, out.x * keep), fused(values[j].y, add, out.y * keep),
                              fused(values[j].z, add, out.z * keep), fused(values[j].w, add, out.w * keep)};
@@ -318,39 +373,55 @@ DEVICE bool arrive_last(const Step& s, const TileArea& area) {
         const bool last = atomicAdd(arrived, 1u) == (unsigned)(area.ends[PROMPT_PAIRS - 1] - 1) / SPLIT;
         __threadfence();
         if (last) *arrived = 0;
-        *area.merges = last;
+        area.notes[0] = last;
     }
     __syncthreads();
-    return *area.merges;
+    return area.notes[0];
 }
 
-// A block for each tile, kv head and split; the last tiles, which see most, first.
-DEVICE void attend_prompt_tile(const Step& s, int layer) {
-    const int tiles = (int)gridDim.x / s.splits_max, index = tiles - 1 - (int)blockIdx.x % tiles, split = (int)blockIdx.x / tiles;
-    const int tile = index / s.kv_heads, kv_head = index % s.kv_heads, dim = s.head_dim;
-    const int first_row = s.prompt_tiles[2 * tile], rows = s.prompt_tiles[2 * tile + 1], pairs = rows * s.group;
-    const int splits = s.positions[first_row + rows - 1] / SPLIT + 1;
-    if (split >= splits) return;
-    const long long head_block = 2 * KV_BLOCK * dim;
+// A block for each tile and kv head; a tile has one split. The host has tiles that see most positions of it first. Where all blocks have
+// room at once, two on each of the `most` multiprocessors, the second ones take the shortest tiles first, so that the sums are even.
+DEVICE void attend_prompt_tile(const Step& s, int layer, int most) {
+    const int blocks = gridDim.x, block = blockIdx.x, index = blocks <= 2 * most && block >= most ? blocks - 1 + most - block : block;
+    const int kv_head = index % s.kv_heads, dim = s.head_dim;
+    const int4 tile = ((const int4*)s.prompt_tiles)[index / s.kv_heads];
+    const int first_row = tile.x, rows = tile.y, split = tile.z, first_position = tile.w, sequence = s.sequences[first_row];
+    const int entry = min(split * (SPLIT / KV_BLOCK) + lane_id() % (SPLIT / KV_BLOCK), s.table_stride - 1);
     TileCache cache;
-    cache.table = s.block_table + (long long)s.sequences[first_row] * s.table_stride;
-    cache.pool = s.kv_pool + ((long long)layer * s.kv_heads + kv_head) * head_block;
-    cache.block_stride = (long long)s.layers * s.kv_heads * head_block;
+    cache.entry = s.block_table[(long long)sequence * s.table_stride + entry];
+    cache.head = layer * s.kv_heads + kv_head;
     TileArea area;
     area.place(shared_arena());
-    load_queries(s, area, first_row, pairs, kv_head);
-    __syncthreads();
+    load_queries(s, area, first_row, rows, kv_head, first_position);
     // Not always the same warps have the keys that no row of the last split sees.
     const int b = (warp_id() + index) % PROMPT_WARPS;
-    if (b * KV_BLOCK < area.longest(split)) score_keys(s, cache, area, split, b);
+    const bool seen = split * (int)SPLIT + b * KV_BLOCK < first_position + rows;
+    const uint4* keys = (const uint4*)cache.block(s, b) + lane_id();
+    uint4 next = {0, 0, 0, 0};
+    if (seen) next = *keys;
     __syncthreads();
-#pragma unroll 1
-    for (int i = warp_id(); i < PROMPT_PAIRS / 2; i += PROMPT_WARPS) soften_pairs(s, area, i / 4 * 8 + i % 4, split);
+    if (seen) score_keys(s, keys, next, area, b);
+    const int first = warp_id() * 16;
+    LaneValues values;
+    values.open(s, cache, first);
     __syncthreads();
+    const bool whole = area.seen(0, split) == SPLIT;
 #pragma unroll 1
-    for (int d = warp_id() * 16; d < dim; d += PROMPT_WARPS * 16) {
+    for (int i = warp_id(); i < PROMPT_PAIRS / 2; i += PROMPT_WARPS) {
+        const int pair = i / 4 * 8 + i % 4;
+        if (whole) {
+            soften_pairs<true>(s, area, pair, split);
+        } else {
+            soften_pairs<false>(s, area, pair, split);
+        }
+    }
+    __syncthreads();
+    const int pairs = area.notes[1], splits = area.notes[2];
+#pragma unroll 1
+    for (int d = first; d < dim; d += PROMPT_WARPS * 16) {
         float sum[LANE_PAIRS][4] = {};
-        mix_values(s, cache, area, split, d, sum);
+        if (d > first) values.open(s, cache, d);
+        mix_values(s, cache, values, area, split, sum);
         leave_values(s, area, pairs, split, splits == 1, d, sum);
     }
     if (splits == 1) return;

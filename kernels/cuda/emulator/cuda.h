@@ -274,6 +274,7 @@ DEVICE float float_of_bits(unsigned bits) {
     std::memcpy(&x, &bits, 4);
     return x;
 }
+DEVICE float greater_or_nan(float a, float b) { return a != a || a > b ? a : b; }
 DEVICE unsigned bits_of_float(float x) {
     unsigned bits;
     std::memcpy(&bits, &x, 4);

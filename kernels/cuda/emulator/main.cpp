@@ -27,7 +27,7 @@ struct Emulated : Machine {
     int cluster_max() const override { return WARPGROUPS ? 8 : 1; }
     void launch(const Launch& l) override {
         static const std::map<std::string, void (*)(const Phase, const Step)> kernels = {
-            {"embed_rows", embed_rows}, {"norm_rows", norm_rows}, {"norm_kept", norm_kept},     {"linear_8", linear_8},
+            {"embed_rows", embed_rows}, {"norm_rows", norm_rows}, {"norm_kept", norm_kept}, {"norm_short", norm_short},     {"linear_8", linear_8},
             {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64},
             {"linear_128", linear_128}, {"linear_wide", linear_wide}, {"attend_rows", attend_rows}, {"store_rows", store_rows},
             {"attend_prompt", attend_prompt}, {"pack_screen", pack_screen},

@@ -1,9 +1,11 @@
 // Steps by the batch kernels: prompts and decode rows together, against the reference.
 #pragma once
 
+#include <array>
+
 #include "model.h"
 
-const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept",   "linear_8",   "linear_16",  "linear_32",
+const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept", "norm_short", "linear_8",   "linear_16",  "linear_32",
                                                 "linear_64",  "linear_128", "linear_wide", "attend_rows", "store_rows", "attend_prompt",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",
                                                 "screen_128", "screen_256", "choose_rows", "draw_rows", "take_rows", "rank_rows", "pick_rows"};
@@ -38,7 +40,8 @@ struct BatchStep {
     Loaded loaded;
     std::vector<Segment> segments;
     BatchRows rows = {0, 0, 0};
-    std::vector<int> ids, positions, sequences, tiles, last;
+    std::vector<int> ids, positions, sequences, last;
+    std::vector<std::array<int, 4>> tiles; // first row, rows, split, first position
     // Of each segment: two of three are drawn; the same and some among their best few.
     std::vector<Draw> draws, ranked;
 
@@ -69,14 +72,16 @@ struct BatchStep {
             bool decode = of[i].rows == 1 && rows.prompts == 0;
             (decode ? rows.decodes : rows.prompts) += of[i].rows;
             for (int r = 0; !decode && r < of[i].rows; r += tile) {
-                tiles.push_back(first + r);
-                tiles.push_back(std::min(tile, of[i].rows - r));
-                rows.prompt_tiles++;
+                const int count = std::min(tile, of[i].rows - r), position = of[i].start + r;
+                for (int split = 0; split * SPLIT < position + count; split++) tiles.push_back({first + r, count, split, position});
             }
         }
+        rows.prompt_tiles = (int)tiles.size();
+        const auto seen = [](const std::array<int, 4>& t) { return std::min(t[3] + t[1] - t[2] * (int)SPLIT, (int)SPLIT); };
+        std::stable_sort(tiles.begin(), tiles.end(), [&](const auto& a, const auto& b) { return seen(a) > seen(b); });
         Step& s = loaded.step;
         s.sequences = machine.copy_of(sequences);
-        s.prompt_tiles = machine.copy_of(tiles);
+        s.prompt_tiles = (const int*)machine.copy_of(tiles);
         s.picked = machine.copy_of(last);
         std::vector<int> sent = ids;
         for (int t = 0; t < (int)ids.size(); t += 3) sent[t] = ~t;

@@ -96,6 +96,10 @@ pub(super) const THREADS: usize = 512;
 /// Row tiles of one block in one LINEAR phase.
 pub(super) const TILES_MAX: usize = 8;
 pub(super) const SPLIT: usize = 256;
+/// What the device is told of a tile of a prompt.
+pub(super) const TILE_WORDS: usize = 4;
+/// Pairs of a row and a query head in a tile of a prompt, on the devices where they are fewest.
+pub(super) const PROMPT_PAIRS_LEAST: usize = 32;
 pub(super) const HEAD_DIM_MAX: usize = 128;
 pub(super) const UNIT_HEADS_MAX: usize = 4;
 pub(super) const HEAD_TOKENS_MAX: usize = 2;

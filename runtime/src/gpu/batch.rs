@@ -5,10 +5,10 @@ use std::ffi::CStr;
 
 use super::abi::{
     CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, EPILOGUE_ADD, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE,
-    PICK_BYTES, Phase, RANK_BYTES, REDUCED_BYTES, SPLIT, Step, THREADS, to_i32,
+    PICK_BYTES, PROMPT_PAIRS_LEAST, Phase, RANK_BYTES, REDUCED_BYTES, SPLIT, Step, THREADS, to_i32,
 };
 
-/// Where the rows of a step go: single rows first, then those of prompts in tiles.
+/// Where the rows of a step go: single rows first, then those of prompts in tiles, each for one split.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows {
     pub(super) decodes: usize,
@@ -42,10 +42,11 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 23] = [
+pub(super) const KERNELS: [&CStr; 24] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
+    c"norm_short",
     c"linear_8",
     c"linear_16",
     c"linear_32",
@@ -167,8 +168,9 @@ pub(super) fn launches<E>(
                 if rows.prompts > 0 {
                     let pairs = prompt_pairs(limits.cluster_max > 1);
                     let shared = (pairs * (SPLIT + 8 + size(step.head_dim)) + 8 * 256 + 4) * 4;
-                    let grid = rows.prompt_tiles * size(step.kv_heads) * size(step.splits_max);
-                    launch(&Launch { threads: PROMPT_THREADS, ..plain(c"attend_prompt", grid, shared) })?;
+                    let mut attend = plain(c"attend_prompt", rows.prompt_tiles * size(step.kv_heads), shared);
+                    attend.phase.items = to_i32(limits.multiprocessors);
+                    launch(&Launch { threads: PROMPT_THREADS, ..attend })?;
                 }
             }
             _ => {}
@@ -179,7 +181,7 @@ pub(super) fn launches<E>(
 
 /// Pairs of a row and a query head in one tile of a prompt.
 pub(super) fn prompt_pairs(sm_90: bool) -> usize {
-    if sm_90 { 64 } else { 32 }
+    if sm_90 { 64 } else { PROMPT_PAIRS_LEAST }
 }
 
 /// A block for each row, which keeps it in registers where there is room.
@@ -187,7 +189,8 @@ fn norm(launch: Launch) -> Launch {
     let cols = size(launch.phase.cols);
     if cols <= KEPT_COLUMNS_MAX {
         let shared_bytes = REDUCED_BYTES + cols * 4;
-        return Launch { kernel: c"norm_kept", threads: KEPT_THREADS, shared_bytes, ..launch };
+        let kernel = if cols <= SHORT_COLUMNS_MAX { c"norm_short" } else { c"norm_kept" };
+        return Launch { kernel, threads: KEPT_THREADS, shared_bytes, ..launch };
     }
     Launch { kernel: c"norm_rows", shared_bytes: REDUCED_BYTES + cols * 8, ..launch }
 }
@@ -249,6 +252,7 @@ const LINEAR_THREADS: usize = 256;
 const WIDE_THREADS: usize = 384;
 const KEPT_THREADS: usize = 256;
 const KEPT_COLUMNS_MAX: usize = 8192;
+const SHORT_COLUMNS_MAX: usize = 3072;
 const PROMPT_THREADS: usize = 256;
 /// Shared memory for the weights and activations that a block of few rows holds at a time.
 const FEW_ITEM_BYTES: usize = 80 << 10;

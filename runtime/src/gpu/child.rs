@@ -10,7 +10,7 @@ use kernels::draw::{Draw, halves};
 use tuning::format_cpus;
 
 use super::Cpus;
-use super::abi::{DRAW_WORDS, NO_TOKEN};
+use super::abi::{DRAW_WORDS, NO_TOKEN, TILE_WORDS};
 use super::assign::Assignment;
 use super::batch::prompt_pairs;
 use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
@@ -154,7 +154,8 @@ impl Device for ChildDevice {
         of[rows..].fill(shape.slots);
         of.iter_mut().zip(&order.segments).for_each(|(to, index)| *to = word(*index));
         // SAFETY: as above.
-        unsafe { region.write(at(offsets.tiles), order.tiles.len()) }.copy_from_slice(&order.tiles);
+        let tiles: &mut [u32] = unsafe { region.write(at(offsets.tiles), order.tiles.len() * TILE_WORDS) };
+        tiles.copy_from_slice(order.tiles.as_flattened());
         // SAFETY: as above.
         let table: &mut [u32] = unsafe { region.write(at(offsets.tables), sequences * stride) };
         for (to, segment) in table.chunks_exact_mut(stride).zip(&step.segments) {
@@ -179,7 +180,7 @@ impl Device for ChildDevice {
         words.rows.store(word(rows), Ordering::Relaxed);
         words.decodes.store(word(order.decodes), Ordering::Relaxed);
         words.sequences.store(word(sequences), Ordering::Relaxed);
-        words.tiles.store(word(order.tiles.len() / 2), Ordering::Relaxed);
+        words.tiles.store(word(order.tiles.len()), Ordering::Relaxed);
         words.chosen.store(word(wants.len() - self.scores[own]), Ordering::Relaxed);
         let drawn = wants.iter().any(|want| matches!(want, Want::Drawn(_)));
         words.drawn.store(u32::from(drawn), Ordering::Relaxed);

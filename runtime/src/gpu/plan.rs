@@ -1,10 +1,12 @@
 //! The phases of a step, and the order of its rows on the device.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::abi::{
     EPILOGUE_ADD, EPILOGUE_RELU2, EPILOGUE_SILU, EPILOGUE_STORE, PHASE_ATTEND, PHASE_CHOOSE, PHASE_COPY, PHASE_EMBED,
-    PHASE_GREEDY, PHASE_HEAD, PHASE_LINEAR, PHASE_QUANTIZE, PHASE_SCREEN, Phase, TILES_MAX, TOKEN_COLS_MAX, to_i32,
+    PHASE_GREEDY, PHASE_HEAD, PHASE_LINEAR, PHASE_QUANTIZE, PHASE_SCREEN, Phase, SPLIT, TILE_WORDS, TILES_MAX,
+    TOKEN_COLS_MAX, to_i32,
 };
 use super::layout::{Content, Matrix, ScreenLayout, WeightLayout, WorkLayout};
 use super::shape::Shape;
@@ -210,8 +212,8 @@ pub(super) struct Order {
     pub(super) segments: Vec<usize>,
     /// How many of the rows stand alone.
     pub(super) decodes: usize,
-    /// First row and rows of each tile.
-    pub(super) tiles: Vec<u32>,
+    /// First row, rows, split and first position of each tile; those that see most positions of their split come first.
+    pub(super) tiles: Vec<[u32; TILE_WORDS]>,
     /// Where the rows with logits are, in the order of the step's logits.
     pub(super) picks: Vec<usize>,
 }
@@ -242,11 +244,18 @@ impl Order {
             }
             if !alone {
                 for tile in (0..segment.rows).step_by(tile_rows) {
-                    let count = tile_rows.min(segment.rows - tile);
-                    tiles.extend([first + tile, count].map(|value| u32::try_from(value).expect("rows are few")));
+                    let (count, position) = (tile_rows.min(segment.rows - tile), segment.first_position + tile);
+                    let of_split = |split| [first + tile, count, split, position];
+                    let splits = (0..(position + count).div_ceil(SPLIT)).map(of_split);
+                    tiles.extend(splits.map(|tile| tile.map(|value| u32::try_from(value).expect("rows are few"))));
                 }
             }
         }
+        // In place, and the same order every time.
+        tiles.sort_unstable_by_key(|tile| {
+            let [first, rows, split, position] = *tile;
+            (Reverse((position + rows - split * SPLIT as u32).min(SPLIT as u32)), split, first)
+        });
         *decodes = step.segments.iter().filter(|segment| segment.rows == 1).count();
     }
 }
@@ -267,8 +276,21 @@ mod tests {
             order.arrange(&step, 4);
             assert_eq!(order.rows, [5, 8, 0, 1, 2, 3, 4, 6, 7]);
             assert_eq!(order.segments, [1, 3, 0, 0, 0, 0, 0, 2, 2]);
-            assert_eq!((order.decodes, order.tiles.as_slice()), (2, &[2, 4, 6, 1, 7, 2][..]));
+            assert_eq!(order.decodes, 2);
+            assert_eq!(order.tiles, [[7, 2, 0, 4], [6, 1, 0, 4], [2, 4, 0, 0]]);
             assert_eq!(order.picks, [6, 0, 1]);
         }
+    }
+
+    #[test]
+    fn tiles_that_see_most_of_their_split_come_first() {
+        let mut step = Step::default();
+        step.push(0, 250, &[1; 10], true);
+        step.push(1, 510, &[1; 3], true);
+        let mut order = Order::default();
+        order.arrange(&step, 6);
+        let expected =
+            [[0, 6, 0, 250], [6, 4, 0, 256], [10, 3, 0, 510], [10, 3, 1, 510], [6, 4, 1, 256], [10, 3, 2, 510]];
+        assert_eq!(order.tiles, expected);
     }
 }

@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use super::abi::DRAW_WORDS;
+use super::abi::{DRAW_WORDS, PROMPT_PAIRS_LEAST, SPLIT, TILE_WORDS};
 use super::device::STEPS_MAX;
 use super::shape::Shape;
 
@@ -82,8 +82,9 @@ pub(super) struct Offsets {
     /// Rows whose logits are wanted: first those of which a token is, then those of scores; what the tokens depend on.
     pub(super) picked: usize,
     pub(super) draws: usize,
-    pub(super) tiles: usize,
     pub(super) tables: usize,
+    /// Only of steps with prompts.
+    pub(super) tiles: usize,
     pub(super) input_bytes: usize,
     /// What the device writes: the number of the last step that is done; of even steps the tokens of the rows, the chosen
     /// ones in the rows whose logits were wanted, followed `ids_bytes` further on by those of odd steps; scores.
@@ -106,9 +107,10 @@ impl Offsets {
         let stage = take(2 * STAGE_BYTES);
         let input = take(8);
         let (ids, positions, sequences) = (take(rows * 4), take(rows * 4), take(rows * 4));
-        let (picked, draws, tiles) = (take(slots * 4), take(slots * DRAW_WORDS * 4), take(rows * 8));
+        let (picked, draws) = (take(slots * 4), take(slots * DRAW_WORDS * 4));
         // One more is that of rows which only fill up a step: the device's own.
         let tables = take((slots + 1) * shape.table_stride() * 4);
+        let tiles = take(tiles_max(shape) * TILE_WORDS * 4);
         let input_bytes = take(0) - input;
         take((STEPS_MAX - 1) * input_bytes);
         let (done, chosen) = (take(8), take(rows * 4));
@@ -124,8 +126,8 @@ impl Offsets {
             sequences,
             picked,
             draws,
-            tiles,
             tables,
+            tiles,
             input_bytes,
             done,
             chosen,
@@ -144,6 +146,14 @@ impl Offsets {
     pub(super) fn chosen_of(&self, number: u32) -> usize {
         self.chosen + place(number) * self.ids_bytes
     }
+}
+
+/// Most tiles of a step's prompts.
+pub(super) fn tiles_max(shape: &Shape) -> usize {
+    // There is a shape without heads until a model is there.
+    let group = (shape.heads / shape.kv_heads.max(1)).max(1) as usize;
+    let rows = (shape.rows_max as usize).div_ceil((PROMPT_PAIRS_LEAST / group).max(1)) + shape.slots as usize;
+    rows * (shape.context as usize).div_ceil(SPLIT)
 }
 
 /// The mapped region.
@@ -346,7 +356,16 @@ mod tests {
 
     #[test]
     fn a_region_opens_with_the_shape_it_was_made_for_and_no_other_file_does() {
-        let shape = Shape { vocab: 100, slots: 3, rows_max: 5, context: 64, norm_eps: 0.5, ..Shape::default() };
+        let shape = Shape {
+            vocab: 100,
+            heads: 1,
+            kv_heads: 1,
+            slots: 3,
+            rows_max: 5,
+            context: 64,
+            norm_eps: 0.5,
+            ..Shape::default()
+        };
         let mut region = Region::create(&shape, true).unwrap();
         region.header().fail(7, "seven");
         let offsets = Offsets::new(&shape);

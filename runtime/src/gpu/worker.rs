@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tuning::CpuId;
 
-use super::abi::{self, DRAW_WORDS, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, to_i32};
+use super::abi::{self, DRAW_WORDS, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, TILE_WORDS, to_i32};
 use super::batch::{self, Draws};
 use super::cuda::{self, Address, Card, Context, Failure, Graph};
 use super::device::STEPS_MAX;
@@ -21,7 +21,7 @@ use super::images::Image;
 use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
 use super::plan::{Addresses, Plan};
 use super::shape::Shape;
-use super::wire::{LOADING, Offsets, READY, Region, STAGE_BYTES, place};
+use super::wire::{LOADING, Offsets, READY, Region, STAGE_BYTES, place, tiles_max};
 use crate::log;
 
 /// The cpu of a worker's own thread, and those of the threads that the driver starts.
@@ -277,11 +277,15 @@ impl<'r> Worker<'r> {
         let (rows, decodes, sequences) = (count(&words.rows), count(&words.decodes), count(&words.sequences));
         let (tiles, chosen, scores) = (count(&words.tiles), count(&words.chosen), count(&words.scores));
         let draws = Draws { among_all: count(&words.drawn) == 1, among_best: count(&words.ranked) == 1 };
-        let fits = rows <= self.shape.rows_max as usize && decodes <= rows && tiles <= rows;
+        let fits = rows <= self.shape.rows_max as usize && decodes <= rows && tiles <= tiles_max(&self.shape);
         assert!(fits && sequences.max(chosen + scores) <= self.shape.slots as usize, "a step fits the region");
         let bytes = offsets.tables - offsets.input + sequences * self.shape.table_stride() * 4;
         let from = self.region.address(offsets.of_step(number, offsets.input));
         self.context.upload(self.input_of(number, offsets.input), from, bytes)?;
+        if tiles > 0 {
+            let from = self.region.address(offsets.of_step(number, offsets.tiles));
+            self.context.upload(self.input_of(number, offsets.tiles), from, tiles * TILE_WORDS * 4)?;
+        }
         // SAFETY: the server wrote them before it submitted the step, and waits for it to be done.
         let positions: &[u32] = unsafe { self.region.read(offsets.of_step(number, offsets.positions), rows) };
         let splits = positions.iter().max().map_or(1, |position| *position as usize / SPLIT + 1);
