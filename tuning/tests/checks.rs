@@ -36,7 +36,7 @@ impl Host {
         host.write("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 8 0 -2\n");
         host.write("proc/sys/net/core/somaxconn", pick("4096", "128"));
         let (memory, files) =
-            pick("unlimited unlimited;65536 1048576", "65536 65536;1024 4096").split_once(';').unwrap();
+            pick("unlimited unlimited;65536 1048576", "65536 65536;1024 4096").split_once(';').expect("two limits");
         let limits = format!("Limit Soft Hard Units\nMax locked memory {memory} bytes\nMax open files {files} files\n");
         host.write("proc/self/limits", &limits);
         host
@@ -44,12 +44,12 @@ impl Host {
 
     fn write(&self, path: &str, text: &str) {
         let path = self.0.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, format!("{text}\n")).unwrap();
+        fs::create_dir_all(path.parent().expect("below the host")).expect("a folder of the test's own");
+        fs::write(path, format!("{text}\n")).expect("a file of the test's own");
     }
 
     fn check(&self) -> Vec<Check> {
-        check(Roots { sys: &self.0.join("sys"), proc: &self.0.join("proc") }).unwrap()
+        check(Roots { sys: &self.0.join("sys"), proc: &self.0.join("proc") }).expect("well-formed files")
     }
 }
 
