@@ -102,29 +102,42 @@ impl fmt::Display for Check {
 struct Setting {
     id: &'static str,
     level: Level,
+    /// Below `/sys` or `/proc`.
+    file: File,
+    is_good: fn(&str) -> bool,
     wanted: &'static str,
     why: &'static str,
-    /// What to write; without it `advice` says what to do.
-    value: Option<&'static str>,
-    advice: Option<&'static str>,
+    change: Change,
+}
+
+enum File {
+    Sys(&'static str),
+    Proc(&'static str),
+}
+
+/// What makes a setting as wanted: a word for its file, or what there is to do.
+enum Change {
+    Write(&'static str),
+    Advice(&'static str),
 }
 
 impl Setting {
-    /// `None` where there is no such file. `current` is what the file means, `is_good` judges it.
-    fn look(&self, path: &Path, is_good: impl Fn(&str) -> bool) -> Option<Check> {
-        let text = read(path)?;
-        let current = chosen(&text).to_owned();
-        let good = is_good(&current);
-        let write = |value: &&str| Write { path: path.to_owned(), value: (*value).to_owned(), was: current.clone() };
-        Some(Check {
-            id: self.id,
-            level: if good { Level::Good } else { self.level },
-            writes: if good { Vec::new() } else { self.value.iter().map(write).collect() },
-            advice: self.advice.filter(|_| !good),
-            current,
-            wanted: self.wanted.to_owned(),
-            why: self.why,
-        })
+    /// `None` where there is no such file.
+    fn look(&self, roots: Roots<'_>) -> Option<Check> {
+        let path = match self.file {
+            File::Sys(path) => roots.sys.join(path),
+            File::Proc(path) => roots.proc.join(path),
+        };
+        let current = chosen(&read(&path)?).to_owned();
+        let good = (self.is_good)(&current);
+        let (mut writes, mut advice) = (Vec::new(), None);
+        match self.change {
+            _ if good => {}
+            Change::Write(value) => writes.push(Write { path, value: value.to_owned(), was: current.clone() }),
+            Change::Advice(words) => advice = Some(words),
+        }
+        let level = if good { Level::Good } else { self.level };
+        Some(Check { id: self.id, level, current, wanted: self.wanted.to_owned(), why: self.why, writes, advice })
     }
 }
 

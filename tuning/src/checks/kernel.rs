@@ -1,59 +1,34 @@
 //! Settings of the whole kernel: io_uring, memory, clock, sockets, limits of this process.
 
-use super::{Check, Level, Roots, Setting, number, read};
+use super::{Change, Check, File, Level, Roots, Setting, number, read};
 
 pub(super) fn check(roots: Roots<'_>, nodes: usize) -> Vec<Check> {
-    let mut checks: Vec<Check> = [version(roots), io_uring(roots), clock(roots)].into_iter().flatten().collect();
+    let of_nodes = if nodes > 1 { &OF_NODES[..] } else { &[] };
+    let mut checks: Vec<Check> = ALWAYS.iter().chain(of_nodes).filter_map(|setting| setting.look(roots)).collect();
     checks.extend(limit(roots, "locked memory", "Max locked memory", u64::MAX));
     checks.extend(limit(roots, "open files", "Max open files", OPEN_FILES_MIN));
-    checks.extend([transparent_pages(roots), swap(roots)].into_iter().flatten());
-    if nodes > 1 {
-        checks.extend([numa_balancing(roots), zone_reclaim(roots)].into_iter().flatten());
-    }
-    checks.extend([backlog(roots), half_open(roots), migration(roots)].into_iter().flatten());
+    checks.extend(clock(roots));
+    checks.extend(swap(roots));
     checks
 }
 
-fn version(roots: Roots<'_>) -> Option<Check> {
-    let setting = Setting {
-        id: "kernel",
-        level: Level::Warning,
-        wanted: "6.1 or later",
-        why: "Older ones lack what keeps io_uring from interrupting workers.",
-        value: None,
-        advice: Some("Install a newer kernel."),
-    };
-    setting.look(&roots.proc.join("sys/kernel/osrelease"), |release| {
-        let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
-        (parts.next(), parts.next()) >= (Some(6), Some(1))
-    })
-}
-
-fn io_uring(roots: Roots<'_>) -> Option<Check> {
-    let setting = Setting {
-        id: "io_uring",
-        level: Level::Warning,
-        wanted: "0 (allowed to all)",
-        why: "Where it is refused, sockets go by epoll and files through the page cache.",
-        value: Some("0"),
-        advice: None,
-    };
-    setting.look(&roots.proc.join("sys/kernel/io_uring_disabled"), |value| value == "0")
-}
-
 fn clock(roots: Roots<'_>) -> Option<Check> {
-    let folder = roots.sys.join("devices/system/clocksource/clocksource0");
-    let has_tsc = read(&folder.join("available_clocksource"))?.split_whitespace().any(|name| name == "tsc");
-    let setting = Setting {
-        id: "clock source",
-        level: Level::Warning,
-        wanted: "tsc, or kvm-clock in a virtual machine",
-        why: "Others make every look at the clock a system call.",
-        value: has_tsc.then_some("tsc"),
-        advice: (!has_tsc).then_some("The kernel found the tsc unstable: see its log."),
+    let available = read(&roots.sys.join("devices/system/clocksource/clocksource0/available_clocksource"))?;
+    let has_tsc = available.split_whitespace().any(|name| name == "tsc");
+    let change = match has_tsc {
+        true => Change::Write("tsc"),
+        false => Change::Advice("The kernel found the tsc unstable: see its log."),
     };
-    let fast = |name: &str| matches!(name, "tsc" | "kvm-clock" | "hyperv_clocksource_tsc_page" | "arch_sys_counter");
-    setting.look(&folder.join("current_clocksource"), fast)
+    Setting { change, ..CLOCK }.look(roots)
+}
+
+fn swap(roots: Roots<'_>) -> Option<Check> {
+    let devices = read(&roots.proc.join("swaps"))?.lines().skip(1).count();
+    if devices > 0 {
+        return SWAPPINESS.look(roots);
+    }
+    let check = Setting { is_good: |_| true, ..SWAPPINESS }.look(roots)?;
+    Some(Check { current: "no swap".into(), ..check })
 }
 
 /// A limit of this process, as the next server gets it.
@@ -81,99 +56,114 @@ fn limit(roots: Roots<'_>, id: &'static str, line: &str, wanted: u64) -> Option<
     })
 }
 
-fn transparent_pages(roots: Roots<'_>) -> Option<Check> {
-    let setting = Setting {
+fn is_zero(value: &str) -> bool {
+    value == "0"
+}
+
+fn is_since_6_1(release: &str) -> bool {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    (parts.next(), parts.next()) >= (Some(6), Some(1))
+}
+
+/// What is looked at on every machine, as far as its kernel has it.
+const ALWAYS: [Setting; 6] = [
+    Setting {
+        id: "kernel",
+        level: Level::Warning,
+        file: File::Proc("sys/kernel/osrelease"),
+        is_good: is_since_6_1,
+        wanted: "6.1 or later",
+        why: "Older ones lack what keeps io_uring from interrupting workers.",
+        change: Change::Advice("Install a newer kernel."),
+    },
+    Setting {
+        id: "io_uring",
+        level: Level::Warning,
+        file: File::Proc("sys/kernel/io_uring_disabled"),
+        is_good: is_zero,
+        wanted: "0 (allowed to all)",
+        why: "Where it is refused, sockets go by epoll and files through the page cache.",
+        change: Change::Write("0"),
+    },
+    Setting {
         id: "transparent huge pages",
         level: Level::Warning,
+        file: File::Sys("kernel/mm/transparent_hugepage/enabled"),
+        is_good: |word| word != "never",
         wanted: "madvise or always",
         why: "Without huge pages weights and KV cache are read more slowly, unless there is a pool of huge pages.",
-        value: Some("madvise"),
-        advice: None,
-    };
-    setting.look(&roots.sys.join("kernel/mm/transparent_hugepage/enabled"), |word| word != "never")
-}
-
-fn swap(roots: Roots<'_>) -> Option<Check> {
-    let devices = read(&roots.proc.join("swaps"))?.lines().skip(1).count();
-    let setting = Setting {
-        id: "swappiness",
-        level: Level::Advice,
-        wanted: "10 at most, or no swap",
-        why: "A page of a stack or of a buffer that was swapped out stops a step.",
-        value: Some("1"),
-        advice: None,
-    };
-    let is_low = |value: &str| devices == 0 || number(value).is_some_and(|value| value <= 10);
-    setting
-        .look(&roots.proc.join("sys/vm/swappiness"), is_low)
-        .map(|check| Check { current: if devices == 0 { "no swap".into() } else { check.current }, ..check })
-}
-
-fn numa_balancing(roots: Roots<'_>) -> Option<Check> {
-    let setting = Setting {
-        id: "NUMA balancing",
-        level: Level::Warning,
-        wanted: "0",
-        why: "It takes pages away from workers to see who reads them; replicas are on their nodes already.",
-        value: Some("0"),
-        advice: None,
-    };
-    setting.look(&roots.proc.join("sys/kernel/numa_balancing"), |value| value == "0")
-}
-
-fn zone_reclaim(roots: Roots<'_>) -> Option<Check> {
-    let setting = Setting {
-        id: "zone reclaim",
-        level: Level::Warning,
-        wanted: "0",
-        why: "A node that is full of file pages would make an allocation wait for their eviction.",
-        value: Some("0"),
-        advice: None,
-    };
-    setting.look(&roots.proc.join("sys/vm/zone_reclaim_mode"), |value| value == "0")
-}
-
-fn backlog(roots: Roots<'_>) -> Option<Check> {
-    let setting = Setting {
+        change: Change::Write("madvise"),
+    },
+    Setting {
         id: "accept backlog",
         level: Level::Advice,
+        file: File::Proc("sys/net/core/somaxconn"),
+        is_good: |value| number(value).is_some_and(|value| value >= 4096),
         wanted: "4096 or more",
         why: "Clients that connect all at once wait in it; what does not fit is tried again after a second.",
-        value: Some("4096"),
-        advice: None,
-    };
-    setting.look(&roots.proc.join("sys/net/core/somaxconn"), at_least(BACKLOG_MIN))
-}
-
-fn half_open(roots: Roots<'_>) -> Option<Check> {
-    let setting = Setting {
+        change: Change::Write("4096"),
+    },
+    Setting {
         id: "SYN backlog",
         level: Level::Advice,
+        file: File::Proc("sys/net/ipv4/tcp_max_syn_backlog"),
+        is_good: |value| number(value).is_some_and(|value| value >= 1024),
         wanted: "1024 or more",
         why: "As the accept backlog, for connections that are being made.",
-        value: Some("4096"),
-        advice: None,
-    };
-    setting.look(&roots.proc.join("sys/net/ipv4/tcp_max_syn_backlog"), at_least(SYN_BACKLOG_MIN))
-}
-
-fn migration(roots: Roots<'_>) -> Option<Check> {
-    let setting = Setting {
+        change: Change::Write("4096"),
+    },
+    Setting {
         id: "listener migration",
         level: Level::Advice,
+        file: File::Proc("sys/net/ipv4/tcp_migrate_req"),
+        is_good: |value| value == "1",
         wanted: "1",
-        why: "Connections that wait at a listener that is closed move on to another one, in place of a reset, when a server \
-              on the same port ends.",
-        value: Some("1"),
-        advice: None,
-    };
-    setting.look(&roots.proc.join("sys/net/ipv4/tcp_migrate_req"), |value| value == "1")
-}
+        why: "Connections that wait at a listener that is closed move on to another one, in place of a reset, when a server on \
+              the same port ends.",
+        change: Change::Write("1"),
+    },
+];
 
-fn at_least(least: u64) -> impl Fn(&str) -> bool {
-    move |value| number(value).is_some_and(|value| value >= least)
-}
+/// What matters with several NUMA nodes.
+const OF_NODES: [Setting; 2] = [
+    Setting {
+        id: "NUMA balancing",
+        level: Level::Warning,
+        file: File::Proc("sys/kernel/numa_balancing"),
+        is_good: is_zero,
+        wanted: "0",
+        why: "It takes pages away from workers to see who reads them; replicas are on their nodes already.",
+        change: Change::Write("0"),
+    },
+    Setting {
+        id: "zone reclaim",
+        level: Level::Warning,
+        file: File::Proc("sys/vm/zone_reclaim_mode"),
+        is_good: is_zero,
+        wanted: "0",
+        why: "A node that is full of file pages would make an allocation wait for their eviction.",
+        change: Change::Write("0"),
+    },
+];
+
+const CLOCK: Setting = Setting {
+    id: "clock source",
+    level: Level::Warning,
+    file: File::Sys("devices/system/clocksource/clocksource0/current_clocksource"),
+    is_good: |name| matches!(name, "tsc" | "kvm-clock" | "hyperv_clocksource_tsc_page" | "arch_sys_counter"),
+    wanted: "tsc, or that of the hypervisor",
+    why: "Others make every look at the clock a system call.",
+    change: Change::Write("tsc"),
+};
+
+const SWAPPINESS: Setting = Setting {
+    id: "swappiness",
+    level: Level::Advice,
+    file: File::Proc("sys/vm/swappiness"),
+    is_good: |value| number(value).is_some_and(|value| value <= 10),
+    wanted: "10 at most, or no swap",
+    why: "A page of a stack or of a buffer that was swapped out stops a step.",
+    change: Change::Write("1"),
+};
 
 const OPEN_FILES_MIN: u64 = 16_384;
-const BACKLOG_MIN: u64 = 4096;
-const SYN_BACKLOG_MIN: u64 = 1024;
