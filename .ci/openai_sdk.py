@@ -148,11 +148,13 @@ def completion_answers_and_streams():
 
 
 @check
-def completion_echoes_with_logprobs():
-    choice = complete(echo=True, max_tokens=4, logprobs=2).choices[0]
+def completion_echoes_and_has_logprobs():
+    choice = complete(echo=True, max_tokens=4).choices[0]
     assert choice.text.strip().startswith(PROMPT), choice.text
-    logprobs = choice.logprobs
+    logprobs = complete(max_tokens=4, logprobs=2).choices[0].logprobs
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset)
+    # There are none for tokens of a prompt.
+    refused(openai.BadRequestError, 400, lambda: complete(echo=True, max_tokens=4, logprobs=2))
 
 
 @check
