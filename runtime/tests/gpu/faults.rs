@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::driver::{
-    PATIENCE, PROMPT_LAUNCHES, Streamed, TEST_LAUNCHES, count, healthy, request, serve, stream, workers,
+    PATIENCE, PROMPT_LAUNCHES, Streamed, TEST_LAUNCHES, count, healthy, request, serve, stream, stream_in_time, workers,
 };
 use crate::server::{Server, becomes_true, bitnetd, run_to_end};
 
@@ -112,7 +112,7 @@ fn who_wants_a_gpu_waits_for_one_that_comes_back() {
     let (server, wait) = &losing("WAIT", &[]);
     let (expected, finish, _) = stream(server, &request("cpu", 4));
     std::thread::scope(|scope| {
-        let patient = scope.spawn(|| stream(server, &request("gpu", 4)));
+        let patient = scope.spawn(|| stream_in_time(server, &request("gpu", 4)));
         std::fs::remove_file(wait).unwrap();
         assert_eq!(patient.join().unwrap(), (expected, finish, "cuda:0".to_owned()));
     });
