@@ -14,14 +14,14 @@ inline int step_shared_bytes(const Step& s, int count, int widest, int token_til
     int attention = SPLIT * s.head_dim * 2 + (3 * SPLIT + s.head_dim + 16) * UNIT_HEADS_MAX * 4 + s.head_dim * 4 + 64;
     if (s.head_dim > HEAD_DIM_MAX) attention = 0; // by batch kernels only
     if (token_tiles == 0) {
-        int linear = TILES_MAX * 64 + GROUPS_MAX * (WARPS * 128 + THREADS * 16);
+        int linear = 2 * TILES_MAX * 64 + GROUPS_MAX * (WARPS * 128 + THREADS * 16);
         work = greater(linear, (s.hidden + 127) / 128 * 128 * 6);
     } else {
         int head = ((s.head_tokens == 1 ? 1 : HEAD_TOKENS_MAX) + 2) * s.hidden * 4;
         work = greater(TILES_MAX * token_tiles * 512 + columns * 8, head);
     }
     return RING_DEPTH * THREADS * 16 + count * 32 + REDUCED_BYTES + FIRST_UNIT_BYTES +
-           greater(work, attention);
+           (token_tiles == 0 ? SUPPLY_BYTES : 0) + greater(work, attention);
 }
 
 struct Launch {

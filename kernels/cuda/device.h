@@ -281,6 +281,12 @@ DEVICE void copy_bulk(void* to, const void* from, int bytes, Gate* gate) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(gate)) : "memory");
 }
+// The same for weights, which leave L2 first.
+DEVICE void copy_bulk_once(void* to, const void* from, int bytes, Gate* gate) {
+    asm volatile("{.reg .b64 p; createpolicy.fractional.L2::evict_first.b64 p, 1.0;"
+                 " cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], p;}"
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(gate)) : "memory");
+}
 DEVICE void copy_bulk_to_all(void* to, const void* from, int bytes, Gate* gate, int blocks) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(gate)), "h"((unsigned short)((1 << blocks) - 1))

@@ -131,6 +131,7 @@ enum {
     GROUPS_MAX = 4,        // step_1: column groups of 128 of one warp, so rows of up to 8192
     REDUCED_BYTES = 1152,  // shared memory of a block's reductions
     FIRST_UNIT_BYTES = 128,
+    SUPPLY_BYTES = 96,     // step_1: what is known of the ring
     NO_TOKEN = 0x7fffffff, // of a row that has no logit above minus infinity; as an input it counts as token 0
 };
 

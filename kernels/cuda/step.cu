@@ -1,7 +1,9 @@
 // The step kernel: walks a list of phases with all blocks in step. One launch is a whole decode token, or any part of it.
 #include "attention.h"
 #include "head.h"
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #include "token.h"
+#endif
 
 template <int NT>
 DEVICE void linear_phase(const Phase& p, const Stream& stream, const Step& s, Ring& ring, unsigned char* work,

@@ -11,36 +11,104 @@ DEVICE int count_groups(int all, int phase) { return max(all - first_group(phase
 // Sixteen bytes of a lane of this warp.
 DEVICE uint4* ring_place(int index, int lane) { return (uint4*)shared_arena() + index * THREADS + warp_id() * 32 + lane; }
 
-// As Ring, for one row. Every instruction here is one for each 512 bytes and warp: with them, not with memory, a phase's
-// time goes.
-struct TokenRing {
-    int phase, phases;
+// Loads of 512 bytes that the ring holds, and the most of a part: while a large phase is used, much of the next one comes. One form of
+// the emulator has a small ring, so that small models fill it and have phases of several parts.
+#if defined(CUDA_EMULATOR) && WARPGROUPS
+enum { SUPPLY_LOADS = 16 };
+#else
+enum { SUPPLY_LOADS = RING_DEPTH * WARPS };
+#endif
+enum { PART_LOADS = SUPPLY_LOADS * 5 / 8, SUPPLY_GATES = 8, ORDERING_WARP = WARPS - 1 };
+
+// The block's weights of all linear phases, ahead of their use, in the ring that the screen takes over: a phase is a part, or
+// several, and a part a bulk copy for each row tile and a gate. One warp orders what there is room for whenever a part was used.
+struct Supply {
+    Gate gates[SUPPLY_GATES];
+    int phase, first; // what is ordered next
+    int place, room;  // loads
+    int parts, left;  // ordered before; gates that are free
+
+    DEVICE static unsigned char* at(int load) { return shared_arena() + (load & (SUPPLY_LOADS - 1)) * 512; }
+
+    // By one thread.
+    DEVICE void open() {
+        for (int i = 0; i < SUPPLY_GATES; i++) gate_open(gates + i, 1);
+        phase = first = place = parts = 0;
+        room = SUPPLY_LOADS;
+        left = SUPPLY_GATES;
+        gates_opened();
+    }
+    // By the ordering warp, after all have met who used `used` loads in so many parts.
+    DEVICE void order(int phases, int used, int used_parts) {
+        int next = phase, start = first, to = place, space = room + used, number = parts, spare = left + used_parts;
+#pragma unroll 1
+        while (next < phases && spare > 0) {
+            const Stream& stream = Ring::streams()[next];
+            const int items = stream.items, loads = stream.reciprocal == 0.0f ? 0 : stream.tiles * items;
+            const int count = min(loads - start, (int)PART_LOADS);
+            if (count > space) break;
+            if (count > 0) {
+                order_part(stream, start, count, to, gates + number % SUPPLY_GATES);
+                to += count;
+                space -= count;
+                number++;
+                spare--;
+            }
+            start += count;
+            if (start < loads) continue;
+            next++;
+            start = 0;
+        }
+        __syncwarp();
+        if (lane_id() > 0) return;
+        phase = next;
+        first = start;
+        place = to & (SUPPLY_LOADS - 1);
+        room = space;
+        parts = number;
+        left = spare;
+    }
+    // Each lane its row tile, in two pieces where the ring ends between.
+    DEVICE static void order_part(const Stream& stream, int first, int count, int to, Gate* gate) {
+        if (lane_id() == 0) gate_expect(gate, count * 512);
+        __syncwarp();
+        const int tile = lane_id() * stream.items, begin = max(tile, first), end = min(tile + stream.items, first + count);
+        if (begin >= end) return;
+        const char* from = stream.base + ((long long)tile * ((int)gridDim.x - 1) + begin) * 512;
+        to = (to + begin - first) & (SUPPLY_LOADS - 1);
+        const int whole = min(end - begin, SUPPLY_LOADS - to), rest = end - begin - whole;
+        copy_bulk_once(at(to), from, whole * 512, gate);
+        if (rest > 0) copy_bulk_once(at(0), from + whole * 512, rest * 512, gate);
+    }
+};
+
+static_assert(sizeof(Supply) <= SUPPLY_BYTES, "what is known of a block's ring fits");
+
+// What all threads know of the ring: the part to come, and where it is.
+struct Taken {
+    int parts, place;
+};
+
+// As Ring, for the screen of one row, whose row tiles are a warp's each.
+struct ScreenRing {
     unsigned slot; // bytes
     Walk walk;
 
     DEVICE uint4* place() const { return (uint4*)(shared_arena() + slot + threadIdx.x * 16); }
-    DEVICE void start(int count) {
-        phases = count;
-        phase = -1;
-        slot = walk.left = 0;
+    DEVICE void start(const Stream& stream) {
+        slot = 0;
+        walk.open(stream, 1);
 #pragma unroll 1
         for (int i = 0; i < RING_DEPTH; i++) load_next();
     }
     // Into the place at hand; then the next one's turn comes.
     DEVICE void load_next() {
-        if (walk.left == 0) open_next();
         if (walk.left > 0) {
             copy_async(place(), walk.from + lane_id() * 16);
             walk.next();
         }
         copy_commit();
         slot = (slot + THREADS * 16) & (RING_DEPTH * THREADS * 16 - 1);
-    }
-    DEVICE void open_next() {
-#pragma unroll 1
-        while (walk.left == 0 && phase < phases) {
-            if (++phase < phases && Ring::streams()[phase].tiles > 0) walk.open(Ring::streams()[phase], 1);
-        }
     }
     DEVICE uint4 take() {
         copy_wait<RING_DEPTH - 1>();
@@ -50,16 +118,16 @@ struct TokenRing {
     }
 };
 
-// Shared memory of a linear phase.
+// Shared memory of a linear phase. Sums are in two places by turns: some still finish one phase while others begin the next.
 struct TokenArea {
-    int* sums;       // [tile][row]
+    int* sums;       // [2][tile][row]
     unsigned* bytes; // [group][t][8]: the row as B operands
-    float4* gamma;   // [group][thread]
+    float* gamma;    // [group][warp][128]
 
     DEVICE void place(unsigned char* at) {
         sums = (int*)at;
-        bytes = (unsigned*)(sums + TILES_MAX * 16);
-        gamma = (float4*)(bytes + WARPS * GROUPS_MAX * 32) + threadIdx.x;
+        bytes = (unsigned*)(sums + 2 * TILES_MAX * 16);
+        gamma = (float*)(bytes + WARPS * GROUPS_MAX * 32) + warp_id() * 128;
     }
 };
 
@@ -69,25 +137,25 @@ struct Ahead {
     unsigned long long residual; // what it is added to, if it was there already
 };
 
-// A warp's part of the input row: four values of each group.
+// A warp's part of the input row: four values of each group, two side by side and two 64 columns further, so that a load
+// of the warp is of whole sectors.
 struct TokenRow {
     float4 values[GROUPS_MAX];
     int groups, column; // of value 0 of group 0; groups are 16 * 128 apart
 
     DEVICE void place(int items, int phase) {
         groups = count_groups(items, phase);
-        column = first_group(phase) * 128 + 4 * lane_id();
+        column = first_group(phase) * 128 + 2 * lane_id();
     }
-    DEVICE bool live(const Phase& p, int j) const { return j < groups && column + j * WARPS * 128 < p.cols; }
-    // One lane waits for the last value of each group before all look: a look at a whole row takes the block 300 cycles and more.
+    // A lane for each group waits for its last value before all look: a look at a whole row takes the block 300 cycles and more.
     DEVICE void take(const Phase& p, unsigned tag) {
-        const unsigned long long* row = (const unsigned long long*)p.input + column;
-#pragma unroll 1
-        for (int j = 0; lane_id() == 0 && j < groups; j++) {
-            const unsigned long long* last = row + min(j * WARPS * 128 + 127, p.cols - 1 - column);
+        const unsigned long long* row = (const unsigned long long*)p.input;
+        if (lane_id() < groups) {
+            const unsigned long long* last = row + min(column - 2 * lane_id() + lane_id() * WARPS * 128 + 127, p.cols - 1);
             while ((unsigned)(load_tagged(last) >> 32) != tag) pause();
         }
         __syncwarp();
+        const unsigned long long nothing = (unsigned long long)tag << 32;
         bool all = true;
         do {
             if (!all) pause();
@@ -95,10 +163,10 @@ struct TokenRow {
 #pragma unroll
             for (int j = 0; j < GROUPS_MAX; j++) {
                 if (j >= groups) break;
-                if (!live(p, j)) continue;
-                unsigned long long a[2], b[2];
-                load_tagged(row + j * WARPS * 128, a);
-                load_tagged(row + j * WARPS * 128 + 2, b);
+                const int at = column + j * WARPS * 128;
+                unsigned long long a[2] = {nothing, nothing}, b[2] = {nothing, nothing};
+                if (at < p.cols) load_tagged(row + at, a);
+                if (at + 64 < p.cols) load_tagged(row + at + 64, b);
                 values[j] = float4{float_of_bits((unsigned)a[0]), float_of_bits((unsigned)a[1]),
                                    float_of_bits((unsigned)b[0]), float_of_bits((unsigned)b[1])};
                 all &= (unsigned)(a[0] >> 32) == tag && (unsigned)(a[1] >> 32) == tag;
@@ -115,7 +183,7 @@ DEVICE float token_scale(const Phase& p, TokenRow& row, double share, Reduced* r
     double mine = 0.0;
 #pragma unroll
     for (int j = 0; j < GROUPS_MAX; j++) {
-        if (!row.live(p, j)) continue;
+        if (j >= row.groups) break;
         settle(row.values[j]);
         mine += squares(row.values[j]);
         settle(mine);
@@ -127,14 +195,15 @@ DEVICE float token_scale(const Phase& p, TokenRow& row, double share, Reduced* r
 }
 
 // Scales the row by norm and gamma; returns the greatest magnitude of all warps.
-DEVICE float token_norm(const Phase& p, TokenRow& row, const float4* gamma, float scale, Reduced* reduced) {
+DEVICE float token_norm(TokenRow& row, const float* gamma, float scale, Reduced* reduced) {
     float greatest = 0.0f;
 #pragma unroll
     for (int j = 0; j < GROUPS_MAX; j++) {
-        if (!row.live(p, j)) continue;
+        if (j >= row.groups) break;
         float4& v = row.values[j];
-        float4 w = gamma[j * THREADS];
-        v = float4{v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+        const float2* pairs = (const float2*)(gamma + j * WARPS * 128) + lane_id();
+        float2 w = pairs[0], u = pairs[32];
+        v = float4{v.x * scale * w.x, v.y * scale * w.y, v.z * scale * u.x, v.w * scale * u.y};
         greatest = fmaxf(fmaxf(fmaxf(greatest, fabsf(v.x)), fmaxf(fabsf(v.y), fabsf(v.z))), fabsf(v.w));
     }
     unsigned most = warp_max(bits_of_float(greatest));
@@ -144,31 +213,28 @@ DEVICE float token_norm(const Phase& p, TokenRow& row, const float4* gamma, floa
 }
 
 // The warp's columns to shared memory; returns the sum of the whole row's bytes, which all warps have written.
-DEVICE int token_bytes(const Phase& p, const TokenRow& row, float factor, unsigned* bytes, Reduced* reduced) {
+DEVICE int token_bytes(const TokenRow& row, float factor, unsigned* bytes, Reduced* reduced) {
     int sum = 0;
-    unsigned* to = bytes + row.column / 128 * 32 + (lane_id() & 3) * 8 + lane_id() / 4;
+    const int lane = lane_id();
+    unsigned short* to = (unsigned short*)(bytes + row.column / 128 * 32 + (lane / 2 & 3) * 8 + lane / 8) + (lane & 1);
 #pragma unroll
     for (int j = 0; j < GROUPS_MAX; j++) {
         if (j >= row.groups) break;
-        unsigned word = 0;
-        if (row.live(p, j)) {
-            const float4& v = row.values[j];
-            int q[4] = {nearest(v.x * factor), nearest(v.y * factor), nearest(v.z * factor), nearest(v.w * factor)};
-            sum += q[0] + q[1] + q[2] + q[3];
-            word = pack(q[0], q[1], q[2], q[3]);
-        }
-        to[j * WARPS * 32] = word;
+        const float4& v = row.values[j];
+        int q[4] = {nearest(v.x * factor), nearest(v.y * factor), nearest(v.z * factor), nearest(v.w * factor)};
+        sum += q[0] + q[1] + q[2] + q[3];
+        to[j * WARPS * 64] = (unsigned short)((q[0] & 255) | (q[1] & 255) << 8);
+        to[j * WARPS * 64 + 8] = (unsigned short)((q[2] & 255) | (q[3] & 255) << 8);
     }
     sum = warp_sum(sum);
-    if (lane_id() == 0) reduced->sum[warp_id()] = sum;
+    if (lane == 0) reduced->sum[warp_id()] = sum;
     __syncthreads();
-    return warp_sum(lane_id() < WARPS ? reduced->sum[lane_id()] : 0);
+    return warp_sum(lane < WARPS ? reduced->sum[lane] : 0);
 }
 
 // Codes stay where they are in their bytes, so rows g and g + 8 come 1 and 4 times as great in `low`, and 16 and 64 times in `high`, which
 // has the second half of each 32 columns: 64 * 2 * 127 * 8192 is below 2^31.
-DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&low)[4], int (&high)[4]) {
-    const uint4* b = (const uint4*)(bytes + (lane_id() & 3) * 8);
+DEVICE void token_product(const uint4& w, const uint4* b, int (&low)[4], int (&high)[4]) {
     uint4 first = b[0], second = b[1];
     unsigned words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
@@ -181,25 +247,47 @@ DEVICE void token_product(const uint4& w, const unsigned* bytes, int (&low)[4], 
     }
 }
 
-// The warp's run of the block's row tiles, as in linear(); the first token's sums are added to sums[tile][row].
-DEVICE void token_multiply(const Stream& stream, const unsigned* bytes, TokenRing& ring, int* sums) {
-    Walk walk;
-    walk.open(stream, 1);
-    int low[4] = {}, high[4] = {};
+// The warp's run of the part's loads [first, first + count) of the block's row tiles; sums are added to sums[tile][row].
+DEVICE void token_part(const Stream& stream, const unsigned* bytes, int place, int first, int count, int* sums) {
+    const int begin = first + count * warp_id() / WARPS;
+    int left = first + count * (warp_id() + 1) / WARPS - begin;
+    // Exact below 2^20: half a unit is more than the rounding.
+    int tile = (int)(((float)begin + 0.5f) * stream.reciprocal), item = begin - tile * stream.items;
+    unsigned at = (unsigned)(place + begin - first) * 512;
+    const uint4* from = (const uint4*)shared_arena() + lane_id();
 #pragma unroll 1
-    while (walk.left > 0) {
-        token_product(ring.take(), bytes + walk.item * 32, low, high);
-        int* at = sums + walk.tile * 16 + lane_id() / 4;
-        walk.left--;
-        if (++walk.item < walk.items && walk.left > 0) continue;
-        walk.item = 0;
-        walk.tile++;
-        if ((lane_id() & 3) == 0) {
-            atomicAdd(at, low[0] + (high[0] >> 4));
-            atomicAdd(at + 8, (low[2] >> 2) + (high[2] >> 6));
+    while (left > 0) {
+        const uint4* b = (const uint4*)(bytes + item * 32 + (lane_id() & 3) * 8);
+        int low[4] = {}, high[4] = {}, run = min(left, stream.items - item);
+        left -= run;
+#pragma unroll 1
+        for (; run > 0; run--) {
+            token_product(from[(at & (SUPPLY_LOADS * 512 - 1)) / 16], b, low, high);
+            at += 512;
+            b += 8;
         }
-#pragma unroll
-        for (int c = 0; c < 4; c++) low[c] = high[c] = 0;
+        if ((lane_id() & 3) == 0) {
+            int* to = sums + tile * 16 + lane_id() / 4;
+            atomicAdd(to, low[0] + (high[0] >> 4));
+            atomicAdd(to + 8, (low[2] >> 2) + (high[2] >> 6));
+        }
+        tile++;
+        item = 0;
+    }
+}
+
+// The block's row tiles; all have met who multiplied.
+DEVICE void token_multiply(const Stream& stream, int phases, const unsigned* bytes, Supply* supply, Taken& taken, int* sums) {
+    const int loads = stream.tiles * stream.items;
+#pragma unroll 1
+    for (int first = 0; first < loads; first += PART_LOADS) {
+        const int count = min(loads - first, (int)PART_LOADS);
+        gate_wait(supply->gates + taken.parts % SUPPLY_GATES, taken.parts / SUPPLY_GATES & 1);
+        token_part(stream, bytes, taken.place, first, count, sums);
+        taken.parts++;
+        taken.place += count;
+        __syncthreads();
+        if (warp_id() == ORDERING_WARP) supply->order(phases, count, 1);
     }
 }
 
@@ -227,41 +315,46 @@ DEVICE void token_finish(const Phase& p, int tiles, const int* sums, int all, fl
     store_tagged(out + row, y, tag);
 }
 
-DEVICE void token_linear(const Phase& p, const Stream& stream, int phase, unsigned tag, TokenRing& ring, const Ahead& ahead,
-                         Reduced* reduced, const TokenArea& area) {
-    if (stream.tiles == 0) return;
-    if ((int)threadIdx.x < stream.tiles * 16) area.sums[threadIdx.x] = 0;
+DEVICE void token_linear(const Phase& p, const Stream& stream, int phase, int phases, unsigned tag, Supply* supply, Taken& taken,
+                         const Ahead& ahead, Reduced* reduced, const TokenArea& area) {
+    int* sums = area.sums + phase % 2 * (TILES_MAX * 16);
+    if ((int)threadIdx.x < stream.tiles * 16) sums[threadIdx.x] = 0;
     TokenRow row;
     row.place(stream.items, phase);
     row.take(p, tag - 1);
+    // The norm weights, which the warp will read.
+    copy_wait<0>();
     float scale = token_scale(p, row, stream.share, reduced);
-    float factor = quantizing_factor(token_norm(p, row, area.gamma, p.plain ? 1.0f : scale, reduced));
-    int all = token_bytes(p, row, factor, area.bytes, reduced);
-    token_multiply(stream, area.bytes, ring, area.sums);
-    __syncthreads();
-    token_finish(p, stream.tiles, area.sums, all, factor, ahead, tag);
+    float factor = quantizing_factor(token_norm(row, area.gamma, p.plain ? 1.0f : scale, reduced));
+    int all = token_bytes(row, factor, area.bytes, reduced);
+    token_multiply(stream, phases, area.bytes, supply, taken, sums);
+    token_finish(p, stream.tiles, sums, all, factor, ahead, tag);
 }
 
-// What all blocks will read of the next phase starts on its way from memory, by one of them.
-DEVICE void prefetch_ahead(const Phase& p, int phase) {
-    if (p.kind != PHASE_LINEAR || (int)blockIdx.x != phase % (int)gridDim.x) return;
-    for (int i = 32 * threadIdx.x; i < p.cols; i += 32 * THREADS) prefetch(p.gamma + i);
+// What all blocks will read of each phase starts on its way from memory, by one of them.
+DEVICE void prefetch_norms(const Phase* phases, int count) {
+#pragma unroll 1
+    for (int phase = blockIdx.x; phase < count; phase += gridDim.x) {
+        const Phase& p = phases[phase];
+        if (p.kind != PHASE_LINEAR) continue;
+        for (int i = 32 * threadIdx.x; i < p.cols; i += 32 * THREADS) prefetch(p.gamma + i);
+    }
 }
 
 DEVICE void look_ahead_of_token(const Phase& p, const Stream& stream, int phase, const TokenArea& area, Ahead& ahead) {
     if (p.kind != PHASE_LINEAR || stream.tiles == 0) return;
-    TokenRow row;
-    row.place(stream.items, phase);
-    float4 gamma[GROUPS_MAX];
-#pragma unroll
-    for (int j = 0; j < GROUPS_MAX; j++) {
-        if (row.live(p, j)) gamma[j] = *(const float4*)(p.gamma + row.column + j * WARPS * 128);
+    const int groups = count_groups(stream.items, phase);
+#pragma unroll 1
+    for (int j = 0; j < groups; j++) {
+        const int column = (first_group(phase) + j * WARPS) * 128 + 4 * lane_id();
+        float4* to = (float4*)(area.gamma + j * WARPS * 128) + lane_id();
+        if (column < p.cols) {
+            copy_async_kept(to, p.gamma + column);
+        } else {
+            *to = float4{0.0f, 0.0f, 0.0f, 0.0f};
+        }
     }
-    keep_order();
-#pragma unroll
-    for (int j = 0; j < GROUPS_MAX; j++) {
-        if (row.live(p, j)) area.gamma[j * THREADS] = gamma[j];
-    }
+    copy_commit();
     int i = threadIdx.x / 16;
     if (i >= stream.tiles) return;
     int tile = first_tile(p) + i * (int)gridDim.x, place = tile * 16 + threadIdx.x % 16;
@@ -286,7 +379,7 @@ DEVICE void copy_token(const Phase& p, unsigned tag) {
 }
 
 // The warp's row tiles: upper bounds to `output`; the key of the greatest lower bound.
-DEVICE unsigned screen_tiles(const Phase& p, TokenRing& ring, const unsigned* bytes, const ScreenRow& x) {
+DEVICE unsigned screen_tiles(const Phase& p, ScreenRing& ring, const unsigned* bytes, const ScreenRow& x) {
     const unsigned* b = bytes + (lane_id() / 4 % 2) * 8 + (lane_id() & 3) * 2;
     const int items = (p.cols + 127) / 128 * 4;
     unsigned best = 0;
@@ -318,7 +411,7 @@ DEVICE unsigned screen_tiles(const Phase& p, TokenRing& ring, const unsigned* by
 
 // Shared memory of the screen: the normalised row, then its bytes, 64 for each 32 columns: upper, then lower bytes, as B
 // operands of two tokens.
-DEVICE void screen_token(const Phase& p, const Step& s, unsigned tag, TokenRing& ring, unsigned char* work, Reduced* reduced) {
+DEVICE void screen_token(const Phase& p, const Step& s, unsigned tag, ScreenRing& ring, unsigned char* work, Reduced* reduced) {
     float* x = (float*)work;
     unsigned* bytes = (unsigned*)(x + (p.cols + 127) / 128 * 128);
     for (int i = 2 * threadIdx.x; i < p.cols; i += 2 * THREADS) {
@@ -355,14 +448,17 @@ DEVICE void choose_token(const Phase& p, const Step& s, unsigned char* work) {
     if (lane_id() == 0 && best != 0) atomicMax(s.best, best);
 }
 
-// The phases' work area follows the reductions.
+// The phases' work area follows the reductions. Every phase has a meeting of the block: a phase's description is overwritten two
+// phases later.
 DEVICE void run_token(const Phase* phases, int count, const Step& s) {
     Stream* streams = Ring::streams();
     Reduced* reduced = (Reduced*)((unsigned char*)streams + count * (int)sizeof(Stream));
     FirstUnit* first_unit = (FirstUnit*)((unsigned char*)reduced + REDUCED_BYTES);
-    unsigned char* work = (unsigned char*)first_unit + FIRST_UNIT_BYTES;
+    Supply* supply = (Supply*)((unsigned char*)first_unit + FIRST_UNIT_BYTES);
+    unsigned char* work = (unsigned char*)supply + SUPPLY_BYTES;
     for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = make_stream(phases[i]);
     if (threadIdx.x == 0) find_first_unit(s, first_unit);
+    if (threadIdx.x == ORDERING_WARP * 32) supply->open();
     // No block gets past the meeting at the end before this one arrives there: these are the values before it.
     const unsigned epoch = load_relaxed(s.barrier + 1);
     unsigned bit = load_relaxed(s.barrier);
@@ -371,8 +467,10 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         if (mine && i < count) ((long long*)&reduced->phases[i])[threadIdx.x] = ((const long long*)(phases + i))[threadIdx.x];
     }
     __syncthreads();
-    TokenRing ring;
-    ring.start(count);
+    if (warp_id() == ORDERING_WARP) supply->order(count, 0, 0);
+    prefetch_norms(phases, count);
+    Taken taken = {0, 0};
+    ScreenRing ring = {};
     Ahead ahead = {};
     UnitKeys keys = {};
     TokenArea area;
@@ -385,26 +483,30 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         const unsigned tag = epoch + (unsigned)p.order;
         long long later = 0;
         if (mine && i + 2 < count) later = ((const long long*)(phases + i + 2))[threadIdx.x];
-        bool meet = false;
-        if (i + 1 < count) prefetch_ahead(reduced->phases[(i + 1) & 3], i + 1);
+        const bool meet = p.kind == PHASE_SCREEN || p.kind == PHASE_CHOOSE, multiplies = p.kind == PHASE_LINEAR && streams[i].tiles > 0;
         switch (p.kind) {
         case PHASE_EMBED: embed_token(p, s, tag); break;
-        case PHASE_LINEAR: token_linear(p, streams[i], i, tag, ring, ahead, reduced, area); break;
+        case PHASE_LINEAR:
+            if (multiplies) token_linear(p, streams[i], i, count, tag, supply, taken, ahead, reduced, area);
+            break;
         case PHASE_ATTEND: attend(s, p.rows, work, first_unit, keys, UnitSource<true>{tag - 1}); break;
-        case PHASE_SCREEN: screen_token(p, s, tag - 1, ring, work, reduced); meet = true; break;
-        case PHASE_CHOOSE: choose_token(p, s, work); meet = true; break;
+        case PHASE_SCREEN: screen_token(p, s, tag - 1, ring, work, reduced); break;
+        case PHASE_CHOOSE: choose_token(p, s, work); break;
         case PHASE_COPY: copy_token(p, tag - 1); break;
         default: greedy(s); break;
         }
         if (i + 1 == count) break;
         note_time(s, 2 * i);
         const Phase& next = reduced->phases[(i + 1) & 3];
+        // The next phase's area may be that of the sums that some still read; a phase without products has no other meeting.
+        if (!multiplies || next.kind != PHASE_LINEAR) __syncthreads();
+        if (mine) ((long long*)&reduced->phases[(i + 2) & 3])[threadIdx.x] = later;
         keys = {};
         ahead = {};
         if (next.kind == PHASE_ATTEND) {
-            // The unit's area is that of the sums that some still read.
-            __syncthreads();
             attend_ahead(s, next.rows, work, first_unit, keys);
+        } else if (next.kind == PHASE_SCREEN) {
+            ring.start(streams[i + 1]);
         } else {
             look_ahead_of_token(next, streams[i + 1], i + 1, area, ahead);
         }
@@ -414,8 +516,6 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
             bit ^= 0x80000000u;
             met = true;
         }
-        if (mine) ((long long*)&reduced->phases[(i + 2) & 3])[threadIdx.x] = later;
-        __syncthreads();
         note_time(s, 2 * i + 1);
     }
     // The next launch's tags go on from these, once all blocks have read where these began.

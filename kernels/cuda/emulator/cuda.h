@@ -484,6 +484,7 @@ DEVICE void gate_wait(Gate* gate, int parity) {
     }
 }
 DEVICE void copy_bulk(void* to, const void* from, int bytes, Gate* gate) { emulator::machine.bulks.push_back({gate, to, from, bytes}); }
+DEVICE void copy_bulk_once(void* to, const void* from, int bytes, Gate* gate) { copy_bulk(to, from, bytes, gate); }
 DEVICE void copy_bulk_to_all(void* to, const void* from, int bytes, Gate* gate, int blocks) {
     for (int rank = 0; rank < blocks; rank++) copy_bulk(of_block((char*)to, rank), from, bytes, of_block(gate, rank));
 }

@@ -187,10 +187,10 @@ pub(super) fn shared_bytes(shape: &Shape, sm_90: bool, rows: usize, head_tokens:
 /// Shared memory of `step_1` for `phases` phases, likewise.
 pub(super) fn token_shared_bytes(shape: &Shape, phases: usize) -> usize {
     const GROUPS_MAX: usize = TOKEN_COLS_MAX / 2048;
-    let linear = TILES_MAX * 64 + GROUPS_MAX * (THREADS / 32 * 128 + THREADS * 16);
+    let linear = 2 * TILES_MAX * 64 + GROUPS_MAX * (THREADS / 32 * 128 + THREADS * 16);
     let screen = (shape.hidden as usize).next_multiple_of(128) * 6;
     let work = linear.max(screen).max(attention_bytes(shape.head_dim as usize));
-    ring_depth(true) * THREADS * 16 + phases * STREAM_BYTES + REDUCED_BYTES + FIRST_UNIT_BYTES + work
+    ring_depth(true) * THREADS * 16 + phases * STREAM_BYTES + REDUCED_BYTES + FIRST_UNIT_BYTES + SUPPLY_BYTES + work
 }
 
 pub(super) fn to_i32(value: usize) -> i32 {
@@ -202,3 +202,5 @@ const STREAM_BYTES: usize = 32;
 /// Shared memory of a block's reductions.
 pub(super) const REDUCED_BYTES: usize = 1152;
 pub(super) const FIRST_UNIT_BYTES: usize = 128;
+/// What `step_1` knows of its ring.
+const SUPPLY_BYTES: usize = 96;
