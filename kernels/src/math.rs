@@ -22,16 +22,42 @@ pub fn exp(x: f32) -> f32 {
 /// [`exp`] of 16 lanes.
 #[inline(always)]
 pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::F) -> S::F {
-    let x = s.max(s.splat(EXP_MIN), s.min(s.splat(EXP_MAX), x));
+    let [exp] = exp_of(s, [x]);
+    exp
+}
+
+/// [`exp`] of N vectors, step by step for all of them: each step waits for the one before, and a scheduler that holds
+/// whole vectors one behind the other holds too few (20 cycles a vector of a softmax, four at a time 9).
+#[inline(always)]
+pub(crate) fn exp_of<S: Simd, const N: usize>(s: S, mut x: [S::F; N]) -> [S::F; N] {
     let round = s.splat(ROUND);
-    let n = s.sub(s.fma(x, s.splat(LOG2_E), round), round);
-    let r = s.fma(n, s.splat(-LN_2_HIGH), x);
-    let r = s.fma(n, s.splat(-LN_2_LOW), r);
-    let mut p = s.splat(EXP_COEFFICIENTS[0]);
-    for c in &EXP_COEFFICIENTS[1..] {
-        p = s.fma(p, r, s.splat(*c));
+    for x in &mut x {
+        *x = s.max(s.splat(EXP_MIN), s.min(s.splat(EXP_MAX), *x));
     }
-    s.scale_pow2(s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0)), n)
+    let mut n = x;
+    for n in &mut n {
+        *n = s.sub(s.fma(*n, s.splat(LOG2_E), round), round);
+    }
+    let mut r = x;
+    for (r, n) in r.iter_mut().zip(n) {
+        *r = s.fma(n, s.splat(-LN_2_HIGH), *r);
+    }
+    for (r, n) in r.iter_mut().zip(n) {
+        *r = s.fma(n, s.splat(-LN_2_LOW), *r);
+    }
+    let mut p = [s.splat(EXP_COEFFICIENTS[0]); N];
+    for c in &EXP_COEFFICIENTS[1..] {
+        for (p, r) in p.iter_mut().zip(r) {
+            *p = s.fma(*p, r, s.splat(*c));
+        }
+    }
+    for (p, r) in p.iter_mut().zip(r) {
+        *p = s.add(s.fma(s.mul(r, r), *p, r), s.splat(1.0));
+    }
+    for ((p, n), x) in p.iter_mut().zip(n).zip(x) {
+        *p = s.scale_pow2_above(*p, n, x, s.splat(EXP_MIN));
+    }
+    p
 }
 
 /// `p * 2^n` for |p| in [0.5, 2] and integers n in [-150, 129]: two exact powers, so only the last product rounds.

@@ -24,6 +24,9 @@ pub(crate) const LANES: usize = 16;
 /// Divisors for which no step of [`Simd::quotient`] overflows or underflows.
 pub(crate) const QUOTIENT_DIVISORS: std::ops::RangeInclusive<f32> = 1e-15..=1e15;
 
+/// Divisors of [`Simd::part_of_sum`]: sums of weights of which the greatest is 1.
+pub(crate) const SUMS: std::ops::RangeInclusive<f32> = 1.0..=1e9;
+
 /// Operations on 16 lanes of f32, given by a proof that their instructions exist.
 ///
 /// Results for NaN inputs are NaN, of unspecified payload. Everything must be `#[inline(always)]`: the bodies get
@@ -63,6 +66,11 @@ pub(crate) trait Simd: Copy {
     fn quotient(self, a: Self::F, b: Self::F, _inverse: Self::F) -> Self::F {
         self.div(a, b)
     }
+    /// The same for any `a`, and `b` in [`SUMS`].
+    #[inline(always)]
+    fn part_of_sum(self, a: Self::F, b: Self::F, _inverse: Self::F) -> Self::F {
+        self.div(a, b)
+    }
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `a > b ? a : b`: the second where one is NaN.
@@ -73,6 +81,12 @@ pub(crate) trait Simd: Copy {
     fn where_positive(self, x: Self::F, v: Self::F) -> Self::F;
     /// `p * 2^n` rounded once, for |p| in `[0.5, 2]` and integers n in `[-150, 129]`.
     fn scale_pow2(self, p: Self::F, n: Self::F) -> Self::F;
+    /// The same where `x > least` or `x` is no number; `p * 2^n` is 0 elsewhere. (AVX-512 takes 200 cycles for a vector in
+    /// which something underflows.)
+    #[inline(always)]
+    fn scale_pow2_above(self, p: Self::F, n: Self::F, _x: Self::F, _least: Self::F) -> Self::F {
+        self.scale_pow2(p, n)
+    }
     /// Lane l is `v`'s where `l < count`, else `rest`'s.
     fn first_lanes(self, v: Self::F, count: usize, rest: Self::F) -> Self::F;
 
@@ -281,6 +295,45 @@ mod tests {
             for isa in Isa::available() {
                 let [fast, exact] = dispatch(isa, Divide(&whole, divisor)).map(|values| values.map(f32::to_bits));
                 assert_eq!(fast, exact, "{} {whole:?} / {divisor:e}", isa.name());
+            }
+        }
+    }
+
+    /// Floats divided by a sum both ways.
+    struct Share<'a>(&'a [f32; LANES], f32);
+
+    impl Kernel for Share<'_> {
+        type Output = [[f32; LANES]; 2];
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let mut out = [[0.0; LANES]; 2];
+            let (a, b) = (s.load(self.0), s.splat(self.1));
+            s.store(s.part_of_sum(a, b, s.splat(1.0 / self.1)), &mut out[0]);
+            s.store(s.div(a, b), &mut out[1]);
+            out
+        }
+    }
+
+    #[test]
+    fn parts_of_sums_are_those_of_a_division() {
+        let mut state = 7u32;
+        let mut draw = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state
+        };
+        let odd = [0.0, -0.0, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE, -1e-44, 1e-15, 1e15, 9.9e-16, 1.1e15];
+        for round in 0..200_000_usize {
+            let mantissa = if round % 4 == 0 { (draw() >> 9 & 7).wrapping_sub(3) & 0x007f_ffff } else { draw() >> 9 };
+            let sum = f32::from_bits((127 + draw() % 29) << 23 | mantissa);
+            // Magnitudes within the usual ones, of all kinds, or an odd one among them.
+            let (low, span) = if round % 3 == 0 { (0, 255) } else { (127 - 49, 98) };
+            let mut parts: [f32; LANES] =
+                std::array::from_fn(|_| f32::from_bits((low + draw() % span) << 23 | draw() & 0x807f_ffff));
+            if round % 5 == 0 {
+                parts[round / 5 % LANES] = odd[round / 80 % odd.len()];
+            }
+            for isa in Isa::available() {
+                let [fast, exact] = dispatch(isa, Share(&parts, sum)).map(|values| values.map(f32::to_bits));
+                assert_eq!(fast, exact, "{} {parts:?} / {sum:e}", isa.name());
             }
         }
     }

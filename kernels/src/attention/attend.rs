@@ -10,7 +10,7 @@ use super::tile::{Format, RowState, Tile, TileScratch, column, merge_row};
 use super::wide::{WIDE_ROWS_MAX, Wide, WideScratch};
 use super::{KvType, KvView, SPLIT};
 use crate::Isa;
-use crate::simd::{Kernel, LANES, PairKernel, Pairs, Simd, dispatch, dispatch_pairs};
+use crate::simd::{Kernel, LANES, PairKernel, Pairs, SUMS, Simd, dispatch, dispatch_pairs};
 
 /// What the heads of a call have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -379,8 +379,13 @@ impl Kernel for Merge<'_> {
 #[inline(always)]
 fn divide<S: Simd>(s: S, state: RowState, outputs: &[[f32; LANES]], out: &mut [f32]) {
     let (sum, head_dim) = (s.splat(state.sum), out.len());
+    let inverse = s.splat(1.0 / state.sum);
+    let usual = SUMS.contains(&state.sum);
     for (v, output) in outputs.iter().enumerate() {
-        s.store_part(s.div(s.load(output), sum), &mut out[column(v, head_dim)..][..LANES]);
+        let output = s.load(output);
+        let result = if usual { s.part_of_sum(output, sum, inverse) } else { s.div(output, sum) };
+        let out = out[column(v, head_dim)..].first_chunk_mut().expect("a whole vector");
+        s.store(result, out);
     }
 }
 

@@ -105,9 +105,15 @@ fn lay_out<S: Simd, const W: usize>(s: S, q: &[f32], row: usize, packed: &mut [u
 #[inline(always)]
 pub(super) fn round<S: Simd>(s: S, values: &[f32], rounded: &mut [f32]) {
     let mut half = [0; LANES];
-    for (value, rounded) in values.chunks(LANES).zip(rounded.chunks_mut(LANES)) {
-        s.store_f16(s.load_part(value, 0.0), &mut half);
-        s.store_part(s.load_f16(&half), rounded);
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let (whole_rounded, rest_rounded) = rounded.as_chunks_mut::<LANES>();
+    for (value, rounded) in whole.iter().zip(whole_rounded) {
+        s.store_f16(s.load(value), &mut half);
+        s.store(s.load_f16(&half), rounded);
+    }
+    if !rest.is_empty() {
+        s.store_f16(s.load_part(rest, 0.0), &mut half);
+        s.store_part(s.load_f16(&half), rest_rounded);
     }
 }
 

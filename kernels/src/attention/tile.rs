@@ -2,7 +2,7 @@
 
 use super::ahead::{Ahead, LINE, ask};
 use super::{KvView, SPLIT};
-use crate::math::{exp, exp_lanes};
+use crate::math::{exp, exp_lanes, exp_of};
 use crate::simd::{LANES, Simd};
 
 /// Rows of the largest tile of any ISA.
@@ -187,9 +187,22 @@ pub(super) fn greatest<S: Simd>(s: S, scores: &mut [f32; SPLIT], count: usize) -
 /// Turns scores into weights `exp(score - max)`, those past the first `count` of the last group into 0.
 #[inline(always)]
 pub(super) fn soften<S: Simd>(s: S, scores: &mut [f32; SPLIT], count: usize, max: f32) -> RowState {
-    let mut sum = s.splat(0.0);
-    for group in &mut scores.as_chunks_mut::<LANES>().0[..count.div_ceil(LANES)] {
-        let weight = exp_lanes(s, s.sub(s.load(group), s.splat(max)));
+    let (mut sum, greatest) = (s.splat(0.0), s.splat(max));
+    let groups = &mut scores.as_chunks_mut::<LANES>().0[..count.div_ceil(LANES)];
+    let (fours, rest) = if S::TILE_WIDTH == 2 { groups.as_chunks_mut::<4>() } else { (&mut [][..], groups) };
+    for four in fours {
+        let mut weights = [greatest; 4];
+        for (weight, group) in weights.iter_mut().zip(&*four) {
+            *weight = s.sub(s.load(group), greatest);
+        }
+        weights = exp_of(s, weights);
+        for (weight, group) in weights.into_iter().zip(four) {
+            sum = s.add(sum, weight);
+            s.store(weight, group);
+        }
+    }
+    for group in rest {
+        let weight = exp_lanes(s, s.sub(s.load(group), greatest));
         sum = s.add(sum, weight);
         s.store(weight, group);
     }

@@ -8,9 +8,9 @@ use super::tile::{RowState, column, greatest, merged, soften};
 use super::{BLOCK, CHAIN, GROUP, KvView, SPLIT};
 use crate::simd::{LANES, Simd};
 
-/// Most rows of one pass: 128 KiB of weights and 64 KiB each of queries and outputs (`head_dim` 128) in a second-level
-/// cache, where widening costs 3 % of the products.
-pub(super) const WIDE_ROWS_MAX: usize = 128;
+/// Most rows of one pass: 256 KiB of weights and 128 KiB each of queries and outputs (`head_dim` 128) in a second-level
+/// cache, where widening costs 2 % of the products.
+pub(super) const WIDE_ROWS_MAX: usize = 256;
 
 /// Working memory of a pass.
 #[derive(Debug)]

@@ -4,11 +4,11 @@
 use super::{LANES, Simd};
 use crate::Avx512Bw;
 use std::arch::x86_64::{
-    __m256, __m512, __m512d, _CMP_GT_OQ, _MM_FROUND_CUR_DIRECTION, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _MM_HINT_T1,
-    _mm_prefetch, _mm256_add_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_storeu_si256, _mm512_add_pd, _mm512_add_ps,
+    __m256, __m512, __m512d, _CMP_GE_OQ, _CMP_GT_OQ, _CMP_LE_OQ, _CMP_NLE_UQ, _MM_FROUND_CUR_DIRECTION, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _MM_HINT_T1,
+    _mm_prefetch, _mm256_add_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_pd, _mm512_add_ps,
     _mm512_castps512_ps256, _mm512_cmp_ps_mask, _mm512_cvt_roundph_ps, _mm512_cvtepi32_epi16, _mm512_cvtps_epi32,
     _mm512_cvtps_pd, _mm512_cvtps_ph, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps,
+    _mm512_mask_blend_ps, _mm512_mask_cmp_ps_mask, _mm512_maskz_mov_ps, _mm512_maskz_scalef_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps,
     _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
 };
 use std::cell::Cell;
@@ -56,6 +56,18 @@ impl Simd for Avx512Bw {
         let q = self.mul(a, inverse);
         let q = self.fma(self.fma(minus, q, a), inverse, q);
         self.fma(self.fma(minus, q, a), inverse, q)
+    }
+
+    /// By [`quotient`](Simd::quotient)'s steps where nothing in them can underflow or overflow, nor lose the sign of a zero.
+    #[inline(always)]
+    fn part_of_sum(self, a: Self::F, b: Self::F, inverse: Self::F) -> Self::F {
+        // SAFETY: self proves AVX-512 F.
+        let magnitude = unsafe { _mm512_abs_ps(a) };
+        // SAFETY: as above.
+        let large = unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(magnitude, self.splat(PARTS_MIN)) };
+        // SAFETY: as above.
+        let usual = unsafe { _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(large, magnitude, self.splat(1.0 / PARTS_MIN)) };
+        if usual == u16::MAX { self.quotient(a, b, inverse) } else { self.div(a, b) }
     }
 
     #[inline(always)]
@@ -119,6 +131,14 @@ impl Simd for Avx512Bw {
     }
 
     #[inline(always)]
+    fn scale_pow2_above(self, p: Self::F, n: Self::F, x: Self::F, least: Self::F) -> Self::F {
+        // SAFETY: self proves AVX-512 F.
+        let above = unsafe { _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(x, least) };
+        // SAFETY: as above.
+        unsafe { _mm512_maskz_scalef_ps(above, p, n) }
+    }
+
+    #[inline(always)]
     fn first_lanes(self, v: Self::F, count: usize, rest: Self::F) -> Self::F {
         let mask = if count < LANES { (1u16 << count) - 1 } else { u16::MAX };
         // SAFETY: self proves AVX-512 F.
@@ -177,6 +197,9 @@ impl Simd for Avx512Bw {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }
+
+/// The least magnitude, and one over the greatest, that goes by [`Simd::quotient`].
+const PARTS_MIN: f32 = 1e-15;
 
 /// Lanes 0 to 7 and 8 to 15.
 #[inline(always)]

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kernels::attention::{self, Parts, Queries, RowState, SPLIT, Shape};
 
 use super::buffers::Scratch;
-use super::pass::{Pass, QUERY_TILE};
+use super::pass::{Pass, QUERY_TILE, QUERY_TILE_MAX};
 use super::{Limits, Segment, Step};
 use crate::model::HyperParameters;
 use crate::shared::Shared;
@@ -70,6 +70,10 @@ impl AttendPlan {
         let splits = |segment: &Segment| (segment.first_position + segment.rows).div_ceil(SPLIT);
         let all: usize = step.segments.iter().map(|s| s.rows.div_ceil(QUERY_TILE) * splits(s) * self.kv_heads).sum();
         let most = all.div_ceil(self.workers * UNITS_PER_WORKER).max(1);
+        let tiles: usize = step.segments.iter().map(|s| s.rows.div_ceil(QUERY_TILE)).sum();
+        // Larger ones widen keys and values less often; still enough of them for every worker.
+        let many = tiles * self.kv_heads >= self.workers * UNITS_PER_WORKER * 4;
+        let tile = if many { QUERY_TILE_MAX } else { QUERY_TILE };
         let (mut nth, mut before) = (0, 0);
         self.pieces.clear();
         for &segment in &step.segments {
@@ -84,8 +88,9 @@ impl AttendPlan {
                 (nth, before) = (nth + 1, before + rows * splits);
                 continue;
             }
-            for first in (0..rows).step_by(QUERY_TILE) {
-                self.pieces.push(Piece { segment, first, rows: QUERY_TILE.min(rows - first), cut: None });
+            // The last rows see most: whoever takes the first ones at the end keeps the others waiting least.
+            for first in (0..rows).step_by(tile).rev() {
+                self.pieces.push(Piece { segment, first, rows: tile.min(rows - first), cut: None });
             }
         }
     }
@@ -259,8 +264,12 @@ mod tests {
         let mut plan = plan(2);
         plan.make(&step(&[(0, 70), (2000, 1)]));
         let rows: Vec<usize> = plan.pieces.iter().map(|piece| piece.rows).collect();
-        assert_eq!(rows[..3], [32, 32, 6]);
+        assert_eq!(rows[..3], [6, 32, 32]);
         assert!(plan.pieces[..3].iter().all(|piece| piece.cut.is_none()));
+        plan.make(&step(&[(0, 350)]));
+        let rows: Vec<usize> = plan.pieces.iter().map(|piece| piece.rows).collect();
+        assert_eq!(rows, [30, 64, 64, 64, 64, 64]);
+        assert_eq!(plan.pieces.last().map(|piece| piece.first), Some(0));
         plan.parts_max = 15;
         plan.make(&step(&[(4095, 1)]));
         assert_eq!(cuts(&plan), [None]);

@@ -474,8 +474,9 @@ pub(super) fn unit_rows(rows: usize, n: usize, workers: usize) -> usize {
     rows.div_ceil(workers * UNITS_PER_WORKER).next_multiple_of(2 * ternary::TILE_ROWS).min(most)
 }
 
-/// Query rows of one attention unit.
+/// Query rows of one attention unit, and where there are many of them.
 pub(super) const QUERY_TILE: usize = 32;
+pub(super) const QUERY_TILE_MAX: usize = 2 * QUERY_TILE;
 const UNITS_PER_WORKER: usize = 6;
 const CACHED_INPUT_ROWS: usize = 8;
 pub(super) const COUNTERS_PER_LAYER: usize = 11;
