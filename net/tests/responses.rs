@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use net::api::{
-    ChatChoice, CompletionChoice, Component, FinishReason, InferenceReply, Logprob, ModelCard, TokenPiece, Usage,
-    write_chat_completion, write_completion, write_detokenized, write_health, write_inference, write_models,
-    write_tokenized,
+    Choice, CompletionBody, Component, ContentBody, FinishReason, InferenceReply, Logprobs, ModelCard, TokensBody,
+    Usage, write_health, write_inference, write_models,
 };
 use net::error::{ApiError, Dialect};
 use net::http::{Body, Connection, HttpError, Limits, Request, Response, write_error, write_json};
@@ -142,8 +141,10 @@ fn completions_have_openai_s_shape() {
     let usage = Usage { prompt_tokens: 3, completion_tokens: 4, cached_tokens: 0 };
     let usage_json = json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
                             "prompt_tokens_details": {"cached_tokens": 0}});
-    let choice = |index| ChatChoice { index, content: "a\n", finish_reason: FinishReason::Stop, logprobs: None };
-    let chat = json_of(|out| write_chat_completion(out, "c", 9, "m", &[choice(0), choice(1)], &usage));
+    let finish_reason = FinishReason::Stop;
+    let choices = [0, 1].map(|index| Choice { index, echo: "", text: "a\n", finish_reason, logprobs: None });
+    let piece_of = |_| b"a".as_slice();
+    let chat = json_of(|out| assert!(CompletionBody::chat("c", 9, "m", &choices, usage, &piece_of).write_piece(out)));
     let choice_json = |index: u32| {
         json!({"index": index, "message": {"role": "assistant", "content": "a\n", "refusal": null},
                "logprobs": null, "finish_reason": "stop"})
@@ -151,14 +152,16 @@ fn completions_have_openai_s_shape() {
     let expected = json!({"id": "c", "object": "chat.completion", "created": 9, "model": "m",
                           "choices": [choice_json(0), choice_json(1)], "usage": usage_json});
     assert_eq!(chat, expected);
-    let logprobs = [Logprob { token: b"a".to_vec(), logprob: Some(-1.0), top: vec![(b"a".to_vec(), -1.0)] }];
-    let choice =
-        CompletionChoice { index: 0, text: "a", finish_reason: FinishReason::Length, logprobs: Some(&logprobs) };
-    let text = json_of(|out| write_completion(out, "c", 9, "m", &[choice], &usage));
+    let mut logprobs = Logprobs::default();
+    logprobs.push(7, -1.0, &[(7, -1.0)]);
+    let finish_reason = FinishReason::Length;
+    let choices = [Choice { index: 0, echo: "p", text: "a", finish_reason, logprobs: Some(&logprobs) }];
+    let text =
+        json_of(|out| assert!(CompletionBody::completion("c", 9, "m", &choices, usage, &piece_of).write_piece(out)));
     let logprobs_json =
         json!({"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [{"a": -1.0}], "text_offset": [0]});
     let expected = json!({"id": "c", "object": "text_completion", "created": 9, "model": "m", "usage": usage_json,
-        "choices": [{"index": 0, "text": "a", "logprobs": logprobs_json, "finish_reason": "length"}]});
+        "choices": [{"index": 0, "text": "pa", "logprobs": logprobs_json, "finish_reason": "length"}]});
     assert_eq!(text, expected);
 }
 
@@ -187,12 +190,13 @@ fn own_answers_have_their_fields() {
     let model = json!({"id": "m", "object": "model", "created": 1, "owned_by": "bitnetd", "max_model_len": 64,
         "kind": "embedding", "dimensions": 8});
     assert_eq!(models, json!({"object": "list", "data": [model]}));
-    let pieces = [TokenPiece { id: 1, piece: b"a" }, TokenPiece { id: 2, piece: b"\xff" }];
-    let plain = json_of(|out| write_tokenized(out, pieces, false));
-    assert_eq!(plain, json!({"tokens": [1, 2], "count": 2}));
-    let named = json_of(|out| write_tokenized(out, pieces, true));
-    assert_eq!(named["tokens"], json!([{"id": 1, "piece": "a"}, {"id": 2, "piece": [255]}]));
-    assert_eq!(json_of(|out| write_detokenized(out, b"a\xff")), json!({"content": "a\u{fffd}"}));
+    let (tokens, text_of) = ([1, 2], |token| if token == 1 { b"a".as_slice() } else { b"\xff" });
+    let tokenized =
+        |text_of| json_of(|out| assert!(TokensBody { tokens: &tokens, text_of, written: 0 }.write_piece(out)));
+    assert_eq!(tokenized(None), json!({"tokens": [1, 2], "count": 2}));
+    assert_eq!(tokenized(Some(&text_of))["tokens"], json!([{"id": 1, "piece": "a"}, {"id": 2, "piece": [255]}]));
+    let content = json_of(|out| assert!(ContentBody { content: "a\u{fffd}", written: None }.write_piece(out)));
+    assert_eq!(content, json!({"content": "a\u{fffd}"}));
     let component = Component { name: "model", status: "healthy", message: "m" };
     let health = json_of(|out| write_health(out, "healthy", 0, &[component]));
     assert_eq!(health["components"]["model"], json!({"status": "healthy", "message": "m"}));

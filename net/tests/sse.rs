@@ -1,7 +1,7 @@
 //! Streams read back: chunk framing undone, events split, data parsed by another JSON reader.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 
-use net::api::{FinishReason, Logprob, Usage};
+use net::api::{FinishReason, Logprobs, Usage};
 use net::error::ApiError;
 use net::sse::{Complete, Framing, OpenAiStream, OwnStream, Progress, TextLogprobs};
 use proptest::prelude::{any, proptest};
@@ -93,16 +93,13 @@ fn a_text_stream_has_no_role_and_no_usage_unless_asked() {
 
 #[test]
 fn logprobs_have_the_shape_of_their_endpoint() {
-    let tokens = [
-        Logprob { token: b"h\xc3".to_vec(), logprob: None, top: Vec::new() },
-        Logprob {
-            token: b"\xa9 ".to_vec(),
-            logprob: Some(f32::NEG_INFINITY),
-            top: vec![(b"\xa9".to_vec(), -0.5), (b"x".to_vec(), -1.25)],
-        },
-        Logprob { token: b"z".to_vec(), logprob: Some(-0.25), top: Vec::new() },
-    ];
-    let logprobs = Some(TextLogprobs { tokens: &tokens, text_offset: 10 });
+    let pieces = [b"h\xc3".as_slice(), b"\xa9 ", b"z", b"\xa9", b"x"];
+    let mut tokens = Logprobs::default();
+    tokens.push(0, -2.0, &[]);
+    tokens.push(1, f32::NEG_INFINITY, &[(3, -0.5), (4, -1.25)]);
+    tokens.push(2, -0.25, &[]);
+    let piece_of = |token: u32| pieces[token as usize];
+    let logprobs = Some(TextLogprobs { tokens: &tokens, from: 0, piece_of: &piece_of, text_offset: 10 });
     let mut out = Vec::new();
     OpenAiStream::chat(Framing::Chunked, "i", 1, "m", false).text(&mut out, 0, "hé z", logprobs);
     OpenAiStream::completion(Framing::Chunked, "i", 1, "m", false).text(&mut out, 0, "hé z", logprobs);
@@ -117,11 +114,38 @@ fn logprobs_have_the_shape_of_their_endpoint() {
     let legacy = data(&chunks[1])["choices"][0]["logprobs"].clone();
     let expected = json!({
         "tokens": ["bytes:\\x68\\xc3", "bytes:\\xa9\\x20", "z"],
-        "token_logprobs": [null, -9999.0, -0.25],
+        "token_logprobs": [-2.0, -9999.0, -0.25],
         "top_logprobs": [null, {"bytes:\\xa9": -0.5, "x": -1.25}, null],
         "text_offset": [10, 12, 13],
     });
     assert_eq!(legacy, expected);
+}
+
+#[test]
+fn many_logprobs_make_events_of_bounded_length() {
+    let mut tokens = Logprobs::default();
+    (0..2000).for_each(|token| tokens.push(token, -1.0, &[(token, -1.0); 20]));
+    let piece_of = |_| b"piece".as_slice();
+    for stream in [OpenAiStream::chat, OpenAiStream::completion] {
+        let stream = stream(Framing::Chunked, "i", 1, "m", false);
+        let (mut out, mut from) = (Vec::new(), 0);
+        while from < tokens.len() {
+            let before = from;
+            let logprobs = TextLogprobs { tokens: &tokens, from, piece_of: &piece_of, text_offset: 5 * from };
+            from = stream.text(&mut out, 0, if from == 0 { "all" } else { "" }, Some(logprobs));
+            assert!(from > before);
+        }
+        let chunks = dechunk(&out, false);
+        assert!(chunks.len() > 20 && chunks.iter().all(|chunk| chunk.len() < 32 << 10));
+        let counted: usize = chunks
+            .iter()
+            .map(|chunk| {
+                let logprobs = data(chunk)["choices"][0]["logprobs"].clone();
+                logprobs["content"].as_array().or(logprobs["text_offset"].as_array()).unwrap().len()
+            })
+            .sum();
+        assert_eq!(counted, 2000);
+    }
 }
 
 #[test]

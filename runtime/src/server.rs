@@ -26,7 +26,7 @@ use crate::metrics::ShardMetrics;
 use crate::otlp::{self, Tracer};
 use crate::probe::{self, Io};
 use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
-use crate::shard::{Arrivals, Control, CpuPlace, Door, Served, Shard, ShardLink};
+use crate::shard::{Arrivals, Aside, Control, CpuPlace, Door, Served, Shard, ShardLink};
 use crate::signals::Termination;
 use crate::team::Team;
 use crate::watch::Watch;
@@ -374,8 +374,10 @@ fn start_shard(
         }
     });
     let leader = leader.map_err(fail("a leader thread"))?;
+    let aside = Aside::start(index, Arc::clone(&doorbell)).map_err(fail("the thread beside an executor"))?;
     let shard_link = ShardLink {
         commands: commands_in,
+        aside,
         outbox,
         doorbell: Arc::clone(&doorbell),
         bell,

@@ -1,10 +1,10 @@
-//! `POST /v1/embeddings`: the request's schema and the answer's body.
+//! `POST /v1/embeddings`: the request's schema, and how a vector is written.
 
 use super::fields::{milliseconds, priority, prompt};
 use super::generate::{Priority, Prompt};
 use crate::base64;
 use crate::error::ApiError;
-use crate::json::{Object, Path, Reader, write_f32, write_string, write_u64};
+use crate::json::{Object, Path, Reader, write_f32};
 
 /// How vectors are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,40 +88,17 @@ impl EmbeddingsRequest {
     }
 }
 
-/// Appends OpenAI's list of embeddings, in the order of the inputs.
-pub fn write_embeddings<'v>(
-    out: &mut Vec<u8>,
-    model: &str,
-    vectors: impl Iterator<Item = &'v [f32]>,
-    format: EncodingFormat,
-    prompt_tokens: u64,
-) {
-    out.extend_from_slice(b"{\"object\":\"list\",\"data\":[");
-    for (index, vector) in vectors.enumerate() {
-        if index > 0 {
-            out.push(b',');
+/// Appends one vector.
+pub(super) fn write_vector(out: &mut Vec<u8>, vector: &[f32], format: EncodingFormat) {
+    match format {
+        EncodingFormat::Float => write_numbers(out, vector),
+        EncodingFormat::Base64 => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+            out.push(b'"');
+            base64::encode(out, &bytes);
+            out.push(b'"');
         }
-        out.extend_from_slice(b"{\"object\":\"embedding\",\"index\":");
-        write_u64(out, index as u64);
-        out.extend_from_slice(b",\"embedding\":");
-        match format {
-            EncodingFormat::Float => write_numbers(out, vector),
-            EncodingFormat::Base64 => {
-                let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-                out.push(b'"');
-                base64::encode(out, &bytes);
-                out.push(b'"');
-            }
-        }
-        out.push(b'}');
     }
-    out.extend_from_slice(b"],\"model\":");
-    write_string(out, model);
-    out.extend_from_slice(b",\"usage\":{\"prompt_tokens\":");
-    write_u64(out, prompt_tokens);
-    out.extend_from_slice(b",\"total_tokens\":");
-    write_u64(out, prompt_tokens);
-    out.extend_from_slice(b"}}");
 }
 
 fn write_numbers(out: &mut Vec<u8>, vector: &[f32]) {
@@ -140,6 +117,7 @@ const REFUSED: [&str; 5] = ["input_type", "instruction", "prompt_name", "truncat
 
 #[cfg(test)]
 mod tests {
+    use super::super::body::EmbeddingsBody;
     use super::*;
 
     fn parse(body: &str) -> Result<EmbeddingsRequest, ApiError> {
@@ -187,7 +165,8 @@ mod tests {
         let vectors: [&[f32]; 2] = [&[0.5, -1.0], &[1e-9, 0.25]];
         let write = |format| {
             let mut out = Vec::new();
-            write_embeddings(&mut out, "m", vectors.into_iter(), format, 7);
+            let mut body = EmbeddingsBody { model: "m", vectors: &vectors, format, prompt_tokens: 7, written: 0 };
+            assert!(body.write_piece(&mut out));
             serde_json::from_slice::<serde_json::Value>(&out).unwrap()
         };
         let body = write(EncodingFormat::Float);

@@ -1,9 +1,11 @@
 //! What requests and answers mean: routes, request schemas, response bodies.
 
 mod admin;
+mod body;
 mod embeddings;
 mod fields;
 mod generate;
+mod logprobs;
 mod messages;
 mod openapi;
 mod reply;
@@ -16,18 +18,19 @@ pub use admin::{
     QuantizationComparison, Receipt, Resources, RollbackInfo, SwapReply, SwapRequest, SwapStatus, SwapStrategy,
     ValidationConfig, ValidationResult, ValidationResults, VersionStatus, write_admin,
 };
-pub use embeddings::{EMBEDDING_INPUTS_MAX, EmbeddingsRequest, EncodingFormat, write_embeddings};
+pub use body::{Choice, CompletionBody, ContentBody, EmbeddingsBody, PIECE_BYTES, TokensBody, beginning};
+pub use embeddings::{EMBEDDING_INPUTS_MAX, EmbeddingsRequest, EncodingFormat};
 pub use generate::{
     DevicePreference, Endpoint, GenerateRequest, Priority, Prompt, QuantizationPreference, SEQUENCES_PER_REQUEST_MAX,
 };
+pub use logprobs::{Logprobs, PieceOf};
+pub(crate) use logprobs::{Shape, Writer as LogprobsWriter};
 pub use messages::{Message, Role};
 pub use openapi::openapi;
+pub(crate) use reply::write_usage;
 pub use reply::{
-    ChatChoice, CompletionChoice, Component, FinishReason, InferenceReply, Logprob, ModelCard, TokenPiece, Usage,
-    write_chat_completion, write_completion, write_detokenized, write_health, write_inference, write_model,
-    write_models, write_tokenized,
+    Component, FinishReason, InferenceReply, ModelCard, Usage, write_health, write_inference, write_model, write_models,
 };
-pub(crate) use reply::{write_chat_logprobs, write_completion_logprobs, write_usage};
 pub use route::{Access, Route, check_json_content_type, dialect_of, percent_decode, route, template};
 pub use stats::{STATS_HOURS_MAX, StatsRequest};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};

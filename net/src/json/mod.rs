@@ -5,4 +5,5 @@ mod write;
 
 pub use read::Reader;
 pub(crate) use read::{Kind, Object, Path, Value, items};
+pub(crate) use write::write_escaped;
 pub use write::{write_f32, write_f64, write_string, write_string_lossy, write_u64};

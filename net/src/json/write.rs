@@ -53,8 +53,8 @@ pub fn write_f64(out: &mut Vec<u8>, value: f64) {
     write!(out, "{value:?}").expect("a Vec takes every write");
 }
 
-/// Copies runs of plain bytes whole: a token's piece rarely holds anything to escape.
-fn write_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
+/// Appends what stands between the quotes. Copies runs of plain bytes whole: a token's piece rarely holds anything to escape.
+pub(crate) fn write_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
     let mut rest = bytes;
     while let Some(at) = rest.iter().position(|&byte| ESCAPE[byte as usize] != 0) {
         let (plain, tail) = rest.split_at(at);

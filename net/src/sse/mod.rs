@@ -1,4 +1,4 @@
-//! Server-sent events, each framed as one HTTP chunk in place.
+//! Server-sent events, each framed as one HTTP chunk in place, as pieces of long bodies are.
 
 mod openai;
 mod own;
@@ -36,7 +36,7 @@ impl Framing {
     }
 
     /// Appends what `write` appends, as one chunk. The size goes in front with leading zeros, so nothing moves.
-    fn frame(self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn frame(self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
         if self == Self::UntilClose {
             return write(out);
         }

@@ -1,7 +1,7 @@
 //! OpenAI's chunks: everything but the piece is built once per stream.
 
 use super::Framing;
-use crate::api::{FinishReason, Logprob, Usage, write_chat_logprobs, write_completion_logprobs, write_usage};
+use crate::api::{FinishReason, Logprobs, LogprobsWriter, PIECE_BYTES, PieceOf, Shape, Usage, write_usage};
 use crate::error::{ApiError, Dialect};
 use crate::json::{write_string, write_u64};
 
@@ -23,9 +23,12 @@ enum Kind {
 }
 
 /// Log-probabilities of the tokens of one piece of text.
-#[derive(Debug, Clone, Copy)]
-pub struct TextLogprobs<'a> {
-    pub tokens: &'a [Logprob],
+#[derive(Clone, Copy)]
+pub struct TextLogprobs<'a, 'p> {
+    pub tokens: &'a Logprobs,
+    /// The first that was not sent yet.
+    pub from: usize,
+    pub piece_of: PieceOf<'p>,
     /// Characters of the answer before this piece; legacy completions report it.
     pub text_offset: usize,
 }
@@ -70,8 +73,10 @@ impl OpenAiStream {
         }
     }
 
-    /// Appends a piece of text of choice `index`.
-    pub fn text(&self, out: &mut Vec<u8>, index: u32, text: &str, logprobs: Option<TextLogprobs<'_>>) {
+    /// Appends a piece of text of choice `index`, with as many of its log-probabilities as make no long event: the first that
+    /// has to come with another piece, which may be empty.
+    pub fn text(&self, out: &mut Vec<u8>, index: u32, text: &str, logprobs: Option<TextLogprobs<'_, '_>>) -> usize {
+        let mut next = 0;
         self.choice(out, index, |out| {
             out.extend_from_slice(match self.kind {
                 Kind::Chat => b",\"delta\":{\"content\":",
@@ -85,12 +90,12 @@ impl OpenAiStream {
                 return out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
             };
             out.extend_from_slice(b",\"logprobs\":");
-            match self.kind {
-                Kind::Chat => write_chat_logprobs(out, logprobs.tokens),
-                Kind::Completion => write_completion_logprobs(out, logprobs.tokens, logprobs.text_offset),
-            }
+            let shape = if self.kind == Kind::Chat { Shape::Chat } else { Shape::Completion };
+            let TextLogprobs { tokens: logprobs, from, piece_of, text_offset } = logprobs;
+            next = LogprobsWriter { shape, logprobs, piece_of }.write_from(out, from, text_offset, PIECE_BYTES);
             out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
         });
+        next
     }
 
     /// Appends the last chunk of choice `index`.

@@ -16,7 +16,7 @@ use std::time::Duration;
 pub use contain::contain;
 pub use signal::{Rings, Signal, Turns};
 pub use socket::{Listener, ReadHalf, WriteHalf, halves};
-pub use stalls::{Holder, count_stalls, held_by};
+pub use stalls::{Holder, count_stalls, give_way, held_by, is_long};
 pub use tasks::end_tasks;
 
 use crate::probe::{Io, RING_ENTRIES};

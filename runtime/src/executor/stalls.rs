@@ -43,6 +43,8 @@ impl Holder {
 thread_local! {
     /// Of the shard that this thread executes.
     static METRICS: OnceCell<Arc<ShardMetrics>> = const { OnceCell::new() };
+    /// When the current turn began.
+    static BEGUN: Cell<Option<Instant>> = const { Cell::new(None) };
     /// Time of the current turn that was reported already.
     static REPORTED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
@@ -55,9 +57,10 @@ pub fn count_stalls(metrics: Arc<ShardMetrics>) {
 
 /// Runs `work`, and reports it by name if it takes too long.
 pub fn held_by<T>(holder: Holder, work: impl FnOnce() -> T) -> T {
-    let started = Instant::now();
+    let (started, before) = (Instant::now(), REPORTED.get());
     let result = work();
-    let elapsed = started.elapsed();
+    // What was reported in it counts once.
+    let elapsed = started.elapsed().saturating_sub(REPORTED.get().saturating_sub(before));
     if elapsed > STALL {
         report(holder, elapsed);
         REPORTED.set(REPORTED.get() + elapsed);
@@ -71,6 +74,7 @@ pub(super) async fn watched<T>(task: impl Future<Output = T>) -> T {
     poll_fn(|context| {
         REPORTED.set(Duration::ZERO);
         let started = Instant::now();
+        BEGUN.set(Some(started));
         let poll = task.as_mut().poll(context);
         let elapsed = started.elapsed().saturating_sub(REPORTED.get());
         if elapsed > STALL {
@@ -79,6 +83,19 @@ pub(super) async fn watched<T>(task: impl Future<Output = T>) -> T {
         poll
     })
     .await
+}
+
+/// Whether the task of this turn has held the others long enough.
+#[must_use]
+pub fn is_long() -> bool {
+    BEGUN.get().is_some_and(|begun| begun.elapsed() >= TURN)
+}
+
+/// Lets others have a turn where this one was long; monoio takes up to a millisecond for them.
+pub async fn give_way() {
+    if is_long() {
+        super::sleep(Duration::ZERO).await;
+    }
 }
 
 fn report(holder: Holder, elapsed: Duration) {
@@ -93,6 +110,8 @@ fn report(holder: Holder, elapsed: Duration) {
 
 /// What a shard should never be held for.
 const STALL: Duration = Duration::from_millis(1);
+/// What a task takes at a time where it has more to do.
+const TURN: Duration = Duration::from_micros(500);
 
 #[cfg(test)]
 mod tests {
@@ -127,5 +146,21 @@ mod tests {
         assert!(task.as_mut().poll(&mut context).is_ready());
         assert_eq!(counts(&metrics)[0], task_count + 1, "what was reported before counts for nobody else");
         assert_eq!(counts(&metrics)[Holder::Json as usize], 0);
+    }
+
+    #[test]
+    fn a_turn_is_long_from_its_own_beginning_on() {
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..2 {
+            let mut task = pin!(watched(async {
+                hold(TURN);
+                is_long()
+            }));
+            assert_eq!(task.as_mut().poll(&mut context), std::task::Poll::Ready(true));
+        }
+        let begun = Instant::now();
+        let mut task = pin!(watched(async { is_long() }));
+        let is_long = task.as_mut().poll(&mut context) == std::task::Poll::Ready(true);
+        assert!(!is_long || begun.elapsed() >= TURN);
     }
 }

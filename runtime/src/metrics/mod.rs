@@ -157,6 +157,8 @@ pub struct RequestMetrics {
     pub decode: Histogram,
     pub end_to_end: Histogram,
     pub tokens_per_second: Histogram,
+    /// Bodies, texts and conversations that were read beside the executor, since they are long.
+    pub aside: Cell,
     /// HTTP answers by status class: 1xx to 5xx.
     pub answers: [Cell; 5],
     /// Turns of the executor's housekeeping: a shard whose number stands still is stuck.
@@ -247,6 +249,7 @@ impl Default for ShardMetrics {
                 decode: Histogram::new(REQUEST_SECONDS),
                 end_to_end: Histogram::new(REQUEST_SECONDS),
                 tokens_per_second: Histogram::new(TOKENS_PER_SECOND),
+                aside: Cell::default(),
                 answers: Default::default(),
                 turns: Cell::default(),
             },

@@ -162,6 +162,8 @@ impl Page<'_> {
         self.counter("bitnet_executor_rebuilds_total", "Times that a new executor took the place of another.", |s| {
             &s.requests.rebuilds
         });
+        let aside = "Bodies, texts and conversations that were read beside an executor, since they are long.";
+        self.counter("bitnet_aside_jobs_total", aside, |s| &s.requests.aside);
         let longest_us = self.shards.iter().map(|shard| shard.requests.rebuild_us.get()).max().unwrap_or(0);
         let help =
             "How long a shard had no executor the last time that it got a new one, of the shard with the longest.";

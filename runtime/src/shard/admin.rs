@@ -50,7 +50,7 @@ pub(super) async fn change(
     id: &str,
     writer: &mut Writer,
 ) -> Result<bool, ApiError> {
-    let job_request = parse(shard, route, request, id)?;
+    let Some(job_request) = parse(shard, peer, route, request, id).await? else { return Ok(false) };
     if shard.control.is_draining() {
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
     }
@@ -90,19 +90,24 @@ pub(super) async fn change(
     Ok(true)
 }
 
-fn parse(shard: &Shard, route: Route<'_>, request: &mut Request, id: &str) -> Result<JobRequest, ApiError> {
+async fn parse(
+    shard: &Shard,
+    peer: &Peer,
+    route: Route<'_>,
+    request: &mut Request,
+    id: &str,
+) -> Result<Option<JobRequest>, ApiError> {
     if let Route::DeleteModel(name) = route {
         shard.models.active(Some(&name))?;
-        return Ok(JobRequest::Delete { name: name.into_owned() });
+        return Ok(Some(JobRequest::Delete { name: name.into_owned() }));
     }
     api::check_json_content_type(request)?;
-    let reader = &mut shard.json.borrow_mut();
-    match route {
-        Route::LoadModel => LoadRequest::parse(reader, &mut request.body).map(JobRequest::Load),
-        _ => {
-            SwapRequest::parse(reader, &mut request.body).map(|request| JobRequest::Swap { id: id.to_owned(), request })
-        }
+    if let Route::LoadModel = route {
+        let load = shard.read_body(peer, request, LoadRequest::parse).await?;
+        return Ok(load.map(JobRequest::Load));
     }
+    let swap = shard.read_body(peer, request, SwapRequest::parse).await?;
+    Ok(swap.map(|request| JobRequest::Swap { id: id.to_owned(), request }))
 }
 
 /// Tells the control thread what came of a probe, also where its task is ended.

@@ -2,9 +2,7 @@
 
 use std::rc::Rc;
 
-use net::api::{
-    self, Component, DetokenizeRequest, Endpoint, ModelCard, Route, TokenPiece, TokenizeInput, TokenizeRequest,
-};
+use net::api::{self, Component, Endpoint, ModelCard, Route};
 use net::error::{ApiError, Dialect};
 use net::http::{self, Body, Method, Request, Response};
 use serde_json::{Value, json};
@@ -13,10 +11,9 @@ use super::client::client_of;
 use super::connection::unix_ms;
 use super::embeddings;
 use super::peer::{Peer, Writer};
-use super::{Shard, admin, generation, stats};
+use super::{Shard, admin, generation, stats, tokens};
 use crate::metrics::{self, Process};
 use crate::model::Model;
-use crate::text::Detokenizer;
 
 /// Answers `request` into `writer`; whether the connection may go on.
 pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Request, writer: &mut Writer) -> bool {
@@ -40,6 +37,8 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
         Route::Inference => generation::run(shard, peer, Endpoint::Inference, request, &id, writer).await,
         Route::InferenceStream => generation::run(shard, peer, Endpoint::InferenceStream, request, &id, writer).await,
         Route::Embeddings => embeddings::run(shard, peer, request, &id, writer).await,
+        Route::Tokenize => tokens::tokenize(shard, peer, request, &id, writer).await,
+        Route::Detokenize => tokens::detokenize(shard, peer, request, &id, writer).await,
         route @ (Route::LoadModel | Route::SwapModel | Route::DeleteModel(_)) => {
             admin::change(shard, peer, route, request, &id, writer).await
         }
@@ -90,8 +89,6 @@ fn plain(
         Route::Model(name) => api::write_model(&mut body, &card(shard, &shard.models.active(Some(name))?.model)),
         Route::ModelStatus(name) => admin::write_status(shard, name, &mut body)?,
         Route::Receipt(id) => admin::write_receipt(shard, id, &mut body)?,
-        Route::Tokenize => tokenize(shard, request, &mut body)?,
-        Route::Detokenize => detokenize(shard, request, &mut body)?,
         Route::HealthLive => api::write_health(&mut body, "healthy", unix_ms(), &[]),
         Route::HealthReady => status = ready(shard, &mut body),
         Route::Health => status = health(shard, &mut body),
@@ -117,6 +114,7 @@ fn plain(
             unreachable!("answered by generation")
         }
         Route::Embeddings => unreachable!("answered by embeddings"),
+        Route::Tokenize | Route::Detokenize => unreachable!("answered by tokens"),
         Route::LoadModel | Route::SwapModel | Route::DeleteModel(_) => unreachable!("answered by the control thread"),
     }
     count(shard, writer, status);
@@ -129,40 +127,6 @@ fn card<'m>(shard: &Shard, model: &'m Model) -> ModelCard<'m> {
     let params = &model.weights.params;
     let dimensions = params.pooling.map(|_| u32::try_from(params.hidden).unwrap_or(u32::MAX));
     ModelCard { id: &model.name, created_s: shard.control.started_unix_s, context_max: context, dimensions }
-}
-
-fn tokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {
-    api::check_json_content_type(request)?;
-    let parsed = TokenizeRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
-    let served = shard.models.active(parsed.model.as_deref())?;
-    let (model, tokenizer) = (&*served.model, &served.model.tokenizer);
-    let mut tokens = Vec::new();
-    match &parsed.input {
-        TokenizeInput::Content(text) => {
-            generation::check_length(model, text, "content")?;
-            tokenizer.encode(text, parsed.add_special, parsed.parse_special, &mut tokens);
-        }
-        TokenizeInput::Messages(messages) => tokens = generation::chat_tokens(model, messages)?,
-    }
-    let pieces = tokens.iter().map(|&id| TokenPiece { id, piece: tokenizer.token_text(id) });
-    api::write_tokenized(body, pieces, parsed.with_pieces);
-    Ok(())
-}
-
-fn detokenize(shard: &Shard, request: &mut Request, body: &mut Vec<u8>) -> Result<(), ApiError> {
-    api::check_json_content_type(request)?;
-    let parsed = DetokenizeRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
-    let served = shard.models.active(parsed.model.as_deref())?;
-    let tokenizer = &served.model.tokenizer;
-    generation::check_vocabulary(&served.model, &parsed.tokens, "tokens")?;
-    let mut text = String::new();
-    let mut detokenizer = Detokenizer::from_start(tokenizer.adds_space_prefix());
-    for &token in &parsed.tokens {
-        detokenizer.push(tokenizer.piece(token), &mut text);
-    }
-    detokenizer.finish(&mut text);
-    api::write_detokenized(body, text.as_bytes());
-    Ok(())
 }
 
 /// What computes here, and what of it is not used.

@@ -1,8 +1,8 @@
 //! One answer in the making: tokens in, whole characters out, stop strings never shown.
 
-use net::api::{FinishReason, Logprob};
+use net::api::{FinishReason, Logprobs};
 
-use crate::engine::{Finish, Sampled, TokenLogprobs};
+use crate::engine::{Finish, Sampled};
 use crate::model::Model;
 use crate::text::{Detokenizer, StopMatcher};
 
@@ -17,7 +17,7 @@ pub(super) struct Choice {
     /// Text that may be sent.
     pub(super) ready: String,
     /// Log-probabilities of tokens whose text was not sent yet.
-    pub(super) logprobs: Vec<Logprob>,
+    pub(super) logprobs: Logprobs,
     pub(super) with_logprobs: bool,
     pub(super) tokens: u64,
     /// Tokens of its prompt that were found in the KV cache.
@@ -35,7 +35,7 @@ impl Choice {
             stops: StopMatcher::new(stops),
             decoded: String::new(),
             ready: String::new(),
-            logprobs: Vec::new(),
+            logprobs: Logprobs::default(),
             with_logprobs,
             tokens: 0,
             cached_tokens: 0,
@@ -49,7 +49,7 @@ impl Choice {
         self.tokens += 1;
         self.last_token = sampled.token;
         if let Some(logprobs) = &sampled.logprobs {
-            self.logprobs.push(logprob(model, sampled.token, logprobs));
+            self.logprobs.push(sampled.token, logprobs.logprob, &logprobs.top);
         }
         self.decoded.clear();
         self.detokenizer.push(model.tokenizer.piece(sampled.token), &mut self.decoded);
@@ -72,14 +72,5 @@ impl Choice {
             Finish::Length if !stopped => FinishReason::Length,
             _ => FinishReason::Stop,
         });
-    }
-}
-
-fn logprob(model: &Model, token: u32, logprobs: &TokenLogprobs) -> Logprob {
-    let piece = |token| model.tokenizer.piece(token).to_vec();
-    Logprob {
-        token: piece(token),
-        logprob: Some(logprobs.logprob),
-        top: logprobs.top.iter().map(|(token, logprob)| (piece(*token), *logprob)).collect(),
     }
 }

@@ -2,21 +2,24 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use net::api::{self, EmbeddingsRequest, Prompt};
+use net::api::{self, EmbeddingsBody, EmbeddingsRequest, Prompt};
 use net::error::{ApiError, Code, Dialect};
 use net::http::{self, Request};
 
-use super::answer::count;
+use super::body;
 use super::client::client_of;
 use super::connection::unix_ms;
 use super::generation::{
-    Clock, Deadlines, check_length, check_room, check_time, check_vocabulary, lost, priority_of, queue_full,
+    Clock, Deadlines, check_length, check_room, check_time, check_vocabulary, lost, priority_of, prompt_bytes,
+    queue_full,
 };
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, unix_time};
 use crate::engine::{Command, Event, Finish};
+use crate::executor::Holder;
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
@@ -35,7 +38,7 @@ pub(super) async fn run(
 ) -> Result<bool, ApiError> {
     let arrival = Instant::now();
     api::check_json_content_type(request)?;
-    let wanted = EmbeddingsRequest::parse(&mut shard.json.borrow_mut(), &mut request.body)?;
+    let Some(wanted) = shard.read_body(peer, request, EmbeddingsRequest::parse).await? else { return Ok(false) };
     if shard.control.is_draining() {
         shard.metrics.requests.outcomes.refused_draining.add(1);
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
@@ -43,7 +46,10 @@ pub(super) async fn run(
     // The first input wants a place, others come when there is one.
     check_room(shard, 1, wanted.priority)?;
     let served = shard.models.pick(wanted.model.as_deref())?.served;
-    let inputs = inputs(&served.model, &wanted)?;
+    let (model, bytes) = (Arc::clone(&served.model), prompt_bytes(&wanted.input));
+    let inputs = shard.aside(peer, (Holder::Tokenizer, bytes), move |_| (inputs(&model, &wanted), wanted));
+    let Some((inputs, wanted)) = inputs.await? else { return Ok(false) };
+    let inputs = inputs?;
     let deadlines = Deadlines::new((&wanted).into(), &shard.config.time_limits, arrival);
     check_time(shard, inputs.iter().map(Vec::len).sum(), &deadlines, arrival)?;
     let turn = (client_of(shard, peer, request), priority_of(wanted.priority));
@@ -52,14 +58,13 @@ pub(super) async fn run(
     if !embedding.collect(deadlines).await? {
         return Ok(false);
     }
-    let mut body = Vec::new();
-    let vectors = embedding.vectors.iter().map(|vector| vector.as_deref().expect("all inputs have ended"));
-    let name = &embedding.served.model.name;
-    api::write_embeddings(&mut body, name, vectors, wanted.encoding_format, embedding.prompt_tokens);
     embedding.record();
-    count(shard, writer, 200);
-    http::write_json(&mut writer.out, request, id, 200, &body);
-    Ok(true)
+    let vectors = embedding.vectors.iter().map(|vector| vector.as_deref().expect("all inputs have ended"));
+    let vectors: Vec<&[f32]> = vectors.collect();
+    let (model, prompt_tokens) = (embedding.served.model.name.as_str(), embedding.prompt_tokens);
+    let mut vectors =
+        EmbeddingsBody { model, vectors: &vectors, format: wanted.encoding_format, prompt_tokens, written: 0 };
+    Ok(body::send(shard, peer, request, id, writer, |out| vectors.write_piece(out)).await)
 }
 
 /// The tokens of each input, checked against the model.

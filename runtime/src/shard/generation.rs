@@ -3,15 +3,18 @@
 mod deadlines;
 mod entry;
 mod reply;
+mod work;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gguf::TensorType;
-use net::api::{self, DevicePreference, Endpoint, GenerateRequest, Message, Prompt, QuantizationPreference};
+use net::api::{self, DevicePreference, Endpoint, GenerateRequest, QuantizationPreference};
 use net::error::{ApiError, Code};
 use net::http::Request;
+use net::json::Reader;
 
 use super::admission::Refusal;
 use super::choice::Choice;
@@ -21,17 +24,18 @@ use super::models::Picked;
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, probe, unix_time};
 use crate::engine::{Command, Event, Finish};
-use crate::executor::{self, Holder, held_by};
+use crate::executor::{self, Holder};
 use crate::gpu;
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
 use crate::schedule::{ClientId, NewSequence, Priority, StreamId};
-use crate::text;
 pub use deadlines::TimeLimits;
 pub(super) use deadlines::{Clock, Deadlines};
 pub(super) use entry::{check_room, check_time};
 use reply::Reply;
+use work::Work;
+pub(super) use work::{TOKEN_BYTES, chat_tokens, check_length, check_vocabulary, messages_bytes, prompt_bytes};
 
 /// Answers one request for tokens. `Ok(false)` where the connection can't go on.
 ///
@@ -47,8 +51,8 @@ pub(super) async fn run(
 ) -> Result<bool, ApiError> {
     let arrival = Instant::now();
     api::check_json_content_type(request)?;
-    let parse = || GenerateRequest::parse(endpoint, &mut shard.json.borrow_mut(), &mut request.body);
-    let generate = held_by(Holder::Json, parse)?;
+    let parse = move |reader: &mut Reader, body: &mut [u8]| GenerateRequest::parse(endpoint, reader, body);
+    let Some(generate) = shard.read_body(peer, request, parse).await? else { return Ok(false) };
     if shard.control.is_draining() {
         shard.metrics.requests.outcomes.refused_draining.add(1);
         return Err(ApiError::unavailable("the server is shutting down", RETRY_DRAINING));
@@ -66,11 +70,18 @@ pub(super) async fn run(
     }
     let picked = shard.models.pick(generate.model.as_deref())?;
     check_quantization(&generate, &picked.served.model)?;
-    let mut work = Work::plan(&picked.served.model, endpoint, &generate)?;
+    let (model, bytes) = (Arc::clone(&picked.served.model), prompt_bytes(&generate.prompt));
+    let planned = shard.aside(peer, (Holder::Tokenizer, bytes), move |_| {
+        let work = Work::plan(&model, endpoint, &generate);
+        (work, generate)
+    });
+    let Some((work, generate)) = planned.await? else { return Ok(false) };
+    let mut work = work?;
     let turn = (wanted, priority_of(generate.priority), elsewhere);
     work.elsewhere = entry::check_time_anywhere(shard, turn, work.prompt_tokens(), &deadlines, arrival)?;
     let client = client_of(shard, peer, request);
-    let mut generation = Generation::submit(shard, (peer, client), picked, id, &generate, work, arrival)?;
+    let mut generation = Generation::new(shard, (peer, client), picked, id, &generate, work, arrival);
+    generation.submit(&generate).await?;
     let reply = Reply::new(&generation.served.model, endpoint, request, id, &generate, &generation.work);
     generation.answer(reply, writer, deadlines).await
 }
@@ -119,137 +130,6 @@ fn check_quantization(generate: &GenerateRequest, model: &Model) -> Result<(), A
     Err(ApiError::validation("quantization_preference", message))
 }
 
-/// What a request comes down to.
-pub(super) struct Work {
-    pub(super) prompts: Vec<Vec<u32>>,
-    /// The text of each prompt where it is to be echoed.
-    pub(super) echoes: Vec<String>,
-    tokens_max: Vec<usize>,
-    stops: Vec<String>,
-    n: u32,
-    with_logprobs: bool,
-    /// This shard does not take it, another would.
-    elsewhere: bool,
-    /// The GPU that computed it to the end; `None` for the CPU.
-    device: Option<usize>,
-}
-
-impl Work {
-    fn prompt_tokens(&self) -> usize {
-        self.prompts.iter().map(Vec::len).sum()
-    }
-
-    fn plan(model: &Model, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
-        if model.weights.params.pooling.is_some() {
-            let message = format!("model `{}` gives embeddings and generates no text: use /v1/embeddings", model.name);
-            return Err(ApiError::new(400, Code::InvalidRequest, message).with_param("model"));
-        }
-        let prompts = prompts(model, &generate.prompt)?;
-        let vocab = model.weights.params.vocab;
-        if let Some((token, _)) = generate.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
-            let message = format_args!("has token {token}, the vocabulary ends at {vocab}");
-            return Err(ApiError::validation("logit_bias", message));
-        }
-        let context = model.weights.context;
-        let mut tokens_max = Vec::with_capacity(prompts.len());
-        for prompt in &prompts {
-            if prompt.is_empty() {
-                return Err(ApiError::validation("prompt", "has no token"));
-            }
-            if prompt.len() >= context {
-                let message = format!("has {} tokens, the context holds {context} with the answer", prompt.len());
-                return Err(ApiError::validation(prompt_field(endpoint), message));
-            }
-            let room = context - prompt.len();
-            tokens_max.push(generate.max_tokens.map_or(room, |max| room.min(max as usize)));
-        }
-        let echoes = if generate.echo { prompts.iter().map(|prompt| decode(model, prompt)).collect() } else { vec![] };
-        Ok(Self {
-            prompts,
-            echoes,
-            tokens_max,
-            stops: generate.stop.clone(),
-            n: generate.n,
-            with_logprobs: generate.logprobs.is_some(),
-            elsewhere: false,
-            device: None,
-        })
-    }
-}
-
-fn prompt_field(endpoint: Endpoint) -> &'static str {
-    if endpoint == Endpoint::Chat { "messages" } else { "prompt" }
-}
-
-fn prompts(model: &Model, prompt: &Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
-    match prompt {
-        Prompt::Messages(messages) => Ok(vec![chat_tokens(model, messages)?]),
-        Prompt::Text(texts) => texts
-            .iter()
-            .map(|text| {
-                check_length(model, text, "prompt")?;
-                let mut tokens = Vec::new();
-                held_by(Holder::Tokenizer, || model.tokenizer.encode(text, true, true, &mut tokens));
-                Ok(tokens)
-            })
-            .collect(),
-        Prompt::Tokens(prompts) => {
-            prompts.iter().try_for_each(|tokens| check_vocabulary(model, tokens, "prompt"))?;
-            Ok(prompts.clone())
-        }
-    }
-}
-
-/// Tokens of a conversation, in the model's chat format.
-pub(super) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
-    let messages: Vec<text::Message> = messages
-        .iter()
-        .map(|message| text::Message {
-            name: message.name.clone(),
-            tool_call_id: message.tool_call_id.clone(),
-            ..text::Message::new(message.role.as_str(), &message.content)
-        })
-        .collect();
-    let rendered = held_by(Holder::Template, || model.template.render(&messages, true))
-        .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
-    check_length(model, &rendered, "messages")?;
-    Ok(held_by(Holder::Tokenizer, || model.template_tokens(&rendered)))
-}
-
-/// Refuses a text that can't fit the context however it is cut into tokens, before it holds up the shard: cutting 4 MB
-/// takes up to half a second.
-pub(super) fn check_length(model: &Model, text: &str, field: &'static str) -> Result<(), ApiError> {
-    let (bytes, max) = (text.len(), model.text_bytes_max);
-    if bytes > max {
-        let context = model.weights.context;
-        let message = format_args!("has {bytes} bytes, no text above {max} fits the context of {context} tokens");
-        return Err(ApiError::validation(field, message));
-    }
-    Ok(())
-}
-
-/// Refuses ids that the model does not know.
-pub(super) fn check_vocabulary(model: &Model, tokens: &[u32], field: &'static str) -> Result<(), ApiError> {
-    let vocab = model.weights.params.vocab;
-    match tokens.iter().find(|token| **token as usize >= vocab) {
-        Some(token) => {
-            Err(ApiError::validation(field, format_args!("has token {token}, the vocabulary ends at {vocab}")))
-        }
-        None => Ok(()),
-    }
-}
-
-fn decode(model: &Model, tokens: &[u32]) -> String {
-    let tokenizer = &model.tokenizer;
-    let mut text = String::new();
-    let mut detokenizer = text::Detokenizer::from_start(tokenizer.adds_space_prefix());
-    for token in tokens {
-        detokenizer.push(tokenizer.piece(*token), &mut text);
-    }
-    detokenizer.finish(&mut text);
-    text
-}
-
 /// The sequences of a request in progress. Dropping it cancels what still runs.
 struct Generation<'a> {
     shard: &'a Rc<Shard>,
@@ -279,7 +159,7 @@ struct Generation<'a> {
 }
 
 impl<'a> Generation<'a> {
-    fn submit(
+    fn new(
         shard: &'a Rc<Shard>,
         (peer, client): (&'a Rc<Peer>, ClientId),
         picked: Picked,
@@ -287,7 +167,7 @@ impl<'a> Generation<'a> {
         generate: &GenerateRequest,
         work: Work,
         arrival: Instant,
-    ) -> Result<Self, ApiError> {
+    ) -> Self {
         let wanted = work.prompts.len() * work.n as usize;
         let inbox = Rc::new(Inbox {
             events: Default::default(),
@@ -308,7 +188,7 @@ impl<'a> Generation<'a> {
         requests.prompt_tokens.add(pending_tokens as u64);
         shard.admission.add_pending(pending_tokens);
         let clock = Clock::new(arrival);
-        let mut generation = Self {
+        Self {
             shard,
             peer,
             client,
@@ -327,16 +207,22 @@ impl<'a> Generation<'a> {
             choices: Vec::with_capacity(wanted),
             clock,
             unwritten_since: None,
-        };
-        for prompt in 0..generation.work.prompts.len() {
-            for _ in 0..generation.work.n {
-                generation.start(generate, prompt, seed)?;
-            }
         }
-        Ok(generation)
     }
 
-    fn start(&mut self, generate: &GenerateRequest, prompt: usize, seed: u64) -> Result<(), ApiError> {
+    /// Hands all sequences to those who compute them.
+    async fn submit(&mut self, generate: &GenerateRequest) -> Result<(), ApiError> {
+        for prompt in 0..self.work.prompts.len() {
+            for _ in 0..self.work.n {
+                self.start(generate, prompt)?;
+                // Each has a copy of its prompt.
+                executor::give_way().await;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, generate: &GenerateRequest, prompt: usize) -> Result<(), ApiError> {
         let index = self.choices.len();
         let Work { prompts, tokens_max, stops, with_logprobs, .. } = &self.work;
         let mut choice =
@@ -347,7 +233,7 @@ impl<'a> Generation<'a> {
             return Ok(());
         }
         let stream = StreamId(self.shard.next_id());
-        let sampling = sampling(generate, seed.wrapping_add(index as u64));
+        let sampling = sampling(generate, self.seed.wrapping_add(index as u64));
         let (tokens, tokens_max) = (prompts[prompt].clone(), tokens_max[prompt]);
         let sequence = NewSequence {
             client: self.client,
@@ -412,21 +298,24 @@ impl<'a> Generation<'a> {
     ) -> Result<bool, ApiError> {
         let mut next_comment = Instant::now() + COMMENT_EVERY;
         loop {
-            while !writer.is_full()
-                && let Some((index, event, at)) = self.next_event()
-            {
+            let all_sent = loop {
+                if writer.is_full() || executor::is_long() || !self.go_on(&mut reply, writer) {
+                    break false;
+                }
+                let Some((index, event, at)) = self.next_event() else { break true };
                 if let Err(error) = self.take(index, event, at, &mut reply, writer) {
                     return self.fail(&mut reply, writer, error).await;
                 }
-            }
-            if self.choices.iter().all(|choice| choice.finish.is_some()) {
+            };
+            if all_sent && self.choices.iter().all(|choice| choice.finish.is_some()) {
                 self.record();
                 self.compare();
                 self.work.device = self.inbox.device.get();
-                reply.finish(self.shard, &self.served.model, &self.choices, &self.work, &self.clock, writer);
+                let answer = (&*self.served.model, &self.choices[..], &self.work, &self.clock);
                 if !reply.is_stream() {
-                    return Ok(true);
+                    return Ok(reply.send_whole(self.shard, self.peer, answer, writer).await);
                 }
+                reply.finish(self.shard, answer, writer);
                 let sent = writer.flush().await.is_ok();
                 self.written(Instant::now());
                 return Ok(sent && !reply.ends_by_close());
@@ -439,6 +328,10 @@ impl<'a> Generation<'a> {
             if reply.is_stream() {
                 self.written(now);
             }
+            if !all_sent {
+                executor::give_way().await;
+                continue;
+            }
             if !self.inbox.events.borrow().is_empty() {
                 continue;
             }
@@ -450,7 +343,7 @@ impl<'a> Generation<'a> {
                 return self.fail(&mut reply, writer, error).await;
             }
             if now >= next_comment {
-                reply.keep_alive(self.shard, &self.work, writer);
+                reply.keep_alive(self.shard, writer);
                 next_comment = now + COMMENT_EVERY;
                 continue;
             }
@@ -459,6 +352,13 @@ impl<'a> Generation<'a> {
             self.peer.wake.wait().await;
             self.peer.wake_at.set(None);
         }
+    }
+
+    /// Writes on where a choice has more to send than was room for; whether nothing is left of it.
+    fn go_on(&mut self, reply: &mut Reply<'_>, writer: &mut Writer) -> bool {
+        let choices = &mut self.choices;
+        let is_over = choices.iter().all(|choice| choice.finish.is_some());
+        reply.go_on((self.shard, &self.served.model, &self.work), choices, is_over, writer)
     }
 
     /// All tokens so far are in the socket.
@@ -503,7 +403,8 @@ impl<'a> Generation<'a> {
                 if finish.is_none() && choice.finish.is_some() {
                     self.shard.cancel(stream);
                 }
-                reply.token(self.shard, &self.work, choice, sampled.token, &self.clock, writer);
+                let answer = (&**self.shard, &*self.served.model, &self.work);
+                reply.token(answer, choice, sampled.token, &self.clock, writer);
             }
             Event::End { finish: finish @ (Finish::Failed | Finish::Lost), .. } => {
                 self.shard.metrics.requests.outcomes.failed.add(1);
@@ -516,7 +417,7 @@ impl<'a> Generation<'a> {
             }
             Event::End { finish, .. } => {
                 choice.end(finish);
-                reply.end(self.shard, &self.work, choice, writer);
+                reply.end((self.shard, &self.served.model, &self.work), choice, writer);
             }
         }
         Ok(())

@@ -3,6 +3,8 @@
 mod admin;
 mod admission;
 mod answer;
+mod aside;
+mod body;
 mod choice;
 mod client;
 mod connection;
@@ -17,6 +19,7 @@ mod peer;
 mod probe;
 mod rates;
 mod stats;
+mod tokens;
 mod turns;
 
 use std::cell::{Cell, RefCell};
@@ -53,6 +56,7 @@ use rates::Rates;
 use turns::Fallen;
 
 pub use admission::AdmissionLimits;
+pub use aside::Aside;
 pub use doors::Door;
 pub use generation::TimeLimits;
 pub use models::Served;
@@ -208,6 +212,7 @@ pub struct ShardLink {
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
     pub gpus: Vec<ShardPort>,
+    pub aside: Aside,
     /// The other shards' leaders, by shard.
     pub hosts: Vec<Option<Host>>,
     /// Of all shards.
@@ -230,6 +235,8 @@ pub struct Shard {
     index: usize,
     config: Config,
     models: Models,
+    aside: Aside,
+    waiting: aside::Waiting,
     gpus: Gpus,
     hosts: Hosts,
     slots_max: usize,
@@ -286,6 +293,8 @@ impl Shard {
             index,
             config,
             models: Models::new(models),
+            aside: link.aside,
+            waiting: aside::Waiting::default(),
             control,
             metrics,
             commands: RefCell::new(link.commands),

@@ -164,11 +164,13 @@ pub(super) struct Writer {
     pub(super) sends: u64,
     /// Of the last answer.
     pub(super) status: u16,
+    /// Until when the piece of a long answer must be taken, and what of it was sent.
+    piece: Option<(Instant, usize)>,
 }
 
 impl Writer {
     pub(super) fn new(half: WriteHalf, peer: Rc<Peer>) -> Self {
-        Self { half, peer, out: Vec::with_capacity(OUT_BYTES), sends: 0, status: 0 }
+        Self { half, peer, out: Vec::with_capacity(OUT_BYTES), sends: 0, status: 0, piece: None }
     }
 
     /// Whether so much waits to be sent that more would only take memory.
@@ -186,8 +188,22 @@ impl Writer {
         }
     }
 
+    /// Sends what is in `out`, which is a small piece of a long answer: several have the time of a big one.
+    pub(super) async fn flush_piece(&mut self) -> io::Result<()> {
+        let sent = self.piece.map_or(0, |(_, sent)| sent) + self.out.len();
+        let until = self.piece.map_or_else(|| Instant::now() + WRITE_STALL_MAX, |(until, _)| until);
+        let result = self.flush_until(Some(until)).await;
+        self.piece = (sent < PIECE_BYTES_MAX).then_some((until, sent));
+        result
+    }
+
     /// Sends what is in `out`: one send for everything that came together since the last, unless it is a big body.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
+        self.piece = None;
+        self.flush_until(None).await
+    }
+
+    async fn flush_until(&mut self, until: Option<Instant>) -> io::Result<()> {
         if self.out.is_empty() {
             return Ok(());
         }
@@ -195,7 +211,7 @@ impl Writer {
         let mut out = std::mem::take(&mut self.out);
         let (mut result, mut sent) = (Ok(()), 0);
         while sent < out.len() && result.is_ok() {
-            let until = Instant::now() + WRITE_STALL_MAX;
+            let until = until.unwrap_or_else(|| Instant::now() + WRITE_STALL_MAX);
             self.peer.write_until.set(Some(self.peer.writes_end.get().map_or(until, |end| end.min(until))));
             let end = out.len().min(sent + PIECE_BYTES_MAX);
             (result, out) = self.half.write_all(out, sent..end).await;
@@ -273,5 +289,30 @@ mod tests {
             taking.join().unwrap();
         };
         executor::run(&Io::Epoll { reason: String::new() }, serving).unwrap();
+    }
+
+    #[test]
+    fn small_pieces_of_a_long_answer_have_the_time_of_a_big_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = listener.accept().unwrap().0;
+        let taking = std::thread::spawn(move || io::copy(&mut client, &mut io::sink()).unwrap());
+        let serving = async {
+            let (_reading, writing, fd) = executor::halves(socket.into()).unwrap();
+            let peer = Rc::new(Peer::new(fd, false));
+            let mut writer = Writer::new(writing, Rc::clone(&peer));
+            let mut ends = Vec::new();
+            for _ in 0..2 * PIECE_BYTES_MAX / (64 << 10) {
+                writer.out = vec![7; 64 << 10];
+                writer.flush_piece().await.unwrap();
+                ends.push(writer.piece.map(|(until, _)| until));
+            }
+            let (first, second) = ends.split_at(4);
+            assert!(first[0].is_some() && first[..3].iter().all(|end| *end == first[0]), "{ends:?}");
+            assert!(second[0] > first[0] && first[3].is_none() && second[3].is_none(), "{ends:?}");
+            shutdown(fd);
+        };
+        executor::run(&Io::Epoll { reason: String::new() }, serving).unwrap();
+        assert_eq!(taking.join().unwrap(), 2 * PIECE_BYTES_MAX as u64);
     }
 }

@@ -97,6 +97,7 @@ impl Shard {
                 return Err(io::Error::other("it broke down too often"));
             }
             held_by(Holder::Delivery, || self.deliver(&mut arrivals.events));
+            self.waiting.tell(&self.aside);
             if !restarts().eq(restarts_seen.iter().copied()) {
                 self.end_lost_streams(restarts_seen);
             }
@@ -122,7 +123,9 @@ impl Shard {
                 return Ok(());
             }
             let (events, orders) = (&arrivals.events, &arrivals.orders);
-            let mail = || !events.is_empty() || !orders.is_empty() || door.is_knocked_at();
+            let mail = || {
+                !events.is_empty() || !orders.is_empty() || door.is_knocked_at() || self.waiting.has_news(&self.aside)
+            };
             let quiet = || self.gpus.are_quiet() && self.hosts.are_quiet() && !self.fallen.given_up.get();
             let news = || mail() || !quiet() || !restarts().eq(restarts_seen.iter().copied());
             let busy = || news() || control.is_draining() != *draining || control.is_cutting() != *cut;
@@ -177,6 +180,7 @@ impl Shard {
             inbox.cut.set(true);
             inbox.wake.notify();
         }
+        self.waiting.wake_all();
         let until = Instant::now() + CUT_WRITE_MAX;
         for peer in self.peers.borrow().values() {
             peer.end_writes_at(until);

@@ -1,14 +1,15 @@
 //! The bytes of an answer, in the shape of its endpoint: one body at the end, or events as tokens come.
 
-use net::api::{self, ChatChoice, CompletionChoice, Endpoint, FinishReason, GenerateRequest, InferenceReply, Usage};
+use net::api::{self, CompletionBody, Endpoint, FinishReason, GenerateRequest, InferenceReply, Usage};
 use net::error::{ApiError, Dialect};
 use net::http::{self, Request, Response};
 use net::sse::{Complete, Framing, OpenAiStream, OwnStream, Progress, TextLogprobs};
 
 use super::super::answer::count;
+use super::super::body;
 use super::super::choice::Choice;
 use super::super::connection::unix_ms;
-use super::super::peer::Writer;
+use super::super::peer::{Peer, Writer};
 use super::super::unix_time;
 use super::{Clock, Shard, Work, lost, rate};
 use crate::model::Model;
@@ -23,9 +24,30 @@ pub(super) struct Reply<'a> {
     /// Whether it had begun when the last words were left.
     parted: Option<bool>,
     tokens_max: u64,
-    /// Characters of each choice that were sent; legacy log-probabilities count from them.
-    sent_chars: Vec<usize>,
+    /// Of each choice, of an OpenAI stream.
+    sent: Vec<Sent>,
+    /// The choice that had more to send than was room for.
+    owing: Option<usize>,
 }
+
+/// What of a choice was sent.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    begun: bool,
+    /// Bytes of the prompt.
+    echo: usize,
+    /// Characters; legacy log-probabilities count from them.
+    chars: usize,
+    /// Log-probabilities of the text that is being sent.
+    logprobs: usize,
+    finished: bool,
+}
+
+/// Whose answer it is: the shard, its model, and what was asked.
+pub(super) type Of<'s> = (&'s Shard, &'s Model, &'s Work);
+
+/// A whole answer.
+pub(super) type Answer<'s> = (&'s Model, &'s [Choice], &'s Work, &'s Clock);
 
 enum Form {
     Whole,
@@ -57,7 +79,8 @@ impl<'a> Reply<'a> {
         };
         let choices = work.prompts.len() * work.n as usize;
         let tokens_max = work.tokens_max.iter().map(|max| *max as u64 * u64::from(work.n)).sum();
-        Self { request, id, endpoint, form, begun: false, parted: None, tokens_max, sent_chars: vec![0; choices] }
+        let sent = vec![Sent::default(); choices];
+        Self { request, id, endpoint, form, begun: false, parted: None, tokens_max, sent, owing: None }
     }
 
     pub(super) fn is_stream(&self) -> bool {
@@ -74,39 +97,22 @@ impl<'a> Reply<'a> {
         self.begun
     }
 
-    /// Head and first events of a stream.
-    fn begin(&mut self, shard: &Shard, work_echoes: &[String], writer: &mut Writer) {
+    /// Head of a stream.
+    fn begin(&mut self, shard: &Shard, writer: &mut Writer) {
         if self.begun || !self.is_stream() {
             return;
         }
         self.begun = true;
         count(shard, writer, 200);
         Response::event_stream(self.request, self.id).write_head(&mut writer.out);
-        let Form::OpenAi(stream) = &self.form else { return };
-        let per_prompt = self.sent_chars.len() / work_echoes.len().max(1);
-        for (index, sent) in (0_u32..).zip(&mut self.sent_chars) {
-            stream.begin(&mut writer.out, index);
-            if let Some(echo) = work_echoes.get(index as usize / per_prompt) {
-                stream.text(&mut writer.out, index, echo, None);
-                *sent += echo.chars().count();
-            }
-        }
     }
 
     /// One token of `choice`, whose certain text lies in `ready`.
-    pub(super) fn token(
-        &mut self,
-        shard: &Shard,
-        work: &Work,
-        choice: &mut Choice,
-        token: u32,
-        clock: &Clock,
-        writer: &mut Writer,
-    ) {
-        self.begin(shard, &work.echoes, writer);
+    pub(super) fn token(&mut self, of: Of<'_>, choice: &mut Choice, token: u32, clock: &Clock, writer: &mut Writer) {
+        self.begin(of.0, writer);
         match &self.form {
             Form::Whole => {}
-            Form::OpenAi(_) => self.send_text(choice, writer),
+            Form::OpenAi(_) => self.send(of, choice, writer),
             Form::Own(stream) => {
                 let position = choice.tokens - 1;
                 stream.token(&mut writer.out, &choice.ready, token, position, unix_ms());
@@ -119,50 +125,85 @@ impl<'a> Reply<'a> {
     }
 
     /// The end of `choice`, which may release text that was held back.
-    pub(super) fn end(&mut self, shard: &Shard, work: &Work, choice: &mut Choice, writer: &mut Writer) {
-        self.begin(shard, &work.echoes, writer);
+    pub(super) fn end(&mut self, of: Of<'_>, choice: &mut Choice, writer: &mut Writer) {
+        self.begin(of.0, writer);
         if matches!(self.form, Form::OpenAi(_)) {
-            self.send_text(choice, writer);
+            self.send(of, choice, writer);
         }
     }
 
-    fn send_text(&mut self, choice: &mut Choice, writer: &mut Writer) {
-        let Form::OpenAi(stream) = &self.form else { return };
-        let sent = &mut self.sent_chars[choice.index as usize];
-        if !choice.ready.is_empty() {
-            let logprobs =
-                (!choice.logprobs.is_empty()).then_some(TextLogprobs { tokens: &choice.logprobs, text_offset: *sent });
-            stream.text(&mut writer.out, choice.index, &choice.ready, logprobs);
-            if logprobs.is_some() {
-                *sent += choice.ready.chars().count();
+    /// Sends what was no room for; where all `choices` are over, also of those that ended without a token. Whether nothing is
+    /// left.
+    pub(super) fn go_on(&mut self, of: Of<'_>, choices: &mut [Choice], is_over: bool, writer: &mut Writer) -> bool {
+        if let Some(owing) = self.owing.take() {
+            self.send(of, &mut choices[owing], writer);
+        }
+        if is_over && matches!(self.form, Form::OpenAi(_)) {
+            self.begin(of.0, writer);
+            while self.owing.is_none()
+                && let Some(choice) = choices.iter_mut().find(|choice| !self.sent[choice.index as usize].finished)
+            {
+                self.send(of, choice, writer);
             }
-            choice.ready.clear();
-            choice.logprobs.clear();
         }
-        if let Some(reason) = choice.finish {
-            stream.finish(&mut writer.out, choice.index, reason);
+        self.owing.is_none()
+    }
+
+    /// Sends what `choice` has, event by event, and remembers it where that is more than there is room for.
+    fn send(&mut self, (_, model, work): Of<'_>, choice: &mut Choice, writer: &mut Writer) {
+        let Form::OpenAi(stream) = &self.form else { return };
+        let (index, sent) = (choice.index, &mut self.sent[choice.index as usize]);
+        if !sent.begun {
+            stream.begin(&mut writer.out, index);
+            sent.begun = true;
+        }
+        let echo = work.echoes.get(choice.prompt).map_or("", String::as_str);
+        let piece_of = |token| model.tokenizer.piece(token);
+        loop {
+            if writer.is_full() {
+                self.owing = Some(index as usize);
+                return;
+            }
+            if sent.echo < echo.len() {
+                let part = api::beginning(&echo[sent.echo..]);
+                stream.text(&mut writer.out, index, part, None);
+                sent.echo += part.len();
+                sent.chars += part.chars().count();
+            } else if !choice.ready.is_empty() || sent.logprobs > 0 {
+                let tokens = &choice.logprobs;
+                let logprobs = (!tokens.is_empty()).then_some(TextLogprobs {
+                    tokens,
+                    from: sent.logprobs,
+                    piece_of: &piece_of,
+                    text_offset: sent.chars,
+                });
+                sent.logprobs = stream.text(&mut writer.out, index, &choice.ready, logprobs);
+                if logprobs.is_some() {
+                    sent.chars += choice.ready.chars().count();
+                }
+                choice.ready.clear();
+                if sent.logprobs == choice.logprobs.len() {
+                    choice.logprobs.clear();
+                    sent.logprobs = 0;
+                }
+            } else {
+                break;
+            }
+        }
+        if let Some(reason) = choice.finish
+            && !sent.finished
+        {
+            stream.finish(&mut writer.out, index, reason);
+            sent.finished = true;
         }
     }
 
-    /// The end of the answer.
-    pub(super) fn finish(
-        &mut self,
-        shard: &Shard,
-        model: &Model,
-        choices: &[Choice],
-        work: &Work,
-        clock: &Clock,
-        writer: &mut Writer,
-    ) {
-        self.begin(shard, &work.echoes, writer);
-        let usage = Usage {
-            prompt_tokens: work.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
-            completion_tokens: choices.iter().map(|choice| choice.tokens).sum(),
-            // The choices of a prompt share it: what the first one had to compute was computed.
-            cached_tokens: choices.iter().step_by(work.n as usize).map(|choice| choice.cached_tokens).sum(),
-        };
+    /// The end of a stream.
+    pub(super) fn finish(&mut self, shard: &Shard, (_, choices, work, clock): Answer<'_>, writer: &mut Writer) {
+        self.begin(shard, writer);
+        let usage = usage(choices, work);
         match &self.form {
-            Form::Whole => self.write_whole((shard, model), choices, work, &usage, clock, writer),
+            Form::Whole => {}
             Form::OpenAi(stream) => stream.done(&mut writer.out, &usage),
             Form::Own(stream) => {
                 let elapsed_ms = clock.elapsed().as_secs_f64() * 1e3;
@@ -185,64 +226,33 @@ impl<'a> Reply<'a> {
         }
     }
 
-    fn write_whole(
-        &self,
-        (shard, model): (&Shard, &Model),
-        choices: &[Choice],
-        work: &Work,
-        usage: &Usage,
-        clock: &Clock,
-        writer: &mut Writer,
-    ) {
-        count(shard, writer, 200);
+    /// Sends an answer that is no stream. `false` where the connection can't go on.
+    pub(super) async fn send_whole(&self, shard: &Shard, peer: &Peer, answer: Answer<'_>, writer: &mut Writer) -> bool {
+        let (model, choices, work, clock) = answer;
         let (created, name) = (unix_time().as_secs(), model.name.as_str());
-        let mut body = Vec::with_capacity(512 + choices.iter().map(|choice| choice.ready.len()).sum::<usize>());
-        match self.endpoint {
-            Endpoint::Chat => {
-                let choices = choices.iter().map(|choice| ChatChoice {
-                    index: choice.index,
-                    content: &choice.ready,
-                    finish_reason: choice.finish.unwrap_or(FinishReason::Stop),
-                    logprobs: choice.with_logprobs.then_some(&choice.logprobs[..]),
-                });
-                let choices: Vec<_> = choices.collect();
-                api::write_chat_completion(&mut body, &format!("chatcmpl-{}", self.id), created, name, &choices, usage);
-            }
-            Endpoint::Completion => {
-                let texts: Vec<String> = choices.iter().map(|choice| echoed(choice, work)).collect();
-                let choices = choices.iter().zip(&texts).map(|(choice, text)| CompletionChoice {
-                    index: choice.index,
-                    text,
-                    finish_reason: choice.finish.unwrap_or(FinishReason::Stop),
-                    logprobs: choice.with_logprobs.then_some(&choice.logprobs[..]),
-                });
-                let choices: Vec<_> = choices.collect();
-                api::write_completion(&mut body, &format!("cmpl-{}", self.id), created, name, &choices, usage);
-            }
+        let usage = usage(choices, work);
+        let piece_of = |token| model.tokenizer.piece(token);
+        let parts: Vec<_> = choices
+            .iter()
+            .map(|choice| api::Choice {
+                index: choice.index,
+                echo: work.echoes.get(choice.prompt).map_or("", String::as_str),
+                text: &choice.ready,
+                finish_reason: choice.finish.unwrap_or(FinishReason::Stop),
+                logprobs: choice.with_logprobs.then_some(&choice.logprobs),
+            })
+            .collect();
+        let id = match self.endpoint {
+            Endpoint::Chat => format!("chatcmpl-{}", self.id),
+            Endpoint::Completion => format!("cmpl-{}", self.id),
             Endpoint::Inference | Endpoint::InferenceStream => {
-                let elapsed = clock.elapsed();
-                let admitted = clock.admitted.unwrap_or(clock.arrival);
-                let queue = admitted.saturating_duration_since(clock.arrival);
-                api::write_inference(
-                    &mut body,
-                    &InferenceReply {
-                        text: choices.first().map_or("", |choice| &choice.ready),
-                        tokens_generated: usage.completion_tokens,
-                        inference_time_ms: elapsed.as_secs_f64() * 1e3,
-                        tokens_per_second: rate(usage.completion_tokens, elapsed),
-                        model_id: name,
-                        request_id: self.id,
-                        quantization_used: model.quantization,
-                        device_used: shard.gpus.label(work.device),
-                        batch_size: shard.metrics.step.running.get().max(1),
-                        queue_time_ms: queue.as_secs_f64() * 1e3,
-                        processing_time_ms: elapsed.saturating_sub(queue).as_secs_f64() * 1e3,
-                        memory_usage_mb: memory_mb(shard),
-                    },
-                );
+                let write = |out: &mut Vec<u8>| write_inference(out, shard, self.id, (model, choices, work, clock));
+                return body::send(shard, peer, self.request, self.id, writer, write).await;
             }
-        }
-        http::write_json(&mut writer.out, self.request, self.id, 200, &body);
+        };
+        let make = if self.endpoint == Endpoint::Chat { CompletionBody::chat } else { CompletionBody::completion };
+        let mut body = make(&id, created, name, &parts, usage, &piece_of);
+        body::send(shard, peer, self.request, self.id, writer, |out| body.write_piece(out)).await
     }
 
     /// An error where the answer has begun.
@@ -272,8 +282,8 @@ impl<'a> Reply<'a> {
     }
 
     /// A comment that keeps the connection alive; begins the stream where it has not begun.
-    pub(super) fn keep_alive(&mut self, shard: &Shard, work: &Work, writer: &mut Writer) {
-        self.begin(shard, &work.echoes, writer);
+    pub(super) fn keep_alive(&mut self, shard: &Shard, writer: &mut Writer) {
+        self.begin(shard, writer);
         match &self.form {
             Form::Whole => {}
             Form::OpenAi(stream) => stream.keep_alive(&mut writer.out),
@@ -282,8 +292,37 @@ impl<'a> Reply<'a> {
     }
 }
 
-fn echoed(choice: &Choice, work: &Work) -> String {
-    work.echoes.get(choice.prompt).map_or_else(|| choice.ready.clone(), |echo| format!("{echo}{}", choice.ready))
+fn usage(choices: &[Choice], work: &Work) -> Usage {
+    Usage {
+        prompt_tokens: work.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
+        completion_tokens: choices.iter().map(|choice| choice.tokens).sum(),
+        // The choices of a prompt share it: what the first one had to compute was computed.
+        cached_tokens: choices.iter().step_by(work.n as usize).map(|choice| choice.cached_tokens).sum(),
+    }
+}
+
+/// Appends the answer of our own endpoint, which is short; it is the last piece.
+fn write_inference(out: &mut Vec<u8>, shard: &Shard, id: &str, (model, choices, work, clock): Answer<'_>) -> bool {
+    let elapsed = clock.elapsed();
+    let admitted = clock.admitted.unwrap_or(clock.arrival);
+    let queue = admitted.saturating_duration_since(clock.arrival);
+    let tokens = usage(choices, work).completion_tokens;
+    let reply = InferenceReply {
+        text: choices.first().map_or("", |choice| &choice.ready),
+        tokens_generated: tokens,
+        inference_time_ms: elapsed.as_secs_f64() * 1e3,
+        tokens_per_second: rate(tokens, elapsed),
+        model_id: model.name.as_str(),
+        request_id: id,
+        quantization_used: model.quantization,
+        device_used: shard.gpus.label(work.device),
+        batch_size: shard.metrics.step.running.get().max(1),
+        queue_time_ms: queue.as_secs_f64() * 1e3,
+        processing_time_ms: elapsed.saturating_sub(queue).as_secs_f64() * 1e3,
+        memory_usage_mb: memory_mb(shard),
+    };
+    api::write_inference(out, &reply);
+    true
 }
 
 #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
