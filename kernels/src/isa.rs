@@ -1,4 +1,11 @@
 //! Instruction sets: detected once at run time; holding a token is the proof that its instructions exist.
+#![cfg_attr(
+    all(target_arch = "x86_64", target_os = "linux"),
+    expect(
+        unsafe_code,
+        reason = "AMX is asked for by a register that the standard library doesn't look at, and a system call"
+    )
+)]
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +25,11 @@ pub struct Avx512Bw(());
 /// Proof that AVX-512 VNNI (and everything of [`Avx512Bw`]) exists; made only by [`Avx512Vnni::detect`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx512Vnni(());
+
+/// Proof that AMX's tiles and their int8 products (and everything of [`Avx512Vnni`]) exist, and that the kernel lets this
+/// process use them; made only by [`AmxInt8::detect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AmxInt8(());
 
 impl Avx2 {
     /// `None` where an instruction is missing or the machine is not x86-64.
@@ -94,6 +106,75 @@ impl Avx512Vnni {
     }
 }
 
+impl AmxInt8 {
+    /// `None` where an instruction is missing, the kernel keeps the tiles' state for itself or is none that we know how to
+    /// ask, or the machine is not x86-64.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if Avx512Vnni::detect().is_some() && tiles::exist() && tiles::permitted() {
+            return Some(Self(()));
+        }
+        None
+    }
+
+    /// AVX-512 VNNI and what it proves are part of what this proves.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn vnni(self) -> Avx512Vnni {
+        Avx512Vnni(())
+    }
+}
+
+/// What the standard library doesn't say of AMX.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod tiles {
+    use std::arch::asm;
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+
+    /// Whether the processor has them and the kernel has switched their state on.
+    pub(super) fn exist() -> bool {
+        let states = || {
+            // SAFETY: XGETBV exists where the kernel uses XSAVE, as leaf 1 has just said.
+            unsafe { xcr0() }
+        };
+        let uses_xsave = __cpuid(1).ecx & OSXSAVE != 0;
+        uses_xsave && __cpuid_count(7, 0).edx & TILE_AND_INT8 == TILE_AND_INT8 && states() & TILE_STATES == TILE_STATES
+    }
+
+    #[target_feature(enable = "xsave")]
+    fn xcr0() -> u64 {
+        // SAFETY: register 0 exists wherever the instruction does.
+        unsafe { _xgetbv(0) }
+    }
+
+    /// Asks that this process may have tiles in its state, threads to come included. Asking again changes nothing; a
+    /// kernel that doesn't know the question, or refuses it, says so.
+    pub(super) fn permitted() -> bool {
+        let answer: i64;
+        // SAFETY: the system call takes numbers only and writes no memory of this process; what it clobbers is named.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") ARCH_PRCTL => answer,
+                in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") XFEATURE_XTILEDATA,
+                lateout("rcx") _,
+                lateout("r11") _,
+                options(nostack),
+            );
+        }
+        answer == 0
+    }
+
+    const OSXSAVE: u32 = 1 << 27;
+    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    /// Configuration and data of tiles.
+    const TILE_STATES: u64 = 1 << 17 | 1 << 18;
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    const XFEATURE_XTILEDATA: u64 = 18;
+}
+
 /// The instruction set that a kernel call uses. Every variant gives the same bits.
 ///
 /// Two things differ between them: how int8 products are summed, and how wide floats are. A kernel without int8
@@ -105,6 +186,7 @@ pub enum Isa {
     AvxVnni(AvxVnni),
     Avx512Bw(Avx512Bw),
     Avx512Vnni(Avx512Vnni),
+    AmxInt8(AmxInt8),
 }
 
 /// What of an [`Isa`] float kernels use.
@@ -130,10 +212,11 @@ impl Isa {
         found.extend(AvxVnni::detect().map(Self::AvxVnni));
         found.extend(Avx512Bw::detect().map(Self::Avx512Bw));
         found.extend(Avx512Vnni::detect().map(Self::Avx512Vnni));
+        found.extend(AmxInt8::detect().map(Self::AmxInt8));
         found
     }
 
-    /// `portable`, `avx2`, `avx-vnni`, `avx512` or `avx512-vnni`.
+    /// `portable`, `avx2`, `avx-vnni`, `avx512`, `avx512-vnni` or `amx-int8`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -142,6 +225,7 @@ impl Isa {
             Self::AvxVnni(_) => "avx-vnni",
             Self::Avx512Bw(_) => "avx512",
             Self::Avx512Vnni(_) => "avx512-vnni",
+            Self::AmxInt8(_) => "amx-int8",
         }
     }
 
@@ -151,7 +235,7 @@ impl Isa {
             Self::Avx2(proof) => FloatIsa::Avx2(proof),
             Self::AvxVnni(_) => FloatIsa::Avx2(Avx2(())),
             Self::Avx512Bw(proof) => FloatIsa::Avx512Bw(proof),
-            Self::Avx512Vnni(_) => FloatIsa::Avx512Bw(Avx512Bw(())),
+            Self::Avx512Vnni(_) | Self::AmxInt8(_) => FloatIsa::Avx512Bw(Avx512Bw(())),
         }
     }
 }
@@ -204,5 +288,15 @@ mod tests {
         ] {
             assert_eq!(names.contains(&name), exists, "{name}");
         }
+    }
+
+    /// A processor whose AMX isn't found would be as slow as one without, and nobody would know.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[test]
+    fn amx_is_available_where_the_kernel_lists_it() {
+        let Ok(processors) = std::fs::read_to_string("/proc/cpuinfo") else { return };
+        let flags: Vec<&str> =
+            processors.lines().find(|line| line.starts_with("flags")).unwrap_or_default().split(' ').collect();
+        assert_eq!(AmxInt8::detect().is_some(), flags.contains(&"amx_tile") && flags.contains(&"amx_int8"));
     }
 }

@@ -20,6 +20,8 @@ pub mod softmax;
 pub mod ternary;
 #[cfg(test)]
 mod testing;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub(crate) use isa::FloatIsa;
-pub use isa::{Avx2, Avx512Bw, Avx512Vnni, AvxVnni, Isa, NoSuchIsa};
+pub use isa::{AmxInt8, Avx2, Avx512Bw, Avx512Vnni, AvxVnni, Isa, NoSuchIsa};

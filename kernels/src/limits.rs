@@ -32,6 +32,7 @@ pub fn int8(isa: Isa) -> Option<usize> {
         Isa::AvxVnni(proof) => return Some(x86::dpbusd_256(proof)),
         Isa::Avx512Bw(proof) => return Some(x86::maddubs_512(proof)),
         Isa::Avx512Vnni(proof) => return Some(x86::dpbusd_512(proof)),
+        Isa::AmxInt8(proof) => return Some(crate::tiles::peak(proof, ROUNDS)),
     }
     let _ = isa;
     None

@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use kernels::ternary::{
-    Activations, Columns, Factored, Gating, PanelScratch, Panels, Product, TernaryMatrix, activation_stride,
-    interleave, linear, linear_panels, linear_raw, pack_codes, pack_i2s, packed_bytes, padded_cols, panel_count,
-    panel_rows, quantize,
+    Activations, Columns, Factored, Gating, PanelOrder, PanelScratch, Panels, Product, TernaryMatrix,
+    activation_stride, interleave, linear, linear_panels, linear_raw, pack_codes, pack_i2s, packed_bytes, padded_cols,
+    panel_count, panel_rows, quantize,
 };
 use kernels::{Isa, activation};
 use proptest::prelude::*;
@@ -92,7 +92,8 @@ impl Case {
             let rows = &self.q[part.start * self.stride..];
             interleave(isa, rows, self.stride, (part.len(), n), &mut q[part.start * width..part.end * width]);
         }
-        let x = Panels { q: &q, scale: &self.scale, sum: &self.sum };
+        let interleaved = Panels { q: &q, order: PanelOrder::Interleaved, scale: &self.scale, sum: &self.sum };
+        let as_they_are = Panels { q: &self.q, order: PanelOrder::Rows { stride: self.stride }, ..interleaved };
         let mut scratch = PanelScratch::new(self.cols, n);
         let (factor, stride) = (1.7, rows.len() + 3);
         let w = Factored { matrix, factor };
@@ -110,9 +111,10 @@ impl Case {
             (Product::Gated { gate, up: w, gating: Gating::SquaredRelu }, gated),
             (Product::Gated { gate, up: w, gating: Gating::Silu }, silu),
         ];
-        for (case, (product, want)) in cases.into_iter().enumerate() {
+        let orders = [interleaved, as_they_are];
+        for (case, ((product, want), x)) in cases.iter().flat_map(|case| orders.map(|x| (case, x))).enumerate() {
             let out = vec![Cell::new(9.5_f32); n * stride];
-            linear_panels(isa, product, rows.clone(), next, x, Columns { cells: &out, stride }, &mut scratch);
+            linear_panels(isa, *product, rows.clone(), next, x, Columns { cells: &out, stride }, &mut scratch);
             for (t, row) in out.chunks(stride).enumerate() {
                 let (own, others) = row.split_at(rows.len());
                 for (own, want) in own.iter().zip(&want[t * rows.len()..]) {
@@ -139,9 +141,9 @@ fn every_isa_gives_the_plain_sums_around_tile_shapes() {
 }
 
 #[test]
-fn every_isa_gives_the_plain_sums_for_1_to_40_tokens() {
+fn every_isa_gives_the_plain_sums_for_1_to_70_tokens() {
     let random = &mut Random(2);
-    for n in 0..=40 {
+    for n in 0..=70 {
         Case::new(53, 200, n, false, random).check(0..53);
     }
 }
@@ -171,9 +173,15 @@ fn activations_that_are_asked_for_ahead_agree() {
 
 #[test]
 fn largest_codes_and_activations_do_not_wrap() {
-    for (cols, n) in
-        [(4096, 2), (6912, 5), (6912, 8), (6912, 28), (kernels::ternary::COLS_MAX, 1), (kernels::ternary::COLS_MAX, 2)]
-    {
+    for (cols, n) in [
+        (4096, 2),
+        (6912, 5),
+        (6912, 8),
+        (6912, 28),
+        (6912, 35),
+        (kernels::ternary::COLS_MAX, 1),
+        (kernels::ternary::COLS_MAX, 2),
+    ] {
         Case::new(3, cols, n, true, &mut Random(4)).check(0..3);
     }
 }

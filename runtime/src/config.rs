@@ -90,7 +90,7 @@ pub struct Settings {
     /// GPUs to use: auto, off, or how many there must be [default: auto]
     #[arg(long, env = "BITNET_GPU")]
     pub gpu: Option<String>,
-    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512 or avx512-vnni [default: the best there is]
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni or amx-int8 [default: the best there is]
     #[arg(long, env = "BITNET_ISA")]
     pub isa: Option<String>,
     /// What `bitnetd tune kernels` wrote; not used with isa [default: bitnetd/kernels.json in $XDG_CACHE_HOME or /var/cache]

@@ -105,7 +105,7 @@ pub(super) fn screen(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result
             let split: Vec<_> =
                 values.chunks_mut(stride).map(|values| screen::split(bench.isa, &x, precision, values)).collect();
             let mut input = ScreenInput::default();
-            input.set(width, ScreenRows { planes: &values, rows: &split });
+            input.set(bench.isa, width, ScreenRows { planes: &values, rows: &split });
             let name = format!("{} {height}x{width} n={n} {precision:?}", shape.name);
             let answer = |isa| {
                 let (mut out, mut greatest) = (vec![0.0; n * GROUP_ROWS], vec![0.0; n]);

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use kernels::Isa;
 use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
-use kernels::ternary::{self, Activations, Columns, Factored, PanelScratch, Panels, Product, TernaryMatrix};
+use kernels::ternary::{
+    self, Activations, Columns, Factored, PanelOrder, PanelScratch, Panels, Product, TernaryMatrix,
+};
 use tuning::memory::Arena;
 
 use super::timing::{Bench, Case, Work};
@@ -141,7 +143,12 @@ fn in_panels(
     scratch: &mut PanelScratch,
 ) {
     let (product, stride) = (Product::Plain(Factored { matrix, factor: 1.0 }), range.len());
-    let x = Panels { q: &input.panels, scale: &input.scale, sum: &input.sum };
+    let (scale, sum) = (input.scale.as_slice(), input.sum.as_slice());
+    let x = if ternary::prefers_rows(isa, scale.len()) {
+        Panels { q: &input.q, order: PanelOrder::Rows { stride: input.stride }, scale, sum }
+    } else {
+        Panels { q: &input.panels, order: PanelOrder::Interleaved, scale, sum }
+    };
     let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride };
     ternary::linear_panels(isa, product, range, next, x, out, scratch);
 }

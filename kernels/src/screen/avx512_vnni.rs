@@ -82,7 +82,7 @@ fn dot<const N: usize>(
 /// Sums of a tile row with a plane of outliers, four in turn, so that none waits for itself.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn few(w: &[Tile], outliers: &Outliers) -> Sums {
+pub(super) fn few(w: &[Tile], outliers: &Outliers) -> Sums {
     let mut acc = [_mm512_setzero_si512(); 4];
     for (tiles, dwords) in outliers.fours() {
         for i in 0..4 {
@@ -97,7 +97,7 @@ fn few(w: &[Tile], outliers: &Outliers) -> Sums {
 
 /// Sums of a tile row with third planes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn fine(w: &[Tile], planes: &[&[[i8; 4]]], sums: &mut [Sums]) {
+pub(super) fn fine(w: &[Tile], planes: &[&[[i8; 4]]], sums: &mut [Sums]) {
     macro_rules! by_len {
         ($($n:literal),*) => {
             match planes.len() {

@@ -21,6 +21,8 @@ pub struct ScreenInput {
     /// Whole planes in near-equal groups of at most [`PLANES_MAX`], one group after another; in each for every tile one dword of
     /// every plane, so that the hot loop follows one stream.
     dwords: Vec<[i8; 4]>,
+    /// The same one after another, [`plane_stride`] apart, where tiles take them so; else none.
+    lines: Vec<i8>,
     /// Integer sums of two tile rows, each with all planes.
     sums: Vec<Sums>,
     /// The third plane of each refined row, where it begins for each row, and what the row is up to.
@@ -69,6 +71,7 @@ impl ScreenInput {
             rows: Vec::with_capacity(n_max),
             outliers: Vec::with_capacity(n_max),
             dwords: Vec::with_capacity(2 * n_max * tiles_per_row(cols)),
+            lines: Vec::with_capacity(2 * n_max * plane_stride(cols)),
             sums: Vec::with_capacity(2 * 2 * n_max),
             fine: Vec::with_capacity(n_max * tiles_per_row(cols)),
             races: Vec::with_capacity(n_max),
@@ -77,11 +80,11 @@ impl ScreenInput {
         }
     }
 
-    /// Takes the rows of `x`, each of `cols` columns.
+    /// Takes the rows of `x`, each of `cols` columns, for `isa`; other sets may read them all the same.
     ///
     /// # Panics
     /// Where `x` has not room for all planes of each row.
-    pub fn set(&mut self, cols: usize, x: ScreenRows<'_>) {
+    pub fn set(&mut self, isa: Isa, cols: usize, x: ScreenRows<'_>) {
         let (stride, tiles) = (plane_stride(cols), tiles_per_row(cols));
         assert_eq!(x.planes.len(), x.rows.len() * PLANES * stride, "room for all planes of each row");
         let plane = |t: usize, p: usize| &x.planes[(PLANES * t + p) * stride..].as_chunks().0[..tiles];
@@ -106,6 +109,13 @@ impl ScreenInput {
                 for (out, dword) in own[at..].iter_mut().step_by(group.len()).zip(plane) {
                     *out = *dword;
                 }
+            }
+        }
+        self.lines.clear();
+        if matches!(isa, Isa::AmxInt8(_)) && self.planes >= TILES_FROM_PLANES && cols.is_multiple_of(TILE_COLS) {
+            let rows = x.rows.iter().enumerate();
+            for (t, p) in rows.flat_map(|(t, row)| (0..row.whole_planes()).map(move |p| (t, p))) {
+                self.lines.extend_from_slice(&x.planes[(PLANES * t + p) * stride..][..stride]);
             }
         }
         self.fine.clear();
@@ -164,7 +174,7 @@ pub fn bounds(
     assert_eq!(x.cols, w.cols(), "columns of the matrix");
     assert_eq!(out.len(), x.rows.len() * rows.len(), "output length");
     assert_eq!(greatest.len(), x.rows.len() * groups.len(), "a number for each row and group");
-    let planes = Planes { dwords: &x.dwords, count: x.planes, tiles: tiles_per_row(w.cols()) };
+    let planes = Planes { dwords: &x.dwords, lines: &x.lines, count: x.planes, tiles: tiles_per_row(w.cols()) };
     for (race, x) in x.races.iter_mut().zip(&x.rows) {
         race.enter(&w, x);
     }
@@ -181,8 +191,12 @@ pub fn bounds(
         Isa::Avx512Bw(proof) => super::avx512_bw::run(proof, job, sums),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(proof) => super::avx512_vnni::run(proof, job, sums),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AmxInt8(proof) if !planes.lines.is_empty() => super::amx_int8::run(proof, job, sums),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AmxInt8(proof) => super::avx512_vnni::run(proof.vnni(), job, sums),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) => {
+        Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) | Isa::AmxInt8(_) => {
             unreachable!("no proof exists on this machine")
         }
         Isa::Portable => job.run(sums, portable::products, few_products, fine_products),
@@ -193,6 +207,8 @@ pub fn bounds(
 #[derive(Clone, Copy)]
 pub(super) struct Planes<'a> {
     dwords: &'a [[i8; 4]],
+    /// One plane after another, [`plane_stride`] apart, or none.
+    pub(super) lines: &'a [i8],
     count: usize,
     tiles: usize,
 }
@@ -249,6 +265,12 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// Planes that are multiplied as a whole.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn planes(&self) -> usize {
+        self.planes.len()
+    }
+
     /// Goes through the tile rows two at a time. `products` fills the sums of two tile rows: those of the first with all
     /// whole planes, then those of the second. `few` gives those of a tile row with a plane of outliers, `fine` those with
     /// the third planes of up to [`FINE_MAX`] rows.
@@ -372,5 +394,9 @@ fn lower_bounds(x: &ScreenRow, [scale, spread, length]: &[[f32; TILE_ROWS]; 3], 
 
 /// Third planes that a tile row meets at a time.
 pub(super) const FINE_MAX: usize = 8;
+/// From so many planes on tiles are faster (16 workers, 16384 rows of 2560: 8 planes 223 us either way, 16 planes 231 and 290, 64
+/// planes 658 and 985); they are whole tiles of so many columns.
+const TILES_FROM_PLANES: usize = 9;
+pub(super) const TILE_COLS: usize = 64;
 /// Planes of a group: 2 tile rows x 12 sums leave 8 of 32 registers for codes and dwords.
 pub(super) const PLANES_MAX: usize = 12;

@@ -49,6 +49,8 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod amx_int8;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bw;
@@ -75,5 +77,5 @@ pub use select::{SelectScratch, Sought, select, select_refined};
 /// Whether `isa` has products of its own for [`Precision::Refined`]. It is exact either way.
 #[must_use]
 pub fn refines(isa: Isa) -> bool {
-    matches!(isa, Isa::Avx512Vnni(_))
+    matches!(isa, Isa::Avx512Vnni(_) | Isa::AmxInt8(_))
 }

@@ -55,6 +55,8 @@ pub(crate) fn dispatch_pairs<K: PairKernel>(isa: Isa, kernel: K) -> K::Output {
         Isa::Avx512Bw(proof) => unsafe { run_avx512(proof, kernel) },
         // SAFETY: the token proves that AVX-512 VNNI exists, and those of AVX-512 BW.
         Isa::Avx512Vnni(proof) => unsafe { run_avx512_vnni(proof, kernel) },
+        // SAFETY: the token proves that AVX-512 VNNI exists, and what that proves.
+        Isa::AmxInt8(proof) => unsafe { run_avx512_vnni(proof.vnni(), kernel) },
     }
 }
 

@@ -279,7 +279,7 @@ impl Pass<'_> {
         let planes = unsafe { self.head.planes.read(0..screened.len() * stride) };
         // SAFETY: as above.
         let rows = unsafe { self.head.rows.read(0..screened.len()) };
-        scratch.screen.set(hidden, ScreenRows { planes, rows });
+        scratch.screen.set(self.isa, hidden, ScreenRows { planes, rows });
         for (m, (Reach { distance, draw, .. }, _)) in self.plan.sought.iter().enumerate() {
             scratch.screen.seek(m, *draw, *distance);
         }

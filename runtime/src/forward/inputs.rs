@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "workers write disjoint parts of shared buffers, see each SAFETY line")]
 
 use kernels::norm;
-use kernels::ternary::{self, Activations, Panels};
+use kernels::ternary::{self, Activations, PanelOrder, Panels};
 
 use super::buffers::{INPUTS_MAX, Scratch};
 use super::pass::Pass;
@@ -94,7 +94,7 @@ impl Pass<'_> {
         }
         let (stride, padded) = (ternary::activation_stride(rows.width), ternary::padded_cols(rows.width));
         let inputs = rows.inputs.count;
-        let in_panels = ternary::prefers_panels(self.isa, rows.count);
+        let in_panels = self.interleaves(rows.count);
         if in_panels && rows.count > OWN_PANELS_ROWS_MAX {
             let panels = ternary::panel_count(rows.count);
             while let Some(index) = member.claim(counter, panels * inputs) {
@@ -134,6 +134,11 @@ impl Pass<'_> {
             }
             scratch.lap(Phase::Prepare);
         }
+    }
+
+    /// Whether so many rows have to change places before they are multiplied.
+    fn interleaves(&self, count: usize) -> bool {
+        ternary::prefers_panels(self.isa, count) && !ternary::prefers_rows(self.isa, count)
     }
 
     /// Whether the input is the one row that every worker prepares for itself: it has room for one input.
@@ -227,9 +232,11 @@ impl Pass<'_> {
         let sum = unsafe { self.buffers.sum.read(first..first + count) };
         // SAFETY: as above.
         let floats = unsafe { self.buffers.normed.read(first * width..(first + count) * width) };
-        let quantized = if ternary::prefers_panels(self.isa, count) {
+        let quantized = if ternary::prefers_rows(self.isa, count) {
+            Quantized::Panels(Panels { q, order: PanelOrder::Rows { stride }, scale, sum })
+        } else if ternary::prefers_panels(self.isa, count) {
             let q = if count <= OWN_PANELS_ROWS_MAX { &own.panels[input * count * padded..] } else { q };
-            Quantized::Panels(Panels { q: &q[..count * padded], scale, sum })
+            Quantized::Panels(Panels { q: &q[..count * padded], order: PanelOrder::Interleaved, scale, sum })
         } else {
             Quantized::Rows(Activations { q, stride, scale, sum })
         };

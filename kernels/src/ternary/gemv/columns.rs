@@ -200,6 +200,10 @@ pub fn linear_columns(
             super::avx512_vnni::columns(proof, w, first, live, (scale, sum), Scaled(w.scale), out);
         }
         #[cfg(target_arch = "x86_64")]
+        Isa::AmxInt8(proof) => {
+            super::avx512_vnni::columns(proof.vnni(), w, first, live, (scale, sum), Scaled(w.scale), out);
+        }
+        #[cfg(target_arch = "x86_64")]
         Isa::AvxVnni(proof) => {
             super::narrow::avx_vnni::columns(proof, w, first, live, (scale, sum), Scaled(w.scale), out);
         }

@@ -29,7 +29,7 @@ pub fn skips(isa: Isa) -> bool {
 #[must_use]
 pub fn live_columns_percent_max(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512Vnni(_) => 70,
+        Isa::Avx512Vnni(_) | Isa::AmxInt8(_) => 70,
         Isa::AvxVnni(_) => 43,
         Isa::Avx2(_) | Isa::Avx512Bw(_) => 37,
         Isa::Portable => 0,

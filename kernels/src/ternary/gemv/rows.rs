@@ -124,6 +124,8 @@ pub fn linear_rows(isa: Isa, w: RowMatrix<'_>, first: usize, live: &[u32], x: Ro
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(proof) => super::avx512_vnni::rows(proof, w, first, live, x, Scaled(w.scale), out),
         #[cfg(target_arch = "x86_64")]
+        Isa::AmxInt8(proof) => super::avx512_vnni::rows(proof.vnni(), w, first, live, x, Scaled(w.scale), out),
+        #[cfg(target_arch = "x86_64")]
         Isa::AvxVnni(proof) => super::narrow::avx_vnni::rows(proof, w, first, live, x, Scaled(w.scale), out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bw(proof) => super::narrow::avx2::rows(proof.avx2(), w, first, live, x, Scaled(w.scale), out),

@@ -22,6 +22,9 @@ pub fn interleave(isa: Isa, rows: &[i8], stride: usize, (count, n): (usize, usiz
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the token proves that these instructions exist.
         Isa::Avx512Vnni(proof) => unsafe { x86::blocks(proof.bw(), (rows, stride), count, runs, panel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::AmxInt8(proof) => unsafe { x86::blocks(proof.vnni().bw(), (rows, stride), count, runs, panel) },
         _ => 0,
     };
     if done * count == panel.len() {

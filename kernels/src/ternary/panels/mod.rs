@@ -2,6 +2,8 @@
 //! where they belong, added, or gated on the way.
 
 #[cfg(target_arch = "x86_64")]
+mod amx_int8;
+#[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
 mod interleave;
 
@@ -27,6 +29,11 @@ pub(super) const BLOCK_PAIRS: usize = 4;
 /// Tiles of a row tile that are unpacked at a time: 20 KiB of codes, beside 9 KiB of activations of the largest panel
 /// in a first-level cache.
 pub(super) const BLOCK_TILES: usize = 40;
+/// The same for AMX's tiles: 14 KiB of codes, beside as much of 32 activation rows.
+pub(super) const BLOCK_TILES_MIN: usize = 28;
+
+/// Most activation rows that tiles multiply at a time: two of 16.
+pub(super) const GROUP_ROWS_MAX: usize = 32;
 
 /// Unpacked codes of 4 columns of a pair of row tiles.
 #[derive(Clone, Copy, Debug)]
@@ -114,18 +121,32 @@ impl Runs {
 /// Whether `isa` multiplies `n` rows faster in panels. It is exact either way.
 #[must_use]
 pub fn prefers_panels(isa: Isa, n: usize) -> bool {
-    matches!(isa, Isa::Avx512Vnni(_)) && n >= PANELS_FROM_ROWS
+    matches!(isa, Isa::Avx512Vnni(_) | Isa::AmxInt8(_)) && n >= PANELS_FROM_ROWS
 }
 
-/// Quantised rows in panels, and for each row its scale and sum (see [`Quantized`](super::Quantized)).
-///
-/// Panel `p` takes the bytes `padded_cols(cols) * panel_rows(n, p)`: for each run of 4 columns, those 4 values of each
-/// of its rows, in the order in which a pass over the columns reads them. [`interleave`] makes it.
+/// Whether `isa` multiplies `n` rows faster as [`PanelOrder::Rows`] than interleaved. It is exact either way.
+#[must_use]
+pub fn prefers_rows(isa: Isa, n: usize) -> bool {
+    matches!(isa, Isa::AmxInt8(_)) && n >= TILES_FROM_ROWS
+}
+
+/// Quantised rows, and for each row its scale and sum (see [`Quantized`](super::Quantized)).
 #[derive(Clone, Copy, Debug)]
 pub struct Panels<'a> {
     pub q: &'a [i8],
+    pub order: PanelOrder,
     pub scale: &'a [f32],
     pub sum: &'a [i32],
+}
+
+/// How quantised rows lie one beside another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PanelOrder {
+    /// Panel `p` takes the bytes `padded_cols(cols) * panel_rows(n, p)`: for each run of 4 columns, those 4 values of each
+    /// of its rows, in the order in which a pass over the columns reads them. [`interleave`] makes it.
+    Interleaved,
+    /// As [`Activations`](super::Activations) have them.
+    Rows { stride: usize },
 }
 
 /// A matrix and a factor of its results, 1 where there is none.
@@ -176,7 +197,8 @@ impl PanelScratch {
     #[must_use]
     pub fn new(cols_max: usize, n_max: usize) -> Self {
         let tiles = padded_cols(cols_max) / TILE_COLS;
-        let sums = if tiles > BLOCK_TILES { n_max.max(PANEL_ROWS_MAX) * BLOCK_PAIRS } else { PANEL_ROWS_MAX };
+        let rows = n_max.max(1).next_multiple_of(GROUP_ROWS_MAX);
+        let sums = if tiles > BLOCK_TILES_MIN { rows * BLOCK_PAIRS } else { GROUP_ROWS_MAX };
         Self {
             codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); 4 * tiles.min(BLOCK_TILES)],
             sums: vec![Sums([[0; TILE_ROWS]; PAIR]); sums],
@@ -213,9 +235,13 @@ pub fn linear_panels(
         job.inverses = Some(inverses);
     }
     let mut room = Room { codes, sums };
-    match isa {
+    match (isa, x.order) {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(proof) => avx512_vnni::linear(proof, &job, &mut room),
+        (Isa::Avx512Vnni(proof), PanelOrder::Interleaved) => avx512_vnni::linear(proof, &job, &mut room),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::AmxInt8(proof), PanelOrder::Interleaved) => avx512_vnni::linear(proof.vnni(), &job, &mut room),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::AmxInt8(proof), PanelOrder::Rows { stride }) => amx_int8::linear(proof, &job, stride, &mut room),
         _ => dispatch(isa, Plain { job: &job, room }),
     }
 }
@@ -252,7 +278,13 @@ impl<'a> PanelJob<'a> {
         assert!(rows.start <= rows.end && rows.end <= first.rows(), "rows lie in the matrix");
         let (n, width) = (x.scale.len(), rows.len());
         assert_eq!(x.sum.len(), n, "a sum for each scale");
-        assert!(x.q.len() >= n * padded_cols(first.cols()), "activations hold all rows");
+        let padded = padded_cols(first.cols());
+        let (stride, last) = match x.order {
+            PanelOrder::Interleaved => (padded, padded),
+            PanelOrder::Rows { stride } => (stride, padded),
+        };
+        assert!(stride >= padded, "rows of activations do not overlap");
+        assert!(n == 0 || x.q.len() >= (n - 1) * stride + last, "activations hold all rows");
         assert!(out.stride >= width, "rows of the output do not overlap");
         assert!(n == 0 || out.cells.len() >= (n - 1) * out.stride + width, "the output holds all rows");
         let range = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
@@ -312,6 +344,23 @@ impl<'a> PanelJob<'a> {
     pub(super) fn upcoming(&self, index: usize, side: usize) -> Option<&'a [Tile]> {
         let behind = || Some(self.following[side]).filter(|tiles| !tiles.is_empty());
         if index < self.pairs() { self.row_tile(index, side) } else { behind() }
+    }
+
+    /// Runs of activation row `t` of the panel `rows`, how far apart they are and in which order.
+    fn runs_of(&self, rows: &Range<usize>, t: usize) -> (&'a [[i8; 4]], usize, Runs) {
+        match self.x.order {
+            PanelOrder::Interleaved => (&self.panel(rows)[t - rows.start..], rows.len(), self.runs),
+            PanelOrder::Rows { stride } => {
+                let row = &self.x.q[t * stride..][..self.tiles_per_row * TILE_COLS];
+                (row.as_chunks().0, 1, Runs { by_fields: false, ..self.runs })
+            }
+        }
+    }
+
+    /// All activations, as they lie.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn activations(&self) -> &'a [i8] {
+        self.x.q
     }
 
     /// The activations of panel rows `rows`, run after run.
@@ -419,10 +468,10 @@ impl Kernel for Plain<'_> {
             for index in 0..panel_count(job.n()) {
                 let rows = panel_rows(job.n(), index);
                 let sums = &mut self.room.sums[..rows.len()];
-                for (t, sums) in sums.iter_mut().enumerate() {
+                for (t, sums) in rows.clone().zip(sums.iter_mut()) {
+                    let (x, step, runs) = job.runs_of(&rows, t);
                     for (side, sums) in sums.0.iter_mut().enumerate() {
-                        let tiles = job.row_tile(pair, side).unwrap_or_default();
-                        *sums = plain_sums(tiles, job.runs, &job.panel(&rows)[t..], rows.len());
+                        *sums = plain_sums(job.row_tile(pair, side).unwrap_or_default(), runs, x, step);
                     }
                 }
                 job.finish(s, pair, rows.start, sums);
@@ -453,6 +502,9 @@ fn plain_sums(tiles: &[Tile], runs: Runs, x: &[[i8; 4]], step: usize) -> [i32; T
 
 /// From so many rows on. One row has kernels of its own, which read weights as they come.
 const PANELS_FROM_ROWS: usize = 2;
+/// From so many rows on tiles are worth their unpacked codes: a product takes them as long for one row as for 16. Tiles beside
+/// panels, 16 workers, 6912 x 2560: 6 rows 60 us and 53, 8 rows 62 and 64, 12 rows 64 and 84, 16 rows 63 and 122.
+const TILES_FROM_ROWS: usize = 9;
 /// Rows that go by fields, up to three panels; fewer have fields with sums of their own. Short rows of tiles begin too often.
 const FIELDS_ROWS: std::ops::RangeInclusive<usize> = 6..=3 * PANEL_ROWS_MAX;
 const FIELDS_TILES_MIN: usize = 64;
