@@ -93,31 +93,78 @@ DEVICE float rotated(const Step& s, const float* head, int position, int d) {
 
 DEVICE float float_of_half(unsigned short half) { return floats_of_halves(half).x; }
 
-// The rows that a unit starts from: of the unit's first head, of its kv head.
-struct UnitRows {
-    const float *queries, *key, *value;
-};
-
-// Where they come from and where results go: plain rows, or step_1's tagged ones.
+// Where a unit's rows come from and where results go: plain rows, or step_1's tagged ones. Queries, rounded to F16, and, for the last
+// split, the position's own key and value come into shared memory, the latter two into the cache too.
 template <bool TAGGED> struct UnitSource {
     unsigned tag; // of the input; the output gets the next
 
-    DEVICE UnitRows rows(const Step& s, const Unit& u, const UnitArea& area) const {
-        const int dim = s.head_dim, key = s.heads + u.kv_head;
-        if (!TAGGED) {
-            const float* row = s.qkv + (long long)u.row * (s.heads + 2 * s.kv_heads) * dim;
-            return {row + u.first_head * dim, row + key * dim, row + (key + s.kv_heads) * dim};
+    DEVICE void project(const Step& s, const Unit& u, const UnitArea& area, unsigned short* own_block) const {
+        if (TAGGED) {
+            project_pairs(s, u, area, own_block);
+        } else {
+            project_values(s, u, area, own_block);
         }
-        // Two values a thread, all polled at once.
-        float* staged = area.late;
-        const unsigned long long* row = (const unsigned long long*)s.qkv;
+    }
+    DEVICE static void project_values(const Step& s, const Unit& u, const UnitArea& area, unsigned short* own_block) {
+        const int dim = s.head_dim, slot = u.position % KV_BLOCK;
+        const float* row = s.qkv + (long long)u.row * (s.heads + 2 * s.kv_heads) * dim;
+        const float *queries = row + u.first_head * dim, *key = row + (s.heads + u.kv_head) * dim, *value = key + s.kv_heads * dim;
 #pragma unroll 1
-        for (int i = 2 * threadIdx.x; i < (s.unit_heads + (u.last ? 2 : 0)) * dim; i += 2 * THREADS) {
-            int part = i / dim, head = part < s.unit_heads ? u.first_head + part : key + (part - s.unit_heads) * s.kv_heads;
-            take_pair(row + head * dim + i % dim, tag, staged + i);
+        for (int i = threadIdx.x; i < (s.unit_heads + (u.last ? 2 : 0)) * dim; i += THREADS) {
+            int part = i / dim, d = i - part * dim;
+            if (part > s.unit_heads) {
+                unsigned short v = half_of_float(value[d]);
+                area.value[d] = v;
+                if (u.writes) own_block[(KV_BLOCK + slot) * dim + d] = v;
+                continue;
+            }
+            bool query = part < s.unit_heads;
+            unsigned short half = half_of_float(rotated(s, query ? queries + part * dim : key, u.position, d));
+            if (query) {
+                area.queries[i] = float_of_half(half);
+            } else {
+                area.key[d] = half;
+                if (u.writes) own_block[(d / 8 * KV_BLOCK + slot) * 8 + d % 8] = half;
+            }
         }
-        __syncthreads();
-        return {staged, staged + s.unit_heads * dim, staged + (s.unit_heads + 1) * dim};
+    }
+    // A thread takes two values that rotate with each other; all that it needs besides is there before it looks for them.
+    DEVICE void project_pairs(const Step& s, const Unit& u, const UnitArea& area, unsigned short* own_block) const {
+        const int dim = s.head_dim, half = dim / 2, slot = u.position % KV_BLOCK;
+        const float* turn = s.rope + (long long)u.position * 2 * s.rope_half;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < (s.unit_heads + (u.last ? 2 : 0)) * half; i += THREADS) {
+            const int part = i / half, pair = i - part * half;
+            const int head = part < s.unit_heads ? u.first_head + part : s.heads + u.kv_head + (part - s.unit_heads) * s.kv_heads;
+            const bool apart = pair < s.rope_half && !s.rope_pairs, turns = pair < s.rope_half && part <= s.unit_heads;
+            const int first = apart ? pair : 2 * pair, second = apart ? pair + s.rope_half : 2 * pair + 1;
+            float cos = 1.0f, sin = 0.0f;
+            if (turns) {
+                cos = turn[pair];
+                sin = turn[s.rope_half + pair];
+            }
+            const unsigned long long* row = (const unsigned long long*)s.qkv + head * dim;
+            unsigned long long x = load_tagged(row + first), y = load_tagged(row + second);
+            while ((unsigned)(x >> 32) != tag || (unsigned)(y >> 32) != tag) {
+                pause();
+                x = load_tagged(row + first);
+                y = load_tagged(row + second);
+            }
+            float a = float_of_bits((unsigned)x), b = float_of_bits((unsigned)y);
+            unsigned short low = half_of_float(turns ? fused(a, cos, -b * sin) : a), high = half_of_float(turns ? fused(a, sin, b * cos) : b);
+            if (part < s.unit_heads) {
+                area.queries[part * dim + first] = float_of_half(low);
+                area.queries[part * dim + second] = float_of_half(high);
+                continue;
+            }
+            const bool is_value = part > s.unit_heads;
+            unsigned short* to = is_value ? area.value : area.key;
+            to[first] = low;
+            to[second] = high;
+            if (!u.writes) continue;
+            own_block[is_value ? (KV_BLOCK + slot) * dim + first : (first / 8 * KV_BLOCK + slot) * 8 + first % 8] = low;
+            own_block[is_value ? (KV_BLOCK + slot) * dim + second : (second / 8 * KV_BLOCK + slot) * 8 + second % 8] = high;
+        }
     }
     DEVICE void put(const Step& s, long long at, float value) const {
         if (TAGGED) {
@@ -127,29 +174,6 @@ template <bool TAGGED> struct UnitSource {
         }
     }
 };
-
-// Queries, rounded to F16, and, for the last split, the position's own key and value: into shared memory and the cache.
-DEVICE void project(const Step& s, const Unit& u, const UnitArea& area, const UnitRows& rows, unsigned short* own_block) {
-    const int dim = s.head_dim, slot = u.position % KV_BLOCK;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < (s.unit_heads + (u.last ? 2 : 0)) * dim; i += THREADS) {
-        int part = i / dim, d = i - part * dim;
-        if (part > s.unit_heads) {
-            unsigned short v = half_of_float(rows.value[d]);
-            area.value[d] = v;
-            if (u.writes) own_block[(KV_BLOCK + slot) * dim + d] = v;
-            continue;
-        }
-        bool query = part < s.unit_heads;
-        unsigned short half = half_of_float(rotated(s, query ? rows.queries + part * dim : rows.key, u.position, d));
-        if (query) {
-            area.queries[i] = float_of_half(half);
-        } else {
-            area.key[d] = half;
-            if (u.writes) own_block[(d / 8 * KV_BLOCK + slot) * 8 + d % 8] = half;
-        }
-    }
-}
 
 // Products of one query with 64 dimensions of a key, as two chains.
 DEVICE void chains(const uint4 (&key)[SCORE_VECTORS], const float* query, int dims, float (&out)[2]) {
@@ -375,7 +399,7 @@ DEVICE void attend_unit(const Step& s, const Unit& u, const UnitArea& area, int 
     unsigned short* pool = s.kv_pool + ((long long)layer * s.kv_heads + u.kv_head) * head_block;
     const long long block_stride = (long long)s.layers * s.kv_heads * head_block;
     int own = u.last ? u.table[u.position % SPLIT / KV_BLOCK] : 0;
-    project(s, u, area, source.rows(s, u, area), pool + own * block_stride);
+    source.project(s, u, area, pool + own * block_stride);
     __syncthreads();
     score(s, u, area, keys.key);
     // Waits for the ring's loads too, which are older; later waits count only groups after them.

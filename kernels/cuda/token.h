@@ -276,7 +276,10 @@ DEVICE void token_part(const Stream& stream, const unsigned* bytes, int place, i
     }
 }
 
-// The block's row tiles; all have met who multiplied.
+// Loads of a phase's last part.
+DEVICE int last_part(const Stream& stream) { return (stream.tiles * stream.items - 1) % PART_LOADS + 1; }
+
+// The block's row tiles; all have met who multiplied. The last part's room is still to be given back.
 DEVICE void token_multiply(const Stream& stream, int phases, const unsigned* bytes, Supply* supply, Taken& taken, int* sums) {
     const int loads = stream.tiles * stream.items;
 #pragma unroll 1
@@ -287,7 +290,7 @@ DEVICE void token_multiply(const Stream& stream, int phases, const unsigned* byt
         taken.parts++;
         taken.place += count;
         __syncthreads();
-        if (warp_id() == ORDERING_WARP) supply->order(phases, count, 1);
+        if (first + count < loads && warp_id() == ORDERING_WARP) supply->order(phases, count, 1);
     }
 }
 
@@ -411,7 +414,9 @@ DEVICE unsigned screen_tiles(const Phase& p, ScreenRing& ring, const unsigned* b
 
 // Shared memory of the screen: the normalised row, then its bytes, 64 for each 32 columns: upper, then lower bytes, as B
 // operands of two tokens.
-DEVICE void screen_token(const Phase& p, const Step& s, unsigned tag, ScreenRing& ring, unsigned char* work, Reduced* reduced) {
+DEVICE void screen_token(const Phase& p, const Stream& stream, const Step& s, unsigned tag, unsigned char* work, Reduced* reduced) {
+    ScreenRing ring;
+    ring.start(stream);
     float* x = (float*)work;
     unsigned* bytes = (unsigned*)(x + (p.cols + 127) / 128 * 128);
     for (int i = 2 * threadIdx.x; i < p.cols; i += 2 * THREADS) {
@@ -470,7 +475,6 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
     if (warp_id() == ORDERING_WARP) supply->order(count, 0, 0);
     prefetch_norms(phases, count);
     Taken taken = {0, 0};
-    ScreenRing ring = {};
     Ahead ahead = {};
     UnitKeys keys = {};
     TokenArea area;
@@ -490,7 +494,7 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
             if (multiplies) token_linear(p, streams[i], i, count, tag, supply, taken, ahead, reduced, area);
             break;
         case PHASE_ATTEND: attend(s, p.rows, work, first_unit, keys, UnitSource<true>{tag - 1}); break;
-        case PHASE_SCREEN: screen_token(p, s, tag - 1, ring, work, reduced); break;
+        case PHASE_SCREEN: screen_token(p, streams[i], s, tag - 1, work, reduced); break;
         case PHASE_CHOOSE: choose_token(p, s, work); break;
         case PHASE_COPY: copy_token(p, tag - 1); break;
         default: greedy(s); break;
@@ -505,11 +509,11 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         ahead = {};
         if (next.kind == PHASE_ATTEND) {
             attend_ahead(s, next.rows, work, first_unit, keys);
-        } else if (next.kind == PHASE_SCREEN) {
-            ring.start(streams[i + 1]);
         } else {
             look_ahead_of_token(next, streams[i + 1], i + 1, area, ahead);
         }
+        // Only now: what the next phase needs comes first, and others may have waited for this warp.
+        if (multiplies && warp_id() == ORDERING_WARP) supply->order(count, last_part(streams[i]), 1);
         if (meet) {
             barrier_arrive(s.barrier);
             barrier_wait(s.barrier, bit);
