@@ -147,16 +147,22 @@ fn round_rest(x: &[f32], step: [f32; PLANES], first: &[i8], second: &mut [i8]) {
 fn greatest_inlier(x: &[f32]) -> f32 {
     let count = outlier_tiles(x.len());
     let mut most = [0.0; OUTLIER_TILES_MAX + 1];
-    for tile in x.chunks(4) {
-        let mut value = greatest(tile);
+    let most = &mut most[..=count];
+    let (tiles, rest) = x.as_chunks::<4>();
+    let mut take = |mut value: f32| {
         if value > most[count] {
-            for place in &mut most[..=count] {
+            for place in most.iter_mut() {
                 if value > *place {
                     std::mem::swap(&mut value, place);
                 }
             }
         }
+    };
+    for tile in tiles {
+        // Four values by themselves: sixteen lanes for a tile would take longer than all else.
+        take(tile.iter().fold(0.0, |most, x| if x.abs() > most { x.abs() } else { most }));
     }
+    take(greatest(rest));
     most[count]
 }
 
