@@ -57,7 +57,7 @@ impl Apart {
             each: 1,
             row_positions: layer / (2 * width * PRODUCTS_PER_FLOAT),
             rows_min: if near { 1 } else { 2 },
-            rows_min_of_several: if near { 8 } else { 32 },
+            rows_min_of_several: if near { 16 } else { 32 },
             counters: Counters::new(workers),
         }
     }
