@@ -7,6 +7,7 @@ pub mod base64;
 pub mod cors;
 pub mod date;
 pub mod error;
+pub mod forwarded;
 pub mod http;
 pub mod json;
 pub mod sse;

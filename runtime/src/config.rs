@@ -14,6 +14,7 @@ use kernels::attention::{KvType, NoSuchKvType};
 use net::api::DevicePreference;
 use net::auth::{Keys, Secret};
 use net::cors::{NoOrigin, Origins};
+use net::forwarded::Proxies;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::otlp::OtlpConfig;
@@ -71,10 +72,14 @@ pub struct Settings {
     #[arg(long = "allowed-origin", env = "BITNET_ALLOWED_ORIGINS", value_delimiter = ',')]
     pub allowed_origins: Option<Vec<String>>,
     /// Requests that a client (API key, else address) may make in a minute, as CLASS=NUMBER with the classes inference,
-    /// models (loading, swapping, removing), health (and metrics) and stats, several parted by `,`; behind a proxy all its
-    /// clients are one [default: no limits]
+    /// models (loading, swapping, removing), health (and metrics) and stats, several parted by `,` [default: no limits]
     #[arg(long = "rate-limit", env = "BITNET_RATE_LIMITS", value_delimiter = ',')]
     pub rate_limits: Option<Vec<String>>,
+    /// Network of proxies, as ADDRESS or ADDRESS/PREFIX, several parted by `,`: what they say of their clients' addresses
+    /// (X-Forwarded-For, Forwarded) counts for rate limits and fairness, the last that is no proxy's [default: none, all
+    /// clients of a proxy are one]
+    #[arg(long = "trusted-proxy", env = "BITNET_TRUSTED_PROXIES", value_delimiter = ',')]
+    pub trusted_proxies: Option<Vec<String>>,
     /// Seconds that a swapped model is watched before the one it replaced is let go [default: 5]
     #[arg(long, env = "BITNET_SWAP_WATCH_SECONDS")]
     pub swap_watch_seconds: Option<u64>,
@@ -217,6 +222,7 @@ pub struct Config {
     pub require_authentication: bool,
     pub origins: Origins,
     pub rates: RateLimits,
+    pub proxies: Proxies,
     pub swap_watch: Duration,
     pub shards: Option<usize>,
     pub workers: Option<usize>,
@@ -318,6 +324,7 @@ impl Settings {
             require_authentication: self.require_authentication.or(file.require_authentication),
             allowed_origins: self.allowed_origins.or(file.allowed_origins),
             rate_limits: self.rate_limits.or(file.rate_limits),
+            trusted_proxies: self.trusted_proxies.or(file.trusted_proxies),
             swap_watch_seconds: self.swap_watch_seconds.or(file.swap_watch_seconds),
             shards: self.shards.or(file.shards),
             workers: self.workers.or(file.workers),
@@ -382,6 +389,7 @@ impl Settings {
             require_authentication: require_authentication(self.require_authentication, &keys)?,
             keys,
             rates: rates::parse(&self.rate_limits.unwrap_or_default())?,
+            proxies: parse_proxies(&self.trusted_proxies.unwrap_or_default())?,
             origins: parse_origins(&self.allowed_origins.unwrap_or_default())?,
             swap_watch: Duration::from_secs(within(
                 "swap_watch_seconds",
@@ -513,6 +521,12 @@ fn parse_keys(api_keys: &[String], jwt_secret: Option<&str>) -> Result<Keys, Err
     let jwt = jwt_secret
         .map(|secret| Secret::new(secret).map_err(|error| invalid("jwt_secret", "...", &format!("secrets: {error}"))));
     Ok(Keys { api_keys: api_keys.iter().map(parse).collect::<Result<_, _>>()?, jwt: jwt.transpose()? })
+}
+
+fn parse_proxies(texts: &[String]) -> Result<Proxies, Error> {
+    Proxies::parse(texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty())).map_err(|(text, _)| {
+        invalid("trusted_proxies", text, "ADDRESS or ADDRESS/PREFIX with nothing behind the prefix")
+    })
 }
 
 fn parse_origins(texts: &[String]) -> Result<Origins, Error> {

@@ -17,7 +17,10 @@ pub(super) fn client_of(shard: &Shard, peer: &Peer, request: &Request) -> Client
     let key = if keys.is_empty() { None } else { auth::find(keys, request) };
     match key {
         Some(index) => ClientId(index as u64),
-        None => *peer.client.get_or_init(|| address(peer.fd).map_or(NOBODY, client_at)),
+        None => {
+            let address = *peer.address.get_or_init(|| address(peer.fd));
+            address.map_or(NOBODY, |address| client_at(shard.config.proxies.client_of(address, request)))
+        }
     }
 }
 

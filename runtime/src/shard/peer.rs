@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,15 +11,14 @@ use super::shutdown;
 use crate::executor::{ReadHalf, Signal, WriteHalf, contain};
 use crate::otlp::Computed;
 use crate::receipts::Receipt;
-use crate::schedule::ClientId;
 
 /// One client connection.
 pub(super) struct Peer {
     pub(super) fd: RawFd,
     /// It came by the Unix socket, whose permissions say who may.
     pub(super) is_local: bool,
-    /// Whom its address stands for, once that was asked.
-    pub(super) client: OnceCell<ClientId>,
+    /// Its address, once that was asked; none on the Unix socket.
+    pub(super) address: OnceCell<Option<IpAddr>>,
     /// Received and not yet looked at; bounded by [`INBOX_BYTES_MAX`] and one read.
     pub(super) inbox: RefCell<Vec<u8>>,
     /// The client has sent its last byte, or is gone.
@@ -51,7 +51,7 @@ impl Peer {
         Self {
             fd,
             is_local,
-            client: OnceCell::new(),
+            address: OnceCell::new(),
             inbox: RefCell::default(),
             gone: Cell::new(false),
             busy: Cell::new(false),

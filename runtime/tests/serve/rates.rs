@@ -36,3 +36,22 @@ fn a_client_beyond_its_limit_is_told_when_to_come_back() {
     let health = server.get("/health/live");
     assert!(health.status == 200 && health.header("x-ratelimit-limit").is_none());
 }
+
+#[test]
+fn clients_of_a_listed_proxy_have_limits_of_their_own_and_others_cannot_forge_theirs() {
+    let body = r#"{"prompt":"a","max_tokens":1}"#;
+    let remaining = |server: &Server, fields: &str| {
+        let answer = server.connect().request("POST", "/v1/completions", fields, body);
+        answer.header("x-ratelimit-remaining").map(str::to_owned)
+    };
+    let of = |number: &str| Some(number.to_owned());
+    let server = Server::start(&["--rate-limit", "inference=3", "--trusted-proxy", "10.0.0.0/8,127.0.0.1"]);
+    assert_eq!(remaining(&server, "X-Forwarded-For: 1.1.1.1\r\n"), of("2"));
+    assert_eq!(remaining(&server, "X-Forwarded-For: 2.2.2.2\r\n"), of("2"));
+    assert_eq!(remaining(&server, "X-Forwarded-For: 3.3.3.3, 1.1.1.1, 10.9.9.9\r\n"), of("1"));
+    let server = Server::start(&["--rate-limit", "inference=3", "--trusted-proxy", "10.0.0.0/8"]);
+    assert_eq!(remaining(&server, "X-Forwarded-For: 1.1.1.1\r\n"), of("2"));
+    assert_eq!(remaining(&server, "X-Forwarded-For: 2.2.2.2\r\n"), of("1"));
+    let ended = run_to_end(bitnetd(&["serve", "--port", "0"]).args(["--trusted-proxy", "10.0.0.1/8"]));
+    assert!(ended.code == Some(1) && ended.words.contains("trusted_proxies"), "{ended:?}");
+}
