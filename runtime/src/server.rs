@@ -27,7 +27,7 @@ use crate::otlp::{self, Tracer};
 use crate::probe::{self, Io};
 use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
 use crate::shard::{Arrivals, Aside, Control, CpuPlace, Door, Served, Shard, ShardLink};
-use crate::signals::Termination;
+use crate::signals::{Signals, Told};
 use crate::team::Team;
 use crate::watch::Watch;
 use crate::watchdog::{Look, Watchdog};
@@ -47,8 +47,19 @@ pub enum Error {
     TooFewGpus { wanted: usize, found: usize, reason: Option<String> },
     #[error("shard {0} ended by itself")]
     ShardEnded(usize),
-    #[error("streams were cut after the drain timeout")]
-    Cut,
+    #[error("streams were cut {0}")]
+    Cut(Cause),
+}
+
+/// Why a drain did not wait for the last stream.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub enum Cause {
+    #[error("after the drain timeout of {} s", .0.as_secs())]
+    Timeout(Duration),
+    #[error("by a second signal")]
+    Signal,
+    #[error("since a shard's leader has ended")]
+    LostLeader,
 }
 
 /// A placement and the socket driver, decided before the model is loaded.
@@ -122,7 +133,7 @@ pub struct Models {
 ///
 /// # Errors
 /// When a shard can't start or ends by itself, and when streams had to be cut.
-pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termination) -> Result<(), Error> {
+pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals) -> Result<(), Error> {
     let started = Instant::now();
     let count = plan.placement.shards.len();
     let metrics: Arc<[Arc<ShardMetrics>]> = (0..count).map(|_| Arc::new(ShardMetrics::default())).collect();
@@ -200,8 +211,12 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
     let period = sd_notify::watchdog_enabled();
     let mut watchdog = period.map(|period| Watchdog::new(period, &metrics, Instant::now()));
     loop {
-        if termination.wait(SHARDS_LOOKED_AT_EVERY) {
-            break;
+        match signals.wait(SHARDS_LOOKED_AT_EVERY) {
+            Some(Told::End) => break,
+            Some(Told::Nothing(signal)) => {
+                info!("{signal}: settings are read at start only; a new start takes them, and this goes on");
+            }
+            None => {}
         }
         let now_s = started.elapsed().as_secs();
         control.history.keep(|| control.totals(now_s), now_s, std::mem::replace(&mut kept_s, now_s));
@@ -214,7 +229,7 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, termination: &Termina
             return shards.remove(index).failure(index);
         }
     }
-    let ended = drain(config, &control, shards, termination);
+    let ended = drain(config, &control, shards, signals);
     drop(feeders);
     ended
 }
@@ -436,22 +451,27 @@ fn pin(cpus: &[tuning::CpuId]) {
     }
 }
 
-fn drain(config: &Config, control: &Control, shards: Vec<Running>, termination: &Termination) -> Result<(), Error> {
+fn drain(config: &Config, control: &Control, shards: Vec<Running>, signals: &Signals) -> Result<(), Error> {
     info!("draining: running streams have {} s", config.drain_timeout.as_secs());
     notify(&[sd_notify::NotifyState::Stopping]);
     control.start_drain();
     let mut failed = None;
     let deadline = Instant::now() + config.drain_timeout;
-    let (mut told, mut cut) = (false, false);
+    let (mut told, mut cut) = (false, None);
     for shard in &shards {
         shard.doorbell.ring();
     }
     while shards.iter().any(|shard| !shard.executor.is_finished()) {
-        let asked_again = termination.wait(Duration::from_millis(10));
+        let asked_again = signals.wait(Duration::from_millis(10)) == Some(Told::End);
         failed = failed.or(shards.iter().position(Running::lost_leader));
         if !told && (asked_again || failed.is_some() || Instant::now() >= deadline) {
             told = true;
-            cut = control.active_requests() > 0;
+            let cause = match (asked_again, failed) {
+                (_, Some(_)) => Cause::LostLeader,
+                (true, _) => Cause::Signal,
+                (false, None) => Cause::Timeout(config.drain_timeout),
+            };
+            cut = (control.active_requests() > 0).then_some(cause);
             control.cut();
             for shard in &shards {
                 shard.doorbell.ring();
@@ -467,8 +487,7 @@ fn drain(config: &Config, control: &Control, shards: Vec<Running>, termination: 
     info!("stopped");
     match failed {
         Some(index) => Err(Error::ShardEnded(index)),
-        None if cut => Err(Error::Cut),
-        None => Ok(()),
+        None => cut.map_or(Ok(()), |cause| Err(Error::Cut(cause))),
     }
 }
 

@@ -1,7 +1,7 @@
-//! SIGTERM and SIGINT as values that the main thread waits for.
+//! Signals as values that the main thread waits for.
 #![expect(unsafe_code, reason = "signal mask system calls")]
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
@@ -11,13 +11,24 @@ pub fn end_with_the_reader() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-/// Termination signals, blocked in every thread that is started later.
-pub struct Termination {
-    set: libc::sigset_t,
+/// What a signal says to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Drain and end.
+    End,
+    /// Its name; nothing follows from it.
+    Nothing(&'static str),
 }
 
-impl Termination {
-    /// Blocks SIGTERM and SIGINT in this thread and those that it starts.
+/// Signals that would end the process, blocked in every thread that is started later.
+pub struct Signals {
+    set: libc::sigset_t,
+    /// SIGHUP means that the terminal is gone, and not that settings are to be read again.
+    on_terminal: bool,
+}
+
+impl Signals {
+    /// Blocks them in this thread and those that it starts.
     ///
     /// # Errors
     /// The kernel's.
@@ -27,7 +38,7 @@ impl Termination {
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
         // SAFETY: initialised by the line above.
         let mut set = unsafe { set.assume_init() };
-        for signal in [libc::SIGTERM, libc::SIGINT] {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
             // SAFETY: a valid set and a valid signal.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
@@ -36,17 +47,24 @@ impl Termination {
         if code != 0 {
             return Err(io::Error::from_raw_os_error(code));
         }
-        Ok(Self { set })
+        Ok(Self { set, on_terminal: io::stderr().is_terminal() })
     }
 
-    /// Waits for a termination signal, at most `timeout`; whether one came.
+    /// Waits for a signal, at most `timeout`.
     #[must_use]
-    pub fn wait(&self, timeout: Duration) -> bool {
+    pub fn wait(&self, timeout: Duration) -> Option<Told> {
         let timeout = libc::timespec {
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
         };
         // SAFETY: a valid set and timeout; details of the signal are not wanted.
-        unsafe { libc::sigtimedwait(&raw const self.set, std::ptr::null_mut(), &raw const timeout) > 0 }
+        match unsafe { libc::sigtimedwait(&raw const self.set, std::ptr::null_mut(), &raw const timeout) } {
+            libc::SIGTERM | libc::SIGINT => Some(Told::End),
+            libc::SIGHUP if self.on_terminal => Some(Told::End),
+            libc::SIGHUP => Some(Told::Nothing("SIGHUP")),
+            libc::SIGUSR1 => Some(Told::Nothing("SIGUSR1")),
+            libc::SIGUSR2 => Some(Told::Nothing("SIGUSR2")),
+            _ => None,
+        }
     }
 }

@@ -154,13 +154,12 @@ pub fn main() -> ExitCode {
     if !cli.goes_on() {
         signals::end_with_the_reader();
     }
-    match run(cli) {
-        Ok(code) => code,
-        Err(error) => {
-            log::say(format_args!("bitnetd: {}", chain(&*error)));
-            ExitCode::FAILURE
-        }
-    }
+    let code = run(cli).unwrap_or_else(|error| {
+        log::say(format_args!("bitnetd: {}", chain(&*error)));
+        ExitCode::FAILURE
+    });
+    log::finish();
+    code
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {

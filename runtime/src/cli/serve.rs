@@ -10,7 +10,7 @@ use crate::log::{self, info, warning};
 use crate::probe::Io;
 use crate::registry::{self, State, StateFile};
 use crate::server::{self, Models, Plan};
-use crate::signals::Termination;
+use crate::signals::Signals;
 use crate::tuned::Tuned;
 
 /// Serves until SIGTERM or SIGINT.
@@ -21,7 +21,8 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
     log::set_level(config.log_level);
     let tuned = Tuned::read_or_say(config.tuning_cache.as_deref(), |line| info!("{line}"));
     let config = &Config { tuned, ..config.clone() };
-    let termination = Termination::block()?;
+    let signals = Signals::block()?;
+    log::write_beside()?;
     // Buffers of a generation that leaves are then given back, whatever else is held.
     tuning::memory::map_blocks_from(MAPPED_BLOCK_BYTES);
     tuning::raise_locked_memory();
@@ -62,7 +63,7 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
         }
     };
     let started = registry::load_all(config, &plan.placement, &saved, &progress)?;
-    match server::serve(config, &plan, Models { started, state }, &termination) {
+    match server::serve(config, &plan, Models { started, state }, &signals) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error.into()),
     }

@@ -14,6 +14,7 @@ pub struct Process {
     pub uptime_seconds: f64,
     pub cpu_seconds: f64,
     pub cpus: usize,
+    pub log_lines_dropped: u64,
     /// Traces of requests, by what became of them.
     pub traces: [(&'static str, u64); 2],
 }
@@ -233,12 +234,23 @@ impl Page<'_> {
         self.push_gauge("bitnet_uptime_seconds", "Seconds since start.", process.uptime_seconds);
         let share = process.cpu_seconds / (process.uptime_seconds.max(1e-9) * cpus.max(1.0));
         self.push_gauge("bitnet_cpu_utilization_ratio", "Share of the machine's cpu time since start.", share);
-        let mut metric = Metric::default();
-        let mut counter = Counter::default();
-        counter.set_value(process.cpu_seconds);
-        metric.set_counter(counter);
+        let single = |value| {
+            let (mut metric, mut counter) = (Metric::default(), Counter::default());
+            counter.set_value(value);
+            metric.set_counter(counter);
+            vec![metric]
+        };
         self.by_outcome("bitnet_traces_total", "Traces of requests, by what became of them.", &process.traces);
-        self.push("bitnet_cpu_seconds_total", "Cpu time of the process.", MetricType::COUNTER, vec![metric]);
+        self.push(
+            "bitnet_cpu_seconds_total",
+            "Cpu time of the process.",
+            MetricType::COUNTER,
+            single(process.cpu_seconds),
+        );
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+        let dropped = single(process.log_lines_dropped as f64);
+        let help = "Lines of the log that nobody has read: there was no room for them to wait.";
+        self.push("bitnet_log_lines_dropped_total", help, MetricType::COUNTER, dropped);
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]

@@ -51,10 +51,10 @@ impl Server {
         let started = crate::registry::load_all(&config, &plan.placement, &State::default(), &|_, _| {}).unwrap();
         let (told, thread) = std::sync::mpsc::sync_channel(1);
         let join = std::thread::spawn(move || {
-            let termination = Termination::block().unwrap();
+            let signals = Signals::block().unwrap();
             // SAFETY: no pointers are involved.
             told.send(unsafe { libc::gettid() }).unwrap();
-            serve(&config, &plan, Models { started, state: None }, &termination)
+            serve(&config, &plan, Models { started, state: None }, &signals)
         });
         Self { address, _turn: turn, thread: thread.recv().unwrap(), join }
     }

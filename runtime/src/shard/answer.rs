@@ -12,6 +12,7 @@ use super::connection::unix_ms;
 use super::embeddings;
 use super::peer::{Peer, Writer};
 use super::{Shard, admin, generation, stats, tokens};
+use crate::log;
 use crate::metrics::{self, Process};
 use crate::model::Model;
 
@@ -224,6 +225,7 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
         uptime_seconds: shard.control.started.elapsed().as_secs_f64(),
         cpu_seconds: cpu_seconds(),
         cpus: shard.control.workers,
+        log_lines_dropped: log::dropped(),
         traces: shard.control.traces.outcomes(),
     };
     let failed = |error: prometheus::Error| ApiError::internal(error.to_string());

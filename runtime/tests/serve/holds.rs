@@ -64,11 +64,8 @@ fn a_long_answer_comes_in_pieces_and_says_the_same_as_its_stream() {
         let logprobs = &whole["choices"][index]["logprobs"];
         assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 48);
         let of_choice = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index);
-        let joined: Vec<Value> = of_choice
-            .filter_map(|choice| choice["logprobs"]["top_logprobs"].as_array())
-            .flatten()
-            .cloned()
-            .collect();
+        let joined: Vec<Value> =
+            of_choice.filter_map(|choice| choice["logprobs"]["top_logprobs"].as_array()).flatten().cloned().collect();
         assert_eq!(logprobs["top_logprobs"].as_array(), Some(&joined));
     }
 

@@ -1,13 +1,17 @@
 //! How a server ends: it finishes what runs, unless it is told to hurry.
 
-use std::net::TcpStream;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::clients::Client;
-use crate::server::{Server, becomes_true, bitnetd};
+use crate::server::{PATIENCE, Server, becomes_true, bitnetd, pause};
 
 fn streaming(server: &Server, max_tokens: u32) -> Client {
     let mut client = server.connect();
@@ -64,8 +68,52 @@ fn a_second_signal_and_the_drain_timeout_cut_streams_with_an_error() {
         let ended = server.ended();
         assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
         assert_eq!(ended.code, Some(1), "{ended:?}");
-        assert!(ended.words.contains("streams were cut"), "{ended:?}");
+        let cause = if signals == 2 { "by a second signal" } else { "after the drain timeout" };
+        assert!(ended.words.contains(&format!("streams were cut {cause}")), "{ended:?}");
     }
+}
+
+#[test]
+fn other_signals_end_nothing() {
+    let server = Server::start(&[]);
+    let mut client = streaming(&server, 60);
+    for signal in ["-HUP", "-USR1", "-USR2"] {
+        let status = Command::new("kill").args([signal, &server.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+    let text = rest_of_stream(&mut client);
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    assert_eq!(server.get("/health").status, 200);
+    server.terminate();
+    let ended = server.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.words.contains("SIGHUP: settings are read at start only"), "{ended:?}");
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_serves_and_ends() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    // Another opening of the same pipe, which alone does not wait for room.
+    let mut filling = std::fs::OpenOptions::new();
+    let filling = filling.write(true).custom_flags(libc::O_NONBLOCK);
+    let mut filling = filling.open(format!("/proc/self/fd/{}", writer.as_raw_fd())).unwrap();
+    for part in [4096, 1] {
+        while filling.write(&vec![b'x'; part]).is_ok() {}
+    }
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = bitnetd(&["serve", "--port", &port.to_string()]);
+    let mut server = command.stderr(writer).spawn().unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let serves = || TcpStream::connect(address).is_ok() && Client::connect(address).get("/health/ready").status == 200;
+    assert!(becomes_true(Duration::from_secs(30), serves), "it waits for its log");
+    assert!(Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
+    let deadline = Instant::now() + PATIENCE;
+    while server.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it waits for its log");
+        pause(Duration::from_millis(5));
+    }
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    drop(reader);
 }
 
 /// What a service manager hears, up to one message that `ends`.
