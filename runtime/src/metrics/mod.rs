@@ -2,6 +2,7 @@
 
 mod gpu;
 mod history;
+mod openmetrics;
 mod render;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 pub use gpu::render_gpus;
 pub use history::{Count, History, Spread, Timed, Totals};
+pub use openmetrics::{OPENMETRICS, from_prometheus, is_preferred};
 pub use render::{Process, render};
 
 use crate::executor::Holder;

@@ -232,7 +232,11 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
     let mut text = metrics::render(&shard.control.metrics, process, &shard.control.swaps()).map_err(failed)?;
     text += &metrics::render_gpus(&shard.control.inventory.devices).map_err(failed)?;
     count(shard, writer, 200);
-    let response = Response::new(request, id, 200, "text/plain; version=0.0.4; charset=utf-8", Body::Length(0));
+    let mut kind = "text/plain; version=0.0.4; charset=utf-8";
+    if metrics::is_preferred(request.header_str("accept").unwrap_or_default()) {
+        (text, kind) = (metrics::from_prometheus(&text), metrics::OPENMETRICS);
+    }
+    let response = Response::new(request, id, 200, kind, Body::Length(0));
     response.write(&mut writer.out, text.as_bytes(), request.method() == Method::Head);
     Ok(())
 }
