@@ -1,8 +1,10 @@
 """Checks a running server with the official OpenAI SDK: openai_sdk.py URL. Ends with 1 if a check fails."""
 
 import sys
+import typing
 
 import openai
+import pydantic
 
 client = openai.OpenAI(base_url=sys.argv[1].rstrip("/") + "/v1", api_key="none", max_retries=0, timeout=60)
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
@@ -175,6 +177,32 @@ def text_parts_are_taken():
     parts = [{"type": "text", "text": MESSAGES[0]["content"]}]
     answer = chat(messages=[{"role": "user", "content": parts}])
     assert answer.choices[0].message.content == chat().choices[0].message.content
+
+
+class Fox(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    colour: typing.Literal["red", "grey"]
+    age: typing.Literal[1, 2, 3]
+    tame: bool
+
+
+@check
+def json_of_a_schema_is_parsed():
+    schema = {"name": "fox", "strict": True, "schema": Fox.model_json_schema()}
+    fields = {"temperature": 1, "seed": 3, "max_tokens": 200}
+    answer = chat(response_format={"type": "json_schema", "json_schema": schema}, **fields)
+    assert answer.choices[0].finish_reason == "stop"
+    fox = Fox.model_validate_json(answer.choices[0].message.content)
+    parsed = client.chat.completions.parse(model=model, messages=MESSAGES, response_format=Fox, **fields)
+    assert parsed.choices[0].message.parsed == fox, (parsed, fox)
+
+
+@check
+def choices_and_patterns_are_kept_to():
+    assert chat(extra_body={"choice": ["yes", "no"]}).choices[0].message.content in ("yes", "no")
+    text = chat(extra_body={"regex": "[0-9]{3}"}, temperature=1).choices[0].message.content
+    assert len(text) == 3 and text.isdigit(), text
+    refused(openai.BadRequestError, 400, lambda: chat(extra_body={"regex": "("}))
 
 
 @check

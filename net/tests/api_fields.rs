@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 
 use net::api::{
-    DetokenizeRequest, DevicePreference, Endpoint, GenerateRequest, Message, Priority, Prompt, QuantizationPreference,
-    Role, TokenizeInput, TokenizeRequest,
+    Constraint, DetokenizeRequest, DevicePreference, Endpoint, GenerateRequest, Message, Priority, Prompt,
+    QuantizationPreference, Role, TokenizeInput, TokenizeRequest,
 };
 use net::error::ApiError;
 use net::json::Reader;
@@ -257,6 +257,56 @@ fn messages_hold_text_of_known_roles() {
 }
 
 #[test]
+fn constraints_are_taken_one_at_a_time() {
+    let named =
+        |schema: &str| format!(r#""response_format":{{"type":"json_schema","json_schema":{{"name":"a",{schema}}}}}"#);
+    for endpoint in OPENAI {
+        let taken = |fields: &str| with(endpoint, fields).unwrap().constraint;
+        assert_eq!(taken(r#""response_format":{"type":"text"}"#), None);
+        assert_eq!(taken(r#""response_format":null,"regex":null"#), None);
+        assert_eq!(taken(r#""response_format":{"type":"json_object"}"#), Some(Constraint::JsonObject));
+        assert_eq!(taken(&named(r#""strict":true"#)), Some(Constraint::JsonObject));
+        // As it came: the order of properties is that of the answer's.
+        let schema =
+            r#"{"type":"object","properties":{"z":{"enum":["a\"\n",1.5,-2,18446744073709551615,null,true]},"a":{}}}"#;
+        let spaced = schema.replace(',', " , ");
+        assert_eq!(taken(&named(&format!("\"schema\":{spaced}"))), Some(Constraint::JsonSchema(schema.into())));
+        assert_eq!(taken(r#""regex":"a+""#), Some(Constraint::Regex("a+".into())));
+        assert_eq!(taken(r#""choice":["a","b"]"#), Some(Constraint::Choice(vec!["a".into(), "b".into()])));
+        assert_eq!(taken(r#""grammar":"start: A""#), Some(Constraint::Grammar("start: A".into())));
+        let long = "a".repeat(64 << 10);
+        for (fields, at) in [
+            (r#""regex":"""#.into(), "regex"),
+            (r#""regex":["a"]"#.into(), "regex"),
+            (format!("\"regex\":\"{long}a\""), "regex"),
+            (format!("\"grammar\":\"{long}a\""), "grammar"),
+            (r#""choice":[]"#.into(), "choice"),
+            (r#""choice":"a""#.into(), "choice"),
+            (r#""choice":["a",""]"#.into(), "choice[1]"),
+            (r#""choice":["a",1]"#.into(), "choice[1]"),
+            (format!("\"choice\":[\"a\"{}]", ",\"a\"".repeat(1024)), "choice"),
+            (format!("\"choice\":[\"{long}\",\"a\"]"), "choice"),
+            (r#""response_format":"json_object""#.into(), "response_format"),
+            (r#""response_format":{}"#.into(), "response_format.type"),
+            (r#""response_format":{"type":"xml"}"#.into(), "response_format.type"),
+            (r#""response_format":{"type":"json_schema"}"#.into(), "response_format.json_schema"),
+            (r#""response_format":{"type":"json_schema","json_schema":{}}"#.into(), "response_format.json_schema.name"),
+            (named(r#""schema":[]"#), "response_format.json_schema.schema"),
+            (named(&format!("\"schema\":{{\"const\":\"{long}{long}\"}}")), "response_format.json_schema.schema"),
+            (named(r#""strict":1"#), "response_format.json_schema.strict"),
+            (r#""regex":"a","choice":["a"]"#.into(), "choice"),
+            (r#""grammar":"a","response_format":{"type":"json_object"}"#.into(), "response_format"),
+            (r#""regex":"a","ignore_eos":true"#.into(), "ignore_eos"),
+        ] {
+            assert_eq!(param(with(endpoint, &fields)), at, "{fields:.200}");
+        }
+        assert!(with(endpoint, &format!("\"regex\":\"{long}\"")).is_ok());
+        assert!(with(endpoint, r#""response_format":{"type":"text"},"regex":"a""#).is_ok());
+    }
+    assert_eq!(param(with(Endpoint::Inference, r#""regex":"a""#)), "regex");
+}
+
+#[test]
 fn what_would_change_the_answer_is_refused_by_name() {
     for endpoint in OPENAI {
         for (field, value) in [
@@ -265,11 +315,6 @@ fn what_would_change_the_answer_is_refused_by_name() {
             ("tool_choice", "{}"),
             ("functions", "[{}]"),
             ("function_call", "{\"name\":\"f\"}"),
-            ("response_format", "{\"type\":\"json_object\"}"),
-            ("response_format", "{\"type\":\"json_schema\",\"json_schema\":{}}"),
-            ("grammar", "\"root\""),
-            ("regex", "\"a+\""),
-            ("choice", "[\"a\"]"),
             ("guided_json", "{\"type\":\"object\"}"),
             ("suffix", "\"x\""),
             ("min_tokens", "1"),

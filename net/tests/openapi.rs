@@ -227,7 +227,10 @@ fn with(path: &str, body: &Value, name: &str, value: Value) -> Value {
         "top_logprobs" => drop(fields.insert("logprobs".into(), json!(true))),
         "stream_options" => drop(fields.insert("stream".into(), json!(true))),
         "max_tokens" if value == 0 && path == "/v1/completions" => drop(fields.insert("echo".into(), json!(true))),
-        "best_of" => drop(fields.insert("n".into(), value.clone())),
+        "best_of" => {
+            fields.insert(name.to_owned(), value.clone());
+            fields.insert("n".into(), value.clone());
+        }
         // With `content` these are refused.
         "messages" => drop(fields.remove("content")),
         _ => {}

@@ -59,6 +59,8 @@ pub enum Finish {
     Length,
     /// The model gave no usable scores.
     Failed,
+    /// What the answer must look like takes more work to keep to than is allowed.
+    Unguided,
     /// The leader broke down and began anew.
     Lost,
 }

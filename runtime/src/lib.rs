@@ -10,6 +10,7 @@ pub mod falls;
 pub mod forward;
 pub mod futex;
 pub mod gpu;
+pub mod guide;
 pub mod kv;
 pub mod listen;
 pub mod local;

@@ -18,6 +18,7 @@ use tuning::{Placement, Topology};
 use crate::config::{Config, GpuChoice, IoChoice};
 use crate::engine::{self, Bells, Engine, LANES_MAX, Lane, Link, Neighbours};
 use crate::gpu::{Cards, Feeders, Inventory, ShardPort};
+use crate::guide::Compiler;
 use crate::listen;
 use crate::local::LocalSocket;
 use crate::log::{info, warning};
@@ -167,10 +168,11 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals) ->
     let (ways, entrances) = make_entrances(config, plan)?;
     let slots_max = config.slots_max.div_ceil(count);
     let mut between = engine::connect(&ways.bells, engine::guests_max(slots_max, count)).into_iter();
+    let compiler = Compiler::start().map_err(fail("the thread that compiles grammars"))?;
     for (index, ((parts, gpus), entrance)) in parts.into_iter().zip(gpu_ports).zip(entrances).enumerate() {
         let between = between.next().unwrap_or_default();
         let tracer = tracers.as_mut().and_then(Vec::pop);
-        let ways_in = (entrance, ways.clone(), gpus, between, tracer);
+        let ways_in = (entrance, ways.clone(), gpus, between, (tracer, compiler.clone()));
         let (shard, end) = start_shard(config, plan, index, parts, ways_in, &control, outbox.clone())?;
         shards.push(shard);
         ends.push(end);
@@ -305,7 +307,7 @@ struct Ways {
 }
 
 /// What comes to one shard from outside it, and goes out.
-type WaysIn = (Entrance, Ways, Vec<ShardPort>, Neighbours, Option<Tracer>);
+type WaysIn = (Entrance, Ways, Vec<ShardPort>, Neighbours, (Option<Tracer>, Compiler));
 
 fn make_entrances(config: &Config, plan: &Plan) -> Result<(Ways, Vec<Entrance>), Error> {
     let shards = &plan.placement.shards;
@@ -343,7 +345,7 @@ fn start_shard(
     plan: &Plan,
     index: usize,
     (served, lanes): (Vec<Served>, Vec<Lane>),
-    (entrance, ways, gpus, Neighbours { hosts, guests }, tracer): WaysIn,
+    (entrance, ways, gpus, Neighbours { hosts, guests }, (tracer, compiler)): WaysIn,
     control: &Arc<Control>,
     outbox: SyncSender<Message>,
 ) -> Result<(Running, ShardEnds), Error> {
@@ -400,6 +402,7 @@ fn start_shard(
         hosts,
         doors: Arc::clone(&ways.doors),
         tracer,
+        compiler,
         may_spin: config.executor_spin && place.executor.len() == 1 && !place.workers.contains(&place.executor[0]),
     };
     let arrivals = Arrivals { events: events_out, orders, connections };

@@ -142,7 +142,7 @@ impl Speculator {
         for sequence in scheduler.decoding_mut() {
             let draft = &mut sequence.draft;
             draft.clear();
-            if room == 0 || reads_history(&sequence.sampling) {
+            if room == 0 || sequence.guide.is_some() || reads_history(&sequence.sampling) {
                 continue;
             }
             // The row of the last token gives one token without any draft.

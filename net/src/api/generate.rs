@@ -1,5 +1,6 @@
 //! One typed request for the four endpoints that generate text, with each endpoint's defaults and ranges.
 
+use super::constraint::{self, Constraint};
 use super::fields::{logit_bias, milliseconds, penalty_factor, priority, prompt, stop};
 use super::messages::{self, Message};
 use crate::error::ApiError;
@@ -106,6 +107,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<u32>,
     pub echo: bool,
     pub ignore_eos: bool,
+    /// What every answer must look like; not with `ignore_eos`.
+    pub constraint: Option<Constraint>,
     pub priority: Priority,
     /// For the whole request; at least 1.
     pub timeout_ms: Option<u64>,
@@ -183,6 +186,7 @@ impl GenerateRequest {
             logprobs: None,
             echo: false,
             ignore_eos: false,
+            constraint: None,
             priority: Priority::Normal,
             timeout_ms: None,
             queue_timeout_ms: None,
@@ -247,6 +251,9 @@ impl Draft {
 
     /// The rest of what both OpenAI endpoints know; true if `key` is one.
     fn openai_field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
+        if let Some(constraint) = constraint::parse(key, value, path) {
+            return self.constrain(constraint?, path).map(|()| true);
+        }
         let request = &mut self.request;
         match key {
             "model" => request.model = Some(value.str(path)?.to_owned()),
@@ -264,14 +271,6 @@ impl Draft {
             "queue_timeout_ms" => request.queue_timeout_ms = Some(milliseconds(value, path)?),
             "first_token_timeout_ms" => request.first_token_timeout_ms = Some(milliseconds(value, path)?),
             "user" => request.user = Some(value.str(path)?.to_owned()),
-            "response_format" => {
-                for (key, value) in value.object(path)?.fields() {
-                    let path = Path::Field(&path, key);
-                    if key != "type" || value.str(path)? != "text" {
-                        return Err(ApiError::not_supported(Path::Field(&Path::Root, "response_format")));
-                    }
-                }
-            }
             "tool_choice" | "function_call" => match value.kind() {
                 Kind::String("none" | "auto") => {}
                 _ => return Err(ApiError::not_supported(path)),
@@ -279,6 +278,15 @@ impl Draft {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    fn constrain(&mut self, constraint: Option<Constraint>, path: Path<'_>) -> Result<(), ApiError> {
+        let Some(constraint) = constraint else { return Ok(()) };
+        if let Some(other) = &self.request.constraint {
+            return Err(ApiError::validation(path, format_args!("can't go with `{}`", other.field())));
+        }
+        self.request.constraint = Some(constraint);
+        Ok(())
     }
 
     fn chat_field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
@@ -372,6 +380,10 @@ impl Draft {
             let message = "with `echo` is not supported by this server: it has none for tokens of a prompt";
             return Err(ApiError::validation("logprobs", message));
         }
+        if let Some(constraint) = request.constraint.as_ref().filter(|_| request.ignore_eos) {
+            let message = format_args!("can't go with `{}`, which says where an answer ends", constraint.field());
+            return Err(ApiError::validation("ignore_eos", message));
+        }
         if self.stream_options && !request.stream {
             return Err(ApiError::validation("stream_options", "is allowed with `stream` only"));
         }
@@ -397,17 +409,15 @@ pub(super) const PROMPT_CHARS_MAX: usize = 8192;
 
 /// Fields of OpenAI and of its imitators that would change the answer and that this server does not honour.
 /// Other unknown fields are ignored.
-const REFUSED: [&str; 35] = [
+const REFUSED: [&str; 32] = [
     "allowed_token_ids",
     "audio",
     "bad_words",
     "chat_template",
     "chat_template_kwargs",
-    "choice",
     "continue_final_message",
     "documents",
     "functions",
-    "grammar",
     "guided_choice",
     "guided_grammar",
     "guided_json",
@@ -422,7 +432,6 @@ const REFUSED: [&str; 35] = [
     "prefix",
     "prompt_embeds",
     "prompt_logprobs",
-    "regex",
     "samplers",
     "stop_token_ids",
     "structural_tag",

@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+mod constraint;
 mod embeddings;
 mod fields;
 mod generate;
@@ -19,6 +20,7 @@ pub use admin::{
     ValidationConfig, ValidationResult, ValidationResults, VersionStatus, write_admin,
 };
 pub use body::{Choice, CompletionBody, ContentBody, EmbeddingsBody, PIECE_BYTES, TokensBody, beginning};
+pub use constraint::Constraint;
 pub use embeddings::{EMBEDDING_INPUTS_MAX, EmbeddingsRequest, EncodingFormat};
 pub use generate::{
     DevicePreference, Endpoint, GenerateRequest, Priority, Prompt, QuantizationPreference, SEQUENCES_PER_REQUEST_MAX,

@@ -5,6 +5,7 @@ use std::fmt;
 use simd_json::prelude::{TypedValue as _, ValueAsScalar as _, ValueIntoString as _};
 use simd_json::{Buffers, Tape, ValueType, tape};
 
+use super::write::{write_f64, write_string};
 use crate::error::ApiError;
 
 /// Parser with the buffers of one shard. Unescaping happens in the body itself, so it takes the body mutably.
@@ -227,6 +228,51 @@ impl<'t, 'i> Value<'t, 'i> {
             }
         }
         Ok(Object(object))
+    }
+
+    /// Appends the value as JSON without spaces, fields in their order; false once that has more than `bytes_max` bytes.
+    pub(crate) fn write(self, out: &mut Vec<u8>, bytes_max: usize) -> bool {
+        match self.kind() {
+            Kind::Null => out.extend_from_slice(b"null"),
+            Kind::Bool(value) => out.extend_from_slice(if value { b"true" } else { b"false" }),
+            Kind::String(text) => write_string(out, text),
+            Kind::Number => self.write_number(out),
+            Kind::Array(array) => {
+                out.push(b'[');
+                for (index, item) in items(&array).enumerate() {
+                    if index > 0 {
+                        out.push(b',');
+                    }
+                    if !item.write(out, bytes_max) {
+                        return false;
+                    }
+                }
+                out.push(b']');
+            }
+            Kind::Object => {
+                out.push(b'{');
+                for (index, (key, value)) in self.0.as_object().iter().flat_map(tape::Object::iter).enumerate() {
+                    if index > 0 {
+                        out.push(b',');
+                    }
+                    write_string(out, key);
+                    out.push(b':');
+                    if !Value(value).write(out, bytes_max) {
+                        return false;
+                    }
+                }
+                out.push(b'}');
+            }
+        }
+        out.len() <= bytes_max
+    }
+
+    fn write_number(self, out: &mut Vec<u8>) {
+        match (self.0.as_i64(), self.0.as_u64()) {
+            (Some(value), _) => out.extend_from_slice(value.to_string().as_bytes()),
+            (None, Some(value)) => out.extend_from_slice(value.to_string().as_bytes()),
+            (None, None) => write_f64(out, self.0.as_f64().unwrap_or_default()),
+        }
     }
 
     /// The pairs of an object used as a map, of at most `entries_max`; keys may repeat.

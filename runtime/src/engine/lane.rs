@@ -10,6 +10,7 @@ use super::faults;
 use super::pool::Pool;
 use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
 use crate::forward::{Forward, Segment, Step};
+use crate::guide::Guide;
 use crate::kv::{KvCache, SWEEPS_KEPT};
 use crate::metrics::{GenerationMetrics, ShardMetrics};
 use crate::model::Model;
@@ -392,12 +393,23 @@ pub(crate) fn next_event(
     at: Instant,
 ) -> (Event, bool) {
     let stream = sequence.stream;
-    let Some(sampled) = sampled else { return (Event::End { stream, finish: Finish::Failed }, true) };
+    let unguided = |sequence: &mut Sequence| sequence.guide.as_mut().is_some_and(|guide| guide.get_mut().has_failed());
+    let Some(sampled) = sampled else {
+        let finish = if unguided(sequence) { Finish::Unguided } else { Finish::Failed };
+        return (Event::End { stream, finish }, true);
+    };
     if sequence.stop_at_end && model.tokenizer.is_end_of_generation(sampled.token) {
         return (Event::End { stream, finish: Finish::Stop }, true);
     }
     sequence.push(sampled.token);
-    let finish = (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length);
+    if unguided(sequence) {
+        return (Event::End { stream, finish: Finish::Unguided }, true);
+    }
+    let complete = sequence.guide.as_mut().is_some_and(|guide| guide.get_mut().is_complete());
+    let finish = match complete {
+        true => Some(Finish::Stop),
+        false => (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length),
+    };
     (Event::Token { stream, sampled, at, finish }, finish.is_some())
 }
 
@@ -420,14 +432,27 @@ fn sample(
     let sampler = unsafe { samplers.get(worker) };
     // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
     let result = unsafe { sampled.get(i) };
-    *result = choose(sampler, sequence, ahead, logits);
+    // SAFETY: a sequence with a guide drafts nothing, so that this is its only row.
+    let guide = sequence.guide.as_ref().map(|guide| unsafe { guide.get() });
+    *result = choose(sampler, sequence, guide, ahead, logits);
 }
 
 /// The token `ahead` places after the next one of a sequence from its logits, which are changed; `None` where they are
-/// no scores.
-pub(crate) fn choose(sampler: &mut Sampler, sequence: &Sequence, ahead: usize, logits: &mut [f32]) -> Option<Sampled> {
+/// no scores, or its `guide` fails.
+pub(crate) fn choose(
+    sampler: &mut Sampler,
+    sequence: &Sequence,
+    guide: Option<&mut Guide>,
+    ahead: usize,
+    logits: &mut [f32],
+) -> Option<Sampled> {
     let position = (sequence.tokens.len() + ahead) as u64;
-    let choice = sampler.sample(logits, &sequence.sampling, &sequence.history, position).ok()?;
+    let Sequence { sampling, history, .. } = sequence;
+    let choice = match guide {
+        Some(guide) => sampler.sample_allowed(guide.allowed()?, logits, sampling, history, position),
+        None => sampler.sample(logits, sampling, history, position),
+    };
+    let choice = choice.ok()?;
     let logprobs = |logprob| Box::new(TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() });
     Some(Sampled { token: choice.token, logprobs: choice.logprob.map(logprobs) })
 }

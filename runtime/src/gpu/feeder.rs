@@ -554,6 +554,9 @@ impl Flight {
 /// What is wanted of the logits that give a sequence's token at `position`; draws among more than `ranked_max` best are made here.
 fn want(sequence: &Sequence, position: usize, ranked_max: usize) -> Want {
     let (sampling, position) = (&sequence.sampling, position as u64);
+    if sequence.guide.is_some() {
+        return Want::Scores;
+    }
     if sampling.takes_best() {
         return Want::Best;
     }

@@ -12,6 +12,7 @@ use super::shape::Shape;
 use super::status::{Identity, State, Status};
 use crate::engine::{Event, Finish, GenerationId};
 use crate::forward::Step;
+use crate::guide::{Guided, Library};
 use crate::kv::BlockTables;
 use crate::model::{LoadOptions, Model, Source};
 use crate::sampler::SamplingParams;
@@ -315,6 +316,39 @@ fn a_fault_gives_every_sequence_back_as_it_stands_and_the_device_comes_back() {
     scene.now += Duration::from_millis(300);
     scene.settle();
     assert_eq!((scene.status.state(), scene.feeder.device().starts), (State::Healthy, 2));
+}
+
+#[test]
+fn a_guide_keeps_its_sequence_on_the_device_to_its_form_and_goes_back_with_it() {
+    let mut scene = Scene::new();
+    let tokenizer = Arc::clone(&scene.assignment.model.tokenizer);
+    let vocab = scene.assignment.model.weights.params.vocab;
+    let pattern = net::api::Constraint::Regex("[0-9a-f]{40}".into());
+    let mut guides = Library::default().guides((&tokenizer, vocab), &pattern, 2).unwrap();
+    scene.settle();
+    scene.start(1, &[10], 100);
+    assert!(scene.status.take_credit());
+    let sequence = NewSequence::new(StreamId(2), vec![50], 100, SamplingParams::default(), scene.now);
+    let sequence = NewSequence { guide: guides.pop().map(Guided::from), ..sequence };
+    scene.queues.commands.push(GpuCommand::Start(scene.assignment.generation, Box::new(sequence)));
+    for _ in 0..8 {
+        scene.feeder.turn(scene.now, &mut scene.queues);
+        scene.now += Duration::from_millis(2);
+    }
+    scene.feeder.device_mut().mood = Mood::Fails;
+    scene.feeder.turn(scene.now, &mut scene.queues);
+    let tokens = scene.tokens(2);
+    let text: Vec<u8> = tokens.iter().flat_map(|token| tokenizer.piece(*token)).copied().collect();
+    assert!(tokens.len() > 1 && text.iter().all(u8::is_ascii_hexdigit), "{tokens:?}");
+    let returned = scene.queues.events.iter_mut().find_map(|event| match event {
+        Event::Returned(sequence) if sequence.stream.0 == 2 => Some(sequence),
+        _ => None,
+    });
+    let guide = returned.unwrap().guide.as_mut().unwrap().get_mut();
+    let mut same = guides.pop().unwrap();
+    tokens.iter().for_each(|token| same.push(*token));
+    assert_eq!(guide.allowed(), same.allowed());
+    assert!(scene.tokens(1).starts_with(&[11, 12]), "the other one is as it was");
 }
 
 #[test]

@@ -69,7 +69,11 @@ impl Samplers {
                 // SAFETY: every member has its own.
                 let sampler = unsafe { samplers.get(member.index) };
                 let sequence = slots[i].and_then(|slot| scheduler.sequence(slot));
-                *result = sequence.and_then(|sequence| choose(sampler, sequence, 0, row));
+                *result = sequence.and_then(|sequence| {
+                    // SAFETY: a step has one row of scores of a sequence.
+                    let guide = sequence.guide.as_ref().map(|guide| unsafe { guide.get() });
+                    choose(sampler, sequence, guide, 0, row)
+                });
             }
         });
     }

@@ -1,6 +1,6 @@
 //! Chooses the next token from logits. The same logits, parameters, seed and position give the same token everywhere.
 //!
-//! Order of the steps: logit bias; repetition penalty (Hugging Face: prompt and output tokens, positive logits divided,
+//! Order of the steps: what is allowed at all, where an answer has a form to keep to; logit bias; repetition penalty (Hugging Face: prompt and output tokens, positive logits divided,
 //! negative ones multiplied); frequency and presence penalty (OpenAI: output tokens only, subtracted); temperature;
 //! top-k; top-p; min-p; one draw. Without these three the draw is the best of perturbed logits (`kernels::draw`), so that it
 //! too depends on few tokens. Each filter keeps at least one token and works on what the one before it kept. Tokens are ordered
@@ -172,6 +172,22 @@ impl Sampler {
         }
     }
 
+    /// As [`sample`](Self::sample), of the tokens that have their bit in `allowed` (32 to a word). Log-probabilities are
+    /// those among all tokens.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn sample_allowed(
+        &mut self,
+        allowed: &[u32],
+        logits: &mut [f32],
+        params: &SamplingParams,
+        history: &History,
+        position: u64,
+    ) -> Result<Sampled, SampleError> {
+        self.sample_of(Some(allowed), logits, params, history, position)
+    }
+
     /// Chooses the token for `position` of a sequence whose tokens so far are `history`. `logits` are changed.
     ///
     /// NaN counts as minus infinity, plus infinity as the largest number.
@@ -185,10 +201,24 @@ impl Sampler {
         history: &History,
         position: u64,
     ) -> Result<Sampled, SampleError> {
+        self.sample_of(None, logits, params, history, position)
+    }
+
+    fn sample_of(
+        &mut self,
+        allowed: Option<&[u32]>,
+        logits: &mut [f32],
+        params: &SamplingParams,
+        history: &History,
+        position: u64,
+    ) -> Result<Sampled, SampleError> {
         let raw_max = clean(logits).ok_or(SampleError::NoFiniteLogit { count: logits.len() })?;
         let log_sum = params.logprobs.map(|top| self.take_logprobs(logits, raw_max, top));
         let logprob = |logit: f32, log_sum: f32| (logit - raw_max) - log_sum;
-        if !changes_logits(params) {
+        if let Some(allowed) = allowed {
+            forbid_others(logits, allowed);
+        }
+        if !changes_logits(params) && allowed.is_none() {
             let token = self.choose(logits, raw_max, params, position);
             return Ok(Sampled { token, logprob: log_sum.map(|sum| logprob(logits[token as usize], sum)) });
         }
@@ -253,6 +283,22 @@ fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History) {
             #[expect(clippy::cast_precision_loss, reason = "counts are bounded by the context")]
             let count = seen.output_count as f32;
             *logit -= params.frequency_penalty * count + params.presence_penalty;
+        }
+    }
+}
+
+/// Takes every token without a bit in `allowed` out.
+fn forbid_others(logits: &mut [f32], allowed: &[u32]) {
+    let words = allowed.iter().copied().chain(std::iter::repeat(0));
+    for (block, word) in logits.chunks_mut(32).zip(words) {
+        match word {
+            0 => block.fill(f32::NEG_INFINITY),
+            u32::MAX => {}
+            _ => {
+                for (bit, logit) in block.iter_mut().enumerate() {
+                    *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+                }
+            }
         }
     }
 }
@@ -380,6 +426,40 @@ mod tests {
         let mut logits = [4.0, -4.0, 8.0, 1.0];
         penalise(&mut logits, &params, &history);
         assert_eq!(logits, [2.0, -8.0, 2.5, 1.5]);
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_chosen_whatever_the_others_score() {
+        let logits = model_like(100);
+        let (best, params) =
+            (argmax(&logits, logits.iter().copied().fold(f32::MIN, f32::max)), SamplingParams::default());
+        let allowed: Vec<u32> = (0..100).filter(|id| id % 7 == 3 && *id != best).collect();
+        let mut words = [0_u32; 3];
+        allowed.iter().filter(|id| **id < 96).for_each(|id| words[*id as usize / 32] |= 1 << (id % 32));
+        let (mut sampler, history) = (Sampler::new(100), History::with_capacity(0));
+        let mut sample = |words: &[u32], params: &SamplingParams, position| {
+            sampler.sample_allowed(words, &mut logits.clone(), params, &history, position)
+        };
+        for params in [
+            params.clone(),
+            SamplingParams { temperature: 0.0, ..params.clone() },
+            SamplingParams { top_k: 2, logprobs: Some(3), ..params.clone() },
+            SamplingParams { top_p: 0.5, logit_bias: vec![(best, 100.0)], ..params.clone() },
+        ] {
+            for position in 0..50 {
+                let token = sample(&words, &params, position).unwrap().token;
+                assert!(allowed.contains(&token) && token < 96, "{token} with {params:?}");
+            }
+        }
+        assert!(sample(&[], &params, 0).is_err());
+        let all = [u32::MAX; 4];
+        assert_eq!(sample(&all, &params, 9).unwrap().token, tests::sample(&logits, &params, 9));
+        // Among all tokens, so that a forced one may be improbable.
+        let logprobs = SamplingParams { logprobs: Some(1), ..params };
+        let forced = sample(&[1 << 5], &logprobs, 0).unwrap();
+        let free = sample(&[1 << 5 | 1 << 6], &logprobs, 0).unwrap();
+        assert_eq!(forced.token, 5);
+        assert!(forced.logprob.unwrap() < -1.0 && (free.token != 5 || free.logprob == forced.logprob));
     }
 
     #[test]

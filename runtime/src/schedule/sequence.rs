@@ -6,6 +6,7 @@ use kernels::attention::BLOCK;
 
 use super::clients::{ClientId, ClientIndex};
 use crate::forward::Step;
+use crate::guide::Guided;
 use crate::kv::blocks_for;
 use crate::sampler::{History, SamplingParams};
 use crate::speculate::Draft;
@@ -51,6 +52,8 @@ pub struct NewSequence {
     pub sampling: SamplingParams,
     /// Whether a token that ends the generation ends the sequence.
     pub stop_at_end: bool,
+    /// What its answer must look like, as far as that has come.
+    pub guide: Option<Guided>,
 }
 
 /// Who keeps its blocks where they run short, the least of all first: by arrival, later by the patience of its priority.
@@ -104,6 +107,8 @@ pub struct Sequence {
     pub priority: Priority,
     pub sampling: SamplingParams,
     pub stop_at_end: bool,
+    /// What its answer must look like, as far as that has come.
+    pub guide: Option<Guided>,
     /// What penalties look at.
     pub history: History,
     /// What may come next.
@@ -121,7 +126,18 @@ impl NewSequence {
         arrival: Instant,
     ) -> Self {
         let (client, priority) = (ClientId::default(), Priority::Normal);
-        Self { stream, tokens, generated: 0, tokens_max, arrival, client, priority, sampling, stop_at_end: true }
+        Self {
+            stream,
+            tokens,
+            generated: 0,
+            tokens_max,
+            arrival,
+            client,
+            priority,
+            sampling,
+            stop_at_end: true,
+            guide: None,
+        }
     }
 
     /// Positions that the sequence can come to hold.
@@ -168,6 +184,7 @@ impl Sequence {
             priority: new.priority,
             sampling: new.sampling,
             stop_at_end: new.stop_at_end,
+            guide: new.guide,
             history,
             draft: Draft::default(),
         }
@@ -190,6 +207,7 @@ impl Sequence {
             priority: self.priority,
             sampling: self.sampling,
             stop_at_end: self.stop_at_end,
+            guide: self.guide,
         }
     }
 
@@ -215,6 +233,9 @@ impl Sequence {
     pub fn push(&mut self, token: u32) {
         self.tokens.push(token);
         self.history.push_output(token);
+        if let Some(guide) = &mut self.guide {
+            guide.get_mut().push(token);
+        }
     }
 
     /// Tokens whose keys and values are not in the cache: one while it decodes, none while its next token is on its way.
@@ -238,6 +259,10 @@ impl Sequence {
 
     /// Says which logits of the row just added the sampler will look at, for the token `ahead` places after the next one.
     pub(super) fn want(&self, step: &mut Step, ahead: usize) {
+        // The best of all tokens need not be the best of those that are allowed.
+        if self.guide.is_some() {
+            return;
+        }
         if let Some(reach) = self.sampling.reach((self.tokens.len() + ahead) as u64) {
             step.want_best(reach, self.sampling.changed(&self.history));
         }

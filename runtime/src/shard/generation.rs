@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gguf::TensorType;
-use net::api::{self, DevicePreference, Endpoint, GenerateRequest, QuantizationPreference};
+use net::api::{self, Constraint, DevicePreference, Endpoint, GenerateRequest, QuantizationPreference};
 use net::error::{ApiError, Code};
 use net::http::Request;
 use net::json::Reader;
@@ -20,12 +20,14 @@ use super::admission::Refusal;
 use super::choice::Choice;
 use super::client::client_of;
 use super::gpus::{GPU_LOOK_EVERY, GPU_WAIT_MAX};
+use super::guides;
 use super::models::Picked;
 use super::peer::{Peer, Writer};
 use super::{Inbox, RETRY_DRAINING, Served, Shard, probe, unix_time};
 use crate::engine::{Command, Event, Finish};
 use crate::executor::{self, Holder};
 use crate::gpu;
+use crate::guide::Guided;
 use crate::model::Model;
 use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
@@ -79,6 +81,11 @@ pub(super) async fn run(
     let mut work = work?;
     let turn = (wanted, priority_of(generate.priority), elsewhere);
     work.elsewhere = entry::check_time_anywhere(shard, turn, work.prompt_tokens(), &deadlines, arrival)?;
+    let Some(guides) = guides::make(shard, peer, &picked.served.model, &generate, wanted, &deadlines).await? else {
+        shard.metrics.requests.outcomes.cancelled.add(1);
+        return Ok(false);
+    };
+    work.guides = guides;
     let client = client_of(shard, peer, request);
     let mut generation = Generation::new(shard, (peer, client), picked, id, &generate, work, arrival);
     generation.submit(&generate).await?;
@@ -150,6 +157,8 @@ struct Generation<'a> {
     /// The last prompt that was placed, and the shard that has its sequences if it is another one.
     placed: Option<(usize, Option<usize>)>,
     work: Work,
+    /// The field that says what its answers must look like.
+    constrained_by: &'static str,
     inbox: Rc<Inbox>,
     streams: Vec<StreamId>,
     choices: Vec<Choice>,
@@ -202,6 +211,7 @@ impl<'a> Generation<'a> {
             pending_tokens,
             placed: None,
             work,
+            constrained_by: generate.constraint.as_ref().map_or("", Constraint::field),
             inbox,
             streams: Vec::with_capacity(wanted),
             choices: Vec::with_capacity(wanted),
@@ -239,6 +249,7 @@ impl<'a> Generation<'a> {
             client: self.client,
             priority: priority_of(generate.priority),
             stop_at_end: !generate.ignore_eos,
+            guide: self.work.guides.pop().map(Guided::from),
             ..NewSequence::new(stream, tokens, tokens_max, sampling, self.clock.arrival)
         };
         let work = gpu::Work { prompt_tokens: sequence.tokens.len(), tokens_max: sequence.tokens_max };
@@ -406,6 +417,11 @@ impl<'a> Generation<'a> {
                 let answer = (&**self.shard, &*self.served.model, &self.work);
                 reply.token(answer, choice, sampled.token, &self.clock, writer);
             }
+            Event::End { finish: Finish::Unguided, .. } => {
+                self.shard.metrics.requests.outcomes.failed.add(1);
+                self.failed = true;
+                return Err(guides::too_complex(self.constrained_by));
+            }
             Event::End { finish: finish @ (Finish::Failed | Finish::Lost), .. } => {
                 self.shard.metrics.requests.outcomes.failed.add(1);
                 self.failed = true;
@@ -544,6 +560,7 @@ fn is_plain(generate: &GenerateRequest) -> bool {
         && generate.presence_penalty == 0.0
         && generate.logit_bias.is_empty()
         && generate.stop.is_empty()
+        && generate.constraint.is_none()
         && !generate.ignore_eos
 }
 

@@ -12,6 +12,7 @@ mod doors;
 mod embeddings;
 mod generation;
 mod gpus;
+mod guides;
 mod hosts;
 mod life;
 mod models;
@@ -41,6 +42,7 @@ use crate::engine::faults::{self, Fault};
 use crate::engine::{Command, Event, Finish, Host, guests_max};
 use crate::executor::Signal;
 use crate::gpu::{Costs, Inventory, Load, ShardPort};
+use crate::guide::Compiler;
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::{History, ShardMetrics, Totals};
 use crate::otlp::{RequestSpan, TraceCounts, Tracer};
@@ -49,6 +51,7 @@ use crate::registry::{Message, ORDERS_MAX, Order};
 use crate::schedule::StreamId;
 use admission::{Admission, Standing, prompt_share};
 use gpus::Gpus;
+use guides::Guides;
 use hosts::Hosts;
 use models::Models;
 use peer::Peer;
@@ -221,6 +224,8 @@ pub struct ShardLink {
     pub may_spin: bool,
     /// Where requests are traced.
     pub tracer: Option<Tracer>,
+    /// Where constraints are compiled.
+    pub compiler: Compiler,
 }
 
 /// What comes to an executor from other threads.
@@ -248,6 +253,7 @@ pub struct Shard {
     doors: Arc<[Door]>,
     may_spin: bool,
     tracer: Option<Tracer>,
+    guides: Guides,
     outbox: SyncSender<Message>,
     jobs: RefCell<HashMap<u64, Rc<admin::Job>>>,
     /// A canary's answer is being compared; one at a time.
@@ -303,6 +309,7 @@ impl Shard {
             doors: link.doors,
             may_spin: link.may_spin,
             tracer: link.tracer,
+            guides: Guides::new(link.compiler),
             outbox: link.outbox,
             jobs: RefCell::default(),
             comparing: Cell::new(false),

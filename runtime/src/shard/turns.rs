@@ -103,6 +103,7 @@ impl Shard {
             }
             self.end_cut_streams();
             held_by(Holder::Order, || self.obey(&mut arrivals.orders));
+            self.guides.deliver();
             for socket in arrivals.connections.try_iter() {
                 door.took();
                 self.metrics.requests.handed_over.add(1);
@@ -117,6 +118,7 @@ impl Shard {
                 *cut = true;
                 self.cut();
                 self.cut_jobs();
+                self.guides.cut();
             }
             let done = self.peers.borrow().is_empty() && self.streams.borrow().is_empty();
             if *draining && done && !door.is_knocked_at() {
@@ -126,6 +128,7 @@ impl Shard {
             let mail = || {
                 !events.is_empty() || !orders.is_empty() || door.is_knocked_at() || self.waiting.has_news(&self.aside)
             };
+            let mail = || mail() || self.guides.have_come();
             let quiet = || self.gpus.are_quiet() && self.hosts.are_quiet() && !self.fallen.given_up.get();
             let news = || mail() || !quiet() || !restarts().eq(restarts_seen.iter().copied());
             let busy = || news() || control.is_draining() != *draining || control.is_cutting() != *cut;

@@ -8,6 +8,7 @@ mod candidates;
 mod clients;
 mod cors;
 mod embeddings;
+mod guides;
 mod holds;
 mod kills;
 mod lifecycle;

@@ -4,6 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::{named, object};
 use crate::api::admin::{NAME_BYTES_MAX, PATH_BYTES_MAX, TEST_PROMPT_CHARS_MAX, TEST_PROMPTS_MAX, ValidationConfig};
+use crate::api::constraint::{
+    CHOICES_MAX, GRAMMAR_BYTES_MAX, NAME_BYTES_MAX as SCHEMA_NAME_BYTES_MAX, SCHEMA_BYTES_MAX,
+};
 use crate::api::embeddings::EMBEDDING_INPUTS_MAX;
 use crate::api::fields::LOGIT_BIAS_MAX;
 use crate::api::generate::{Endpoint, GenerateRequest, LOGPROBS_MAX, PROMPT_CHARS_MAX, SEQUENCES_PER_REQUEST_MAX};
@@ -20,6 +23,7 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("DetokenizeRequest", detokenize()),
         ("LoadRequest", load()),
         ("SwapRequest", swap()),
+        ("ResponseFormat", response_format()),
         ("Message", message()),
         ("Prompt", prompt(SEQUENCES_PER_REQUEST_MAX)),
         ("Input", prompt(EMBEDDING_INPUTS_MAX)),
@@ -100,7 +104,13 @@ fn openai(endpoint: Endpoint) -> Map<String, Value> {
         "queue_timeout_ms": milliseconds("Until it is computed"),
         "first_token_timeout_ms": milliseconds("Until its first token"),
         "user": {"type": "string"},
-        "response_format": object(&[], json!({"type": {"enum": ["text"]}})),
+        "response_format": named("ResponseFormat"),
+        "regex": {"type": "string", "minLength": 1, "maxLength": GRAMMAR_BYTES_MAX,
+            "description": "The whole answer matches it; like choice, grammar and response_format one of its kind"},
+        "choice": {"type": "array", "minItems": 1, "maxItems": CHOICES_MAX, "items": {"type": "string", "minLength": 1},
+            "description": "The answer is one of these"},
+        "grammar": {"type": "string", "minLength": 1, "maxLength": GRAMMAR_BYTES_MAX,
+            "description": "The answer is a text of this grammar: Lark"},
         "tool_choice": {"enum": ["none", "auto"]},
     }))
 }
@@ -216,6 +226,20 @@ fn message() -> Value {
             "tool_call_id": {"type": "string", "description": "With role tool"},
         }),
     )
+}
+
+fn response_format() -> Value {
+    let schema = json!({
+        "name": {"type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{SCHEMA_NAME_BYTES_MAX}}}$")},
+        "description": {"type": "string"},
+        "schema": {"type": "object", "description": format!("A JSON schema of at most {SCHEMA_BYTES_MAX} bytes")},
+        "strict": {"type": "boolean", "description": "Every schema is kept to, with it or without"},
+    });
+    let properties = json!({
+        "type": {"enum": ["text", "json_object", "json_schema"]},
+        "json_schema": object(&["name"], schema),
+    });
+    object(&["type"], properties)
 }
 
 fn prompt(count_max: usize) -> Value {

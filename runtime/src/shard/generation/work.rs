@@ -5,6 +5,7 @@ use net::api::{Endpoint, GenerateRequest, Message, Prompt};
 use net::error::{ApiError, Code};
 
 use crate::executor::{Holder, held_by};
+use crate::guide::Guide;
 use crate::model::Model;
 use crate::text;
 
@@ -17,6 +18,8 @@ pub(in crate::shard) struct Work {
     pub(super) stops: Vec<String>,
     pub(super) n: u32,
     pub(super) with_logprobs: bool,
+    /// One for each sequence that has not begun, where the answers have a form to keep to.
+    pub(super) guides: Vec<Guide>,
     /// This shard does not take it, another would.
     pub(super) elsewhere: bool,
     /// The GPU that computed it to the end; `None` for the CPU.
@@ -57,6 +60,7 @@ impl Work {
             stops: generate.stop.clone(),
             n: generate.n,
             with_logprobs: generate.logprobs.is_some(),
+            guides: Vec::new(),
             elsewhere: false,
             device: None,
         })

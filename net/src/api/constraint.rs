@@ -1,0 +1,142 @@
+//! What an answer must look like: `response_format`, `regex`, `choice` and `grammar`, as far as that can be told without a
+//! model.
+
+use crate::error::ApiError;
+use crate::json::{Kind, Path, Value, items};
+
+/// The one form that every answer of a request has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Constraint {
+    /// Any JSON object.
+    JsonObject,
+    /// A JSON schema, as JSON text with its fields in the order of the request.
+    JsonSchema(String),
+    /// A regular expression that the whole answer matches.
+    Regex(String),
+    /// One of these, none of them empty.
+    Choice(Vec<String>),
+    /// A context-free grammar, GBNF or Lark.
+    Grammar(String),
+}
+
+impl Constraint {
+    /// The field of the request that says it.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::JsonObject | Self::JsonSchema(_) => "response_format",
+            Self::Regex(_) => "regex",
+            Self::Choice(_) => "choice",
+            Self::Grammar(_) => "grammar",
+        }
+    }
+}
+
+/// The constraint that the field `key` asks for, if it is such a field; one that asks for nothing is `Ok(None)` inside.
+pub(super) fn parse(key: &str, value: Value<'_, '_>, path: Path<'_>) -> Option<Result<Option<Constraint>, ApiError>> {
+    match key {
+        "response_format" => Some(response_format(value, path)),
+        "regex" => Some(text(value, path).map(|text| Some(Constraint::Regex(text)))),
+        "grammar" => Some(text(value, path).map(|text| Some(Constraint::Grammar(text)))),
+        "choice" => Some(choice(value, path).map(|choices| Some(Constraint::Choice(choices)))),
+        _ => None,
+    }
+}
+
+fn response_format(value: Value<'_, '_>, path: Path<'_>) -> Result<Option<Constraint>, ApiError> {
+    let (mut kind, mut schema) = (None, None);
+    for (key, value) in value.object(path)?.fields() {
+        match key {
+            "type" => kind = Some(value.str(Path::Field(&path, key))?),
+            "json_schema" => schema = Some(json_schema(value, Path::Field(&path, key))?),
+            _ => {}
+        }
+    }
+    match (kind, schema) {
+        (Some("text"), _) => Ok(None),
+        (Some("json_object"), _) => Ok(Some(Constraint::JsonObject)),
+        (Some("json_schema"), Some(constraint)) => Ok(Some(constraint)),
+        (Some("json_schema"), None) => Err(ApiError::validation(Path::Field(&path, "json_schema"), "is required")),
+        (Some(_), _) => {
+            let message = "must be one of text, json_object, json_schema";
+            Err(ApiError::validation(Path::Field(&path, "type"), message))
+        }
+        (None, _) => Err(ApiError::validation(Path::Field(&path, "type"), "is required")),
+    }
+}
+
+/// OpenAI's `{name, description, schema, strict}`. Every schema is kept to, `strict` or not.
+fn json_schema(value: Value<'_, '_>, path: Path<'_>) -> Result<Constraint, ApiError> {
+    let (mut schema, mut name) = (None, None);
+    for (key, value) in value.object(path)?.fields() {
+        let path = Path::Field(&path, key);
+        match key {
+            "name" => name = Some(value.str(path)?),
+            "description" => _ = value.str(path)?,
+            "strict" => _ = value.bool(path)?,
+            "schema" => schema = Some(schema_text(value, path)?),
+            _ => {}
+        }
+    }
+    if name.is_none_or(|name| !is_name(name)) {
+        let message = format_args!("must have 1..={NAME_BYTES_MAX} letters, digits, _ and -");
+        return Err(ApiError::validation(Path::Field(&path, "name"), message));
+    }
+    // Without a schema it is any object, as OpenAI's reference has it optional.
+    Ok(schema.map_or(Constraint::JsonObject, Constraint::JsonSchema))
+}
+
+/// The text of a JSON schema.
+fn schema_text(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+    if !matches!(value.kind(), Kind::Object) {
+        return Err(ApiError::validation(path, "must be an object"));
+    }
+    let mut text = Vec::new();
+    if !value.write(&mut text, SCHEMA_BYTES_MAX) {
+        return Err(ApiError::validation(path, format_args!("has more than {SCHEMA_BYTES_MAX} bytes")));
+    }
+    Ok(String::from_utf8(text).expect("JSON is written as UTF-8"))
+}
+
+fn text(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+    let text = value.str(path)?;
+    if text.is_empty() || text.len() > GRAMMAR_BYTES_MAX {
+        let message = format_args!("must have 1..={GRAMMAR_BYTES_MAX} bytes, got {}", text.len());
+        return Err(ApiError::validation(path, message));
+    }
+    Ok(text.to_owned())
+}
+
+fn choice(value: Value<'_, '_>, path: Path<'_>) -> Result<Vec<String>, ApiError> {
+    let array = value.array(path)?;
+    let count = array.len();
+    if !(1..=CHOICES_MAX).contains(&count) {
+        return Err(ApiError::validation(path, format_args!("must have 1..={CHOICES_MAX} strings, got {count}")));
+    }
+    let mut bytes = 0;
+    let mut choices = Vec::with_capacity(count);
+    for (index, item) in items(&array).enumerate() {
+        let text = item.str(Path::Index(&path, index))?;
+        if text.is_empty() {
+            return Err(ApiError::validation(Path::Index(&path, index), "must not be empty"));
+        }
+        bytes += text.len();
+        choices.push(text.to_owned());
+    }
+    if bytes > GRAMMAR_BYTES_MAX {
+        return Err(ApiError::validation(path, format_args!("has {bytes} bytes, limit {GRAMMAR_BYTES_MAX}")));
+    }
+    Ok(choices)
+}
+
+/// Whether OpenAI would take it as the name of a schema or a function.
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// Of a schema without spaces.
+pub(super) const SCHEMA_BYTES_MAX: usize = 128 << 10;
+/// Of a grammar, a regular expression, and all choices together.
+pub(super) const GRAMMAR_BYTES_MAX: usize = 64 << 10;
+pub(super) const CHOICES_MAX: usize = 1024;
+pub(super) const NAME_BYTES_MAX: usize = 64;

@@ -1,0 +1,176 @@
+//! The thread that compiles constraints, so that none holds up a shard. What was compiled last is kept: clients send the
+//! same schema again and again.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{Logger, Matcher, ParserFactory};
+use net::api::Constraint;
+use rtrb::{Consumer, Producer};
+
+use super::grammar::{grammar, refused};
+use super::vocabulary::vocabulary;
+use super::{Guide, GuideError, limits};
+use crate::mailbox::Doorbell;
+use crate::model::Model;
+use crate::text::Tokenizer;
+
+/// The way to the thread; every executor has one. The thread ends when all are gone.
+#[derive(Clone)]
+pub struct Compiler {
+    jobs: SyncSender<Job>,
+}
+
+/// Where a guide for each answer of a request arrives, once; abandoned where the thread broke down over it.
+pub type Compiled = Consumer<Result<Vec<Guide>, GuideError>>;
+
+struct Job {
+    tokenizer: Arc<Tokenizer>,
+    /// Tokens that the model scores.
+    vocab: usize,
+    constraint: Constraint,
+    count: usize,
+    reply: Producer<Result<Vec<Guide>, GuideError>>,
+    /// Counts the replies of the shard, then wakes it.
+    replies: Arc<AtomicU64>,
+    bell: Arc<Doorbell>,
+}
+
+impl Compiler {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub fn start() -> io::Result<Self> {
+        let (jobs, queue) = sync_channel(JOBS_MAX);
+        let thread = std::thread::Builder::new().name("grammars".into()).stack_size(STACK_BYTES);
+        thread.spawn(move || compile_all(&queue))?;
+        Ok(Self { jobs })
+    }
+
+    /// Has `constraint` compiled for `count` answers of `model`; `None` where too many wait already. Every reply adds one to
+    /// `replies` and rings `bell`.
+    pub fn compile(
+        &self,
+        model: &Model,
+        constraint: Constraint,
+        count: usize,
+        (replies, bell): (&Arc<AtomicU64>, &Arc<Doorbell>),
+    ) -> Option<Compiled> {
+        let (reply, compiled) = rtrb::RingBuffer::new(1);
+        let (replies, bell) = (Arc::clone(replies), Arc::clone(bell));
+        let job = Job {
+            tokenizer: Arc::clone(&model.tokenizer),
+            vocab: model.weights.params.vocab,
+            constraint,
+            count,
+            reply,
+            replies,
+            bell,
+        };
+        match self.jobs.try_send(job) {
+            Ok(()) => Some(compiled),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => None,
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.replies.fetch_add(1, Ordering::SeqCst);
+        self.bell.ring();
+    }
+}
+
+fn compile_all(queue: &Receiver<Job>) {
+    let mut library = Library::default();
+    while let Ok(mut job) = queue.recv() {
+        // Whoever asked may have left meanwhile.
+        if job.reply.is_abandoned() {
+            continue;
+        }
+        let guides =
+            catch_unwind(AssertUnwindSafe(|| library.guides((&job.tokenizer, job.vocab), &job.constraint, job.count)));
+        let guides = guides.unwrap_or_else(|_| {
+            library = Library::default();
+            Err(refused("the compiler broke down over it"))
+        });
+        // One that left has no use for it.
+        let _ = job.reply.push(guides);
+    }
+}
+
+/// What was made lately, the latest last.
+#[derive(Default)]
+pub(crate) struct Library {
+    factories: Vec<(Arc<Tokenizer>, usize, Arc<ParserFactory>)>,
+    guides: Vec<(Arc<Tokenizer>, Constraint, Guide)>,
+}
+
+impl Library {
+    pub(crate) fn guides(
+        &mut self,
+        (tokenizer, vocab): (&Arc<Tokenizer>, usize),
+        constraint: &Constraint,
+        count: usize,
+    ) -> Result<Vec<Guide>, GuideError> {
+        let is_it =
+            |(of, known, _): &(Arc<Tokenizer>, Constraint, Guide)| Arc::ptr_eq(of, tokenizer) && known == constraint;
+        let found = self.guides.iter().position(is_it).map(|at| self.guides.remove(at));
+        let guide = match found {
+            Some((_, _, guide)) => guide,
+            None => {
+                let factory = self.factory(tokenizer, vocab)?;
+                let caps = InferenceCapabilities::default();
+                let grammar = llguidance::api::GrammarInit::Serialized(grammar(constraint)?);
+                let parser = factory.create_parser_from_init_ext(grammar, Logger::new(0, 0), caps, limits());
+                let matcher = Matcher::new(parser);
+                if let Some(error) = matcher.get_error() {
+                    return Err(refused(&error));
+                }
+                let mut guide = Guide::new(matcher);
+                // Finds what even the first token can't be chosen by, and makes what all copies begin with.
+                if guide.allowed().is_none() {
+                    return Err(refused(&guide.matcher.get_error().unwrap_or_else(|| "it allows no text".into())));
+                }
+                guide
+            }
+        };
+        let copies = (0..count).map(|_| guide.copy()).collect();
+        if self.guides.len() == GUIDES_KEPT {
+            self.guides.remove(0);
+        }
+        self.guides.push((Arc::clone(tokenizer), constraint.clone(), guide));
+        Ok(copies)
+    }
+
+    fn factory(&mut self, tokenizer: &Arc<Tokenizer>, vocab: usize) -> Result<Arc<ParserFactory>, GuideError> {
+        let found = self.factories.iter().find(|(of, len, _)| Arc::ptr_eq(of, tokenizer) && *len == vocab);
+        if let Some((_, _, factory)) = found {
+            return Ok(Arc::clone(factory));
+        }
+        let tokens = vocabulary(tokenizer, vocab).ok_or(GuideError::NoEnd)?;
+        let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| refused(&error.to_string()))?;
+        factory.quiet();
+        if self.factories.len() == VOCABULARIES_KEPT {
+            // Models that have left go with it.
+            let (gone, _, _) = self.factories.remove(0);
+            self.guides.retain(|(of, _, _)| !Arc::ptr_eq(of, &gone));
+        }
+        let factory = Arc::new(factory);
+        self.factories.push((Arc::clone(tokenizer), vocab, Arc::clone(&factory)));
+        Ok(factory)
+    }
+}
+
+/// Constraints that wait to be compiled.
+const JOBS_MAX: usize = 64;
+/// Compiled constraints that are kept, and vocabularies.
+const GUIDES_KEPT: usize = 32;
+const VOCABULARIES_KEPT: usize = 4;
+/// The compiler of schemas recurses.
+pub(super) const STACK_BYTES: usize = 64 << 20;

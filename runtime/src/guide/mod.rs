@@ -1,0 +1,151 @@
+//! Constrained answers: what a request's constraint allows as the next token, token by token.
+//!
+//! The grammars are llguidance's: an Earley parser over lexemes whose automata are made as they are needed. A constraint is
+//! compiled away from every shard ([`Compiler`]); each sequence then has a [`Guide`] of its own, whose sets of tokens
+//! follow from the grammar and the answer so far, and from nothing else.
+
+mod compiler;
+mod grammar;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod vocabulary;
+
+use std::fmt;
+
+use llguidance::Matcher;
+use llguidance::api::ParserLimits;
+use llguidance::toktrie::SimpleVob;
+
+use crate::shared::PerWorker;
+#[cfg(test)]
+pub(crate) use compiler::Library;
+pub use compiler::{Compiled, Compiler};
+
+/// Where an answer stands in its grammar.
+pub struct Guide {
+    matcher: Matcher,
+    allowed: Option<SimpleVob>,
+    failed: bool,
+}
+
+impl Guide {
+    fn new(matcher: Matcher) -> Self {
+        Self { matcher, allowed: None, failed: false }
+    }
+
+    /// One that shares nothing with it, as it stands.
+    fn copy(&self) -> Self {
+        Self { matcher: self.matcher.deep_clone(), allowed: None, failed: self.failed }
+    }
+
+    /// The tokens that may come next, a bit for each; those that end the answer are among them where it may end. `None`
+    /// where that takes more work than is allowed.
+    pub fn allowed(&mut self) -> Option<&[u32]> {
+        match self.matcher.compute_mask() {
+            Ok(allowed) => Some(self.allowed.insert(allowed).as_slice()),
+            Err(_) => {
+                self.failed = true;
+                None
+            }
+        }
+    }
+
+    /// Takes in the next token of the answer.
+    pub fn push(&mut self, token: u32) {
+        self.failed |= self.matcher.consume_token(token).is_err();
+    }
+
+    /// Whether the answer is complete, and nothing may follow.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        !self.failed && self.matcher.is_stopped()
+    }
+
+    /// Whether the grammar took more work than is allowed, here or before.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+}
+
+/// A sequence's guide. A step samples at most one row of a sequence that has one.
+pub struct Guided(PerWorker<Guide>);
+
+impl Guided {
+    /// The guide, where the borrow checker sees that nobody else looks.
+    pub fn get_mut(&mut self) -> &mut Guide {
+        self.0.get_mut(0)
+    }
+
+    /// The guide, for the worker that samples.
+    ///
+    /// # Safety
+    /// Nobody else looks at it at this time.
+    #[expect(unsafe_code, reason = "a row of a step is sampled by one worker")]
+    #[expect(clippy::mut_from_ref, reason = "the caller vouches for exclusive use")]
+    pub unsafe fn get(&self) -> &mut Guide {
+        // SAFETY: the caller keeps the promise.
+        unsafe { self.0.get(0) }
+    }
+}
+
+impl From<Guide> for Guided {
+    fn from(guide: Guide) -> Self {
+        let mut guide = Some(guide);
+        Self(PerWorker::new(1, || guide.take().expect("one is made")))
+    }
+}
+
+impl fmt::Debug for Guided {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guided").finish_non_exhaustive()
+    }
+}
+
+/// Why a constraint has no guide.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GuideError {
+    #[error("can't be kept to by this model: none of its tokens ends a text")]
+    NoEnd,
+    #[error("has parts that must hold together with more than {ALTERNATIVES_MAX} alternatives")]
+    Alternatives,
+    #[error("is nested deeper than {DEPTH_MAX}")]
+    Depth,
+    #[error("uses `{0}`, which is not supported in a grammar")]
+    Directive(&'static str),
+    #[error("is GBNF, which is not supported by this server: send it as Lark")]
+    Gbnf,
+    #[error("can't be compiled: {0}")]
+    Refused(String),
+}
+
+/// What a grammar may take, so that a hostile one holds up no step for long and takes little memory.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        max_items_in_row: ITEMS_PER_ROW_MAX,
+        initial_lexer_fuel: COMPILE_FUEL,
+        step_lexer_fuel: STEP_FUEL,
+        step_max_items: STEP_ITEMS_MAX,
+        max_lexer_states: LEXER_STATES_MAX,
+        max_grammar_size: SYMBOLS_MAX,
+        precompute_large_lexemes: true,
+        verbose_errors: false,
+    }
+}
+
+/// Alternatives of a JSON schema that are merged at one place.
+const ALTERNATIVES_MAX: u64 = 4096;
+/// Brackets within brackets of a grammar or a regular expression; JSON is bounded by its reader.
+const DEPTH_MAX: usize = 100;
+/// Symbols of a compiled grammar.
+const SYMBOLS_MAX: usize = 100_000;
+/// Work to make the automata of lexemes, about 50,000 a millisecond.
+const COMPILE_FUEL: u64 = 1_000_000;
+/// Work to extend them for one set of tokens, about 14,000 a millisecond.
+const STEP_FUEL: u64 = 50_000;
+/// Items of the parser for one set of tokens, about 20,000 a millisecond, and for one byte.
+const STEP_ITEMS_MAX: usize = 40_000;
+const ITEMS_PER_ROW_MAX: usize = 2_000;
+/// States of a sequence's automata, 1 to 2 KiB each.
+const LEXER_STATES_MAX: usize = 8_192;
