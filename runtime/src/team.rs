@@ -278,7 +278,7 @@ fn wait_until(mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Looks before the core is offered to others: about 10 us where a pause takes 140 cycles, 4 where it takes 64.
+/// Looks before the core is offered to others.
 const SPINS: u32 = 250;
 /// How often a member does so before it parks.
 const IDLE_TURNS: u32 = 16;

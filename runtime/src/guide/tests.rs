@@ -303,79 +303,76 @@ fn hostile_constraints_are_refused_or_kept_to_within_bounds() {
 #[test]
 #[ignore = "a measurement"]
 fn guide_speed() {
-    let large = std::path::Path::new("/tmp/large-vocabulary.gguf");
-    let sources = [Some(Source::embedded()), Source::open(large).ok()];
-    for source in sources.into_iter().flatten() {
-        let tokenizer = tokenizer_of(&source);
-        let mut library = Library::default();
-        println!("{} tokens", tokenizer.vocab_len());
-        for (name, constraint) in hostile() {
-            let started = Instant::now();
-            let compiled = compile(&mut library, &tokenizer, &constraint);
-            let took = started.elapsed();
-            let Ok(mut guide) = compiled else {
-                println!("{name}: refused after {took:?}");
-                continue;
-            };
-            let walk = walk(&mut guide, &tokenizer, 5, 300);
-            println!(
-                "{name}: compiled in {took:?}, {} tokens, failed {}, longest {:?}",
-                walk.tokens.len(),
-                walk.failed,
-                walk.longest
-            );
-        }
-        let person = json!({"type": "object", "properties": {
-            "name": {"type": "string"}, "age": {"type": "integer"}, "mail": {"type": "string", "format": "email"},
-            "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}}},
-            "required": ["name", "age", "tags"], "additionalProperties": false});
-        for (name, constraint) in [
-            ("json_object", Constraint::JsonObject),
-            ("schema", schema(&person)),
-            ("regex", Constraint::Regex("[A-Z][a-z]+ [0-9]{1,5}(, [a-z]+)*".into())),
-            ("choice", Constraint::Choice((0..20).map(|i| format!("choice {i}")).collect())),
-        ] {
-            let started = Instant::now();
-            compile(&mut library, &tokenizer, &constraint).unwrap();
-            let compiled = started.elapsed();
-            let started = Instant::now();
-            compile(&mut library, &tokenizer, &constraint).unwrap();
-            let copied = started.elapsed();
-            let (mut masks, mut pushes) = (Vec::new(), Vec::new());
-            for seed in 0..40_u64 {
-                let mut guide = compile(&mut library, &tokenizer, &constraint).unwrap();
-                let mut state = seed * 977 + 1;
-                for _ in 0..60 {
-                    let started = Instant::now();
-                    let allowed: Vec<u32> = match guide.allowed() {
-                        Some(words) => {
-                            masks.push(started.elapsed());
-                            bits(words).collect()
-                        }
-                        None => break,
-                    };
-                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    let token = allowed[usize::try_from((state >> 33) % allowed.len() as u64).unwrap()];
-                    let started = Instant::now();
-                    guide.push(token);
-                    pushes.push(started.elapsed());
-                    if tokenizer.is_end_of_generation(token) || guide.is_complete() {
-                        break;
+    let source = Source::embedded();
+    let tokenizer = tokenizer_of(&source);
+    let mut library = Library::default();
+    println!("{} tokens", tokenizer.vocab_len());
+    for (name, constraint) in hostile() {
+        let started = Instant::now();
+        let compiled = compile(&mut library, &tokenizer, &constraint);
+        let took = started.elapsed();
+        let Ok(mut guide) = compiled else {
+            println!("{name}: refused after {took:?}");
+            continue;
+        };
+        let walk = walk(&mut guide, &tokenizer, 5, 300);
+        println!(
+            "{name}: compiled in {took:?}, {} tokens, failed {}, longest {:?}",
+            walk.tokens.len(),
+            walk.failed,
+            walk.longest
+        );
+    }
+    let person = json!({"type": "object", "properties": {
+        "name": {"type": "string"}, "age": {"type": "integer"}, "mail": {"type": "string", "format": "email"},
+        "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}}},
+        "required": ["name", "age", "tags"], "additionalProperties": false});
+    for (name, constraint) in [
+        ("json_object", Constraint::JsonObject),
+        ("schema", schema(&person)),
+        ("regex", Constraint::Regex("[A-Z][a-z]+ [0-9]{1,5}(, [a-z]+)*".into())),
+        ("choice", Constraint::Choice((0..20).map(|i| format!("choice {i}")).collect())),
+    ] {
+        let started = Instant::now();
+        compile(&mut library, &tokenizer, &constraint).unwrap();
+        let compiled = started.elapsed();
+        let started = Instant::now();
+        compile(&mut library, &tokenizer, &constraint).unwrap();
+        let copied = started.elapsed();
+        let (mut masks, mut pushes) = (Vec::new(), Vec::new());
+        for seed in 0..40_u64 {
+            let mut guide = compile(&mut library, &tokenizer, &constraint).unwrap();
+            let mut state = seed * 977 + 1;
+            for _ in 0..60 {
+                let started = Instant::now();
+                let allowed: Vec<u32> = match guide.allowed() {
+                    Some(words) => {
+                        masks.push(started.elapsed());
+                        bits(words).collect()
                     }
+                    None => break,
+                };
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let token = allowed[usize::try_from((state >> 33) % allowed.len() as u64).unwrap()];
+                let started = Instant::now();
+                guide.push(token);
+                pushes.push(started.elapsed());
+                if tokenizer.is_end_of_generation(token) || guide.is_complete() {
+                    break;
                 }
             }
-            masks.sort();
-            pushes.sort();
-            let mean = masks.iter().sum::<Duration>() / u32::try_from(masks.len()).unwrap();
-            println!(
-                "{name}: compiled {compiled:?}, copied {copied:?}; {} masks mean {mean:?}, median {:?}, p99 {:?}, max {:?}; push median {:?}, max {:?}",
-                masks.len(),
-                masks[masks.len() / 2],
-                masks[masks.len() * 99 / 100],
-                masks[masks.len() - 1],
-                pushes[pushes.len() / 2],
-                pushes[pushes.len() - 1]
-            );
         }
+        masks.sort();
+        pushes.sort();
+        let mean = masks.iter().sum::<Duration>() / u32::try_from(masks.len()).unwrap();
+        println!(
+            "{name}: compiled {compiled:?}, copied {copied:?}; {} masks mean {mean:?}, median {:?}, p99 {:?}, max {:?}; push median {:?}, max {:?}",
+            masks.len(),
+            masks[masks.len() / 2],
+            masks[masks.len() * 99 / 100],
+            masks[masks.len() - 1],
+            pushes[pushes.len() / 2],
+            pushes[pushes.len() - 1]
+        );
     }
 }
