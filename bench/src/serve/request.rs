@@ -299,7 +299,8 @@ mod tests {
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("POST /p/v1/inference/stream HTTP/1.1\r\nHost: h:1\r\nAuthorization: Bearer k\r\n"));
         let body: Value = serde_json::from_str(body).unwrap();
-        let fields: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut fields: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
+        fields.sort_unstable();
         assert_eq!(fields, ["max_tokens", "prompt", "seed", "temperature"]);
     }
 }
