@@ -39,8 +39,10 @@ impl Load {
             return None;
         }
         let batch = (self.sequences + 1).min(self.slots.max(1)) as f64;
-        // A step reads the weights once however few its rows are, so it never costs less than those seen.
-        let step_s = decode_s * (batch / decode_rows.max(1.0)).max(1.0);
+        // A step reads the weights once however few its rows are, so it never costs less than those seen, and rows beyond
+        // them share what is read: were each taken to cost a step of its own, a burst would leave a device that has
+        // seen single rows only for one that is several times as slow.
+        let step_s = decode_s * (batch / decode_rows.max(1.0)).max(1.0).powf(FURTHER_ROWS);
         let row_s = if prefill_row_s > 0.0 { prefill_row_s } else { decode_s };
         let own_s = work.prompt_tokens as f64 * row_s + work.tokens_max.min(ANSWER_TOKENS) as f64 * step_s;
         let rounds = (self.sequences / self.slots.max(1)) as f64;
@@ -65,6 +67,9 @@ pub fn choose(cpu: Load, loads: &[Option<Load>], work: Work) -> Option<usize> {
 }
 
 const ABOUT_EQUAL: f64 = 1.25;
+/// The power of the number of rows that a step beyond those seen grows by: on an H100 0.1 from one row to 8, 0.2 from 8 to 32 and
+/// 0.5 from 32 to 256, on two cores 0.3 from one row to 8 and 0.8 from 8 to 32 (2B shape).
+const FURTHER_ROWS: f64 = 0.5;
 /// Answers are seldom as long as they may be.
 const ANSWER_TOKENS: usize = 256;
 
@@ -99,6 +104,15 @@ mod tests {
         assert_eq!(choose(cpu, &[of_kind(0.001, 1), of_kind(0.009, 0)], WORK), Some(1));
         assert_eq!(choose(cpu, &[of_kind(0.009, 2), of_kind(0.001, 1)], WORK), Some(1));
         assert_eq!(choose(cpu, &[of_kind(0.001, 1), Some(load(0.009, 0.001, 0))], WORK), Some(0));
+    }
+
+    #[test]
+    fn a_burst_does_not_leave_a_device_that_has_seen_single_rows_only() {
+        let (cpu, gpu) = (load(0.008, 0.002, 0), load(0.001, 0.0005, 0));
+        for sequences in 0..50 {
+            let gpu = Load { sequences, slots: 256, ..gpu };
+            assert_eq!(choose(cpu, &[Some(gpu)], WORK), Some(0), "{sequences} sequences");
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Status {
             bus,
             readings: Readings::default(),
             capacity,
-            generation: AtomicU32::new(u32::MAX),
+            generation: AtomicU32::new(UNTOLD.0),
             state: AtomicU8::new(State::Starting as u8),
             in_flight: AtomicUsize::new(0),
             decode_s: AtomicU64::new(0),
@@ -136,6 +136,12 @@ impl Status {
     #[must_use]
     pub fn generation(&self) -> GenerationId {
         GenerationId(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Whether it serves `generation`, or has not been told yet what to serve.
+    #[must_use]
+    pub fn may_serve(&self, generation: GenerationId) -> bool {
+        [generation, UNTOLD].contains(&self.generation())
     }
 
     pub(super) fn set_generation(&self, generation: GenerationId) {
@@ -222,6 +228,9 @@ impl Status {
     }
 }
 
+/// What a device serves that was not told what to serve.
+const UNTOLD: GenerationId = GenerationId(u32::MAX);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,7 +252,9 @@ mod tests {
     #[test]
     fn a_device_that_fails_to_come_back_is_not_waited_for() {
         let status = Status::new(Identity::default(), 2);
-        assert!(status.is_coming(), "it starts");
+        assert!(status.is_coming() && status.may_serve(GenerationId(3)), "it starts");
+        status.set_generation(GenerationId(2));
+        assert!(status.may_serve(GenerationId(2)) && !status.may_serve(GenerationId(3)));
         status.set_state(State::Healthy);
         assert!(!status.is_coming(), "it is there");
         for (fault, coming) in [(1, true), (2, false)] {

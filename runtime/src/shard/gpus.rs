@@ -85,7 +85,7 @@ impl Gpus {
 
     /// Whether no device serves `generation` now, and one will soon.
     pub(super) fn is_coming(&self, generation: GenerationId) -> bool {
-        let mut of_it = self.ports.iter().map(|port| &port.status).filter(|status| status.generation() == generation);
+        let mut of_it = self.ports.iter().map(|port| &port.status).filter(|status| status.may_serve(generation));
         of_it.clone().all(|status| status.state() != gpu::State::Healthy) && of_it.any(|status| status.is_coming())
     }
 
