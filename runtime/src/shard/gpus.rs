@@ -42,6 +42,11 @@ impl Gpus {
         self.ports.iter().map(|port| port.status.capacity).sum()
     }
 
+    /// Streams that are on devices.
+    pub(super) fn placed(&self) -> usize {
+        self.placed.borrow().len()
+    }
+
     /// Whether no device has sent anything that was not taken yet.
     pub(super) fn are_quiet(&self) -> bool {
         self.ports.iter().all(ShardPort::is_empty)

@@ -407,7 +407,10 @@ impl Shard {
 
     /// What the CPU has to do and what that costs, as far as is known.
     fn cpu_load(&self) -> Load {
-        self.load_of(self.index)
+        let load = self.load_of(self.index);
+        // Of a burst the leader's own count says nothing before its next step.
+        let started = self.own_streams().saturating_sub(self.gpus.placed());
+        Load { sequences: load.sequences.max(started), ..load }
     }
 
     /// The same of any shard.

@@ -166,7 +166,7 @@ impl Shard {
 
     /// How long the next token may take if it is worth looking for: where steps are long, a wake-up is nothing to them.
     fn spin_time(&self) -> Duration {
-        let step = Duration::from_secs_f64(self.cpu_load().costs.decode_s.clamp(0.0, 1.0));
+        let step = Duration::from_secs_f64(self.load_of(self.index).costs.decode_s.clamp(0.0, 1.0));
         if self.streams.borrow().is_empty() || step > SPIN_STEP_MAX { Duration::ZERO } else { step * 3 / 2 }
     }
 
