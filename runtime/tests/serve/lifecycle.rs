@@ -77,10 +77,7 @@ fn a_second_signal_and_the_drain_timeout_cut_streams_with_an_error() {
 fn other_signals_end_nothing() {
     let server = Server::start(&[]);
     let mut client = streaming(&server, 60);
-    for signal in ["-HUP", "-USR1", "-USR2"] {
-        let status = Command::new("kill").args([signal, &server.pid().to_string()]).status().unwrap();
-        assert!(status.success());
-    }
+    ["HUP", "USR1", "USR2"].into_iter().for_each(|name| server.signal(name));
     let text = rest_of_stream(&mut client);
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
     assert_eq!(server.get("/health").status, 200);
