@@ -1,6 +1,5 @@
-// Linears of up to 32 rows, a launch each: blocks of 8 row tiles, a warp for each, the columns split over a cluster of 1,
-// 2, 4 or 8. A block
-// has all its loads under way at once, and its warps meet once. Sums are exact integers: the split changes no bit.
+// Linears of up to 32 rows, a launch each: blocks of 8 row tiles, a warp for each, the columns split over a cluster of 1, 2, 4 or
+// 8. A block has all its loads under way at once, and its warps meet once. Sums are exact integers: the split changes no bit.
 #pragma once
 
 #include "linear.h"
@@ -14,12 +13,14 @@ template <int NT> struct Few {
         ITEM = FEW_TILES * 512 + NT * 1024,
         ITEMS = FEW_ITEM_BYTES / ITEM, // at a time
         PARTS = FEW_TILES * NT * 512, // a part of each of up to 8 blocks
-        CHAINS = NT == 1 ? 4 : NT == 2 ? 2 : 1, // of products, so that one does not wait for the one before
+        CHAINS = NT == 1 ? 2 : 1, // of products, so that one does not wait for the one before
     };
     const Phase& p;
     const Step& s;
     int size, rank, tile, items, first, last; // of the cluster; the warp's row tile; columns / 128, and the block's part of them
-    int sum[CHAINS][NT][4];
+    // Codes stay where they are in their bytes: rows g and g + 8 come 1 and 4 times as great in [0], and 16 and 64 times in [1], which
+    // has the second half of each 32 columns.
+    int sum[CHAINS][2][NT][4];
 
     DEVICE static int4* parts() { return (int4*)shared_arena(); }
     DEVICE static float4* scales() { return (float4*)(shared_arena() + PARTS); }
@@ -34,7 +35,7 @@ template <int NT> struct Few {
         first = items * rank / size;
         last = items * (rank + 1) / size;
 #pragma unroll
-        for (int i = 0; i < CHAINS * NT * 4; i++) (&sum[0][0][0])[i] = 0;
+        for (int i = 0; i < CHAINS * 2 * NT * 4; i++) (&sum[0][0][0][0])[i] = 0;
     }
     // Tiles past the end are copies of the last: nobody reads what they give.
     DEVICE void load_weights(int start, int count) const {
@@ -58,25 +59,24 @@ template <int NT> struct Few {
         for (int i = 0; i < count; i++) {
             const uint4* at = (const uint4*)item(i);
             const uint4 w = at[warp_id() * 32 + lane_id()];
-            const unsigned words[4] = {w.x, w.y, w.z, w.w};
             uint4 b[NT][2];
 #pragma unroll
             for (int n = 0; n < NT; n++) {
                 b[n][0] = at[FEW_TILES * 32 + n * 64 + low];
                 b[n][1] = at[FEW_TILES * 32 + n * 64 + (low ^ 1)];
             }
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                unsigned a[4];
-#pragma unroll
-                for (int r = 0; r < 4; r++) a[r] = (words[k] >> (2 * r)) & 0x03030303u;
-#pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    const uint4& half = b[n][k / 2];
-                    mma(sum[k % CHAINS][n], a, k % 2 ? half.z : half.x, k % 2 ? half.w : half.y);
-                }
-            }
+            multiply_words(w.x, w.y, b, 0, sum[0]);
+            multiply_words(w.z, w.w, b, 1, sum[CHAINS - 1]);
         }
+    }
+    // Two words of codes, 64 columns.
+    DEVICE static void multiply_words(unsigned v, unsigned u, const uint4 (&b)[NT][2], int half, int (&to)[2][NT][4]) {
+        const unsigned a[4] = {v & 0x03030303u, v & 0x0c0c0c0cu, u & 0x03030303u, u & 0x0c0c0c0cu};
+        const unsigned c[4] = {v & 0x30303030u, v & 0xc0c0c0c0u, u & 0x30303030u, u & 0xc0c0c0c0u};
+#pragma unroll
+        for (int n = 0; n < NT; n++) mma(to[0][n], a, b[n][half].x, b[n][half].z);
+#pragma unroll
+        for (int n = 0; n < NT; n++) mma(to[1][n], c, b[n][half].y, b[n][half].w);
     }
     // Where this lane's four sums of a fragment go: rows g and g + 8 of a row tile, tokens 2 t and 2 t + 1 of a group. Fragment f
     // is group f % NT of row tile f / NT.
@@ -117,15 +117,23 @@ template <int NT> struct Few {
             if (r + 8 < rows) at[8] = add ? second_before[i] + z : z;
         }
     }
+    // Both halves as great as the first, before they could overflow.
+    DEVICE void fold() {
+#pragma unroll
+        for (int i = 0; i < CHAINS * NT * 4; i++) {
+            const int k = i / (NT * 4), n = i / 4 % NT, c = i % 4;
+            sum[k][0][n][c] += sum[k][1][n][c] >> 4;
+            sum[k][1][n][c] = 0;
+        }
+    }
     DEVICE int4 total(int n) const {
         int v[4];
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            v[c] = sum[0][n][c];
-#pragma unroll
-            for (int k = 1; k < CHAINS; k++) v[c] += sum[k][n][c];
+            v[c] = sum[0][0][n][c];
+            if (CHAINS > 1) v[c] += sum[CHAINS - 1][0][n][c];
         }
-        return int4{v[0], v[1], v[2], v[3]};
+        return int4{v[0], v[1], v[2] >> 2, v[3] >> 2};
     }
     // Each block of the cluster finishes every `size`th fragment, to which all send their sums.
     DEVICE void finish_all(const float4& before) const {
@@ -185,6 +193,7 @@ template <int NT> struct Few {
             copy_wait<0>();
             __syncthreads();
             multiply(count);
+            fold();
         }
         finish_all(before);
     }
