@@ -133,11 +133,12 @@ inline Launch screen(const Step& s, const Phase& p, const BatchLimits& limits) {
 inline Launch draw(const Step& s, const Phase& screen) {
     return {"draw_rows", s.tokens * divided(screen.rows, 2048), 1, THREADS, 0, screen, s};
 }
-inline Launch rank(const Step& s, const Phase& screen) {
-    return {"rank_rows", s.tokens, 1, THREADS, 2 * WARPS * 4, screen, s};
+inline Launch rank(const Step& s, const Phase& choose) {
+    // RankArea: weights of a row for each warp, counts, groups, the row.
+    return {"rank_rows", s.tokens, 1, THREADS, WARPS * 10 * 512 + (2 * WARPS + RANKED_MAX + 4 + choose.cols) * 4, choose, s};
 }
 inline Launch choose(const Step& s, const Phase& p) {
-    return {"choose_rows", s.tokens * divided(p.rows, 2048), 1, 128, 4 * 10 * 512, p, s};
+    return {"choose_rows", s.tokens * divided(p.rows, 2048), 1, 128, p.cols * 4 + 16 + 4 * 10 * 512, p, s};
 }
 inline Launch take(const Step& s) { return {"take_rows", divided(s.tokens, WARPS), 1, THREADS, 0, Phase(), s}; }
 

@@ -123,7 +123,10 @@ DEVICE void take_best_of_lanes(Chosen& best) {
 DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
     const float lower = lower_of_key(s.lower[t]), *upper = p.input + (long long)t * p.rows;
     Chosen best = {0, 0x7fffffff, 0};
-    auto at = [](int i, int lane) { return (uint4*)shared_arena() + (warp_id() * CHOOSE_DEPTH + i) * 32 + lane; };
+    // The row, a word, then a place for weights of each warp.
+    float* x = (float*)shared_arena();
+    int* any = (int*)(x + p.cols);
+    auto at = [=](int offset) { return (unsigned char*)(any + 4) + warp_id() * CHOOSE_DEPTH * 512 + offset; };
     // All bounds are looked at before anything is done about one. Lane i keeps the i-th 32 of the warp.
     enum { LOOKS = CHOOSE_ROWS / CHOOSE_THREADS };
     const bool tops = keeps_tops(s.tokens);
@@ -144,6 +147,15 @@ DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
             if (lane_id() == i) kept = all;
         }
     }
+    if (threadIdx.x == 0) *any = 0;
+    __syncthreads();
+    if (kept | tiles) *any = 1;
+    __syncthreads();
+    if (*any) {
+        load_normed<CHOOSE_THREADS>(x, p, s, t);
+        copy_wait<0>();
+        __syncthreads();
+    }
 #pragma unroll 1
     for (int i = 0; tops ? tiles != 0 : i < LOOKS; i++) {
         int from = first + i * CHOOSE_THREADS;
@@ -153,7 +165,7 @@ DEVICE void choose_batch_rows(const Phase& p, const Step& s, int t, int chunk) {
             tiles &= tiles - 1;
             left = warp_ballot(lane_id() < 16 && from + lane_id() < p.rows && !(upper[from + lane_id()] < lower));
         }
-        choose_rows<CHOOSE_DEPTH>(p, left, from, s.normed + (long long)t * p.cols, at, [&](float logit, int row) {
+        choose_rows<CHOOSE_DEPTH>(p, left, from, x, at, [&](float logit, int row) {
             // For draws among the best few, which read what takes the place of the bounds; see rank.h.
             if (lane_id() == 0) ((float*)upper)[row] = logit;
             const bool drawn = s.draws && s.draws[t].factor != 0.0f;

@@ -14,13 +14,14 @@ template <int NT> struct Few {
         ITEMS = FEW_ITEM_BYTES / ITEM, // at a time
         PARTS = FEW_TILES * NT * 512, // a part of each of up to 8 blocks
         CHAINS = NT == 1 ? 2 : 1, // of products, so that one does not wait for the one before
+        HALVES = NT == 4 ? 1 : 2,
     };
     const Phase& p;
     const Step& s;
     int size, rank, tile, items, first, last; // of the cluster; the warp's row tile; columns / 128, and the block's part of them
     // Codes stay where they are in their bytes: rows g and g + 8 come 1 and 4 times as great in [0], and 16 and 64 times in [1], which
-    // has the second half of each 32 columns.
-    int sum[CHAINS][2][NT][4];
+    // has the second half of each 32 columns. Of many tokens that would be too many sums: codes of this half are shifted.
+    int sum[CHAINS][HALVES][NT][4];
 
     DEVICE static int4* parts() { return (int4*)shared_arena(); }
     DEVICE static float4* scales() { return (float4*)(shared_arena() + PARTS); }
@@ -35,7 +36,7 @@ template <int NT> struct Few {
         first = items * rank / size;
         last = items * (rank + 1) / size;
 #pragma unroll
-        for (int i = 0; i < CHAINS * 2 * NT * 4; i++) (&sum[0][0][0][0])[i] = 0;
+        for (int i = 0; i < CHAINS * HALVES * NT * 4; i++) (&sum[0][0][0][0])[i] = 0;
     }
     // Tiles past the end are copies of the last: nobody reads what they give.
     DEVICE void load_weights(int start, int count) const {
@@ -70,13 +71,15 @@ template <int NT> struct Few {
         }
     }
     // Two words of codes, 64 columns.
-    DEVICE static void multiply_words(unsigned v, unsigned u, const uint4 (&b)[NT][2], int half, int (&to)[2][NT][4]) {
+    DEVICE static void multiply_words(unsigned v, unsigned u, const uint4 (&b)[NT][2], int half, int (&to)[HALVES][NT][4]) {
         const unsigned a[4] = {v & 0x03030303u, v & 0x0c0c0c0cu, u & 0x03030303u, u & 0x0c0c0c0cu};
-        const unsigned c[4] = {v & 0x30303030u, v & 0xc0c0c0c0u, u & 0x30303030u, u & 0xc0c0c0c0u};
+        constexpr int shift = HALVES == 2 ? 0 : 4;
+        constexpr unsigned low = 0x30303030u >> shift, high = 0xc0c0c0c0u >> shift;
+        const unsigned c[4] = {v >> shift & low, v >> shift & high, u >> shift & low, u >> shift & high};
 #pragma unroll
         for (int n = 0; n < NT; n++) mma(to[0][n], a, b[n][half].x, b[n][half].z);
 #pragma unroll
-        for (int n = 0; n < NT; n++) mma(to[1][n], c, b[n][half].y, b[n][half].w);
+        for (int n = 0; n < NT; n++) mma(to[HALVES - 1][n], c, b[n][half].y, b[n][half].w);
     }
     // Where this lane's four sums of a fragment go: rows g and g + 8 of a row tile, tokens 2 t and 2 t + 1 of a group. Fragment f
     // is group f % NT of row tile f / NT.
@@ -119,11 +122,12 @@ template <int NT> struct Few {
     }
     // Both halves as great as the first, before they could overflow.
     DEVICE void fold() {
+        if (HALVES == 1) return;
 #pragma unroll
         for (int i = 0; i < CHAINS * NT * 4; i++) {
             const int k = i / (NT * 4), n = i / 4 % NT, c = i % 4;
-            sum[k][0][n][c] += sum[k][1][n][c] >> 4;
-            sum[k][1][n][c] = 0;
+            sum[k][0][n][c] += sum[k][HALVES - 1][n][c] >> 4;
+            sum[k][HALVES - 1][n][c] = 0;
         }
     }
     DEVICE int4 total(int n) const {

@@ -7,8 +7,10 @@
 
 // A lane's codes of 16 rows as the tensor cores take them, 32 columns in a word.
 DEVICE void open_word(unsigned word, unsigned (&a)[4]) {
-#pragma unroll
-    for (int r = 0; r < 4; r++) a[r] = word >> (2 * r) & 0x03030303u;
+    a[0] = word & 0x03030303u;
+    a[1] = word & 0x0c0c0c0cu;
+    a[2] = word >> 4 & 0x03030303u;
+    a[3] = word >> 4 & 0x0c0c0c0cu;
 }
 DEVICE void open_codes(const uint4& codes, unsigned (&a)[4][4]) {
     open_word(codes.x, a[0]);
@@ -174,8 +176,8 @@ template <int NT, int STAGES> struct GroupGemm {
         for (int i = 0; i < NT; i++) {
             at[i * 8 * PITCH] = sum[i][0];
             at[(i * 8 + 1) * PITCH] = sum[i][1];
-            at[i * 8 * PITCH + 8] = sum[i][2];
-            at[(i * 8 + 1) * PITCH + 8] = sum[i][3];
+            at[i * 8 * PITCH + 8] = sum[i][2] >> 2;
+            at[(i * 8 + 1) * PITCH + 8] = sum[i][3] >> 2;
         }
         const int size = cluster_size(), rank = cluster_rank(), tokens = min((int)TOKENS, s.tokens - token);
         if (size > 1) {

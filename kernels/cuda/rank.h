@@ -1,8 +1,10 @@
 // Draws among the best few logits (top-k, and top-p and min-p of these), by the screen: the token of runtime/src/sampler.
 //
-// The k-th greatest of the greatest lower bounds of whole groups of rows is reached by k rows at least: it is `lower`. Rows whose
-// upper bound is below it are none of the k best, and choose_rows puts exact logits in place of the bounds of all others.
-// So what reaches it afterwards is exact, and holds the k best.
+// The k-th greatest of the greatest lower bounds of whole groups of rows is reached by k rows at least. Of each of k groups that
+// reach it the row with the greatest upper bound is computed exactly: what all of these reach, k rows reach too, and it is
+// closer to the k-th best than any bound. The greater of both is `lower`. Rows whose upper bound is below it are none of the k best,
+// and choose_rows puts exact logits in place of the bounds of all others. So what reaches it afterwards is exact, and holds the k
+// best.
 #pragma once
 
 #include "draw.h"
@@ -27,19 +29,63 @@ DEVICE unsigned kth_greatest(const unsigned (&keys)[RANK_LOOKS], int k, int* cou
     return found;
 }
 
-// What the best few of a token reach; where there are very many groups of 16 rows, by groups of several of them.
+struct RankArea {
+    unsigned char weights[WARPS][CHOOSE_DEPTH * 512]; // of a row that is computed
+    int counts[2 * WARPS], groups[RANKED_MAX], count;
+    unsigned least, unused[2];
+    float x[1]; // the row
+};
+
+// What `k` rows reach that are the best by their bounds, of groups that reach `found`: the least of their exact logits.
+DEVICE unsigned reached_exactly(const Phase& p, int t, unsigned found, int k, const float* lows, RankArea& area) {
+    if (threadIdx.x == 0) {
+        area.count = 0;
+        area.least = ~0u;
+    }
+    copy_wait<0>();
+    __syncthreads();
+    for (int at = threadIdx.x; at < (p.rows + 15) / 16; at += THREADS) {
+        if (lower_key(lows[at]) < found) continue;
+        const int place = atomicAdd(&area.count, 1);
+        if (place < k) area.groups[place] = at;
+    }
+    __syncthreads();
+    auto at = [&](int offset) { return area.weights[warp_id()] + offset; };
+    const float* upper = p.input + (long long)t * p.rows;
+#pragma unroll 1
+    for (int i = warp_id(); i < k; i += WARPS) {
+        const int first = area.groups[i] * 16, row = first + lane_id() % 16;
+        const unsigned key = row < p.rows ? lower_key(upper[row]) : 0;
+        const int best = first + lowest_bit(warp_ballot(key == warp_max(key)));
+        const float logit = exact_logit<CHOOSE_DEPTH>(p, best, area.x, at);
+        if (lane_id() == 0) atomicMin(&area.least, lower_key(logit));
+    }
+    __syncthreads();
+    return area.least;
+}
+
+// What the best few of a token reach; where there are very many groups of 16 rows, by groups of several of them. `p` is CHOOSE.
 DEVICE void rank_batch_row(const Phase& p, const Step& s, int t) {
-    const int k = s.draws[t].count, groups = (p.rows + 15) / 16;
+    const int k = min(s.draws[t].count, (int)RANKED_MAX), groups = (p.rows + 15) / 16;
     if (k == 0) return;
-    const float* lows = screen_lows(p.output, s.tokens, p.rows, t);
+    RankArea& area = *(RankArea*)shared_arena();
+    load_normed<THREADS>(area.x, p, s, t);
+    const float* lows = screen_lows((float*)p.input, s.tokens, p.rows, t);
     unsigned keys[RANK_LOOKS];
+    float low[RANK_LOOKS];
 #pragma unroll
     for (int i = 0; i < RANK_LOOKS; i++) {
-        keys[i] = 0;
-        for (int at = i * THREADS + (int)threadIdx.x; at < groups; at += RANK_LOOKS * THREADS) keys[i] = max(keys[i], lower_key(lows[at]));
+        const int at = i * THREADS + (int)threadIdx.x;
+        low[i] = at < groups ? lows[at] : -INFINITE;
     }
-    const unsigned found = kth_greatest(keys, k, (int*)shared_arena());
-    if (threadIdx.x == 0) s.lower[t] = found;
+#pragma unroll
+    for (int i = 0; i < RANK_LOOKS; i++) {
+        keys[i] = lower_key(low[i]);
+        for (int at = (RANK_LOOKS + i) * THREADS + (int)threadIdx.x; at < groups; at += RANK_LOOKS * THREADS) keys[i] = max(keys[i], lower_key(lows[at]));
+    }
+    const unsigned found = kth_greatest(keys, k, area.counts);
+    const unsigned exact = found ? reached_exactly(p, t, found, k, lows, area) : 0;
+    if (threadIdx.x == 0) s.lower[t] = max(found, exact);
 }
 
 // e^x for x <= 0, the bits of runtime/src/sampler/exp.rs: nothing fused.
@@ -98,18 +144,39 @@ struct PickArea {
     float weights[RANKED_MAX];
     int count;
 
-    // Adds the rows `from` .. `to` of those logits that reach `lower`, as far as there is room.
+    // Adds those of PICK_LOOKS logits that reach `lower`, from row `first` on and `step` apart, as far as there is room.
+    DEVICE void look(const float* logits, float lower, int first, int step, int to) {
+        float logit[PICK_LOOKS];
+#pragma unroll
+        for (int i = 0; i < PICK_LOOKS; i++) logit[i] = first + i * step < to ? logits[first + i * step] : -INFINITE;
+#pragma unroll
+        for (int i = 0; i < PICK_LOOKS; i++) {
+            if (!(logit[i] >= lower && logit[i] > -INFINITE)) continue;
+            const int place = atomicAdd(&count, 1);
+            if (place < PICK_ROOM) keys[place] = greedy_key(fminf(logit[i], 3.402823466e38f), first + i * step);
+        }
+    }
+    // Of the rows `from` .. `to`.
     DEVICE void gather(const float* logits, float lower, int from, int to) {
 #pragma unroll 1
-        for (int first = from + (int)threadIdx.x; first < to; first += PICK_LOOKS * THREADS) {
-            float logit[PICK_LOOKS];
-#pragma unroll
-            for (int i = 0; i < PICK_LOOKS; i++) logit[i] = first + i * THREADS < to ? logits[first + i * THREADS] : -INFINITE;
-#pragma unroll
-            for (int i = 0; i < PICK_LOOKS; i++) {
-                if (!(logit[i] >= lower && logit[i] > -INFINITE)) continue;
-                const int place = atomicAdd(&count, 1);
-                if (place < PICK_ROOM) keys[place] = greedy_key(fminf(logit[i], 3.402823466e38f), first + i * THREADS);
+        for (int first = from + (int)threadIdx.x; first < to; first += PICK_LOOKS * THREADS) look(logits, lower, first, THREADS, to);
+        __syncthreads();
+    }
+    // The same of all rows by what the greatest bounds of each 16 rows leave.
+    DEVICE void gather_by_tops(const float* logits, float lower, const float* tops, int rows) {
+        const int groups = (rows + 15) / 16;
+#pragma unroll 1
+        for (int first = threadIdx.x; first < groups; first += 32 * THREADS) {
+            unsigned live = 0;
+#pragma unroll 8
+            for (int i = 0; i < 32; i++) {
+                if (first + i * THREADS < groups && !(tops[first + i * THREADS] < lower)) live |= 1u << i;
+            }
+#pragma unroll 1
+            for (; live != 0; live &= live - 1) {
+                const int row = (first + lowest_bit(live) * THREADS) * 16;
+#pragma unroll 1
+                for (int half = 0; half < 16; half += PICK_LOOKS) look(logits, lower, row + half, 1, rows);
             }
         }
         __syncthreads();
@@ -147,6 +214,7 @@ DEVICE void pick_batch_row(const Phase& p, const Step& s, int t) {
     if (draw.count == 0) return;
     PickArea& area = *(PickArea*)shared_arena();
     const float* logits = p.input + (long long)t * p.rows;
+    const float* tops = keeps_tops(s.tokens) ? screen_tops((float*)p.input, s.tokens, p.rows, t) : nullptr;
     float lower = lower_of_key(s.lower[t]);
     const int most = min(draw.count, (int)RANKED_MAX);
     int kept = 0, portion = p.rows;
@@ -155,7 +223,11 @@ DEVICE void pick_batch_row(const Phase& p, const Step& s, int t) {
     __syncthreads();
 #pragma unroll 1
     for (int from = 0; from < p.rows;) {
-        area.gather(logits, lower, from, min(from + portion, p.rows));
+        if (tops && portion == p.rows) {
+            area.gather_by_tops(logits, lower, tops, p.rows);
+        } else {
+            area.gather(logits, lower, from, min(from + portion, p.rows));
+        }
         const int gathered = area.count;
         const bool fits = gathered <= PICK_ROOM;
         if (fits) area.rank(gathered, most);

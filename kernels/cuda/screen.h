@@ -85,32 +85,31 @@ DEVICE Bounds screen_bounds(int high, int low, const float4& row, const ScreenRo
 // 0 for what is no number.
 DEVICE unsigned lower_key(float lower) { return lower > -INFINITE ? ordered(lower) : 0; }
 
-// Exact logit of one row by a warp, in the order of kernels/src/dense. `at(i, lane)` is 16 bytes of shared memory, DEPTH of
-// them for each lane.
+// Exact logit of one row by a warp, in the order of kernels/src/dense. `at(offset)` is shared memory for DEPTH * 512 bytes of the row, in
+// pieces of 16 bytes.
 template <int DEPTH, class Place> DEVICE float exact_logit(const Phase& p, int row, const float* x, const Place& at) {
     // Decided here, not outside: code for each of both makes registers spill.
     const bool wide = p.wide != 0;
-    const int shift = wide ? 2 : 3, columns = 1 << shift; // of 16 bytes
+    const int size = wide ? 4 : 2, pass = DEPTH * 512 / size; // bytes of a column, columns that have room
     float sum = 0.0f;
-    // A pass is as many columns as the place holds.
 #pragma unroll 1
-    for (int start = 0; start < p.cols; start += DEPTH * 32 * columns) {
+    for (int start = 0; start < p.cols; start += pass) {
+        const unsigned char* from = (const unsigned char*)p.weights + piece_offset(p, row, start + lane_id() * 16 / size);
+        const int end = min(p.cols - start, pass);
         __syncwarp();
+        // 512 bytes of a row are in 16384 of pieces, of halves as of floats.
 #pragma unroll 1
-        for (int i = 0; i < DEPTH; i++) {
-            int column = start + (i * 32 + lane_id()) * columns;
-            if (column < p.cols) copy_async(at(i, lane_id()), (const unsigned char*)p.weights + piece_offset(p, row, column));
-        }
+        for (int offset = lane_id() * 16; offset < end * size; offset += 512, from += 16384) copy_async(at(offset), from);
         copy_commit();
         copy_wait<0>();
         __syncwarp();
-        int k = lane_id() % 16, end = min(p.cols - start, DEPTH * 32 * columns);
+        const int k = lane_id() % 16;
+        const float* values = x + start + k;
 #pragma unroll 8
         for (int i = 0; i < end; i += 16) {
-            int chunk = (i + k) >> shift;
-            const uint4* place = at(chunk / 32, chunk % 32);
-            float w = wide ? ((const float*)place)[k % 4] : float_of_half(((const unsigned short*)place)[k % 8]);
-            sum = fused(w, x[start + i + k], sum);
+            const unsigned char* place = at((i + k) * size);
+            float w = wide ? *(const float*)place : float_of_half(*(const unsigned short*)place);
+            sum = fused(w, values[i], sum);
         }
     }
     for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
@@ -235,3 +234,10 @@ struct FinishScreen {
 };
 
 enum { CHOOSE_THREADS = 128, CHOOSE_ROWS = 2048, CHOOSE_DEPTH = 10 };
+
+// A normed row to shared memory, by a block; before the next meeting of the block each thread waits for its copies.
+template <int COUNT> DEVICE void load_normed(float* to, const Phase& p, const Step& s, int t) {
+    const float* from = s.normed + (long long)t * p.cols;
+    for (int i = threadIdx.x; i < p.cols / 4; i += COUNT) copy_async_kept(to + 4 * i, from + 4 * i);
+    copy_commit();
+}

@@ -444,7 +444,7 @@ DEVICE void choose_token(const Phase& p, const Step& s, unsigned char* work) {
     for (int tile = blockIdx.x * WARPS + warp_id(); tile < tiles; tile += gridDim.x * WARPS) {
         int row = tile * 16 + lane_id();
         bool live = lane_id() < 16 && row < p.rows && !(p.input[min(row, p.rows - 1)] < lower);
-        choose_rows<RING_DEPTH>(p, warp_ballot(live), tile * 16, (float*)work, [](int i, int lane) { return ring_place(i, lane); },
+        choose_rows<RING_DEPTH>(p, warp_ballot(live), tile * 16, (float*)work, [](int offset) { return (unsigned char*)ring_place(offset / 512, 0) + offset % 512; },
                                 [&](float logit, int row) {
                                     unsigned long long key = greedy_key(logit, row);
                                     best = key > best ? key : best;

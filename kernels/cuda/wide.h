@@ -218,7 +218,7 @@ struct WideLinear {
                 for (int i = 0; i < 8; i++) {
                     const int c = i / 4, m = i % 4 / 2, h = i % 2, t = n * 8 + c;
                     const TokenFacts of = facts[first_n * 8 + t];
-                    float y = quotient((float)(sum[m][first_n + n][h * 2 + c] - of.sum), of) * scales[m * 2 + h].x * scales[m * 2 + h].y;
+                    float y = quotient((float)((sum[m][first_n + n][h * 2 + c] >> 2 * h) - of.sum), of) * scales[m * 2 + h].x * scales[m * 2 + h].y;
                     if (ADD) y = before[n][i] + y;
                     if (whole[i % 4] && t < left) out[t * p.stride + m * 64 + h * 8] = y;
                 }
@@ -243,7 +243,7 @@ struct WideLinear {
                 const int c = i / 2, m = i % 2;
                 const TokenFacts of = facts[n * 8 + c];
                 const float gate = quotient((float)(sum[m][n][c] - of.sum), of) * scales[m].x * scales[m].y;
-                const float up = quotient((float)(sum[m][n][2 + c] - of.sum), of) * scales[m].z * scales[m].w;
+                const float up = quotient((float)((sum[m][n][2 + c] >> 2) - of.sum), of) * scales[m].z * scales[m].w;
                 const float y = gated(gate, up, EPILOGUE);
                 if (whole[m] && c < left) out[c * p.stride + m * 32] = y;
             }

@@ -267,6 +267,11 @@ template <class T> T atomicMax(T* at, T value) {
     *at = std::max(old, value);
     return old;
 }
+template <class T> T atomicMin(T* at, T value) {
+    T old = *at;
+    *at = std::min(old, value);
+    return old;
+}
 
 DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE float float_of_bits(unsigned bits) {

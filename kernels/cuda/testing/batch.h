@@ -101,7 +101,7 @@ struct BatchStep {
         const bool some_ranked = std::any_of(of.begin(), of.end(), [](const Draw& draw) { return draw.count != 0; });
         std::vector<Launch> launches = {batch::norm_screen(s, loaded.screen), batch::screen(s, loaded.screen, {loaded.machine.blocks(), loaded.machine.cluster_max()})};
         if (some_drawn) launches.push_back(batch::draw(s, loaded.screen));
-        if (some_ranked) launches.push_back(batch::rank(s, loaded.screen));
+        if (some_ranked) launches.push_back(batch::rank(s, loaded.choose));
         launches.push_back(batch::choose(s, loaded.choose));
         launches.push_back(batch::take(s));
         if (some_ranked) launches.push_back(batch::pick(s, loaded.choose));

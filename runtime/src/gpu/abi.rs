@@ -127,14 +127,15 @@ pub(super) fn ranked_max(vocab: usize) -> usize {
 }
 const RANK_GROUP: usize = 16;
 
-/// Shared memory of `rank_rows` and `pick_rows`.
-pub(super) const RANK_BYTES: usize = 2 * THREADS / 32 * 4;
+/// Shared memory of `rank_rows`, beside the row's floats, and of `pick_rows`.
+pub(super) const RANK_BYTES: usize = THREADS / 32 * 10 * 512 + (2 * THREADS / 32 + RANKED_MAX + 4) * 4;
 pub(super) const PICK_BYTES: usize = 4096 * 8 + RANKED_MAX * 12 + 8;
 
-/// Logits that one block of `draw_rows` and of `choose_rows` looks at, and the latter's threads and shared memory.
+/// Logits that one block of `draw_rows` and of `choose_rows` looks at, and the latter's threads and shared
+/// memory, beside the row's floats.
 pub(super) const CHOOSE_ROWS: usize = 2048;
 pub(super) const CHOOSE_THREADS: usize = 128;
-pub(super) const CHOOSE_BYTES: usize = CHOOSE_THREADS / 32 * 10 * 512;
+pub(super) const CHOOSE_BYTES: usize = 16 + CHOOSE_THREADS / 32 * 10 * 512;
 
 /// Rows of one launch of a step kernel, each of another sequence.
 pub(super) const LAUNCH_ROWS: usize = 32;

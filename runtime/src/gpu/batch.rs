@@ -95,13 +95,13 @@ pub(super) fn screened_head<E>(
         launch(&of(c"draw_rows", tokens * size(screen.rows).div_ceil(CHOOSE_ROWS), THREADS, 0, screen))?;
     }
     if draws.among_best {
-        launch(&of(c"rank_rows", tokens, THREADS, RANK_BYTES, screen))?;
+        launch(&of(c"rank_rows", tokens, THREADS, RANK_BYTES + size(choose.cols) * 4, choose))?;
     }
     launch(&of(
         c"choose_rows",
         tokens * size(choose.rows).div_ceil(CHOOSE_ROWS),
         CHOOSE_THREADS,
-        CHOOSE_BYTES,
+        CHOOSE_BYTES + size(choose.cols) * 4,
         choose,
     ))?;
     launch(&of(c"take_rows", tokens.div_ceil(THREADS / 32), THREADS, 0, choose))?;
