@@ -39,17 +39,17 @@ mod tests {
 
     #[test]
     fn a_command_gives_its_output_or_the_reason_why_not() {
-        let second = Duration::from_secs(1);
-        assert_eq!(run("echo 1; echo 2 >&2", second), Ok("1\n".to_owned()));
-        assert_eq!(run("echo warm; echo no such model >&2; exit 3", second), Err("ended with 3: no such model".into()));
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        assert_eq!(run("echo 1; echo 2 >&2", minute), Ok("1\n".to_owned()));
+        assert_eq!(run("echo warm; echo no such model >&2; exit 3", minute), Err("ended with 3: no such model".into()));
         assert_eq!(run("sleep 60 & sleep 60", second), Err("not done after 1 s".to_owned()));
-        assert_eq!(run("printf '\\377'", second), Err("its output is not UTF-8".to_owned()));
-        assert!(run("/nonexistent/bench", second).unwrap_err().starts_with("ended with 127"));
+        assert_eq!(run("printf '\\377'", minute), Err("its output is not UTF-8".to_owned()));
+        assert!(run("/nonexistent/bench", minute).unwrap_err().starts_with("ended with 127"));
     }
 
     #[test]
     fn any_path_is_one_word() {
         let word = quoted(Path::new("/a b/it's")).unwrap();
-        assert_eq!(run(&format!("printf %s {word}"), Duration::from_secs(1)), Ok("/a b/it's".to_owned()));
+        assert_eq!(run(&format!("printf %s {word}"), Duration::from_secs(60)), Ok("/a b/it's".to_owned()));
     }
 }

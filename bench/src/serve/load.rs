@@ -322,7 +322,7 @@ mod tests {
     }
 
     fn load(address: SocketAddr, endpoint: Endpoint, arrivals: Arrivals, requests: u32) -> Value {
-        run(&template(address, endpoint), address, arrivals, requests, 20.0)
+        run(&template(address, endpoint), address, arrivals, requests, 120.0)
     }
 
     fn failures(fault: Fault) -> Value {
@@ -341,7 +341,9 @@ mod tests {
             // The lower bounds are certain; a busy machine may add to them.
             assert!(report["ttft_ms"]["p50"].as_f64().unwrap() >= 20.0);
             assert!(report["end_to_end_ms"]["p50"].as_f64().unwrap() >= 60.0);
-            assert!(report["tpot_ms"]["p50"].as_f64().unwrap() >= 9.0);
+            // A token that is read late makes the mean gap of its request shorter, but all of them together are the gaps.
+            let [gap, mean_gap] = ["itl_ms", "tpot_ms"].map(|name| report[name]["mean"].as_f64().unwrap());
+            assert!((0.98..1.02).contains(&(mean_gap / gap)), "{report}");
         }
     }
 
@@ -389,7 +391,7 @@ mod tests {
             arrivals: Arrivals::Closed { streams: 4 },
             requests: 12,
             seed: 1,
-            timeout: Duration::from_secs(20),
+            timeout: Duration::from_secs(120),
         };
         let (mut left, mut answered) = (Vec::new(), 0);
         load.run(&mut |settled| match settled.outcome {

@@ -93,7 +93,8 @@ fn hostile_texts_take_no_quadratic_time() {
             let start = Instant::now();
             let mut out = Vec::new();
             tokenizer.encode(&text, false, true, &mut out);
-            assert!(start.elapsed().as_secs() < 10, "{sample:?} took {:?}", start.elapsed());
+            // Some seconds at most on a busy machine; hours where each character looks at all others.
+            assert!(start.elapsed().as_secs() < 60, "{sample:?} took {:?}", start.elapsed());
             if !sample.ends_with("id|>") {
                 assert_eq!(text_of(tokenizer, &out), text);
             }

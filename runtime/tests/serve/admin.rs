@@ -1,13 +1,11 @@
 //! Who may change what is served, and what the endpoints around models say.
 
-use std::time::Duration;
-
 use gguf::TensorType;
 use runtime::cli::synth::{self, Preset};
 use serde_json::{Value, json};
 
 use crate::models::{Folder, SECRET_SHA256, sha256};
-use crate::server::{Server, becomes_true, bitnetd, run_to_end};
+use crate::server::{PATIENCE, Server, becomes_true, bitnetd, run_to_end};
 
 #[test]
 fn without_a_key_nothing_changes_what_is_served() {
@@ -91,9 +89,9 @@ fn models_are_loaded_served_by_name_and_removed() {
 
     assert_eq!(server.admin("DELETE", "/v1/models/none", &Value::Null).status, 404);
     let mut stream = server.connect();
-    let body = json!({"model": "second", "prompt": "a", "max_tokens": 200, "ignore_eos": true, "stream": true});
+    let body = json!({"model": "second", "prompt": "a", "max_tokens": 900, "ignore_eos": true, "stream": true});
     stream.send_post("/v1/completions", body.to_string().as_bytes());
-    assert!(becomes_true(Duration::from_secs(10), || server.status("second")["performance"]["running"] == 1));
+    assert!(becomes_true(PATIENCE, || server.status("second")["performance"]["running"] == 1));
     let removed = server.admin("DELETE", "/v1/models/second", &Value::Null);
     assert_eq!(removed.status, 204, "{}", removed.text());
     let chunks = stream.answer().chunks();

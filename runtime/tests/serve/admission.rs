@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::clients::{Answer, Client};
 use crate::models::{Folder, SECRET_SHA256};
-use crate::server::{Server, becomes_true};
+use crate::server::{PATIENCE, Server, becomes_true};
 
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -28,8 +28,8 @@ fn hold(server: &Server, count: usize) -> Vec<Client> {
     for client in &mut clients {
         client.send_post(COMPLETIONS, body(1000, &json!({"stream": true})).as_bytes());
     }
-    assert!(becomes_true(Duration::from_secs(20), || server.metric(STARTED) - before == count as f64));
-    assert!(becomes_true(Duration::from_secs(20), || server.metric("bitnet_requests_running") > 0.0));
+    assert!(becomes_true(PATIENCE, || server.metric(STARTED) - before == count as f64));
+    assert!(becomes_true(PATIENCE, || server.metric("bitnet_requests_running") > 0.0));
     clients
 }
 
@@ -54,7 +54,8 @@ fn a_request_that_does_not_get_far_enough_in_time_ends_with_an_error() {
     let waits = server.post(COMPLETIONS, &body(4, &json!({"timeout_ms": 50})));
     assert_eq!(waits.status, 408, "{}", waits.text());
     drop(running);
-    assert!(server.is_quiet_within(Duration::from_secs(5)));
+    assert!(server.becomes_quiet());
+    assert!(server.cancelled() >= 1.0);
 }
 
 #[test]
@@ -74,10 +75,11 @@ fn the_queue_closes_for_low_priorities_first_and_says_when_to_come_back() {
         fastest = fastest.min(started.elapsed());
         assert_eq!((answer.status, retry_after_ms(&answer)), (429, 5000), "{}", answer.text());
     }
-    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+    assert!(fastest < Duration::from_millis(500), "{fastest:?}");
     assert!(server.metric("bitnet_admission_rejections_total{reason=\"queue_full\"}") >= 21.0);
     drop(running);
-    assert!(server.is_quiet_within(Duration::from_secs(5)));
+    assert!(server.becomes_quiet());
+    assert!(server.cancelled() >= 1.0);
     assert_eq!(server.post(COMPLETIONS, &body(4, &json!({"priority": "low"}))).status, 200);
 }
 
@@ -104,12 +106,12 @@ fn prompt_tokens_that_wait_are_bounded() {
     let long = json!({"prompt": (0..50).collect::<Vec<u32>>()});
     let mut waits = server.connect();
     waits.send_post(COMPLETIONS, body(4, &long).as_bytes());
-    assert!(becomes_true(Duration::from_secs(5), || server.metric(STARTED) == started + 1.0));
+    assert!(becomes_true(PATIENCE, || server.metric(STARTED) == started + 1.0));
     let refused = server.post(COMPLETIONS, &body(4, &long));
     assert_eq!((refused.status, retry_after_ms(&refused)), (429, 5000), "{}", refused.text());
     let mut short = server.connect();
     short.send_post(COMPLETIONS, body(4, &json!({"prompt": [1, 2, 3]})).as_bytes());
-    assert!(becomes_true(Duration::from_secs(5), || server.metric(STARTED) == started + 2.0));
+    assert!(becomes_true(PATIENCE, || server.metric(STARTED) == started + 2.0));
     drop(held);
     assert_eq!((waits.answer().status, short.answer().status), (200, 200));
     assert_eq!(server.post(COMPLETIONS, &body(4, &long)).status, 200);
@@ -125,7 +127,8 @@ fn what_the_server_allows_holds_for_requests_that_ask_for_more_or_for_nothing() 
         assert!(waits.text().contains("queue_timeout_ms"), "{}", waits.text());
     }
     drop(running);
-    assert!(server.is_quiet_within(Duration::from_secs(5)));
+    assert!(server.becomes_quiet());
+    assert!(server.cancelled() >= 1.0);
 }
 
 #[test]
@@ -155,7 +158,8 @@ fn embeddings_are_taken_in_and_refused_as_other_requests_are() {
     let full = embed(3, json!({"priority": "high"}));
     assert_eq!((full.status, retry_after_ms(&full)), (429, 5000), "{}", full.text());
     drop(running);
-    assert!(server.is_quiet_within(Duration::from_secs(5)));
+    assert!(server.becomes_quiet());
+    assert!(server.cancelled() >= 1.0);
     assert_eq!(embed(100, json!({"queue_timeout_ms": 60_000, "priority": "low"})).status, 200);
     assert_eq!(embed(3, json!({"queue_timeout_ms": 0})).status, 400);
 }

@@ -166,3 +166,9 @@ pub(crate) fn streamed_text(chunks: &[Value], index: u64) -> String {
         .map(|choice| choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default());
     texts.collect()
 }
+
+/// Tokens with log-probabilities in a streamed completion.
+pub(crate) fn logged_tokens(answer: &Answer) -> usize {
+    let chunks = answer.chunks();
+    chunks.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["tokens"].as_array()).map(Vec::len).sum()
+}

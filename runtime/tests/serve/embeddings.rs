@@ -54,7 +54,7 @@ fn vectors_have_length_1_and_do_not_depend_on_what_shares_their_steps() {
         assert_eq!((&single["usage"]["prompt_tokens"], &single["usage"]["total_tokens"]), (&json!(3), &json!(3)));
         let several = server.ask(EMBEDDINGS, &json!({"input": [[1, 2, 3], [7]]}));
         assert_eq!((vector(&several, 0), several["usage"]["prompt_tokens"].as_u64()), (vector(&single, 0), Some(4)));
-        assert!(server.is_quiet_within(crate::server::PATIENCE));
+        assert!(server.becomes_quiet());
     }
 }
 

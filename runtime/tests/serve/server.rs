@@ -12,7 +12,7 @@ use crate::clients::{Answer, Client};
 
 pub(crate) const MODEL: &str = "bitnetd-tiny";
 /// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running server; dropping it kills it.
 pub(crate) struct Server {
@@ -71,13 +71,21 @@ impl Server {
 
     /// Runs `command` until it says where it listens.
     pub(crate) fn spawn(command: &mut Command) -> Self {
+        Self::try_spawn(command).unwrap_or_else(|words| panic!("the server ended: {words}"))
+    }
+
+    /// The same, or what it said where it ended before.
+    pub(crate) fn try_spawn(command: &mut Command) -> Result<Self, String> {
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut first_words = String::new();
         loop {
             let start = first_words.len();
             let count = lines.read_line(&mut first_words).unwrap();
-            assert!(count > 0, "the server ended: {first_words}");
+            if count == 0 {
+                child.wait().unwrap();
+                return Err(first_words);
+            }
             let Some((_, address)) = first_words[start..].split_once(" on http://") else { continue };
             let address = address.trim().parse().unwrap();
             let further_words = std::thread::spawn(move || {
@@ -85,7 +93,7 @@ impl Server {
                 lines.read_to_string(&mut words).unwrap();
                 words
             });
-            return Self { child, address, first_words, further_words: Some(further_words) };
+            return Ok(Self { child, address, first_words, further_words: Some(further_words) });
         }
     }
 
@@ -158,9 +166,14 @@ impl Server {
     }
 
     /// Waits until nothing runs, waits or holds KV blocks any more.
-    pub(crate) fn is_quiet_within(&self, time: Duration) -> bool {
+    pub(crate) fn becomes_quiet(&self) -> bool {
         let names = ["bitnet_requests_running", "bitnet_requests_waiting", "bitnet_kv_cache_usage_ratio"];
-        becomes_true(time, || names.iter().all(|name| self.metric(name) == 0.0))
+        becomes_true(PATIENCE, || names.iter().all(|name| self.metric(name) == 0.0))
+    }
+
+    /// Sequences whose client left before they were through.
+    pub(crate) fn cancelled(&self) -> f64 {
+        self.metric("bitnet_request_success_total{finish_reason=\"cancelled\"}")
     }
 
     /// Memory that it has.

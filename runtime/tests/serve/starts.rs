@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -54,12 +54,11 @@ fn assert_serves(server: &Server) {
 
 #[test]
 fn it_is_ready_at_once() {
-    let started = Instant::now();
     let server = Server::start(&[]);
     assert_eq!(server.get("/health/ready").status, 200);
-    // Unoptimised code packs the weights slowly, and other tests run beside this one.
+    // Of the processors, since other tests run beside this one; unoptimised code packs the weights slowly.
     let most = if cfg!(debug_assertions) { Duration::from_secs(10) } else { Duration::from_secs(1) };
-    assert!(started.elapsed() < most, "{:?}", started.elapsed());
+    assert!(server.cpu_time() < most, "{:?}", server.cpu_time());
 }
 
 #[test]

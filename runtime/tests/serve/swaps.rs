@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::clients::{Client, streamed_text};
 use crate::models::{Folder, PROMPT, sha256};
-use crate::server::{Server, becomes_true, pause};
+use crate::server::{PATIENCE, Server, becomes_true, pause};
 
 #[test]
 fn a_swap_reports_what_it_measured_and_a_swap_back_costs_no_load() {
@@ -50,14 +50,20 @@ fn a_swap_reports_what_it_measured_and_a_swap_back_costs_no_load() {
 fn a_second_swap_meanwhile_is_refused_and_rolling_switches_too() {
     let folder = Folder::new();
     let (_, b) = (folder.synth("a.gguf", 1), folder.synth("b.gguf", 2));
-    let server = folder.serve("a.gguf", &["--swap-watch-seconds", "2"]);
+    let server = folder.serve("a.gguf", &["--swap-watch-seconds", "0"]);
+    // It waits for requests, which come once the others have been refused.
+    let canary = json!({"share": 0.5, "requests": 2, "timeout_seconds": 300});
+    let more = json!({"swap_strategy": "rolling", "canary": canary});
     std::thread::scope(|scope| {
-        let first = scope.spawn(|| server.swap(&b, &json!({"swap_strategy": "rolling"})));
-        assert!(becomes_true(Duration::from_secs(20), || server.status("m")["operation_in_progress"] == true));
+        let first = scope.spawn(|| server.swap(&b, &more));
+        assert!(becomes_true(PATIENCE, || server.status("m")["operation_in_progress"] == true));
         let second = server.try_swap(&b, &json!({}));
         assert_eq!(second.status, 409, "{}", second.text());
         assert!(second.header("retry-after").is_some());
         assert_eq!(server.admin("DELETE", "/v1/models/m", &Value::Null).status, 409);
+        while !first.is_finished() {
+            server.greedy(2);
+        }
         assert_eq!(first.join().unwrap()["status"], "completed");
     });
     assert_eq!(server.active("m"), sha256(&b));
@@ -101,7 +107,7 @@ fn a_generation_that_fails_live_requests_is_taken_back() {
         assert_eq!(swap["health_check_results"]["overall_healthy"], false);
         let rollback = &swap["rollback_info"];
         assert!(rollback["rollback_reason"].as_str().unwrap().contains("requests failed"), "{swap}");
-        assert!(rollback["rollback_duration_ms"].as_f64().unwrap() < 1000.0, "{swap}");
+        assert!(rollback["rollback_duration_ms"].as_f64().unwrap() < 20_000.0, "{swap}");
     });
     assert_eq!(server.active("m"), good);
     assert_eq!(server.metric("bitnet_model_swaps_total{outcome=\"rolled_back\"}"), 1.0);
@@ -184,12 +190,8 @@ fn fifty_swaps_under_64_streams_fail_and_mix_none() {
     };
     let [swapping, quiet] = [0, 1].map(|part| middle(rounds.iter().map(|times| longest(times[part], times[part + 1]))));
     let added = middle(rounds.iter().map(|times| longest(times[0], times[1]) - longest(times[1], times[2])));
-    assert!(server.is_quiet_within(Duration::from_secs(5)));
-    assert!(
-        becomes_true(Duration::from_secs(5), || memory() < memory_before + 32.0),
-        "{} of {memory_before}",
-        memory()
-    );
+    assert!(server.becomes_quiet());
+    assert!(becomes_true(PATIENCE, || memory() < memory_before + 32.0), "{} of {memory_before}", memory());
     durations.sort_by(f64::total_cmp);
     println!(
         "{swaps} swaps under {CLIENTS} clients, {} streams: {:.0} ms in the middle, {:.0} ms at most; longest gap of a swap \

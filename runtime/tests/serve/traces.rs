@@ -206,7 +206,7 @@ fn a_collector_that_does_not_take_traces_costs_nothing_but_traces() {
             let asked = Instant::now();
             let ended = server.ended();
             assert_eq!(ended.code, Some(0), "{}", ended.words);
-            assert!(asked.elapsed() < Duration::from_secs(15), "the end waits {:?}", asked.elapsed());
+            assert!(asked.elapsed() < Duration::from_secs(40), "the end waits {:?}", asked.elapsed());
             let lines = ended.words.lines().filter(|line| line.contains("traces can't be sent"));
             assert_eq!(lines.count(), 1, "{}", ended.words);
         })
