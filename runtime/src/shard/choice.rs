@@ -60,6 +60,11 @@ impl Choice {
         }
     }
 
+    /// Whether it is over and its last tokens have no text, whose log-probabilities nothing takes along.
+    pub(super) fn has_silent_end(&self) -> bool {
+        self.finish.is_some() && self.ready.is_empty() && !self.logprobs.is_empty()
+    }
+
     /// Ends the answer: what was held back is certain now.
     pub(super) fn end(&mut self, finish: Finish) {
         self.decoded.clear();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::clients::Client;
+use crate::clients::{Client, logged_tokens, streamed_text};
 use crate::server::Server;
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -89,11 +89,25 @@ fn an_echo_is_sent_in_pieces_to_every_choice_also_where_nothing_is_generated() {
         ask["stream"] = json!(true);
         let chunks = server.post(COMPLETIONS, &ask.to_string()).chunks();
         for index in 0..3 {
-            let text = crate::clients::streamed_text(&chunks, index);
+            let text = streamed_text(&chunks, index);
             assert!(text.starts_with(&prompt), "{text}");
             assert_eq!(whole["choices"][index as usize]["text"], text);
             let ends = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index);
             assert_eq!(ends.filter(|choice| !choice["finish_reason"].is_null()).count(), 1);
         }
     }
+}
+
+#[test]
+fn tokens_without_a_text_have_their_log_probabilities_in_a_stream_too() {
+    let server = Server::start(&[]);
+    let model = include_bytes!("../../assets/bitnetd-tiny-i2_s.gguf");
+    let gguf = gguf::Gguf::parse(model, model.len() as u64).unwrap();
+    let end = gguf.metadata().u32("tokenizer.ggml.eos_token_id").unwrap().unwrap();
+    let bias = json!({end.to_string(): 100});
+    let ask = json!({
+        "prompt": "Once", "n": 2, "max_tokens": 5, "logit_bias": bias, "ignore_eos": true, "logprobs": 1, "stream": true,
+    });
+    let answer = server.post(COMPLETIONS, &ask.to_string());
+    assert_eq!((logged_tokens(&answer), streamed_text(&answer.chunks(), 0)), (10, String::new()));
 }

@@ -169,7 +169,7 @@ impl<'a> Reply<'a> {
                 stream.text(&mut writer.out, index, part, None);
                 sent.echo += part.len();
                 sent.chars += part.chars().count();
-            } else if !choice.ready.is_empty() || sent.logprobs > 0 {
+            } else if !choice.ready.is_empty() || sent.logprobs > 0 || choice.has_silent_end() {
                 let tokens = &choice.logprobs;
                 let logprobs = (!tokens.is_empty()).then_some(TextLogprobs {
                     tokens,
