@@ -187,13 +187,45 @@ impl Args {
     }
 }
 
+/// What was there stays where this fails.
 fn write(path: &Path, text: &str) -> Result<(), Error> {
-    fs::write(path, text).map_err(|source| Error::Write { path: path.to_owned(), source })
+    let fail = |source| Error::Write { path: path.to_owned(), source };
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return fs::write(path, text).map_err(fail);
+    }
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&partial);
+    }
+    written.map_err(fail)
 }
 
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number <= 1e9 => Ok(number),
         _ => Err("not a positive number".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_can_t_be_written_leaves_the_one_before() {
+        let folder = std::env::temp_dir().join(format!("bitnetd-bench-report-{}", std::process::id()));
+        fs::create_dir_all(folder.join("report.json.partial")).unwrap();
+        let path = folder.join("report.json");
+        fs::write(&path, "old").unwrap();
+        assert!(matches!(write(&path, "new"), Err(Error::Write { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        fs::remove_dir(folder.join("report.json.partial")).unwrap();
+        write(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert!(write(Path::new("/dev/full"), "new").is_err());
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

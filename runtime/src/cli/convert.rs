@@ -16,7 +16,7 @@ use gguf::blocks::RowError;
 use gguf::ternary::TileTable;
 use gguf::writer::{WriteError, Writer};
 
-use super::partial_beside;
+use super::replace_file;
 use safetensors::Checkpoint;
 use shape::{Fill, Planned, Shape};
 use weights::Form;
@@ -113,17 +113,11 @@ pub fn convert(
         };
         writer.tensor(&tensor.name, &dims, kind)?;
     }
-    let partial = partial_beside(out).map_err(|source| Error::Io { path: out.to_owned(), source })?;
-    let written = write(&partial, &writer, &checkpoint, &shape, &planned, &form, progress);
-    let renamed = written.and_then(|file_bytes| {
-        fs::rename(&partial, out).map_err(|source| Error::Io { path: out.to_owned(), source })?;
-        Ok(Summary { file_bytes, tensor_count: planned.len() })
-    });
-    if renamed.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&partial);
-    }
-    renamed
+    let fail = |source| Error::Io { path: out.to_owned(), source };
+    let fill = |file| write(file, &writer, &checkpoint, &shape, &planned, &form, progress);
+    let named = |error| if let Error::Write(WriteError::Io(source)) = error { fail(source) } else { error };
+    let file_bytes = replace_file(out, fail, fill).map_err(named)?;
+    Ok(Summary { file_bytes, tensor_count: planned.len() })
 }
 
 /// Reads the tables of the checkpoint in `folder`, and an element of each tensor: how many there are.
@@ -145,17 +139,15 @@ fn tiles(kind: TensorType, planned: &[Planned]) -> Result<TileTable, Error> {
 }
 
 fn write(
-    partial: &Path,
+    out: BufWriter<File>,
     writer: &Writer,
     checkpoint: &Checkpoint,
     shape: &Shape,
     planned: &[Planned],
     form: &Form,
     mut progress: impl FnMut(u64, u64),
-) -> Result<u64, Error> {
-    let fail = |source| Error::Io { path: partial.to_owned(), source };
-    let file = File::create(partial).map_err(fail)?;
-    let mut body = writer.write_header(BufWriter::with_capacity(1 << 20, file))?;
+) -> Result<(BufWriter<File>, u64), Error> {
+    let mut body = writer.write_header(out)?;
     let all = body.file_bytes();
     let mut done = all - writer.tensor_bytes().sum::<u64>();
     let mut put = |piece: &[u8]| {
@@ -175,6 +167,5 @@ fn write(
             }
         }
     }
-    body.finish()?;
-    Ok(all)
+    Ok((body.finish()?, all))
 }

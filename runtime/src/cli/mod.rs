@@ -11,8 +11,8 @@ mod serve;
 pub mod synth;
 mod tune;
 
-use std::fs;
-use std::io::{self, IsTerminal};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -237,6 +237,29 @@ fn run_synth(args: &SynthArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let summary = synth::write(&args.out, preset, kind, embeddings, args.seed, bar)?;
     println!("{}: {summary:?}", args.out.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has `fill` write a file beside `path`, which takes its name once it is whole and on the disk: `path` is never half a
+/// file, and what was there stays where this fails.
+fn replace_file<T, E>(
+    path: &Path,
+    fail: impl Fn(io::Error) -> E,
+    fill: impl FnOnce(BufWriter<File>) -> Result<(BufWriter<File>, T), E>,
+) -> Result<T, E> {
+    let partial = partial_beside(path).map_err(&fail)?;
+    let write = || {
+        let file = File::create(&partial).map_err(&fail)?;
+        let (out, filled) = fill(BufWriter::with_capacity(1 << 20, file))?;
+        let file = out.into_inner().map_err(|error| fail(error.into_error()))?;
+        file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(&fail)?;
+        Ok(filled)
+    };
+    let written = write();
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&partial);
+    }
+    written
 }
 
 /// Where a file is written until it is whole and takes its name.

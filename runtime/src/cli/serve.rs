@@ -22,7 +22,7 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
     let tuned = Tuned::read_or_say(config.tuning_cache.as_deref(), |line| info!("{line}"));
     let config = &Config { tuned, ..config.clone() };
     let signals = Signals::block()?;
-    log::write_beside()?;
+    log::write_beside().map_err(|source| server::Error::Start { what: "the log's thread", source })?;
     // Buffers of a generation that leaves are then given back, whatever else is held.
     tuning::memory::map_blocks_from(MAPPED_BLOCK_BYTES);
     tuning::raise_locked_memory();

@@ -2,7 +2,7 @@
 
 mod shape;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use gguf::blocks::{self, RowError};
 use gguf::ternary::{self, TileTable, Tiled};
 use gguf::writer::{Body, WriteError, Writer};
 
-use super::partial_beside;
+use super::replace_file;
 pub use shape::Preset;
 use shape::{Fill, Shape, Tensor};
 
@@ -94,19 +94,11 @@ fn write_shape(
         writer.tensor(&tensor.name, &dims[..dim_count], tensor.kind(kind, embeddings))?;
     }
     let fail = |source| Error::Io { path: path.to_owned(), source };
-    let partial = partial_beside(path).map_err(fail)?;
     let what = What { kind, embeddings, tiles, seed };
-    let written = write_partial(&partial, &writer, &tensors, &what, progress);
-    let renamed = written.and_then(|file_bytes| {
-        fs::rename(&partial, path).map_err(fail)?;
-        Ok(file_bytes)
-    });
-    if renamed.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&partial);
-    }
+    let written = replace_file(path, fail, |out| write_all(out, &writer, &tensors, &what, progress));
+    let named = |error| if let Error::Write(WriteError::Io(source)) = error { fail(source) } else { error };
     Ok(Summary {
-        file_bytes: renamed?,
+        file_bytes: written.map_err(named)?,
         tensor_count: tensors.len(),
         parameter_count: tensors.iter().map(|tensor| tensor.cols * tensor.rows).sum(),
     })
@@ -135,15 +127,15 @@ struct What {
     seed: u64,
 }
 
-fn write_partial(
-    partial: &Path,
+/// The file's bytes, written to `out`, and how many they are.
+fn write_all(
+    out: BufWriter<File>,
     writer: &Writer,
     tensors: &[Tensor],
     what: &What,
     progress: impl FnMut(u64, u64),
-) -> Result<u64, Error> {
-    let file = File::create(partial).map_err(|source| Error::Io { path: partial.to_owned(), source })?;
-    let body = writer.write_header(BufWriter::with_capacity(1 << 20, file))?;
+) -> Result<(BufWriter<File>, u64), Error> {
+    let body = writer.write_header(out)?;
     let file_bytes = body.file_bytes();
     let data_bytes: u64 = writer.tensor_bytes().sum();
     let done = file_bytes - data_bytes;
@@ -156,8 +148,7 @@ fn write_partial(
             Fill::Embedding => write_embedding(&mut sink, tensor, what.embeddings, &mut random)?,
         }
     }
-    sink.body.finish()?;
-    Ok(file_bytes)
+    Ok((sink.body.finish()?, file_bytes))
 }
 
 /// Writes and tells how far it is.
@@ -290,7 +281,10 @@ impl Random {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::cli::partial_beside;
 
     struct Scratch(PathBuf);
 

@@ -63,7 +63,7 @@ pub(super) fn run(what: &What) -> Result<ExitCode, Box<dyn std::error::Error>> {
     }
     let mut tuned = Tuned::read_or_say(Some(&path), |line| eprintln!("{line}"));
     tuned.replace(&found);
-    tuned.write(&path)?;
+    tuned.write(&path).map_err(|error| format!("can't write {}: {error}", path.display()))?;
     println!("{}: {} choices", path.display(), tuned.len());
     Ok(ExitCode::SUCCESS)
 }

@@ -188,19 +188,23 @@ impl Pass<'_> {
     fn rows<T: Sync>(&self, rows: usize, inputs: &[T], dot: &(impl Fn(usize, &T) -> f64 + Sync)) -> Vec<f64> {
         let share = rows.div_ceil(self.threads).max(1);
         let mut out = vec![0.0; rows * inputs.len()];
+        let part = |first: usize| -> Vec<f64> {
+            let range = first..rows.min(first + share);
+            range.flat_map(|row| inputs.iter().map(move |input| dot(row, input))).collect()
+        };
+        let part = &part;
         std::thread::scope(|scope| {
             let shares: Vec<_> = (0..rows)
                 .step_by(share)
                 .map(|first| {
-                    let range = first..rows.min(first + share);
-                    let part = move || -> Vec<f64> {
-                        range.flat_map(|row| inputs.iter().map(move |input| dot(row, input))).collect()
-                    };
-                    (first, scope.spawn(part))
+                    let thread = std::thread::Builder::new().spawn_scoped(scope, move || part(first));
+                    (first, thread.ok())
                 })
                 .collect();
             for (first, thread) in shares {
-                let part = thread.join().expect("arithmetic does not panic");
+                // Where there can be no further thread, this one does it.
+                let computed = thread.map(|thread| thread.join().expect("arithmetic does not panic"));
+                let part = computed.unwrap_or_else(|| part(first));
                 for (row, values) in (first..).zip(part.chunks_exact(inputs.len().max(1))) {
                     values.iter().enumerate().for_each(|(i, &value)| out[i * rows + row] = value);
                 }

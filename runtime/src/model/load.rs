@@ -71,7 +71,8 @@ pub fn load(
     let pass = stream::run(source, split_jobs(&plan, arena.as_mut_slice()), options.threads, hash, &progress)?;
     let skips = None;
     let screen = screen
-        .map(|screen| copy_head(arena.as_mut_slice(), head.as_ref().unwrap_or(&embedding), screen, options.threads));
+        .map(|screen| copy_head(arena.as_mut_slice(), head.as_ref().unwrap_or(&embedding), screen, options.threads))
+        .transpose()?;
     let mut weights = Weights { params, embedding, layers, output_norm, head, rope, context, arena, screen, skips };
     plan.settle_scales(&mut weights);
     if ternary::skips(Isa::detect()) {

@@ -1,6 +1,7 @@
 //! A model: where its bytes come from, what they say, and the packed weights that a replica computes with.
 
 use std::sync::Arc;
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use gguf::Gguf;
@@ -127,6 +128,14 @@ impl Model {
     }
 }
 
+/// A thread of `scope`, if there can be a further one.
+pub(crate) fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, Error> {
+    std::thread::Builder::new().spawn_scoped(scope, work).map_err(Error::Thread)
+}
+
 /// Why a model can't be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -159,6 +168,8 @@ pub enum Error {
     NoTiles { name: String, kind: &'static str, rows: usize, cols: usize },
     #[error(transparent)]
     Memory(#[from] tuning::Error),
+    #[error("can't start a thread to load it with")]
+    Thread(#[source] std::io::Error),
     #[error("the tokenizer can't be built: {0}")]
     Tokenizer(#[from] TokenizerError),
     #[error("the chat template can't be compiled: {0}")]

@@ -7,7 +7,7 @@ use tuning::NodeId;
 use tuning::memory::Arena;
 
 use super::weights::{Layer, Linear, LinearView, Storage, Weights};
-use super::{Activation, Error, HyperParameters};
+use super::{Activation, Error, HyperParameters, spawn};
 
 /// The up projections row by row and the down projections column by column, of models whose squared ReLU makes zeros.
 pub(super) struct Skips {
@@ -66,7 +66,7 @@ impl Weights {
         let weights = &*self;
         std::thread::scope(|scope| {
             for share in shares {
-                scope.spawn(move || {
+                let pack = move || {
                     for (layer, out) in share {
                         let (up, down) = out.split_at_mut(up_bytes);
                         if !up.is_empty() {
@@ -74,9 +74,11 @@ impl Weights {
                         }
                         ternary::pack_columns(weights.ternary(&layer.down), COLUMN_LINES, down);
                     }
-                });
+                };
+                spawn(scope, pack)?;
             }
-        });
+            Ok::<_, Error>(())
+        })?;
         let layers = (0..self.layers.len()).map(|i| {
             let start = i * layer_bytes;
             Forms { up: start..start + up_bytes, down: start + up_bytes..start + layer_bytes }

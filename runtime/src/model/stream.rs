@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::direct::{DirectReader, Slot};
 use super::load::Job;
-use super::{Error, Source};
+use super::{Error, Source, spawn};
 
 /// How a file is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,17 +127,16 @@ pub(super) fn run(
             .map(|worker| {
                 let (jobs_in, jobs) = sync_channel(pieces.len());
                 let done_in = done_in.clone();
-                scope.spawn(move || pack(worker, &jobs, &done_in, progress));
-                jobs_in
+                spawn(scope, move || pack(worker, &jobs, &done_in, progress)).map(|_| jobs_in)
             })
-            .collect();
+            .collect::<Result<_, Error>>()?;
         let (hashing, hasher) = match (hash, threads) {
             (false, _) => (Hashing::Off, None),
             // Beside others' work there is no hurry.
             (true, ..=1) => (Hashing::Here(Sha256::new()), None),
             (true, _) => {
                 let (bytes_in, bytes) = sync_channel(pieces.len());
-                (Hashing::Beside(bytes_in), Some(scope.spawn(move || hash_all(&bytes, &done_in))))
+                (Hashing::Beside(bytes_in), Some(spawn(scope, move || hash_all(&bytes, &done_in))?))
             }
         };
         let (busy, unhashed) = (vec![0; packers.len()], 0);

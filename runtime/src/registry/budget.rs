@@ -55,7 +55,7 @@ impl Budget {
     /// context, as far as a third of what is left goes, or as much as the operator said.
     ///
     /// # Errors
-    /// [`LoadError::TooBig`], [`LoadError::CacheTooSmall`].
+    /// [`LoadError::TooBig`], [`LoadError::CacheTooBig`], [`LoadError::CacheTooSmall`].
     pub fn plan(wants: Wants<'_>, footprint: &Footprint) -> Result<Self, LoadError> {
         let Wants { config, free_bytes, .. } = wants;
         let (replicas, shards) = (wants.replicas as u64, wants.shards as u64);
@@ -83,6 +83,10 @@ impl Budget {
         budget.kv_blocks = (budget.sequence_blocks * slots).min(kv_bytes_max / shards / budget.kv_block_bytes);
         if asked_for.is_none() {
             budget.fit_nodes(wants.nodes);
+        }
+        let beside_bytes = free_bytes - budget.taken_bytes();
+        if budget.kv_bytes() > beside_bytes {
+            return Err(LoadError::CacheTooBig { wanted_bytes: budget.kv_bytes(), free_bytes: beside_bytes });
         }
         if budget.kv_blocks < budget.sequence_blocks {
             return Err(LoadError::CacheTooSmall {
@@ -202,6 +206,19 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_cache_that_was_asked_for_is_refused_where_it_would_fill_more_than_there_is() {
+        let asked = |mib| Settings { kv_cache_mb: Some(mib), ..Settings::default() };
+        match plan(asked(600), 500 << 20, 1) {
+            Err(LoadError::CacheTooBig { wanted_bytes, free_bytes }) => {
+                assert!((590 << 20..=600 << 20).contains(&wanted_bytes) && free_bytes < 500 << 20);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(plan(asked(400), 500 << 20, 1).is_ok());
+        assert!(plan(asked(1 << 30), 4 << 30, 1).is_ok(), "no more than the slots need is taken of it");
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub enum LoadError {
     SelfTest(#[from] selftest::Failure),
     #[error("{wanted_bytes} bytes of memory are needed for it, {free_bytes} are free")]
     TooBig { wanted_bytes: u64, free_bytes: u64 },
+    #[error("a KV cache of {wanted_bytes} bytes was asked for, {free_bytes} are free beside the weights and buffers")]
+    CacheTooBig { wanted_bytes: u64, free_bytes: u64 },
     #[error(
         "the KV cache may take {allowed_bytes} bytes, {wanted_bytes} are needed for a sequence of full context on each shard"
     )]
@@ -66,7 +68,9 @@ pub enum LoadError {
 impl From<LoadError> for ApiError {
     fn from(error: LoadError) -> Self {
         let (status, code) = match &error {
-            LoadError::TooBig { .. } | LoadError::Model(model::Error::Memory(_)) => (503, Code::MemoryExhausted),
+            LoadError::TooBig { .. }
+            | LoadError::CacheTooBig { .. }
+            | LoadError::Model(model::Error::Memory(_) | model::Error::Thread(_)) => (503, Code::MemoryExhausted),
             LoadError::TooSlow { .. } => (408, Code::ModelLoadFailed),
             LoadError::Model(model::Error::Io { .. }) => (500, Code::ModelLoadFailed),
             LoadError::Model(
@@ -153,9 +157,9 @@ fn replicate(model: &Arc<Model>, nodes: &[NodeId]) -> Result<Vec<(NodeId, Arc<Mo
     std::thread::scope(|scope| {
         let copy = |node: &NodeId| {
             let node = *node;
-            scope.spawn(move || Ok((node, Arc::new(model.replica(node)?))))
+            model::spawn(scope, move || Ok((node, Arc::new(model.replica(node)?))))
         };
-        let copies: Vec<_> = nodes.iter().skip(1).map(copy).collect();
+        let copies: Vec<_> = nodes.iter().skip(1).map(copy).collect::<Result<_, model::Error>>()?;
         let first = nodes.iter().take(1).map(|node| Ok((*node, Arc::clone(model))));
         first.chain(copies.into_iter().map(|copy| copy.join().expect("copying does not panic"))).collect()
     })

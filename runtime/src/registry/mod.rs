@@ -295,9 +295,15 @@ impl Registry {
     fn delete(&mut self, name: &str) -> Result<(), ApiError> {
         let index = self.index(name)?;
         self.route(name, None, None)?;
-        let name = self.names.remove(index);
-        self.save()?;
-        let generation = name.active.facts.generation;
+        let removed = self.names.remove(index);
+        let generation = removed.active.facts.generation;
+        if let Err(error) = self.save() {
+            // It would be back after the next start, so it is served on.
+            self.names.insert(index, removed);
+            self.route(name, Some(generation), None)?;
+            return Err(error);
+        }
+        let name = removed;
         self.close(name.active);
         if let Some(standby) = name.standby {
             self.close(standby);

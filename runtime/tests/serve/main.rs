@@ -10,6 +10,7 @@ mod cors;
 mod embeddings;
 mod guides;
 mod holds;
+mod hosts;
 mod kills;
 mod lifecycle;
 mod load;

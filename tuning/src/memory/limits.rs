@@ -7,7 +7,8 @@ use crate::cpu::NodeId;
 use crate::error::Error;
 
 /// Bytes that this process can still commit without swapping or being killed:
-/// the least of the system's `MemAvailable` and what every cgroup above the process leaves (v1 and v2).
+/// the least of the system's `MemAvailable`, what every cgroup above the process leaves (v1 and v2), and what its own
+/// limits of address space and data do.
 ///
 /// # Errors
 /// [`Error::Read`] or [`Error::FieldMissing`] if `/proc/meminfo` is not there or has no `MemAvailable`.
@@ -41,7 +42,20 @@ pub fn peak_rss_bytes() -> Result<u64, Error> {
 fn available_below(sys: &Path, proc_root: &Path) -> Result<u64, Error> {
     let system = kib_field(&proc_root.join("meminfo"), "MemAvailable")?;
     let groups = cgroup::folders(sys, proc_root, "memory");
-    Ok(groups.iter().filter_map(|folder| left_in_group(folder)).min().map_or(system, |left| left.min(system)))
+    let limits = groups.iter().filter_map(|folder| left_in_group(folder)).chain(left_to_process(proc_root));
+    Ok(limits.fold(system, u64::min))
+}
+
+/// What `ulimit -v` and `ulimit -d` leave, where they are set.
+fn left_to_process(proc_root: &Path) -> impl Iterator<Item = u64> {
+    let (limits, status) = (proc_root.join("self/limits"), proc_root.join("self/status"));
+    let text = fs::read_to_string(limits).unwrap_or_default();
+    [("Max address space", "VmSize"), ("Max data size", "VmData")].into_iter().filter_map(move |(name, used)| {
+        let soft = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?;
+        // `unlimited` is no number.
+        let limit = soft.parse::<u64>().ok()?;
+        Some(limit.saturating_sub(kib_field(&status, used).ok()?))
+    })
 }
 
 fn available_on_node(sys: &Path, node: NodeId) -> Option<u64> {
@@ -153,6 +167,27 @@ mod tests {
             ],
         );
         assert_eq!(tree.available().unwrap(), 100_000);
+    }
+
+    #[test]
+    fn limits_of_the_process_count() {
+        let limits = |space: &str, data: &str| {
+            format!(
+                "Limit                     Soft Limit           Hard Limit           Units     \n\
+                 Max data size             {data:<20} unlimited            bytes     \n\
+                 Max stack size            8388608              unlimited            bytes     \n\
+                 Max address space         {space:<20} unlimited            bytes     \n"
+            )
+        };
+        let available = |name, space: &str, data: &str| {
+            let status = ("proc/self/status", "VmPeak: 9 kB\nVmSize:  300 kB\nVmRSS: 1 kB\nVmData:  100 kB\n");
+            Tree::new(name, &[MEMINFO, ("proc/self/limits", &limits(space, data)), status]).available().unwrap()
+        };
+        assert_eq!(available("unlimited", "unlimited", "unlimited"), 1_024_000);
+        assert_eq!(available("space", "409600", "unlimited"), 102_400);
+        assert_eq!(available("data", "unlimited", "122880"), 20_480);
+        assert_eq!(available("spent", "204800", "unlimited"), 0);
+        assert_eq!(available("roomy", "1000000000", "1000000000"), 1_024_000);
     }
 
     #[test]
