@@ -172,6 +172,15 @@ fn activations_that_are_asked_for_ahead_agree() {
 }
 
 #[test]
+fn many_rows_in_larger_blocks_agree() {
+    let random = &mut Random(8);
+    for (rows, cols, n) in [(35, 5200, 256), (69, 2700, 260), (33, 2624, 255)] {
+        Case::new(rows, cols, n, false, random).check(0..rows);
+    }
+    Case::new(33, 5200, 256, true, random).check(0..33);
+}
+
+#[test]
 fn largest_codes_and_activations_do_not_wrap() {
     for (cols, n) in [
         (4096, 2),

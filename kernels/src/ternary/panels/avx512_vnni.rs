@@ -12,9 +12,7 @@ use std::ops::Range;
 
 use super::super::avx512_vnni::{load, merge, prefetch};
 use super::super::layout::{TILE_ROWS, Tile};
-use super::{
-    BLOCK_PAIRS, BLOCK_TILES, Codes, PAIR, PANEL_ROWS_MAX, PanelJob, Room, Runs, Sums, panel_count, panel_rows, parts,
-};
+use super::{BLOCK_PAIRS, Codes, PAIR, PanelJob, Room, Runs, Sums, block_tiles, panel_count, panel_rows, parts};
 use crate::{Avx512Bw, Avx512Vnni};
 
 pub(super) fn linear(proof: Avx512Vnni, job: &PanelJob<'_>, room: &mut Room<'_>) {
@@ -191,13 +189,13 @@ fn fields_dot<const N: usize>(
     }
 }
 
-/// Blocks of row tiles, blocks of columns, pairs, panels: a pair's codes stay in the first-level cache while those
-/// columns of all panels pass by from the second-level one. What doesn't fit there is asked for a panel ahead: 512 rows of
-/// 2560 and 6912 columns 683 and 688 GOPS against 669 and 682, 128 rows of 2560 none to half a percent less, so not for these.
+/// Blocks of row tiles, blocks of columns, pairs, panels: a pair's codes stay in a cache while those columns of all panels
+/// pass by from the second-level one. What doesn't fit there is asked for a panel ahead: 512 rows of 2560 and 6912 columns
+/// 683 and 688 GOPS against 669 and 682, 128 rows of 2560 none to half a percent less, so not for these.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
     let (n, tiles) = (job.n(), job.tiles_per_row());
-    let (blocks, panels, far) = (tiles.div_ceil(BLOCK_TILES), panel_count(n), job.is_far());
+    let (blocks, panels, far) = (tiles.div_ceil(block_tiles(n)), panel_count(n), job.is_far());
     let block_columns = |block: usize| block * tiles / blocks..(block + 1) * tiles / blocks;
     for first in (0..job.pairs()).step_by(BLOCK_PAIRS) {
         let pairs = first..(first + BLOCK_PAIRS).min(job.pairs());
@@ -205,7 +203,10 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
             let (columns, last) = (block_columns(block), block + 1 == blocks);
             let codes = &mut room.codes[..4 * columns.len()];
             for (i, pair) in pairs.clone().enumerate() {
-                unpack_pair(job, pair, columns.clone(), codes);
+                let mut packed = job.both(pair).map(|tiles| tiles.map(|tiles| &tiles[columns.clone()]));
+                if packed.is_none() {
+                    unpack_pair(job, pair, columns.clone(), codes);
+                }
                 let (next, ahead) = match (pair + 1 < pairs.end, last) {
                     (true, _) => (pair + 1, columns.clone()),
                     (false, false) => (first, block_columns(block + 1)),
@@ -224,18 +225,45 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
                     let coming = if far { &job.panel(&coming)[4 * column * coming.len()..] } else { &x[..0] };
                     let place = if blocks == 1 { 0 } else { i * n + rows.start };
                     let (sums, behind) = room.sums[place..].split_at_mut(rows.len());
-                    if block > 0 {
-                        prefetch_sums(behind);
+                    let lines = if last { rows.clone() } else { rows.start..rows.start };
+                    let ahead = Ahead { job, pair, lines, sums: if block > 0 { behind } else { &[] } };
+                    match packed.take() {
+                        Some(tiles) => multiply_packed((tiles, codes), x, sums, block == 0, &ahead),
+                        None => multiply(codes, (x, coming), sums, block == 0, &ahead),
                     }
-                    let lines =
-                        rows.start + block * rows.len() / blocks..rows.start + (block + 1) * rows.len() / blocks;
-                    job.for_each_line(pair, lines, prefetch_to_write);
-                    multiply(codes, (x, coming), sums, block == 0);
                     if last {
                         job.finish(proof, pair, rows.start, sums);
                     }
                 }
             }
+        }
+    }
+}
+
+/// What is wanted when the products of a panel are done: its lines of the output, if it is then complete, and the sums that
+/// the next panel goes on with (with 512 rows they lie in L2). Asked for all at once before the products, it would fill the
+/// queues of the first-level cache and hold them up.
+struct Ahead<'a> {
+    job: &'a PanelJob<'a>,
+    pair: usize,
+    /// Activation rows.
+    lines: Range<usize>,
+    sums: &'a [Sums],
+}
+
+impl Ahead<'_> {
+    /// Asks for what belongs to row `t` of the panel.
+    #[inline(always)]
+    fn ask(&self, t: usize) {
+        if let Some(sums) = self.sums.get(t) {
+            for side in &sums.0 {
+                // SAFETY: a prefetch reads nothing that a program can see and never faults.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(side.as_ptr().cast()) }
+            }
+        }
+        if t < self.lines.len() {
+            let row = self.lines.start + t;
+            self.job.for_each_line(self.pair, row..row + 1, prefetch_to_write);
         }
     }
 }
@@ -248,18 +276,6 @@ pub(super) fn prefetch_tiles(job: &PanelJob<'_>, pair: usize, columns: Range<usi
             for tile in &tiles[columns.clone()] {
                 prefetch::<_MM_HINT_T1>(tile, 0);
             }
-        }
-    }
-}
-
-/// Asks for the sums that the next panel goes on with, into L1: with 512 rows they lie in L2, and nothing else is to be done
-/// before they are there (681 GOPS against 675 without).
-#[inline(always)]
-fn prefetch_sums(sums: &[Sums]) {
-    for sum in sums.iter().take(PANEL_ROWS_MAX) {
-        for side in &sum.0 {
-            // SAFETY: a prefetch reads nothing that a program can see and never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(side.as_ptr().cast()) }
         }
     }
 }
@@ -318,13 +334,13 @@ fn unpack(tiles: &[Tile], side: usize, codes: &mut [Codes]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn multiply(codes: &[Codes], (x, coming): (&[[i8; 4]], &[[i8; 4]]), sums: &mut [Sums], first: bool) {
+fn multiply(codes: &[Codes], (x, coming): (&[[i8; 4]], &[[i8; 4]]), sums: &mut [Sums], first: bool, ahead: &Ahead<'_>) {
     macro_rules! by_len {
         ($($n:literal),*) => {
             match sums.len() {
                 $($n => {
                     let sums = sums.first_chunk_mut().expect("as matched");
-                    dot::<$n>(codes, (x.as_chunks().0, coming), sums, first);
+                    dot::<$n>(codes, (x.as_chunks().0, coming), sums, first, ahead);
                 })*
                 _ => unreachable!("a panel has 1 to 14 rows"),
             }
@@ -333,11 +349,18 @@ fn multiply(codes: &[Codes], (x, coming): (&[[i8; 4]], &[[i8; 4]]), sums: &mut [
     by_len!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
 }
 
-/// Adds the products of a pair of row tiles with N activation rows; `first` starts from zero. Meanwhile asks for
-/// as many activations of `coming`, if any: the machine's own prefetching begins anew with every panel.
+/// Adds the products of a pair of row tiles with N activation rows; `first` starts from zero. Meanwhile asks for what is
+/// `ahead`, row by row, and for as many activations of `coming`, if any: the machine's own prefetching begins anew with
+/// every panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline(never)]
-fn dot<const N: usize>(codes: &[Codes], (x, coming): (&[[[i8; 4]; N]], &[[i8; 4]]), sums: &mut [Sums; N], first: bool) {
+fn dot<const N: usize>(
+    codes: &[Codes],
+    (x, coming): (&[[[i8; 4]; N]], &[[i8; 4]]),
+    sums: &mut [Sums; N],
+    first: bool,
+    ahead: &Ahead<'_>,
+) {
     let mut acc = [[_mm512_setzero_si512(); PAIR]; N];
     if !first {
         for t in 0..N {
@@ -345,14 +368,85 @@ fn dot<const N: usize>(codes: &[Codes], (x, coming): (&[[[i8; 4]; N]], &[[i8; 4]
         }
     }
     let (step, mut coming) = (if coming.is_empty() { 0 } else { N }, coming.as_ptr());
-    for (codes, x) in codes.iter().zip(x) {
-        let (first, second) = (load(&codes.0[0]), load(&codes.0[1]));
-        _mm_prefetch::<_MM_HINT_T0>(coming.cast());
-        coming = coming.wrapping_add(step);
+    let share = codes.len().div_ceil(N).max(1);
+    for (row, (codes, x)) in codes.chunks(share).zip(x.chunks(share)).enumerate() {
+        ahead.ask(row);
+        for (codes, x) in codes.iter().zip(x) {
+            let (first, second) = (load(&codes.0[0]), load(&codes.0[1]));
+            _mm_prefetch::<_MM_HINT_T1>(coming.cast());
+            coming = coming.wrapping_add(step);
+            for t in 0..N {
+                let q = _mm512_set1_epi32(word(x[t]));
+                acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], first, q);
+                acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], second, q);
+            }
+        }
+    }
+    for t in 0..N {
+        store_sums(acc[t][0], &mut sums[t].0[0]);
+        store_sums(acc[t][1], &mut sums[t].0[1]);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn multiply_packed(
+    (tiles, codes): ([&[Tile]; PAIR], &mut [Codes]),
+    x: &[[i8; 4]],
+    sums: &mut [Sums],
+    first: bool,
+    ahead: &Ahead<'_>,
+) {
+    macro_rules! by_len {
+        ($($n:literal),*) => {
+            match sums.len() {
+                $($n => {
+                    let sums = sums.first_chunk_mut().expect("as matched");
+                    packed_dot::<$n>((tiles, codes), x.as_chunks().0, sums, first, ahead);
+                })*
+                _ => unreachable!("a first panel of several has 9 to 14 rows"),
+            }
+        };
+    }
+    by_len!(9, 10, 11, 12, 13, 14);
+}
+
+/// [`dot`] for the first panel, which unpacks the codes for all of them, a tile ahead of its products: their stores, one a
+/// cycle, hide behind these.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline(never)]
+fn packed_dot<const N: usize>(
+    (tiles, codes): ([&[Tile]; PAIR], &mut [Codes]),
+    x: &[[[i8; 4]; N]],
+    sums: &mut [Sums; N],
+    first: bool,
+    ahead: &Ahead<'_>,
+) {
+    let mut acc = [[_mm512_setzero_si512(); PAIR]; N];
+    if !first {
         for t in 0..N {
-            let q = _mm512_set1_epi32(word(x[t]));
-            acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], first, q);
-            acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], second, q);
+            acc[t] = [load_sums(&sums[t].0[0]), load_sums(&sums[t].0[1])];
+        }
+    }
+    let (codes, x) = (codes.as_chunks_mut::<4>().0, x.as_chunks::<4>().0);
+    let (tiles, count) = ([&tiles[0][..codes.len()], &tiles[1][..codes.len()]], codes.len());
+    let (share, mut row) = (count.div_ceil(N).max(1), 0);
+    unpack_both([&tiles[0][..1], &tiles[1][..1]], &mut codes[0]);
+    for i in 0..count {
+        if i == row * share {
+            ahead.ask(row);
+            row += 1;
+        }
+        if i + 1 < count {
+            unpack_both([&tiles[0][i + 1..i + 2], &tiles[1][i + 1..i + 2]], &mut codes[i + 1]);
+        }
+        for (codes, x) in codes[i].iter().zip(&x[i]) {
+            let (first, second) = (load(&codes.0[0]), load(&codes.0[1]));
+            for t in 0..N {
+                let q = _mm512_set1_epi32(word(x[t]));
+                acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], first, q);
+                acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], second, q);
+            }
         }
     }
     for t in 0..N {

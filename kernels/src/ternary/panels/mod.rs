@@ -28,7 +28,9 @@ pub(super) const PAIR: usize = 2;
 pub(super) const BLOCK_PAIRS: usize = 4;
 /// Tiles of a row tile that are unpacked at a time: 20 KiB of codes, beside 9 KiB of activations of the largest panel
 /// in a first-level cache.
-pub(super) const BLOCK_TILES: usize = 40;
+const BLOCK_TILES: usize = 40;
+/// The same for many rows, which read 80 KiB of codes from a second-level cache as fast; their sums come and go less often.
+const BLOCK_TILES_MAX: usize = 160;
 /// The same for AMX's tiles: 14 KiB of codes, beside as much of 32 activation rows.
 pub(super) const BLOCK_TILES_MIN: usize = 28;
 
@@ -44,6 +46,11 @@ pub(super) struct Codes(pub(super) [[u8; 4 * TILE_ROWS]; PAIR]);
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Sums(pub(super) [[i32; TILE_ROWS]; PAIR]);
+
+/// Tiles of a row tile that are unpacked at a time for `n` activation rows.
+pub(super) const fn block_tiles(n: usize) -> usize {
+    if n < MANY_ROWS { BLOCK_TILES } else { BLOCK_TILES_MAX }
+}
 
 /// How many panels `n` rows make.
 #[must_use]
@@ -200,7 +207,7 @@ impl PanelScratch {
         let rows = n_max.max(1).next_multiple_of(GROUP_ROWS_MAX);
         let sums = if tiles > BLOCK_TILES_MIN { rows * BLOCK_PAIRS } else { GROUP_ROWS_MAX };
         Self {
-            codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); 4 * tiles.min(BLOCK_TILES)],
+            codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); 4 * tiles.min(block_tiles(n_max))],
             sums: vec![Sums([[0; TILE_ROWS]; PAIR]); sums],
             inverses: vec![0.0; n_max],
         }
@@ -340,7 +347,13 @@ impl<'a> PanelJob<'a> {
         self.tiles[side].get(tile * self.tiles_per_row..(tile + 1) * self.tiles_per_row)
     }
 
-    /// The same, or of the pair behind the last one what this thread is likely to go on with; what is worth reading ahead.
+    /// Both row tiles of pair `index`, where it has two.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn both(&self, index: usize) -> Option<[&'a [Tile]; PAIR]> {
+        Some([self.row_tile(index, 0)?, self.row_tile(index, 1)?])
+    }
+
+    /// A row tile of a pair, or of the pair behind the last one what this thread is likely to go on with; what is worth reading ahead.
     pub(super) fn upcoming(&self, index: usize, side: usize) -> Option<&'a [Tile]> {
         let behind = || Some(self.following[side]).filter(|tiles| !tiles.is_empty());
         if index < self.pairs() { self.row_tile(index, side) } else { behind() }
@@ -512,6 +525,8 @@ const FIELDS_TILES_MIN: usize = 64;
 const FIELDS_BLOCK_TILES: usize = 216;
 /// Most rows whose panels unpack by shifts.
 const SHIFTED_ROWS_MAX: usize = 24;
+/// From so many rows on, larger blocks give more than the stores of their codes take.
+const MANY_ROWS: usize = 256;
 /// Activations from so many bytes on are asked for a panel ahead: fewer stay where they are.
 const FAR_BYTES: usize = 1 << 20;
 
