@@ -104,15 +104,27 @@ impl Kernel for Halves<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (low, high) = self.x.split_at_mut(self.cos.len());
-        let factors = self.cos.chunks(LANES).zip(self.sin.chunks(LANES));
-        for ((low, high), (cos, sin)) in low.chunks_mut(LANES).zip(high.chunks_mut(LANES)).zip(factors) {
-            let (a, b) = (s.load_part(low, 0.0), s.load_part(high, 0.0));
+        let (lows, low) = low.as_chunks_mut::<LANES>();
+        let (highs, high) = high.as_chunks_mut::<LANES>();
+        let ((cosines, cos), (sines, sin)) = (self.cos.as_chunks::<LANES>(), self.sin.as_chunks::<LANES>());
+        for ((a, b), (cos, sin)) in lows.iter_mut().zip(highs).zip(cosines.iter().zip(sines)) {
+            let turned = turn(s, [s.load(a), s.load(b)], [s.load(cos), s.load(sin)]);
+            s.store(turned[0], a);
+            s.store(turned[1], b);
+        }
+        if !low.is_empty() {
             let (cos, sin) = (s.load_part(cos, 0.0), s.load_part(sin, 0.0));
-            let minus_b = s.mul(b, s.splat(-1.0));
-            s.store_part(s.fma(a, cos, s.mul(minus_b, sin)), low);
-            s.store_part(s.fma(a, sin, s.mul(b, cos)), high);
+            let turned = turn(s, [s.load_part(low, 0.0), s.load_part(high, 0.0)], [cos, sin]);
+            s.store_part(turned[0], low);
+            s.store_part(turned[1], high);
         }
     }
+}
+
+#[inline(always)]
+fn turn<S: Simd>(s: S, [a, b]: [S::F; 2], [cos, sin]: [S::F; 2]) -> [S::F; 2] {
+    let minus_b = s.mul(b, s.splat(-1.0));
+    [s.fma(a, cos, s.mul(minus_b, sin)), s.fma(a, sin, s.mul(b, cos))]
 }
 
 struct Pairs<'a> {
