@@ -49,14 +49,17 @@ impl Kernel for RmsNorm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let scale = s.splat(factor(s, self.x, self.eps));
-        let (ahead, _) = self.ahead.as_chunks::<LANES>();
+        // Half of it in each pass: asked for in one, memory is idle in the other and in what comes between two rows.
+        let (early, late) = self.ahead.as_chunks::<LANES>().0.split_at(self.ahead.len() / LANES / 2);
+        let scale = s.splat(factor(s, self.x, self.eps, early));
         let (x, x_rest) = self.x.as_chunks::<LANES>();
         let (weight, weight_rest) = self.weight.as_chunks::<LANES>();
         let (out, out_rest) = self.out.as_chunks_mut::<LANES>();
         let (mut greatest, mut least) = (s.splat(0.0), s.splat(0.0));
         for (i, ((x, w), out)) in x.iter().zip(weight).zip(out).enumerate() {
-            if let Some(line) = ahead.get(i) {
+            if i % 2 == 0
+                && let Some(line) = late.get(i / 2)
+            {
                 s.prefetch(line);
             }
             let y = s.mul(s.mul(s.load(x), scale), s.load(w));
@@ -84,7 +87,7 @@ impl Kernel for RmsNormInPlace<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let scale = s.splat(factor(s, self.x, self.eps));
+        let scale = s.splat(factor(s, self.x, self.eps, &[]));
         for (x, w) in self.x.chunks_mut(LANES).zip(self.weight.chunks(LANES)) {
             let y = s.mul(s.load_part(x, 0.0), scale);
             s.store_part(s.mul(y, s.load_part(w, 0.0)), x);
@@ -92,14 +95,17 @@ impl Kernel for RmsNormInPlace<'_> {
     }
 }
 
-/// 1 / sqrt(mean(x^2) + eps).
+/// 1 / sqrt(mean(x^2) + eps). Asks for `ahead` meanwhile, a line for two vectors.
 #[inline(always)]
-fn factor<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+fn factor<S: Simd>(s: S, x: &[f32], eps: f32, ahead: &[[f32; LANES]]) -> f32 {
     // Two accumulators hide the latency of the f64 sums.
     let mut squares = [s.zero_f64(); 2];
     let (vectors, rest) = x.as_chunks::<LANES>();
     let (pairs, last) = vectors.as_chunks::<2>();
-    for [first, second] in pairs {
+    for (i, [first, second]) in pairs.iter().enumerate() {
+        if let Some(line) = ahead.get(i) {
+            s.prefetch(line);
+        }
         let (a, b) = (s.load(first), s.load(second));
         squares[0] = s.add_f64(squares[0], s.mul(a, a));
         squares[1] = s.add_f64(squares[1], s.mul(b, b));
