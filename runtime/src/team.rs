@@ -157,6 +157,12 @@ impl Team {
         }
         assert!(!shared.poisoned.load(Ordering::Relaxed), "a member of this team panicked");
     }
+
+    /// Runs `job` on the calling thread, all units its own, and leaves the others asleep.
+    pub fn run_alone(&self, counters: &Counters, job: impl FnOnce(Member<'_>)) {
+        counters.reset();
+        job(Member { index: 0, size: 1, shared: &self.shared, counters });
+    }
 }
 
 impl Drop for Team {
@@ -326,6 +332,23 @@ mod tests {
             });
             assert_eq!(taken.into_inner(), 4);
         }
+    }
+
+    #[test]
+    fn the_leader_alone_takes_all_units_and_wakes_nobody() {
+        let team = Team::start(3, |_| {}).unwrap();
+        let counters = Counters::new(1);
+        let epoch = team.shared.epoch.0.load(Ordering::Relaxed);
+        for _ in 0..3 {
+            let mut units = Vec::new();
+            team.run_alone(&counters, |member| {
+                member.barrier();
+                units.extend(std::iter::from_fn(|| member.claim(0, 4)));
+            });
+            assert_eq!(units, [0, 1, 2, 3]);
+        }
+        assert_eq!(team.shared.epoch.0.load(Ordering::Relaxed), epoch);
+        team.run(&counters, &|member| member.barrier());
     }
 
     #[test]

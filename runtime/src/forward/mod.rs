@@ -247,7 +247,11 @@ impl Forward {
         self.attend_plan.make(step);
         let (attend_plan, head_plan) = (&self.attend_plan, &self.plan);
         let pass = self.pass(at, Part { step, place: (0, 0), first_logit: 0, attend_plan, head_plan });
-        team.run(&self.counters, &|member| pass.run(member));
+        if self.apart.is_for_one(step) {
+            team.run_alone(&self.counters, |member| pass.run(member));
+        } else {
+            team.run(&self.counters, &|member| pass.run(member));
+        }
         self.counts = self.plan.count(self.head.counts(), vocab);
     }
 
