@@ -115,6 +115,12 @@ void measure_token(Driver& gpu, const Model& model, int context) {
     auto screened = gpu.time_graph(50, [&] { loaded.run_token(); });
     loaded.set_rows({998}, {context});
     auto whole = gpu.time_graph(50, [&] { loaded.run_token_logits(); });
+    // Steps that follow each other, as in a server; all of them in as many splits as the first.
+    const int steps = 6, repeats = 10;
+    loaded.set_rows({998}, {context});
+    auto row = gpu.time_graph(repeats, [&] {
+        for (int i = 0; i < steps; i++) loaded.run_token();
+    });
     double bytes = 0, head = 0;
     for (const Phase& p : loaded.phases) (p.kind == PHASE_HEAD ? head : bytes) += phase_bytes(model, p, 1, context);
     double us = screened[screened.size() / 2], all = whole[whole.size() / 2];
@@ -123,6 +129,7 @@ void measure_token(Driver& gpu, const Model& model, int context) {
                 "limit %.1f us, %.1f %% of %.1f us with the screen's bytes; %.1f us with all logits, %.1f %%\n",
                 context, us, screened[0], screened[screened.size() * 9 / 10], 1e6 / us, 100 * limit / us, limit,
                 100 * least / us, least, all, 100 * limit / all);
+    std::printf("  %.1f us a step where %d follow each other\n", row[row.size() / 2] / steps, steps);
     trace_token(gpu, loaded, context);
 }
 
@@ -267,10 +274,16 @@ void measure_prompts(Driver& gpu) {
     measure_batch(gpu, prompt, {{0, 2048}});
 }
 
-void layers_agree(Driver& gpu) {
+// One row: two layers of a large model, in several splits.
+void token_agrees(Driver& gpu) {
     Shape two_layers = BITNET_2B4T;
     two_layers.layers = 2;
     steps_agree(gpu, Model(two_layers, 1100, 8), {1020}, 3, false);
+}
+
+void layers_agree(Driver& gpu) {
+    Shape two_layers = BITNET_2B4T;
+    two_layers.layers = 2;
     steps_agree(gpu, Model(two_layers, 300, 9), std::vector<int>(8, 254), 3, false);
     std::vector<int> starts;
     for (int t = 0; t < 32; t++) starts.push_back(t * 8);
@@ -305,14 +318,20 @@ int main(int argc, char** argv) {
         for (int tokens : {2, 3, 4, 6, 8}) compare_forms(gpu, full, tokens);
     }
     if (mode == "one") {
+        small_tokens_agree(gpu);
+        token_agrees(gpu);
         Model full(BITNET_2B4T, 1280, 10);
         measure_token(gpu, full, 128);
         measure_token(gpu, full, 1024);
     }
-    if (mode == "layers") layers_agree(gpu);
+    if (mode == "layers") {
+        token_agrees(gpu);
+        layers_agree(gpu);
+    }
     if (mode != "" && mode != "quick") return failures > 0;
     small_suite(gpu);
     if (mode == "quick" || failures) return failures > 0;
+    token_agrees(gpu);
     layers_agree(gpu);
     Model full(BITNET_2B4T, 1280, 10);
     steps_agree(gpu, full, {130}, 2, false);
