@@ -55,7 +55,7 @@ fn falcon3_agrees() {
     );
     assert_eq!(
         render(FALCON3, &chat()[1..], &[tool()], true).unwrap(),
-        "<|system|>\nYou have these tools:\n{\n  \"function\": {\n    \"description\": \"It's <here>\",\n    \"name\": \"where\"\n  },\n  \"type\": \"function\"\n}\n<|user|>\n Hi there, what is \"é\"?\n<|assistant|>\nA letter!</s>\n<|user|>\nHire me?\n<|assistant|>\n"
+        "<|system|>\nYou have these tools:\n{\n  \"type\": \"function\",\n  \"function\": {\n    \"name\": \"where\",\n    \"description\": \"It's <here>\"\n  }\n}\n<|user|>\n Hi there, what is \"é\"?\n<|assistant|>\nA letter!</s>\n<|user|>\nHire me?\n<|assistant|>\n"
     );
 }
 
@@ -73,7 +73,7 @@ fn llama31_agrees() {
     messages.push(Message::new("tool", "here"));
     assert_eq!(
         render(LLAMA31, &messages, &[tool()], true).unwrap(),
-        "<s><|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe <brief> & kind.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{\n    \"function\": {\n        \"description\": \"It's <here>\",\n        \"name\": \"where\"\n    },\n    \"type\": \"function\"\n}\n\nHi there, what is \"é\"?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{\"name\": \"where\", \"parameters\": {\"city\": \"Zürich\", \"list\": [1, 2], \"n\": 1.5, \"ok\": true, \"x\": null}}<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\n\"here\"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        "<s><|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe <brief> & kind.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{\n    \"type\": \"function\",\n    \"function\": {\n        \"name\": \"where\",\n        \"description\": \"It's <here>\"\n    }\n}\n\nHi there, what is \"é\"?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{\"name\": \"where\", \"parameters\": {\"city\": \"Zürich\", \"list\": [1, 2], \"n\": 1.5, \"ok\": true, \"x\": null}}<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\n\"here\"<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     );
 }
 
