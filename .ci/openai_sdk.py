@@ -205,6 +205,34 @@ def choices_and_patterns_are_kept_to():
     refused(openai.BadRequestError, 400, lambda: chat(extra_body={"regex": "("}))
 
 
+def call_of(chunks):
+    """Name and arguments of the one call of a stream."""
+    deltas = [call for chunk in chunks for choice in chunk.choices for call in choice.delta.tool_calls or []]
+    assert deltas[0].id and deltas[0].type == "function" and all(delta.index == 0 for delta in deltas), deltas
+    return deltas[0].function.name, "".join(delta.function.arguments for delta in deltas)
+
+
+@check
+def tools_are_called_whole_and_streamed():
+    tools = [openai.pydantic_function_tool(Fox), openai.pydantic_function_tool(Fox, name="Hen")]
+    fields = {"tools": tools, "temperature": 1, "seed": 3, "max_tokens": 200}
+    for choice in ({"type": "function", "function": {"name": "Hen"}}, "required"):
+        answer = chat(tool_choice=choice, parallel_tool_calls=False, **fields).choices[0]
+        assert answer.finish_reason == "tool_calls" and answer.message.content is None, answer
+        (call,) = answer.message.tool_calls
+        assert call.id and call.function.name in ("Fox", "Hen") and Fox.model_validate_json(call.function.arguments)
+        chunks = list(chat(tool_choice=choice, parallel_tool_calls=False, stream=True, **fields))
+        assert call_of(chunks) == (call.function.name, call.function.arguments), (chunks, call)
+        assert text_of(chunks) == "" and chunks[-1].choices[0].finish_reason == "tool_calls"
+        history = [*MESSAGES, answer.message, {"role": "tool", "tool_call_id": call.id, "content": "It runs."}]
+        assert chat(messages=history, tools=tools, tool_choice="none").choices[0].message.content
+    parsed = client.chat.completions.parse(
+        model=model, messages=MESSAGES, tool_choice="required", parallel_tool_calls=False, **fields
+    )
+    assert isinstance(parsed.choices[0].message.tool_calls[0].function.parsed_arguments, Fox), parsed
+    refused(openai.BadRequestError, 400, lambda: chat(tools=[*tools, tools[0]]))
+
+
 @check
 def errors_are_the_sdk_s_own_kinds():
     error = refused(openai.NotFoundError, 404, lambda: chat(model="no-such-model"))
@@ -215,8 +243,6 @@ def errors_are_the_sdk_s_own_kinds():
     refused(openai.BadRequestError, 400, lambda: chat(messages=[]))
     refused(openai.BadRequestError, 400, lambda: chat(n=1000))
     refused(openai.BadRequestError, 400, lambda: chat(messages=[{"role": "user", "content": "fox " * 20000}]))
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-    refused(openai.BadRequestError, 400, lambda: chat(tools=[tool]))
     refused(openai.BadRequestError, 400, lambda: chat(stream=True, temperature=-1))
 
 

@@ -3,7 +3,7 @@
 
 use net::api::{
     Constraint, DetokenizeRequest, DevicePreference, Endpoint, GenerateRequest, Message, Priority, Prompt,
-    QuantizationPreference, Role, TokenizeInput, TokenizeRequest,
+    QuantizationPreference, Role, TokenizeInput, TokenizeRequest, ToolCall, ToolChoice,
 };
 use net::error::ApiError;
 use net::json::Reader;
@@ -220,7 +220,13 @@ fn messages_hold_text_of_known_roles() {
         {"type":"text","text":"b"}]},{"role":"assistant","content":"","tool_calls":[],"refusal":null},
         {"role":"tool","content":"t","tool_call_id":"c"}]"#,
     );
-    let message = |role, content: &str| Message { role, content: content.into(), name: None, tool_call_id: None };
+    let message = |role, content: &str| Message {
+        role,
+        content: content.into(),
+        name: None,
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+    };
     let expected = vec![
         message(Role::System, "s"),
         Message { name: Some("n".into()), ..message(Role::User, "a\nb") },
@@ -248,7 +254,37 @@ fn messages_hold_text_of_known_roles() {
             "messages[0].content[0].type",
         ),
         (r#"[{"role":"user","content":"a"},{"role":"tool","content":"a"}]"#, "messages[1].tool_call_id"),
-        (r#"[{"role":"assistant","content":"a","tool_calls":[{}]}]"#, "messages[0].tool_calls"),
+        (r#"[{"role":"tool","content":"a","tool_call_id":""}]"#, "messages[0].tool_call_id"),
+        (r#"[{"role":"assistant","content":null}]"#, "messages[0].content"),
+        (r#"[{"role":"assistant","tool_calls":[]}]"#, "messages[0].content"),
+        (r#"[{"role":"assistant","tool_calls":{}}]"#, "messages[0].tool_calls"),
+        (r#"[{"role":"assistant","tool_calls":[1]}]"#, "messages[0].tool_calls[0]"),
+        (r#"[{"role":"assistant","tool_calls":[{"function":{"name":"f"}}]}]"#, "messages[0].tool_calls[0].id"),
+        (r#"[{"role":"assistant","tool_calls":[{"id":"c"}]}]"#, "messages[0].tool_calls[0].function.name"),
+        (
+            r#"[{"role":"assistant","tool_calls":[{"id":"c","function":{"name":"f g"}}]}]"#,
+            "messages[0].tool_calls[0].function.name",
+        ),
+        (
+            r#"[{"role":"assistant","tool_calls":[{"id":"c","type":"custom","function":{"name":"f"}}]}]"#,
+            "messages[0].tool_calls[0].type",
+        ),
+        (
+            r#"[{"role":"assistant","tool_calls":[{"id":"c","function":{"name":"f","arguments":"[1]"}}]}]"#,
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            r#"[{"role":"assistant","tool_calls":[{"id":"c","function":{"name":"f","arguments":"{\"a\":"}}]}]"#,
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            r#"[{"role":"assistant","tool_calls":[{"id":"c","function":{"name":"f","arguments":{}}}]}]"#,
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            r#"[{"role":"user","content":"a","tool_calls":[{"id":"c","function":{"name":"f"}}]}]"#,
+            "messages[0].tool_calls",
+        ),
         (r#"[{"role":"user","role":"user","content":"a"}]"#, "messages[0].role"),
         (r#"[{"role":"user","content":"a","name":1}]"#, "messages[0].name"),
     ] {
@@ -307,12 +343,93 @@ fn constraints_are_taken_one_at_a_time() {
 }
 
 #[test]
+fn calls_of_a_conversation_are_read() {
+    let call = |id: &str, name: &str, arguments: &str| ToolCall {
+        id: id.into(),
+        name: name.into(),
+        arguments: arguments.into(),
+    };
+    let body = r#"{"messages":[{"role":"assistant","content":null,"tool_calls":[
+        {"id":"a","type":"function","function":{"name":"f","arguments":" {\"x\": [1, \"é\"]}\n"}},
+        {"id":"b","function":{"name":"g-2","arguments":""}}, {"id":"c","function":{"name":"h"}}]}]}"#;
+    let Prompt::Messages(messages) = parse(Endpoint::Chat, body).unwrap().prompt else { panic!("no messages") };
+    let expected = [call("a", "f", r#"{"x": [1, "é"]}"#), call("b", "g-2", "{}"), call("c", "h", "{}")];
+    assert_eq!((messages[0].content.as_str(), &messages[0].tool_calls[..]), ("", &expected[..]));
+}
+
+#[test]
+fn tools_are_taken_with_their_choice() {
+    let tool = |name: &str| {
+        format!(r#"{{"type":"function","function":{{"name":"{name}","parameters":{{"type":"object","x":[1.5]}}}}}}"#)
+    };
+    let two = format!(
+        r#""tools":[{},{{"type":"function","function":{{"name":"g","strict":true,"description":"d"}}}}]"#,
+        tool("f")
+    );
+    let tools = |fields: &str| with(Endpoint::Chat, fields).map(|request| request.tools().cloned());
+    let taken = tools(&two).unwrap().unwrap();
+    assert_eq!((taken.choice, taken.parallel), (ToolChoice::Auto, true));
+    assert_eq!((taken.list[0].name.as_str(), taken.list[0].definition.as_str()), ("f", &*tool("f")));
+    assert_eq!(taken.list[0].parameters.as_deref(), Some(r#"{"type":"object","x":[1.5]}"#));
+    assert_eq!((taken.list[1].name.as_str(), &taken.list[1].parameters), ("g", &None));
+    let choice =
+        |choice: &str| tools(&format!("{two},\"tool_choice\":{choice}")).map(|tools| tools.map(|tools| tools.choice));
+    assert_eq!(choice(r#""required""#), Ok(Some(ToolChoice::Required)));
+    assert_eq!(choice(r#""auto""#), Ok(Some(ToolChoice::Auto)));
+    assert_eq!(choice("null"), Ok(Some(ToolChoice::Auto)));
+    assert_eq!(choice(r#""none""#), Ok(None));
+    assert_eq!(choice(r#"{"type":"function","function":{"name":"g"}}"#), Ok(Some(ToolChoice::Named(1))));
+    assert!(!tools(&format!("\"parallel_tool_calls\":false,{two}")).unwrap().unwrap().parallel);
+    // Said before the tools or after them.
+    let before = format!(r#""tool_choice":{{"type":"function","function":{{"name":"f"}}}},{two}"#);
+    assert_eq!(tools(&before).unwrap().unwrap().choice, ToolChoice::Named(0));
+    let many = |count: usize| {
+        format!("\"tools\":[{}]", (0..count).map(|i| tool(&format!("f{i}"))).collect::<Vec<_>>().join(","))
+    };
+    assert_eq!(tools(&many(128)).unwrap().unwrap().list.len(), 128);
+    let long = "d".repeat(100 << 10);
+    let wordy = |name: &str| format!(r#"{{"type":"function","function":{{"name":"{name}","description":"{long}"}}}}"#);
+    for (fields, at) in [
+        (many(129), "tools"),
+        (format!("\"tools\":[{},{},{}]", wordy("a"), wordy("b"), wordy("c")), "tools"),
+        ("\"tools\":{}".into(), "tools"),
+        ("\"tools\":[1]".into(), "tools[0]"),
+        ("\"tools\":[{}]".into(), "tools[0].type"),
+        (r#""tools":[{"type":"function"}]"#.into(), "tools[0].function"),
+        (r#""tools":[{"type":"custom","function":{"name":"f"}}]"#.into(), "tools[0].type"),
+        (r#""tools":[{"type":"function","function":{}}]"#.into(), "tools[0].function.name"),
+        (r#""tools":[{"type":"function","function":{"name":"a.b"}}]"#.into(), "tools[0].function.name"),
+        (
+            r#""tools":[{"type":"function","function":{"name":"f","parameters":[]}}]"#.into(),
+            "tools[0].function.parameters",
+        ),
+        (r#""tools":[{"type":"function","function":{"name":"f","strict":1}}]"#.into(), "tools[0].function.strict"),
+        (format!("\"tools\":[{},{}]", tool("f"), tool("f")), "tools[1].function.name"),
+        (format!("{two},\"tool_choice\":\"any\""), "tool_choice"),
+        (format!("{two},\"tool_choice\":{{}}"), "tool_choice.type"),
+        (format!(r#"{two},"tool_choice":{{"type":"function"}}"#), "tool_choice.function.name"),
+        (
+            format!(r#"{two},"tool_choice":{{"type":"function","function":{{"name":"h"}}}}"#),
+            "tool_choice.function.name",
+        ),
+        (format!("{two},\"parallel_tool_calls\":1"), "parallel_tool_calls"),
+        (format!("{two},\"ignore_eos\":true"), "ignore_eos"),
+        (format!("{two},\"logprobs\":true"), "logprobs"),
+        (format!("{two},\"regex\":\"a\""), "tools"),
+        (r#""tool_choice":"required""#.into(), "tool_choice"),
+        (r#""tools":[],"tool_choice":"required""#.into(), "tool_choice"),
+    ] {
+        assert_eq!(param(with(Endpoint::Chat, &fields)), at, "{fields:.200}");
+    }
+    assert!(with(Endpoint::Chat, &format!("{two},\"tool_choice\":\"none\",\"logprobs\":true,\"regex\":\"a\"")).is_ok());
+    assert_eq!(param(with(Endpoint::Completion, &two)), "tools");
+}
+
+#[test]
 fn what_would_change_the_answer_is_refused_by_name() {
     for endpoint in OPENAI {
         for (field, value) in [
-            ("tools", "[{}]"),
             ("tool_choice", "\"required\""),
-            ("tool_choice", "{}"),
             ("functions", "[{}]"),
             ("function_call", "{\"name\":\"f\"}"),
             ("guided_json", "{\"type\":\"object\"}"),

@@ -143,7 +143,8 @@ fn samples(document: &Value, schema: &Value) -> (Vec<Value>, Vec<Value>) {
             let item = items.first().cloned().unwrap_or(json!("a"));
             let many = |count: u64| Value::Array(vec![item.clone(); count as usize]);
             good.push(many(1));
-            good.extend(schema["maxItems"].as_u64().map(many));
+            let most = schema["maxItems"].as_u64().filter(|_| schema["uniqueItems"] != true);
+            good.extend(most.map(many));
             bad.extend(schema["maxItems"].as_u64().map(|most| many(most + 1)));
             bad.extend(schema["minItems"].as_u64().map(|least| many(least - 1)));
             bad.extend(bad_items.into_iter().map(|item| json!([item])));
@@ -230,6 +231,10 @@ fn with(path: &str, body: &Value, name: &str, value: Value) -> Value {
         "best_of" => {
             fields.insert(name.to_owned(), value.clone());
             fields.insert("n".into(), value.clone());
+        }
+        "tool_choice" if path == "/v1/chat/completions" => {
+            let tool = json!({"type": "function", "function": {"name": "a"}});
+            fields.insert("tools".into(), json!([tool]));
         }
         // With `content` these are refused.
         "messages" => drop(fields.remove("content")),

@@ -51,7 +51,7 @@ fn data(chunk: &[u8]) -> Value {
 fn a_chat_stream_reads_as_openai_writes_it() {
     let stream = OpenAiStream::chat(Framing::Chunked, "chatcmpl-1", 1_700_000_000, "m\"1", true);
     let mut out = Vec::new();
-    stream.begin(&mut out, 0);
+    stream.begin(&mut out, 0, true);
     stream.text(&mut out, 0, "Hé\n\"\u{1f600}", None);
     stream.finish(&mut out, 0, FinishReason::Length);
     stream.done(&mut out, &Usage { prompt_tokens: 5, completion_tokens: 2, cached_tokens: 4 });
@@ -74,10 +74,34 @@ fn a_chat_stream_reads_as_openai_writes_it() {
 }
 
 #[test]
+fn calls_stream_as_openai_writes_them() {
+    let stream = OpenAiStream::chat(Framing::Chunked, "c", 1, "m", false);
+    let mut out = Vec::new();
+    stream.begin(&mut out, 2, false);
+    stream.call(&mut out, 2, 1, 0xab, "f");
+    stream.arguments(&mut out, 2, 1, "{\"é");
+    stream.finish(&mut out, 2, FinishReason::ToolCalls);
+    let choices: Vec<Value> = dechunk(&out, false).iter().map(|chunk| data(chunk)["choices"][0].clone()).collect();
+    let id = format!("call_{:032x}", 0xab);
+    assert!(id.len() <= 40);
+    let begun = json!({"index": 1, "id": id, "type": "function", "function": {"name": "f", "arguments": ""}});
+    let deltas = [
+        json!({"role": "assistant", "content": null}),
+        json!({"tool_calls": [begun]}),
+        json!({"tool_calls": [{"index": 1, "function": {"arguments": "{\"é"}}]}),
+        json!({}),
+    ];
+    for (choice, delta) in choices.iter().zip(&deltas) {
+        assert_eq!((&choice["index"], &choice["delta"]), (&json!(2), delta));
+    }
+    assert_eq!((choices.len(), &choices[3]["finish_reason"]), (4, &json!("tool_calls")));
+}
+
+#[test]
 fn a_text_stream_has_no_role_and_no_usage_unless_asked() {
     let stream = OpenAiStream::completion(Framing::Chunked, "cmpl-1", 1, "m", false);
     let mut out = Vec::new();
-    stream.begin(&mut out, 3);
+    stream.begin(&mut out, 3, true);
     assert!(out.is_empty());
     stream.text(&mut out, 3, "a", None);
     stream.finish(&mut out, 3, FinishReason::Stop);

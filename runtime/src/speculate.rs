@@ -140,9 +140,10 @@ impl Speculator {
         #[expect(clippy::cast_precision_loss, reason = "sequences are few")]
         let (mut rows, mut tokens) = (decoding, decoding as f64);
         for sequence in scheduler.decoding_mut() {
+            let is_guided = sequence.is_guided();
             let draft = &mut sequence.draft;
             draft.clear();
-            if room == 0 || sequence.guide.is_some() || reads_history(&sequence.sampling) {
+            if room == 0 || is_guided || reads_history(&sequence.sampling) {
                 continue;
             }
             // The row of the last token gives one token without any draft.

@@ -3,7 +3,7 @@
 
 use super::embeddings::{EncodingFormat, write_vector};
 use super::logprobs::{Logprobs, PieceOf, Shape, Writer, write_byte_array};
-use super::reply::{FinishReason, Usage, write_usage};
+use super::reply::{FinishReason, Usage, write_call_id, write_usage};
 use crate::json::{write_escaped, write_string, write_u64};
 
 /// About so many bytes are written at a time.
@@ -16,8 +16,19 @@ pub struct Choice<'a> {
     /// The prompt, where it is to be repeated before the text.
     pub echo: &'a str,
     pub text: &'a str,
+    /// Of a chat; with them, a text that is empty is none.
+    pub calls: &'a [CallReply<'a>],
     pub finish_reason: FinishReason,
     pub logprobs: Option<&'a Logprobs>,
+}
+
+/// A call of a tool.
+#[derive(Debug, Clone, Copy)]
+pub struct CallReply<'a> {
+    pub id: u128,
+    pub name: &'a str,
+    /// JSON text, which may be cut short where the answer is.
+    pub arguments: &'a str,
 }
 
 /// The body of a completion that is sent as a whole.
@@ -44,6 +55,12 @@ enum Place {
     /// The text from byte `from` on, prompt and answer together.
     Text {
         choice: usize,
+        from: usize,
+    },
+    /// The arguments of a call from byte `from` on.
+    Call {
+        choice: usize,
+        call: usize,
         from: usize,
     },
     Logprobs {
@@ -104,7 +121,12 @@ impl<'a, 'p> CompletionBody<'a, 'p> {
                     out.push(b',');
                 }
                 out.extend_from_slice(b"{\"index\":");
-                write_u64(out, u64::from(self.choices[choice].index));
+                let Choice { index, text, calls, .. } = self.choices[choice];
+                write_u64(out, u64::from(index));
+                if text.is_empty() && !calls.is_empty() {
+                    out.extend_from_slice(b",\"message\":{\"role\":\"assistant\",\"content\":null");
+                    return Place::Call { choice, call: 0, from: 0 };
+                }
                 out.extend_from_slice(match self.shape {
                     Shape::Chat => b",\"message\":{\"role\":\"assistant\",\"content\":\"",
                     Shape::Completion => b",\"text\":\"",
@@ -112,6 +134,7 @@ impl<'a, 'p> CompletionBody<'a, 'p> {
                 Place::Text { choice, from: 0 }
             }
             Place::Text { choice, from } => self.write_text(out, choice, from),
+            Place::Call { choice, call, from } => self.write_call(out, choice, call, from),
             Place::Logprobs { choice, column, token } => self.write_logprobs(out, choice, column, token),
             Place::Close { choice } => {
                 out.extend_from_slice(b",\"finish_reason\":\"");
@@ -147,7 +170,7 @@ impl<'a, 'p> CompletionBody<'a, 'p> {
     }
 
     fn write_text(&mut self, out: &mut Vec<u8>, choice: usize, from: usize) -> Place {
-        let Choice { echo, text, logprobs, .. } = self.choices[choice];
+        let Choice { echo, text, .. } = self.choices[choice];
         let rest = if from < echo.len() { &echo[from..] } else { &text[from - echo.len()..] };
         if !rest.is_empty() {
             let part = beginning(rest);
@@ -155,11 +178,41 @@ impl<'a, 'p> CompletionBody<'a, 'p> {
             return Place::Text { choice, from: from + part.len() };
         }
         out.push(b'"');
-        if self.shape == Shape::Chat {
-            out.extend_from_slice(b",\"refusal\":null}");
+        match self.shape {
+            Shape::Chat => Place::Call { choice, call: 0, from: 0 },
+            Shape::Completion => self.end_message(out, choice),
         }
+    }
+
+    fn write_call(&self, out: &mut Vec<u8>, choice: usize, call: usize, from: usize) -> Place {
+        let calls = self.choices[choice].calls;
+        let Some(CallReply { id, name, arguments }) = calls.get(call) else {
+            if !calls.is_empty() {
+                out.push(b']');
+            }
+            out.extend_from_slice(b",\"refusal\":null}");
+            return self.end_message(out, choice);
+        };
+        if from == 0 {
+            out.extend_from_slice(if call == 0 { b",\"tool_calls\":[{\"id\":" } else { b",{\"id\":".as_slice() });
+            write_call_id(out, *id);
+            out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
+            write_string(out, name);
+            out.extend_from_slice(b",\"arguments\":\"");
+        }
+        let rest = &arguments[from..];
+        let part = beginning(rest);
+        write_escaped(out, part.as_bytes());
+        if part.len() < rest.len() {
+            return Place::Call { choice, call, from: from + part.len() };
+        }
+        out.extend_from_slice(b"\"}}");
+        Place::Call { choice, call: call + 1, from: 0 }
+    }
+
+    fn end_message(&self, out: &mut Vec<u8>, choice: usize) -> Place {
         out.extend_from_slice(b",\"logprobs\":");
-        if logprobs.is_some() {
+        if self.choices[choice].logprobs.is_some() {
             return Place::Logprobs { choice, column: 0, token: 0 };
         }
         out.extend_from_slice(b"null");
@@ -337,7 +390,7 @@ mod tests {
         let (echo, text) = ("\u{1}\u{fc}".repeat(10_000), "\u{1f600}".repeat(10_000));
         let choice = |index, logprobs| {
             let finish_reason = FinishReason::Stop;
-            Choice { index, echo: &echo, text: &text, finish_reason, logprobs }
+            Choice { index, echo: &echo, text: &text, calls: &[], finish_reason, logprobs }
         };
         let choices = [choice(0, Some(&logprobs)), choice(1, None), choice(2, Some(&logprobs))];
         let usage = Usage { prompt_tokens: 1, completion_tokens: 900, cached_tokens: 0 };
@@ -360,6 +413,39 @@ mod tests {
         assert!(lengths.iter().all(|length| *length < 8 * PIECE_BYTES), "{lengths:?}");
         assert_eq!(json["choices"][2]["logprobs"]["content"][299]["top_logprobs"][19]["logprob"], -9.5);
         assert_eq!(json["usage"]["total_tokens"], 901);
+    }
+
+    #[test]
+    fn calls_follow_the_text_or_stand_in_its_place() {
+        let long = format!("{{\"a\":\"{}\"}}", "\u{e9}\"".repeat(20_000));
+        let calls = [
+            CallReply { id: 1, name: "f", arguments: &long },
+            CallReply { id: u128::MAX, name: "g", arguments: "" },
+            CallReply { id: 2, name: "h", arguments: "{}" },
+        ];
+        let choice = |index, text, calls| {
+            let finish_reason = FinishReason::ToolCalls;
+            Choice { index, echo: "", text, calls, finish_reason, logprobs: None }
+        };
+        let choices = [choice(0, "", &calls[..]), choice(1, "Well:", &calls[2..]), choice(2, "", &[])];
+        let mut body = CompletionBody::chat("c", 9, "m", &choices, Usage::default(), &piece);
+        let (lengths, json) = pieces(|out| body.write_piece(out));
+        assert!(lengths.len() > 2 && lengths.iter().all(|length| *length < 8 * PIECE_BYTES), "{lengths:?}");
+        let message = &json["choices"][0]["message"];
+        assert!(message["content"].is_null() && message["refusal"].is_null(), "{message}");
+        let made = message["tool_calls"].as_array().unwrap();
+        assert_eq!((made.len(), made[0]["function"]["arguments"].as_str()), (3, Some(&*long)));
+        let second = serde_json::json!({"id": format!("call_{}", "f".repeat(32)), "type": "function",
+            "function": {"name": "g", "arguments": ""}});
+        assert_eq!(made[1], second);
+        let message = &json["choices"][1]["message"];
+        assert_eq!((&message["content"], message["tool_calls"].as_array().unwrap().len()), (&"Well:".into(), 1));
+        assert_eq!(
+            (&json["choices"][1]["finish_reason"], &json["choices"][1]["logprobs"]),
+            (&"tool_calls".into(), &serde_json::Value::Null)
+        );
+        let message = json["choices"][2]["message"].as_object().unwrap();
+        assert!(message["content"] == "" && !message.contains_key("tool_calls"), "{message:?}");
     }
 
     #[test]

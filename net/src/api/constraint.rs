@@ -1,6 +1,9 @@
-//! What an answer must look like: `response_format`, `regex`, `choice` and `grammar`, as far as that can be told without a
-//! model.
+//! What an answer must look like: `response_format`, `regex`, `choice`, `grammar` and `tools`, as far as that can be told
+//! without a model.
 
+use std::sync::Arc;
+
+use super::tools::Tools;
 use crate::error::ApiError;
 use crate::json::{Kind, Path, Value, items};
 
@@ -17,6 +20,8 @@ pub enum Constraint {
     Choice(Vec<String>),
     /// A context-free grammar, GBNF or Lark.
     Grammar(String),
+    /// Text with calls of these, or calls alone.
+    Tools(Arc<Tools>),
 }
 
 impl Constraint {
@@ -27,6 +32,7 @@ impl Constraint {
             Self::Regex(_) => "regex",
             Self::Choice(_) => "choice",
             Self::Grammar(_) => "grammar",
+            Self::Tools(_) => "tools",
         }
     }
 }
@@ -77,16 +83,13 @@ fn json_schema(value: Value<'_, '_>, path: Path<'_>) -> Result<Constraint, ApiEr
             _ => {}
         }
     }
-    if name.is_none_or(|name| !is_name(name)) {
-        let message = format_args!("must have 1..={NAME_BYTES_MAX} letters, digits, _ and -");
-        return Err(ApiError::validation(Path::Field(&path, "name"), message));
-    }
+    check_name(name, path)?;
     // Without a schema it is any object, as OpenAI's reference has it optional.
     Ok(schema.map_or(Constraint::JsonObject, Constraint::JsonSchema))
 }
 
 /// The text of a JSON schema.
-fn schema_text(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+pub(super) fn schema_text(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
     if !matches!(value.kind(), Kind::Object) {
         return Err(ApiError::validation(path, "must be an object"));
     }
@@ -128,10 +131,14 @@ fn choice(value: Value<'_, '_>, path: Path<'_>) -> Result<Vec<String>, ApiError>
     Ok(choices)
 }
 
-/// Whether OpenAI would take it as the name of a schema or a function.
-fn is_name(name: &str) -> bool {
+/// The `name` of what stands at `path`, if OpenAI would take it as that of a schema or a function.
+pub(super) fn check_name<'n>(name: Option<&'n str>, path: Path<'_>) -> Result<&'n str, ApiError> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed)
+    let is_name = |name: &&str| (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed);
+    name.filter(is_name).ok_or_else(|| {
+        let message = format_args!("must have 1..={NAME_BYTES_MAX} letters, digits, _ and -");
+        ApiError::validation(Path::Field(&path, "name"), message)
+    })
 }
 
 /// Of a schema without spaces.

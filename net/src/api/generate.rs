@@ -1,8 +1,11 @@
 //! One typed request for the four endpoints that generate text, with each endpoint's defaults and ranges.
 
+use std::sync::Arc;
+
 use super::constraint::{self, Constraint};
 use super::fields::{logit_bias, milliseconds, penalty_factor, priority, prompt, stop};
 use super::messages::{self, Message};
+use super::tools::{self, Tools};
 use crate::error::ApiError;
 use crate::json::{Kind, Object, Path, Reader, Value, items};
 
@@ -133,6 +136,14 @@ impl GenerateRequest {
         reader.object(body, |object| Self::from_object(endpoint, object))
     }
 
+    /// What its answers may call.
+    pub fn tools(&self) -> Option<&Arc<Tools>> {
+        match &self.constraint {
+            Some(Constraint::Tools(tools)) => Some(tools),
+            _ => None,
+        }
+    }
+
     fn from_object(endpoint: Endpoint, object: &Object<'_, '_>) -> Result<Self, ApiError> {
         let mut draft = Draft::new(endpoint);
         for (key, value) in object.fields() {
@@ -207,6 +218,7 @@ struct Draft {
     wants_logprobs: bool,
     top_logprobs: Option<u32>,
     best_of: Option<u32>,
+    tools: tools::Draft,
 }
 
 impl Draft {
@@ -219,6 +231,7 @@ impl Draft {
             wants_logprobs: false,
             top_logprobs: None,
             best_of: None,
+            tools: tools::Draft::default(),
         }
     }
 
@@ -271,10 +284,7 @@ impl Draft {
             "queue_timeout_ms" => request.queue_timeout_ms = Some(milliseconds(value, path)?),
             "first_token_timeout_ms" => request.first_token_timeout_ms = Some(milliseconds(value, path)?),
             "user" => request.user = Some(value.str(path)?.to_owned()),
-            "tool_choice" | "function_call" => match value.kind() {
-                Kind::String("none" | "auto") => {}
-                _ => return Err(ApiError::not_supported(path)),
-            },
+            "function_call" => check_no_call(value, path)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -305,7 +315,7 @@ impl Draft {
             // Even `{}` asks for a search.
             "web_search_options" => return Err(ApiError::not_supported(path)),
             "prompt" => return Err(ApiError::validation(path, "belongs to /v1/completions; send `messages`")),
-            _ => return Ok(false),
+            _ => return self.tools.field(key, value, path),
         }
         Ok(true)
     }
@@ -316,6 +326,7 @@ impl Draft {
             "logprobs" => self.request.logprobs = Some(value.integer(path, 0, LOGPROBS_MAX)? as u32),
             "echo" => self.request.echo = value.bool(path)?,
             "best_of" => self.best_of = Some(value.u32(path, 1)?),
+            "tool_choice" => check_no_call(value, path)?,
             "messages" => return Err(ApiError::validation(path, "belongs to /v1/chat/completions; send `prompt`")),
             _ => return Ok(false),
         }
@@ -368,7 +379,13 @@ impl Draft {
         Ok(true)
     }
 
-    fn finish(self, endpoint: Endpoint) -> Result<GenerateRequest, ApiError> {
+    fn finish(mut self, endpoint: Endpoint) -> Result<GenerateRequest, ApiError> {
+        if let Some(tools) = std::mem::take(&mut self.tools).finish()? {
+            if self.wants_logprobs {
+                return Err(ApiError::validation("logprobs", "can't go with `tools`: calls are no text"));
+            }
+            self.constrain(Some(Constraint::Tools(tools)), Path::Field(&Path::Root, "tools"))?;
+        }
         let mut request = self.request;
         let name = if endpoint == Endpoint::Chat { "messages" } else { "prompt" };
         request.prompt = self.prompt.ok_or_else(|| ApiError::validation(name, "is required"))?;
@@ -401,6 +418,14 @@ impl Draft {
             return Err(ApiError::validation("n", message));
         }
         Ok(request)
+    }
+}
+
+/// Refuses what asks for a call where there are none.
+fn check_no_call(value: Value<'_, '_>, path: Path<'_>) -> Result<(), ApiError> {
+    match value.kind() {
+        Kind::String("none" | "auto") => Ok(()),
+        _ => Err(ApiError::not_supported(path)),
     }
 }
 

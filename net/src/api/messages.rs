@@ -1,5 +1,6 @@
-//! Chat messages with text contents.
+//! Chat messages with text contents and calls of tools.
 
+use super::tools::{self, ToolCall};
 use crate::error::ApiError;
 use crate::json::{Kind, Object, Path, Value, items};
 
@@ -31,6 +32,8 @@ pub struct Message {
     /// Text; the parts of an array are joined by line ends.
     pub content: String,
     pub name: Option<String>,
+    /// With role assistant: what it called. The content may be empty then.
+    pub tool_calls: Vec<ToolCall>,
     /// With role tool: which call this answers.
     pub tool_call_id: Option<String>,
 }
@@ -56,25 +59,31 @@ pub(super) fn parse(value: Value<'_, '_>, path: Path<'_>) -> Result<Vec<Message>
 
 fn message(object: &Object<'_, '_>, path: Path<'_>) -> Result<Message, ApiError> {
     let (mut role, mut text, mut name, mut tool_call_id) = (None, None, None, None);
+    let mut tool_calls = Vec::new();
     for (key, value) in object.fields() {
         let path = Path::Field(&path, key);
         match key {
             "role" => role = Some(parse_role(value, path)?),
             "content" => text = Some(content(value, path)?),
             "name" => name = Some(value.str(path)?.to_owned()),
-            "tool_call_id" => tool_call_id = Some(value.str(path)?.to_owned()),
-            "tool_calls" | "function_call" | "audio" if !value.is_neutral() => {
+            "tool_call_id" => tool_call_id = Some(tools::call_id(value, path)?),
+            "tool_calls" => tool_calls = tools::calls(value, path)?,
+            "function_call" | "audio" if !value.is_neutral() => {
                 return Err(ApiError::not_supported(path));
             }
             _ => {}
         }
     }
     let role = role.ok_or_else(|| ApiError::validation(Path::Field(&path, "role"), "is required"))?;
+    if role != Role::Assistant && !tool_calls.is_empty() {
+        return Err(ApiError::validation(Path::Field(&path, "tool_calls"), "is allowed with role assistant only"));
+    }
+    let text = text.or_else(|| (!tool_calls.is_empty()).then(String::new));
     let content = text.ok_or_else(|| ApiError::validation(Path::Field(&path, "content"), "is required"))?;
     if role == Role::Tool && tool_call_id.is_none() {
         return Err(ApiError::validation(Path::Field(&path, "tool_call_id"), "is required with role tool"));
     }
-    Ok(Message { role, content, name, tool_call_id })
+    Ok(Message { role, content, name, tool_calls, tool_call_id })
 }
 
 fn parse_role(value: Value<'_, '_>, path: Path<'_>) -> Result<Role, ApiError> {

@@ -13,13 +13,14 @@ mod reply;
 mod route;
 mod stats;
 mod tokens;
+mod tools;
 
 pub use admin::{
     Canary, Check, HealthCheckResults, LoadReply, LoadRequest, ModelMetadata, ModelStatus, Performance, PhaseTimes,
     QuantizationComparison, Receipt, Resources, RollbackInfo, SwapReply, SwapRequest, SwapStatus, SwapStrategy,
     ValidationConfig, ValidationResult, ValidationResults, VersionStatus, write_admin,
 };
-pub use body::{Choice, CompletionBody, ContentBody, EmbeddingsBody, PIECE_BYTES, TokensBody, beginning};
+pub use body::{CallReply, Choice, CompletionBody, ContentBody, EmbeddingsBody, PIECE_BYTES, TokensBody, beginning};
 pub use constraint::Constraint;
 pub use embeddings::{EMBEDDING_INPUTS_MAX, EmbeddingsRequest, EncodingFormat};
 pub use generate::{
@@ -29,10 +30,11 @@ pub use logprobs::{Logprobs, PieceOf};
 pub(crate) use logprobs::{Shape, Writer as LogprobsWriter};
 pub use messages::{Message, Role};
 pub use openapi::openapi;
-pub(crate) use reply::write_usage;
 pub use reply::{
     Component, FinishReason, InferenceReply, ModelCard, Usage, write_health, write_inference, write_model, write_models,
 };
+pub(crate) use reply::{write_call_id, write_usage};
 pub use route::{Access, Route, check_json_content_type, dialect_of, percent_decode, route, template};
 pub use stats::{STATS_HOURS_MAX, StatsRequest};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};
+pub use tools::{Tool, ToolCall, ToolChoice, Tools};

@@ -10,6 +10,8 @@ pub enum FinishReason {
     Stop,
     /// max_tokens, or the context is full.
     Length,
+    /// It calls tools, and waits for what they say.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -17,6 +19,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }
@@ -80,6 +83,11 @@ pub(crate) fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
     out.extend_from_slice(b",\"prompt_tokens_details\":{\"cached_tokens\":");
     write_u64(out, usage.cached_tokens);
     out.extend_from_slice(b"}}");
+}
+
+/// Appends the id of a call as a JSON string, short enough for OpenAI's limit of 40 characters.
+pub(crate) fn write_call_id(out: &mut Vec<u8>, id: u128) {
+    out.extend_from_slice(format!("\"call_{id:032x}\"").as_bytes());
 }
 
 /// Appends the answer of `POST /v1/inference`.

@@ -1,7 +1,9 @@
 //! OpenAI's chunks: everything but the piece is built once per stream.
 
 use super::Framing;
-use crate::api::{FinishReason, Logprobs, LogprobsWriter, PIECE_BYTES, PieceOf, Shape, Usage, write_usage};
+use crate::api::{
+    FinishReason, Logprobs, LogprobsWriter, PIECE_BYTES, PieceOf, Shape, Usage, write_call_id, write_usage,
+};
 use crate::error::{ApiError, Dialect};
 use crate::json::{write_string, write_u64};
 
@@ -62,15 +64,39 @@ impl OpenAiStream {
         Self { kind, framing, include_usage, prefix, base_len }
     }
 
-    /// Appends the first delta of choice `index`, which names the role; nothing for text completions.
-    pub fn begin(&self, out: &mut Vec<u8>, index: u32) {
+    /// Appends the first delta of choice `index`, which names the role; nothing for text completions. `has_text` is false
+    /// where there will be calls alone.
+    pub fn begin(&self, out: &mut Vec<u8>, index: u32, has_text: bool) {
         if self.kind == Kind::Chat {
-            self.choice(out, index, |out| {
-                out.extend_from_slice(
-                    b",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n",
-                );
+            self.delta(out, index, |out| {
+                out.extend_from_slice(b"\"role\":\"assistant\",\"content\":");
+                out.extend_from_slice(if has_text { b"\"\"" } else { b"null" });
             });
         }
+    }
+
+    /// Appends the beginning of the call `call` of choice `index`.
+    pub fn call(&self, out: &mut Vec<u8>, index: u32, call: usize, id: u128, name: &str) {
+        self.delta(out, index, |out| {
+            out.extend_from_slice(b"\"tool_calls\":[{\"index\":");
+            write_u64(out, call as u64);
+            out.extend_from_slice(b",\"id\":");
+            write_call_id(out, id);
+            out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
+            write_string(out, name);
+            out.extend_from_slice(b",\"arguments\":\"\"}}]");
+        });
+    }
+
+    /// Appends a piece of the arguments of the call `call` of choice `index`.
+    pub fn arguments(&self, out: &mut Vec<u8>, index: u32, call: usize, piece: &str) {
+        self.delta(out, index, |out| {
+            out.extend_from_slice(b"\"tool_calls\":[{\"index\":");
+            write_u64(out, call as u64);
+            out.extend_from_slice(b",\"function\":{\"arguments\":");
+            write_string(out, piece);
+            out.extend_from_slice(b"}}]");
+        });
     }
 
     /// Appends a piece of text of choice `index`, with as many of its log-probabilities as make no long event: the first that
@@ -137,6 +163,15 @@ impl OpenAiStream {
     /// Appends a keep-alive comment.
     pub fn keep_alive(&self, out: &mut Vec<u8>) {
         self.framing.keep_alive(out);
+    }
+
+    /// A delta of a chat, without log-probabilities.
+    fn delta(&self, out: &mut Vec<u8>, index: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        self.choice(out, index, |out| {
+            out.extend_from_slice(b",\"delta\":{");
+            write(out);
+            out.extend_from_slice(b"},\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+        });
     }
 
     fn choice(&self, out: &mut Vec<u8>, index: u32, write: impl FnOnce(&mut Vec<u8>)) {

@@ -355,7 +355,8 @@ impl Lane {
                 given[count] = token;
                 count += 1;
             }
-            if ended || token != sequence.draft.rows().get(ahead).copied() {
+            // What was drafted behind the beginning of a call was chosen without its guide.
+            if ended || sequence.is_guided() || token != sequence.draft.rows().get(ahead).copied() {
                 over = Some(ended);
             }
         }
@@ -432,8 +433,8 @@ fn sample(
     let sampler = unsafe { samplers.get(worker) };
     // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
     let result = unsafe { sampled.get(i) };
-    // SAFETY: a sequence with a guide drafts nothing, so that this is its only row.
-    let guide = sequence.guide.as_ref().map(|guide| unsafe { guide.get() });
+    // SAFETY: a sequence whose guide is at work drafts nothing, so that this is its only row.
+    let guide = sequence.guide.as_ref().and_then(|guide| unsafe { guide.get() });
     *result = choose(sampler, sequence, guide, ahead, logits);
 }
 

@@ -454,6 +454,11 @@ impl<D: Device, J: Journal> Feeder<D, J> {
                 continue;
             }
             let sequence = self.scheduler.sequence_mut(segment.slot).expect("it waits");
+            // It was chosen before the token before it put a guide to work: it is computed again, and chosen here.
+            if sequence.is_guided() && flight.wants[entry - 1] != Want::Scores {
+                sequence.computed = sequence.tokens.len() - 1;
+                continue;
+            }
             if let Some(event) = cached_event(sequence) {
                 ports.send(event);
             }
@@ -554,7 +559,7 @@ impl Flight {
 /// What is wanted of the logits that give a sequence's token at `position`; draws among more than `ranked_max` best are made here.
 fn want(sequence: &Sequence, position: usize, ranked_max: usize) -> Want {
     let (sampling, position) = (&sequence.sampling, position as u64);
-    if sequence.guide.is_some() {
+    if sequence.is_guided() {
         return Want::Scores;
     }
     if sampling.takes_best() {
@@ -582,7 +587,8 @@ fn waits_for(sequence: Option<&Sequence>, segment: &Segment, stream: StreamId) -
 /// Whether it also has room for a token after that one, and nothing else to compute before.
 fn goes_on(sequence: Option<&Sequence>, segment: &Segment, stream: StreamId) -> bool {
     let has_room = |sequence: &Sequence| sequence.generated() + 1 < sequence.tokens_max && sequence.pending() == 0;
-    waits_for(sequence, segment, stream) && sequence.is_some_and(has_room)
+    // The token of one with a guide is not known before it is chosen here.
+    waits_for(sequence, segment, stream) && sequence.is_some_and(|sequence| has_room(sequence) && !sequence.is_guided())
 }
 
 /// What a panic says.

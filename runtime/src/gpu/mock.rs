@@ -352,6 +352,35 @@ fn a_guide_keeps_its_sequence_on_the_device_to_its_form_and_goes_back_with_it() 
 }
 
 #[test]
+fn what_was_chosen_ahead_of_a_guide_is_dropped() {
+    let mut scene = Scene::new();
+    let tokenizer = Arc::clone(&scene.assignment.model.tokenizer);
+    let vocab = scene.assignment.model.weights.params.vocab;
+    let pattern = net::api::Constraint::Regex("[0-9a-f]{40}".into());
+    let guide = Library::default().guides((&tokenizer, vocab), &pattern, 1).unwrap().remove(0);
+    // The device counts up from the prompt until the answer says this.
+    let open: &str = String::from_utf8(tokenizer.piece(54).to_vec()).unwrap().leak();
+    let before = |id: u32| String::from_utf8_lossy(tokenizer.piece(id)).contains(open);
+    assert!(!open.is_empty() && !(51..54).any(before));
+    scene.settle();
+    scene.start(1, &[10], 100);
+    assert!(scene.status.take_credit());
+    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let sequence = NewSequence::new(StreamId(2), vec![50], 30, greedy, scene.now);
+    let sequence = NewSequence { stop_at_end: false, guide: Some(Guided::from(guide.behind(open))), ..sequence };
+    scene.queues.commands.push(GpuCommand::Start(scene.assignment.generation, Box::new(sequence)));
+    for _ in 0..60 {
+        scene.feeder.turn(scene.now, &mut scene.queues);
+        scene.now += Duration::from_millis(2);
+    }
+    let tokens = scene.tokens(2);
+    assert!(tokens.len() > 10 && tokens.starts_with(&[51, 52, 53, 54]), "{tokens:?}");
+    let text: Vec<u8> = tokens[4..].iter().flat_map(|token| tokenizer.piece(*token)).copied().collect();
+    assert!(text.iter().all(u8::is_ascii_hexdigit), "{tokens:?}");
+    assert!(scene.tokens(1).starts_with(&[11, 12, 13, 14, 15, 16]), "the other one is as it was");
+}
+
+#[test]
 fn a_step_that_never_ends_and_scores_that_differ_are_faults() {
     let mut scene = Scene::new();
     scene.settle();

@@ -71,7 +71,7 @@ impl Samplers {
                 let sequence = slots[i].and_then(|slot| scheduler.sequence(slot));
                 *result = sequence.and_then(|sequence| {
                     // SAFETY: a step has one row of scores of a sequence.
-                    let guide = sequence.guide.as_ref().map(|guide| unsafe { guide.get() });
+                    let guide = sequence.guide.as_ref().and_then(|guide| unsafe { guide.get() });
                     choose(sampler, sequence, guide, 0, row)
                 });
             }

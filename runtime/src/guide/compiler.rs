@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
+use llguidance::api::{GrammarInit, TopLevelGrammar};
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, Matcher, ParserFactory};
-use net::api::Constraint;
+use net::api::{Constraint, ToolChoice};
 use rtrb::{Consumer, Producer};
 
-use super::grammar::{grammar, refused};
+use super::calls;
+use super::grammar::{grammar, json_grammar, refused};
+use super::marker::Marker;
 use super::vocabulary::vocabulary;
 use super::{Guide, GuideError, limits};
 use crate::mailbox::Doorbell;
 use crate::model::Model;
-use crate::text::Tokenizer;
+use crate::text::{CALL_OPEN, Tokenizer};
 
 /// The way to the thread; every executor has one. The thread ends when all are gone.
 #[derive(Clone)]
@@ -125,19 +128,7 @@ impl Library {
             Some((_, _, guide)) => guide,
             None => {
                 let factory = self.factory(tokenizer, vocab)?;
-                let caps = InferenceCapabilities::default();
-                let grammar = llguidance::api::GrammarInit::Serialized(grammar(constraint)?);
-                let parser = factory.create_parser_from_init_ext(grammar, Logger::new(0, 0), caps, limits());
-                let matcher = Matcher::new(parser);
-                if let Some(error) = matcher.get_error() {
-                    return Err(refused(&error));
-                }
-                let mut guide = Guide::new(matcher);
-                // Finds what even the first token can't be chosen by, and makes what all copies begin with.
-                if guide.allowed().is_none() {
-                    return Err(refused(&guide.matcher.get_error().unwrap_or_else(|| "it allows no text".into())));
-                }
-                guide
+                compile(&factory, constraint).map_err(|error| at_fault(&factory, constraint, error))?
             }
         };
         let copies = (0..count).map(|_| guide.copy()).collect();
@@ -165,6 +156,38 @@ impl Library {
         self.factories.push((Arc::clone(tokenizer), vocab, Arc::clone(&factory)));
         Ok(factory)
     }
+}
+
+fn compile(factory: &ParserFactory, constraint: &Constraint) -> Result<Guide, GuideError> {
+    let is_free = matches!(constraint, Constraint::Tools(tools) if tools.choice == ToolChoice::Auto);
+    guide(factory, grammar(constraint)?, is_free.then(|| Marker::new(factory.tok_env().clone(), CALL_OPEN)))
+}
+
+fn guide(factory: &ParserFactory, grammar: TopLevelGrammar, marker: Option<Marker>) -> Result<Guide, GuideError> {
+    let caps = InferenceCapabilities::default();
+    let grammar = GrammarInit::Serialized(grammar);
+    let parser = factory.create_parser_from_init_ext(grammar, Logger::new(0, 0), caps, limits());
+    let matcher = Matcher::new(parser);
+    if let Some(error) = matcher.get_error() {
+        return Err(refused(&error));
+    }
+    let mut guide = Guide::new(matcher, marker);
+    // Finds what even the first token can't be chosen by, and makes what all copies begin with.
+    if guide.allowed().is_none() {
+        return Err(refused(&guide.matcher.get_error().unwrap_or_else(|| "it allows no text".into())));
+    }
+    Ok(guide)
+}
+
+/// The error, and which tool is to blame if one of them alone fails too.
+fn at_fault(factory: &ParserFactory, constraint: &Constraint, error: GuideError) -> GuideError {
+    let Constraint::Tools(tools) = constraint else { return error };
+    let fails = |tool| {
+        let grammar = calls::arguments(tool).and_then(json_grammar).map(TopLevelGrammar::from_grammar);
+        grammar.and_then(|grammar| guide(factory, grammar, None)).err()
+    };
+    let mut tools = tools.list.iter().enumerate();
+    tools.find_map(|(index, tool)| fails(tool).map(|error| GuideError::Tool(index, Box::new(error)))).unwrap_or(error)
 }
 
 /// Constraints that wait to be compiled.

@@ -4,6 +4,7 @@ use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use net::api::Constraint;
 use serde_json::{Value, json};
 
+use super::calls;
 use super::schema;
 use super::{ALTERNATIVES_MAX, DEPTH_MAX, GuideError};
 
@@ -22,6 +23,7 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, GuideE
         }
         Constraint::Choice(choices) => GrammarWithLexer::from_lark(one_of(choices)),
         Constraint::Grammar(text) => GrammarWithLexer::from_lark(lark(text)?),
+        Constraint::Tools(tools) => GrammarWithLexer::from_lark(calls::lark(tools)?),
     }))
 }
 
@@ -37,7 +39,12 @@ pub(super) fn refused(message: &str) -> GuideError {
     GuideError::Refused(line.trim().chars().take(MESSAGE_CHARS_MAX).collect())
 }
 
-fn json_grammar(mut schema: Value) -> Result<GrammarWithLexer, GuideError> {
+pub(super) fn json_grammar(schema: Value) -> Result<GrammarWithLexer, GuideError> {
+    bounded(schema).map(GrammarWithLexer::from_json_schema)
+}
+
+/// A schema that is no trap, for values that are no desert.
+pub(super) fn bounded(mut schema: Value) -> Result<Value, GuideError> {
     if !schema::is_bounded(&schema, ALTERNATIVES_MAX) {
         return Err(GuideError::Alternatives);
     }
@@ -45,7 +52,7 @@ fn json_grammar(mut schema: Value) -> Result<GrammarWithLexer, GuideError> {
         // A model that likes spaces must not fill its answer with them.
         fields.insert("x-guidance".into(), json!({"whitespace_pattern": WHITESPACE}));
     }
-    Ok(GrammarWithLexer::from_json_schema(schema))
+    Ok(schema)
 }
 
 /// The pattern without anchors at its ends, which say nothing where the whole answer must match.
@@ -68,7 +75,7 @@ fn one_of(choices: &[String]) -> String {
 }
 
 /// A text as a string of Lark, which is one of JSON without plain control characters.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 

@@ -4,39 +4,69 @@
 //! compiled away from every shard ([`Compiler`]); each sequence then has a [`Guide`] of its own, whose sets of tokens
 //! follow from the grammar and the answer so far, and from nothing else.
 
+#[cfg(test)]
+mod call_tests;
+mod calls;
 mod compiler;
 mod grammar;
+mod marker;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use llguidance::Matcher;
 use llguidance::api::ParserLimits;
-use llguidance::toktrie::SimpleVob;
+use llguidance::toktrie::{SimpleVob, TokEnv};
 
 use crate::shared::PerWorker;
 #[cfg(test)]
 pub(crate) use compiler::Library;
 pub use compiler::{Compiled, Compiler};
+use marker::Marker;
 
 /// Where an answer stands in its grammar.
 pub struct Guide {
     matcher: Matcher,
     allowed: Option<SimpleVob>,
     failed: bool,
+    /// What its answer may begin with a text before, if that is so.
+    marker: Option<Marker>,
 }
 
 impl Guide {
-    fn new(matcher: Matcher) -> Self {
-        Self { matcher, allowed: None, failed: false }
+    fn new(matcher: Matcher, marker: Option<Marker>) -> Self {
+        Self { matcher, allowed: None, failed: false, marker }
     }
 
     /// One that shares nothing with it, as it stands.
     fn copy(&self) -> Self {
-        Self { matcher: self.matcher.deep_clone(), allowed: None, failed: self.failed }
+        let marker = self.marker.clone();
+        Self { matcher: self.matcher.deep_clone(), allowed: None, failed: self.failed, marker }
+    }
+
+    /// One that rests until the answer says `open`.
+    #[cfg(test)]
+    pub(crate) fn behind(mut self, open: &'static str) -> Self {
+        self.marker = self.matcher.tok_env().ok().map(|words| Marker::new(words, open));
+        self
+    }
+
+    /// Takes in the beginning of an answer as far as it is in a token that began before, if it fits.
+    fn takes(&mut self, bytes: &[u8], words: &TokEnv) -> bool {
+        let tokens = words.tok_trie().greedy_tokenize(bytes);
+        if words.tok_trie().decode_raw(&tokens) != bytes {
+            return false;
+        }
+        let valid = self.matcher.validate_tokens(&tokens);
+        if valid.as_ref().is_ok_and(|valid| *valid < tokens.len()) {
+            return false;
+        }
+        self.failed |= valid.is_err() || self.matcher.consume_tokens(&tokens).is_err();
+        true
     }
 
     /// The tokens that may come next, a bit for each; those that end the answer are among them where it may end. `None`
@@ -69,31 +99,65 @@ impl Guide {
     }
 }
 
-/// A sequence's guide. A step samples at most one row of a sequence that has one.
-pub struct Guided(PerWorker<Guide>);
+/// A sequence's guide. While it is at work, a step samples at most one row of its sequence.
+pub struct Guided {
+    guide: PerWorker<Guide>,
+    /// The answer is free until this is seen.
+    marker: Option<Marker>,
+}
 
 impl Guided {
     /// The guide, where the borrow checker sees that nobody else looks.
     pub fn get_mut(&mut self) -> &mut Guide {
-        self.0.get_mut(0)
+        self.guide.get_mut(0)
     }
 
-    /// The guide, for the worker that samples.
+    /// Whether the next token must be one that the guide allows.
+    #[must_use]
+    pub fn is_at_work(&self) -> bool {
+        self.marker.is_none()
+    }
+
+    /// Takes in the next token of the answer.
+    pub fn push(&mut self, token: u32) {
+        let guide = self.guide.get_mut(0);
+        match &mut self.marker {
+            None => guide.push(token),
+            Some(marker) => {
+                if marker.ends_with(token, guide) {
+                    self.marker = None;
+                }
+            }
+        }
+    }
+
+    /// The guide, for the worker that samples, if it is at work.
     ///
     /// # Safety
     /// Nobody else looks at it at this time.
     #[expect(unsafe_code, reason = "a row of a step is sampled by one worker")]
     #[expect(clippy::mut_from_ref, reason = "the caller vouches for exclusive use")]
-    pub unsafe fn get(&self) -> &mut Guide {
+    pub unsafe fn get(&self) -> Option<&mut Guide> {
         // SAFETY: the caller keeps the promise.
-        unsafe { self.0.get(0) }
+        self.is_at_work().then(|| unsafe { self.guide.get(0) })
     }
 }
 
 impl From<Guide> for Guided {
-    fn from(guide: Guide) -> Self {
+    fn from(mut guide: Guide) -> Self {
+        let marker = guide.marker.take();
         let mut guide = Some(guide);
-        Self(PerWorker::new(1, || guide.take().expect("one is made")))
+        Self { guide: PerWorker::new(1, || guide.take().expect("one is made")), marker }
+    }
+}
+
+impl GuideError {
+    /// The field of the request that is at fault; `field` is that of the constraint.
+    pub fn field(&self, field: &'static str) -> Cow<'static, str> {
+        match self {
+            Self::Tool(index, _) => format!("{field}[{index}].function.parameters").into(),
+            _ => field.into(),
+        }
     }
 }
 
@@ -118,6 +182,11 @@ pub enum GuideError {
     Gbnf,
     #[error("can't be compiled: {0}")]
     Refused(String),
+    #[error("must have type object, as arguments have names")]
+    Arguments,
+    /// The tool of that index is at fault.
+    #[error("{1}")]
+    Tool(usize, Box<Self>),
 }
 
 /// What a grammar may take, so that a hostile one holds up no step for long and takes little memory.

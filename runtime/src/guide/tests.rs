@@ -17,7 +17,7 @@ fn tokenizer_of(source: &Source) -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_gguf(Gguf::parse(&header, source.bytes()).unwrap().metadata()).unwrap())
 }
 
-fn default_tokenizer() -> Arc<Tokenizer> {
+pub(super) fn default_tokenizer() -> Arc<Tokenizer> {
     tokenizer_of(&Source::embedded())
 }
 
@@ -25,7 +25,11 @@ fn schema(schema: &Value) -> Constraint {
     Constraint::JsonSchema(schema.to_string())
 }
 
-fn compile(library: &mut Library, tokenizer: &Arc<Tokenizer>, constraint: &Constraint) -> Result<Guide, GuideError> {
+pub(super) fn compile(
+    library: &mut Library,
+    tokenizer: &Arc<Tokenizer>,
+    constraint: &Constraint,
+) -> Result<Guide, GuideError> {
     library.guides((tokenizer, tokenizer.vocab_len()), constraint, 1).map(|mut guides| guides.pop().unwrap())
 }
 
@@ -36,17 +40,17 @@ fn bits(words: &[u32]) -> impl Iterator<Item = u32> + '_ {
 }
 
 /// How a walk went.
-struct Walk {
-    text: String,
-    tokens: Vec<u32>,
+pub(super) struct Walk {
+    pub(super) text: String,
+    pub(super) tokens: Vec<u32>,
     /// It came to an end by itself.
-    ended: bool,
-    failed: bool,
-    longest: Duration,
+    pub(super) ended: bool,
+    pub(super) failed: bool,
+    pub(super) longest: Duration,
 }
 
 /// A walk of at most `tokens_max` tokens; `seed` draws them.
-fn walk(guide: &mut Guide, tokenizer: &Tokenizer, seed: u64, tokens_max: usize) -> Walk {
+pub(super) fn walk(guide: &mut Guide, tokenizer: &Tokenizer, seed: u64, tokens_max: usize) -> Walk {
     let (mut state, mut bytes) = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, Vec::new());
     let mut walk =
         Walk { text: String::new(), tokens: Vec::new(), ended: false, failed: false, longest: Duration::ZERO };

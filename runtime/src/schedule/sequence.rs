@@ -234,8 +234,14 @@ impl Sequence {
         self.tokens.push(token);
         self.history.push_output(token);
         if let Some(guide) = &mut self.guide {
-            guide.get_mut().push(token);
+            guide.push(token);
         }
+    }
+
+    /// Whether a guide says which tokens may come next.
+    #[must_use]
+    pub fn is_guided(&self) -> bool {
+        self.guide.as_ref().is_some_and(Guided::is_at_work)
     }
 
     /// Tokens whose keys and values are not in the cache: one while it decodes, none while its next token is on its way.
@@ -260,7 +266,7 @@ impl Sequence {
     /// Says which logits of the row just added the sampler will look at, for the token `ahead` places after the next one.
     pub(super) fn want(&self, step: &mut Step, ahead: usize) {
         // The best of all tokens need not be the best of those that are allowed.
-        if self.guide.is_some() {
+        if self.is_guided() {
             return;
         }
         if let Some(reach) = self.sampling.reach((self.tokens.len() + ahead) as u64) {

@@ -1,10 +1,10 @@
-//! One answer in the making: tokens in, whole characters out, stop strings never shown.
+//! One answer in the making: tokens in, whole characters and calls out, stop strings never shown.
 
 use net::api::{FinishReason, Logprobs};
 
 use crate::engine::{Finish, Sampled};
 use crate::model::Model;
-use crate::text::{Detokenizer, StopMatcher};
+use crate::text::{CALL_OPEN, Call, CallReader, Detokenizer, StopMatcher};
 
 /// The text side of one sequence.
 pub(super) struct Choice {
@@ -12,8 +12,12 @@ pub(super) struct Choice {
     /// Which prompt of the request it continues.
     pub(super) prompt: usize,
     detokenizer: Detokenizer,
+    /// Where it may call tools; stop strings end its text only.
+    reader: Option<CallReader>,
     stops: StopMatcher,
     decoded: String,
+    /// What of it is text.
+    content: String,
     /// Text that may be sent.
     pub(super) ready: String,
     /// Log-probabilities of tokens whose text was not sent yet.
@@ -27,13 +31,21 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    pub(super) fn new(index: u32, prompt: usize, stops: &[String], with_logprobs: bool) -> Self {
+    pub(super) fn new(
+        index: u32,
+        prompt: usize,
+        stops: &[String],
+        with_logprobs: bool,
+        reader: Option<CallReader>,
+    ) -> Self {
         Self {
             index,
             prompt,
             detokenizer: Detokenizer::new(),
+            reader,
             stops: StopMatcher::new(stops),
             decoded: String::new(),
+            content: String::new(),
             ready: String::new(),
             logprobs: Logprobs::default(),
             with_logprobs,
@@ -51,9 +63,10 @@ impl Choice {
         if let Some(logprobs) = &sampled.logprobs {
             self.logprobs.push(sampled.token, logprobs.logprob, &logprobs.top);
         }
+        let piece = self.piece(model, sampled.token);
         self.decoded.clear();
-        self.detokenizer.push(model.tokenizer.piece(sampled.token), &mut self.decoded);
-        if self.stops.push(&self.decoded, &mut self.ready).is_some() {
+        self.detokenizer.push(piece, &mut self.decoded);
+        if self.take_decoded() {
             self.finish = Some(FinishReason::Stop);
         } else if let Some(finish) = finish {
             self.end(finish);
@@ -69,13 +82,51 @@ impl Choice {
     pub(super) fn end(&mut self, finish: Finish) {
         self.decoded.clear();
         self.detokenizer.finish(&mut self.decoded);
-        let stopped = self.stops.push(&self.decoded, &mut self.ready).is_some();
+        let mut stopped = self.take_decoded();
+        if let Some(reader) = self.reader.as_mut().filter(|_| !stopped) {
+            self.content.clear();
+            reader.finish(&mut self.content);
+            stopped = self.stops.push(&self.content, &mut self.ready).is_some();
+        }
         if !stopped {
             self.stops.finish(&mut self.ready);
         }
         self.finish = Some(match finish {
             Finish::Length if !stopped => FinishReason::Length,
+            _ if self.reader.as_ref().is_some_and(CallReader::has_called) => FinishReason::ToolCalls,
             _ => FinishReason::Stop,
         });
+    }
+
+    /// The calls that it has begun.
+    pub(super) fn calls(&self) -> &[Call] {
+        self.reader.as_ref().map_or(&[], CallReader::calls)
+    }
+
+    /// Adds what was decoded to what it belongs to; whether that ends the text.
+    fn take_decoded(&mut self) -> bool {
+        let text = match &mut self.reader {
+            None => &self.decoded,
+            Some(reader) => {
+                self.content.clear();
+                reader.push(&self.decoded, &mut self.content);
+                &self.content
+            }
+        };
+        let stopped = self.stops.push(text, &mut self.ready).is_some();
+        if !self.calls().is_empty() {
+            // No text follows.
+            self.stops.finish(&mut self.ready);
+        }
+        stopped
+    }
+
+    /// The bytes of a token. A control token has none, but some models have one to begin a call with.
+    fn piece<'m>(&self, model: &'m Model, token: u32) -> &'m [u8] {
+        let tokenizer = &model.tokenizer;
+        if self.reader.is_some() && tokenizer.is_control(token) && tokenizer.token_text(token) == CALL_OPEN.as_bytes() {
+            return CALL_OPEN.as_bytes();
+        }
+        tokenizer.piece(token)
     }
 }

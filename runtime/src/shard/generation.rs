@@ -32,12 +32,13 @@ use crate::model::Model;
 use crate::receipts::{self, Receipt};
 use crate::sampler::SamplingParams;
 use crate::schedule::{ClientId, NewSequence, Priority, StreamId};
+use crate::text::{self, CallReader};
 pub use deadlines::TimeLimits;
 pub(super) use deadlines::{Clock, Deadlines};
 pub(super) use entry::{check_room, check_time};
 use reply::Reply;
-use work::Work;
 pub(super) use work::{TOKEN_BYTES, chat_tokens, check_length, check_vocabulary, messages_bytes, prompt_bytes};
+use work::{Work, request_bytes};
 
 /// Answers one request for tokens. `Ok(false)` where the connection can't go on.
 ///
@@ -72,7 +73,7 @@ pub(super) async fn run(
     }
     let picked = shard.models.pick(generate.model.as_deref())?;
     check_quantization(&generate, &picked.served.model)?;
-    let (model, bytes) = (Arc::clone(&picked.served.model), prompt_bytes(&generate.prompt));
+    let (model, bytes) = (Arc::clone(&picked.served.model), request_bytes(&generate));
     let planned = shard.aside(peer, (Holder::Tokenizer, bytes), move |_| {
         let work = Work::plan(&model, endpoint, &generate);
         (work, generate)
@@ -235,8 +236,9 @@ impl<'a> Generation<'a> {
     fn start(&mut self, generate: &GenerateRequest, prompt: usize) -> Result<(), ApiError> {
         let index = self.choices.len();
         let Work { prompts, tokens_max, stops, with_logprobs, .. } = &self.work;
-        let mut choice =
-            Choice::new(u32::try_from(index).expect("bounded by the schema"), prompt, stops, *with_logprobs);
+        let reader = generate.tools().map(|tools| CallReader::new(Arc::clone(tools), &text::forced(tools)));
+        let place = u32::try_from(index).expect("bounded by the schema");
+        let mut choice = Choice::new(place, prompt, stops, *with_logprobs, reader);
         if tokens_max[prompt] == 0 {
             choice.end(Finish::Length);
             self.choices.push(choice);

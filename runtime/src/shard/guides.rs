@@ -14,7 +14,7 @@ use super::generation::{Clock, Deadlines, lost};
 use super::peer::Peer;
 use super::{RETRY_DRAINING, Shard};
 use crate::executor::Signal;
-use crate::guide::{Compiler, Guide};
+use crate::guide::{Compiler, Guide, GuideError};
 use crate::model::Model;
 
 /// The requests of a shard that wait for the compiler.
@@ -86,7 +86,8 @@ pub(super) async fn make(
         let is_abandoned = compiled.is_abandoned();
         match compiled.pop() {
             Ok(made) => {
-                return made.map(Some).map_err(|error| ApiError::validation(constraint.field(), error));
+                let refused = |error: GuideError| ApiError::validation(error.field(constraint.field()), error);
+                return made.map(Some).map_err(refused);
             }
             Err(_) if is_abandoned => return Err(lost()),
             Err(_) => {}

@@ -7,6 +7,7 @@ use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde::Serialize;
 
+use super::calls::CALL_OPEN;
 use super::python;
 use super::tokenizer::Tokenizer;
 
@@ -54,6 +55,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    writes_calls: bool,
 }
 
 impl ChatTemplate {
@@ -79,7 +81,13 @@ impl ChatTemplate {
             strftime(format, now.as_secs())
         });
         environment.add_template_owned(NAME, template.to_owned()).map_err(TemplateError::Compile)?;
-        Ok(Self { environment, bos: bos.into(), eos: eos.into() })
+        let writes_calls = ["tools", "tool_calls", CALL_OPEN].iter().all(|word| template.contains(word));
+        Ok(Self { environment, bos: bos.into(), eos: eos.into(), writes_calls })
+    }
+
+    /// Whether it tells of tools, and writes calls of them as this server reads them.
+    pub fn writes_calls(&self) -> bool {
+        self.writes_calls
     }
 
     /// The template of a file, or where it has none: Llama 3's if the vocabulary has its header tokens, else BitNet's.
@@ -154,6 +162,13 @@ fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let mut out = String::new();
     write_json(value, indent.map(|width| width.min(16)), 0, &mut out)?;
     Ok(Value::from(out))
+}
+
+/// As `tojson` gives it to templates.
+pub(super) fn python_json(value: &serde_json::Value) -> Result<String, TemplateError> {
+    let mut out = String::new();
+    write_json(&Value::from(Serde(value)), None, 0, &mut out).map_err(TemplateError::Render)?;
+    Ok(out)
 }
 
 fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), Error> {

@@ -26,4 +26,5 @@ mod server;
 mod starts;
 mod stats;
 mod swaps;
+mod tools;
 mod traces;

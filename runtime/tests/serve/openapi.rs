@@ -93,12 +93,17 @@ fn answers_have_the_shape_that_is_described() {
     let (_, second) = (folder.synth("a.gguf", 1), folder.synth("b.gguf", 2));
     let server = folder.serve("a.gguf", &[]);
     let document = Document::of(&server);
+    let tool = json!({"type": "function", "function": {"name": "f"}});
     let mut receipt = String::new();
     for (path, body) in [
         ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 2})),
         (
             "/v1/chat/completions",
             json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 2, "logprobs": true, "top_logprobs": 2}),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 2, "tools": [tool], "tool_choice": "required"}),
         ),
         ("/v1/completions", json!({"prompt": "a", "max_tokens": 2, "logprobs": 1, "n": 2})),
         ("/v1/inference", json!({"prompt": "a", "max_tokens": 2})),
@@ -147,11 +152,16 @@ fn answers_have_the_shape_that_is_described() {
 fn events_have_the_shape_that_is_described() {
     let server = Server::start(&[]);
     let document = Document::of(&server);
+    let tool = json!({"type": "function", "function": {"name": "f"}});
     let described = |path: &str| {
         document.0["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["x-event-data"].clone()
     };
     for (path, body) in [
         ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "a"}], "logprobs": true})),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "tools": [tool], "tool_choice": "required"}),
+        ),
         ("/v1/completions", json!({"prompt": "a", "logprobs": 1})),
     ] {
         let mut body = body;

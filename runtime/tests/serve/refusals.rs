@@ -57,7 +57,7 @@ fn bad_bodies_are_refused_with_the_field_at_fault() {
         ("max_tokens", "0"),
         ("max_tokens", "4294967296"),
         ("stream", "1"),
-        ("tools", "[{}]"),
+        ("tools", "{}"),
         ("top_logprobs", "21"),
         ("timeout_ms", "0"),
         ("priority", "\"urgent\""),

@@ -36,7 +36,7 @@ fn errors() -> Value {
 }
 
 fn openai() -> Value {
-    let finish = json!({"enum": ["stop", "length", null]});
+    let finish = json!({"enum": ["stop", "length", "tool_calls", null]});
     let whole = |kind: &str, choice: Value| {
         all_of(json!({"id": text(), "object": {"const": kind}, "created": count(), "model": text(),
             "choices": list(choice), "usage": named("Usage")}))
@@ -48,8 +48,21 @@ fn openai() -> Value {
                 "choices": list(choice), "usage": {"anyOf": [named("Usage"), {"type": "null"}]}}),
         )
     };
-    let message = all_of(json!({"role": {"const": "assistant"}, "content": text(), "refusal": {"type": "null"}}));
-    let delta = object(&[], json!({"role": {"const": "assistant"}, "content": text()}));
+    let function = json!({"name": text(), "arguments": text()});
+    let called = json!({"id": text(), "type": {"const": "function"}, "function": all_of(function.clone())});
+    let message = object(
+        &["role", "content", "refusal"],
+        json!({"role": {"const": "assistant"}, "content": maybe("string"), "refusal": {"type": "null"},
+            "tool_calls": list(all_of(called.clone()))}),
+    );
+    // Its id, type and name come first, then the arguments piece by piece.
+    let mut begun = called;
+    (begun["index"], begun["function"]) = (count(), object(&["arguments"], function));
+    let delta = object(
+        &[],
+        json!({"role": {"const": "assistant"}, "content": maybe("string"),
+            "tool_calls": list(object(&["index", "function"], begun))}),
+    );
     let chat = |part: &str, schema: Value| {
         all_of(json!({"index": count(), part: schema, "logprobs": or_null("ChatLogprobs"), "finish_reason": finish}))
     };

@@ -12,6 +12,7 @@ use crate::api::fields::LOGIT_BIAS_MAX;
 use crate::api::generate::{Endpoint, GenerateRequest, LOGPROBS_MAX, PROMPT_CHARS_MAX, SEQUENCES_PER_REQUEST_MAX};
 use crate::api::messages::MESSAGES_MAX;
 use crate::api::stats::STATS_HOURS_MAX;
+use crate::api::tools::{CALL_ID_BYTES_MAX, TOOL_CALLS_MAX, TOOLS_BYTES_MAX, TOOLS_MAX};
 
 pub(super) fn schemas() -> Map<String, Value> {
     let named = [
@@ -24,6 +25,8 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("LoadRequest", load()),
         ("SwapRequest", swap()),
         ("ResponseFormat", response_format()),
+        ("Tool", tool()),
+        ("ToolChoice", tool_choice()),
         ("Message", message()),
         ("Prompt", prompt(SEQUENCES_PER_REQUEST_MAX)),
         ("Input", prompt(EMBEDDING_INPUTS_MAX)),
@@ -50,6 +53,13 @@ fn chat() -> Value {
         "logprobs": {"type": "boolean", "default": false},
         "top_logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX, "description": "With logprobs only"},
         "modalities": {"type": "array", "items": {"enum": ["text"]}},
+        "tools": {"type": "array", "maxItems": TOOLS_MAX, "uniqueItems": true, "items": named("Tool"),
+            "description": format!("Functions that the answers may call, of distinct names, {TOOLS_BYTES_MAX} bytes \
+                at most. A template of the model that knows <tool_call> is told of them, else a system message is. \
+                Not with logprobs, ignore_eos, response_format, regex, choice or grammar; stop strings end texts, not calls")},
+        "tool_choice": named("ToolChoice"),
+        "parallel_tool_calls": {"type": "boolean", "default": true,
+            "description": "Whether an answer may make several calls"},
     })));
     let mut schema = object(&["messages"], Value::Object(properties));
     schema["examples"] =
@@ -64,6 +74,7 @@ fn completion() -> Value {
         "logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX},
         "echo": {"type": "boolean", "default": false, "description": "The answer begins with the prompt"},
         "best_of": {"type": "integer", "minimum": 1, "description": "n, if it is given"},
+        "tool_choice": {"enum": ["none", "auto"]},
     })));
     let mut schema = object(&["prompt"], Value::Object(properties));
     schema["examples"] = json!([{"prompt": "Once upon a time", "max_tokens": 16}]);
@@ -111,7 +122,6 @@ fn openai(endpoint: Endpoint) -> Map<String, Value> {
             "description": "The answer is one of these"},
         "grammar": {"type": "string", "minLength": 1, "maxLength": GRAMMAR_BYTES_MAX,
             "description": "The answer is a text of this grammar: Lark"},
-        "tool_choice": {"enum": ["none", "auto"]},
     }))
 }
 
@@ -217,20 +227,56 @@ fn swap() -> Value {
 
 fn message() -> Value {
     let part = object(&["type", "text"], json!({"type": {"enum": ["text"]}, "text": {"type": "string"}}));
+    let function = json!({
+        "name": function_name(),
+        "arguments": {"type": "string", "description": "The text of a JSON object"},
+    });
+    let id = json!({"type": "string", "minLength": 1, "maxLength": CALL_ID_BYTES_MAX});
+    let call = object(
+        &["id", "function"],
+        json!({"id": id, "type": {"enum": ["function"]}, "function": object(&["name"], function)}),
+    );
     object(
         &["role", "content"],
         json!({
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": part}]},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": part}],
+                "description": "May be null with tool_calls"},
             "name": {"type": "string"},
-            "tool_call_id": {"type": "string", "description": "With role tool"},
+            "tool_calls": {"type": "array", "maxItems": TOOL_CALLS_MAX, "items": call,
+                "description": "With role assistant"},
+            "tool_call_id": {"type": "string", "minLength": 1, "maxLength": CALL_ID_BYTES_MAX,
+                "description": "With role tool"},
         }),
     )
 }
 
+fn tool() -> Value {
+    let function = json!({
+        "name": function_name(),
+        "description": {"type": "string"},
+        "parameters": {"type": "object",
+            "description": format!("The JSON schema of an object, of at most {SCHEMA_BYTES_MAX} bytes; no arguments if absent")},
+        "strict": {"type": "boolean", "description": "Every schema is kept to, with it or without"},
+    });
+    let function = object(&["name"], function);
+    object(&["type", "function"], json!({"type": {"enum": ["function"]}, "function": function}))
+}
+
+fn tool_choice() -> Value {
+    let function = object(&["name"], json!({"name": function_name()}));
+    let named = object(&["type", "function"], json!({"type": {"enum": ["function"]}, "function": function}));
+    json!({"anyOf": [{"enum": ["none", "auto", "required"]}, named],
+        "description": "auto: as the model likes; required: one call or more; a function: one call of it"})
+}
+
+fn function_name() -> Value {
+    json!({"type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{SCHEMA_NAME_BYTES_MAX}}}$")})
+}
+
 fn response_format() -> Value {
     let schema = json!({
-        "name": {"type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{SCHEMA_NAME_BYTES_MAX}}}$")},
+        "name": function_name(),
         "description": {"type": "string"},
         "schema": {"type": "object", "description": format!("A JSON schema of at most {SCHEMA_BYTES_MAX} bytes")},
         "strict": {"type": "boolean", "description": "Every schema is kept to, with it or without"},

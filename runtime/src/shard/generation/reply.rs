@@ -1,6 +1,8 @@
 //! The bytes of an answer, in the shape of its endpoint: one body at the end, or events as tokens come.
 
-use net::api::{self, CompletionBody, Endpoint, FinishReason, GenerateRequest, InferenceReply, Usage};
+use net::api::{
+    self, CallReply, CompletionBody, Endpoint, FinishReason, GenerateRequest, InferenceReply, ToolChoice, Usage,
+};
 use net::error::{ApiError, Dialect};
 use net::http::{self, Request, Response};
 use net::sse::{Complete, Framing, OpenAiStream, OwnStream, Progress, TextLogprobs};
@@ -13,6 +15,8 @@ use super::super::peer::{Peer, Writer};
 use super::super::unix_time;
 use super::{Clock, Shard, Work, lost, rate};
 use crate::model::Model;
+use crate::receipts;
+use crate::text::Call;
 
 /// How one request is answered.
 pub(super) struct Reply<'a> {
@@ -24,6 +28,10 @@ pub(super) struct Reply<'a> {
     /// Whether it had begun when the last words were left.
     parted: Option<bool>,
     tokens_max: u64,
+    /// What the ids of calls are counted from.
+    call_id: u128,
+    /// Whether there can be text beside calls.
+    has_text: bool,
     /// Of each choice, of an OpenAI stream.
     sent: Vec<Sent>,
     /// The choice that had more to send than was room for.
@@ -40,6 +48,10 @@ struct Sent {
     chars: usize,
     /// Log-probabilities of the text that is being sent.
     logprobs: usize,
+    /// Calls that were sent, the last one as far as `arguments` bytes of it, if it was begun.
+    calls: usize,
+    is_in_call: bool,
+    arguments: usize,
     finished: bool,
 }
 
@@ -80,7 +92,10 @@ impl<'a> Reply<'a> {
         let choices = work.prompts.len() * work.n as usize;
         let tokens_max = work.tokens_max.iter().map(|max| *max as u64 * u64::from(work.n)).sum();
         let sent = vec![Sent::default(); choices];
-        Self { request, id, endpoint, form, begun: false, parted: None, tokens_max, sent, owing: None }
+        let call_id = receipts::parse_id(id).unwrap_or_default();
+        let has_text = generate.tools().is_none_or(|tools| tools.choice == ToolChoice::Auto);
+        let (begun, parted, owing) = (false, None, None);
+        Self { request, id, endpoint, form, begun, parted, tokens_max, call_id, has_text, sent, owing }
     }
 
     pub(super) fn is_stream(&self) -> bool {
@@ -154,7 +169,7 @@ impl<'a> Reply<'a> {
         let Form::OpenAi(stream) = &self.form else { return };
         let (index, sent) = (choice.index, &mut self.sent[choice.index as usize]);
         if !sent.begun {
-            stream.begin(&mut writer.out, index);
+            stream.begin(&mut writer.out, index, self.has_text);
             sent.begun = true;
         }
         let echo = work.echoes.get(choice.prompt).map_or("", String::as_str);
@@ -186,7 +201,7 @@ impl<'a> Reply<'a> {
                     choice.logprobs.clear();
                     sent.logprobs = 0;
                 }
-            } else {
+            } else if !sent.send_call(stream, choice, (self.call_id, work), writer) {
                 break;
             }
         }
@@ -232,12 +247,15 @@ impl<'a> Reply<'a> {
         let (created, name) = (unix_time().as_secs(), model.name.as_str());
         let usage = usage(choices, work);
         let piece_of = |token| model.tokenizer.piece(token);
+        let calls: Vec<Vec<CallReply<'_>>> = choices.iter().map(|choice| self.calls(choice, work)).collect();
         let parts: Vec<_> = choices
             .iter()
-            .map(|choice| api::Choice {
+            .zip(&calls)
+            .map(|(choice, calls)| api::Choice {
                 index: choice.index,
                 echo: work.echoes.get(choice.prompt).map_or("", String::as_str),
                 text: &choice.ready,
+                calls,
                 finish_reason: choice.finish.unwrap_or(FinishReason::Stop),
                 logprobs: choice.with_logprobs.then_some(&choice.logprobs),
             })
@@ -253,6 +271,16 @@ impl<'a> Reply<'a> {
         let make = if self.endpoint == Endpoint::Chat { CompletionBody::chat } else { CompletionBody::completion };
         let mut body = make(&id, created, name, &parts, usage, &piece_of);
         body::send(shard, peer, self.request, self.id, writer, |out| body.write_piece(out)).await
+    }
+
+    fn calls<'c>(&self, choice: &'c Choice, work: &'c Work) -> Vec<CallReply<'c>> {
+        let calls = choice.calls().iter().enumerate();
+        let call = |(index, call): (usize, &'c Call)| CallReply {
+            id: id_of_call(self.call_id, choice.index, index),
+            name: work.name_of(call),
+            arguments: &call.arguments,
+        };
+        calls.map(call).collect()
     }
 
     /// An error where the answer has begun.
@@ -290,6 +318,33 @@ impl<'a> Reply<'a> {
             Form::Own(stream) => stream.keep_alive(&mut writer.out),
         }
     }
+}
+
+impl Sent {
+    /// Sends the next event of a call; whether there was one.
+    fn send_call(&mut self, stream: &OpenAiStream, choice: &Choice, of: (u128, &Work), writer: &mut Writer) -> bool {
+        let Some(call) = choice.calls().get(self.calls) else { return false };
+        let (index, rest) = (choice.index, &call.arguments[self.arguments..]);
+        if !self.is_in_call {
+            let id = id_of_call(of.0, index, self.calls);
+            stream.call(&mut writer.out, index, self.calls, id, of.1.name_of(call));
+            self.is_in_call = true;
+        } else if !rest.is_empty() {
+            let part = api::beginning(rest);
+            stream.arguments(&mut writer.out, index, self.calls, part);
+            self.arguments += part.len();
+        } else if call.is_complete {
+            *self = Self { calls: self.calls + 1, is_in_call: false, arguments: 0, ..*self };
+        } else {
+            return false;
+        }
+        true
+    }
+}
+
+/// Distinct within the request, and as the request's is random, within all of them.
+fn id_of_call(request: u128, choice: u32, call: usize) -> u128 {
+    request.wrapping_add((u128::from(choice) + 1) << 32 | call as u128)
 }
 
 fn usage(choices: &[Choice], work: &Work) -> Usage {

@@ -1,7 +1,9 @@
 //! What a request for tokens comes down to: the tokens of its prompts, checked against the model. Nothing here belongs to a
 //! shard, so that what is long can be done beside its executor.
 
-use net::api::{Endpoint, GenerateRequest, Message, Prompt};
+use std::sync::Arc;
+
+use net::api::{Endpoint, GenerateRequest, Message, Prompt, Tools};
 use net::error::{ApiError, Code};
 
 use crate::executor::{Holder, held_by};
@@ -20,6 +22,8 @@ pub(in crate::shard) struct Work {
     pub(super) with_logprobs: bool,
     /// One for each sequence that has not begun, where the answers have a form to keep to.
     pub(super) guides: Vec<Guide>,
+    /// What they may call.
+    pub(super) tools: Option<Arc<Tools>>,
     /// This shard does not take it, another would.
     pub(super) elsewhere: bool,
     /// The GPU that computed it to the end; `None` for the CPU.
@@ -31,12 +35,17 @@ impl Work {
         self.prompts.iter().map(Vec::len).sum()
     }
 
+    /// The name of what is called.
+    pub(super) fn name_of(&self, call: &text::Call) -> &str {
+        self.tools.as_ref().map_or("", |tools| &tools.list[call.tool].name)
+    }
+
     pub(super) fn plan(model: &Model, endpoint: Endpoint, generate: &GenerateRequest) -> Result<Self, ApiError> {
         if model.weights.params.pooling.is_some() {
             let message = format!("model `{}` gives embeddings and generates no text: use /v1/embeddings", model.name);
             return Err(ApiError::new(400, Code::InvalidRequest, message).with_param("model"));
         }
-        let prompts = prompts(model, &generate.prompt, endpoint)?;
+        let prompts = prompts(model, generate, endpoint)?;
         let vocab = model.weights.params.vocab;
         if let Some((token, _)) = generate.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
             let message = format_args!("has token {token}, the vocabulary ends at {vocab}");
@@ -61,6 +70,7 @@ impl Work {
             n: generate.n,
             with_logprobs: generate.logprobs.is_some(),
             guides: Vec::new(),
+            tools: generate.tools().cloned(),
             elsewhere: false,
             device: None,
         })
@@ -81,9 +91,12 @@ fn prompt_field(endpoint: Endpoint) -> &'static str {
     if endpoint == Endpoint::Chat { "messages" } else { "prompt" }
 }
 
-fn prompts(model: &Model, prompt: &Prompt, endpoint: Endpoint) -> Result<Vec<Vec<u32>>, ApiError> {
-    match prompt {
-        Prompt::Messages(messages) => Ok(vec![chat_tokens(model, messages)?]),
+fn prompts(model: &Model, generate: &GenerateRequest, endpoint: Endpoint) -> Result<Vec<Vec<u32>>, ApiError> {
+    match &generate.prompt {
+        Prompt::Messages(messages) => {
+            let tools = generate.tools().map(|tools| &**tools);
+            Ok(vec![chat_tokens(model, messages, tools)?])
+        }
         Prompt::Text(texts) => texts
             .iter()
             .map(|text| {
@@ -103,17 +116,13 @@ fn prompts(model: &Model, prompt: &Prompt, endpoint: Endpoint) -> Result<Vec<Vec
     }
 }
 
-/// Tokens of a conversation, in the model's chat format.
-pub(in crate::shard) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
-    let messages: Vec<text::Message> = messages
-        .iter()
-        .map(|message| text::Message {
-            name: message.name.clone(),
-            tool_call_id: message.tool_call_id.clone(),
-            ..text::Message::new(message.role.as_str(), &message.content)
-        })
-        .collect();
-    let rendered = held_by(Holder::Template, || model.template.render(&messages, true))
+/// Tokens of a conversation about `tools`, in the model's chat format.
+pub(in crate::shard) fn chat_tokens(
+    model: &Model,
+    messages: &[Message],
+    tools: Option<&Tools>,
+) -> Result<Vec<u32>, ApiError> {
+    let rendered = held_by(Holder::Template, || text::chat_prompt(&model.template, messages, tools))
         .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
     check_length(model, &rendered, "messages")?;
     Ok(held_by(Holder::Tokenizer, || model.template_tokens(&rendered)))
@@ -153,6 +162,12 @@ fn decode(model: &Model, tokens: &[u32]) -> String {
     text
 }
 
+/// What work the prompt of a request is with all that belongs to it.
+pub(super) fn request_bytes(generate: &GenerateRequest) -> usize {
+    let tools = generate.tools().map_or(&[][..], |tools| &tools.list);
+    prompt_bytes(&generate.prompt) + tools.iter().map(|tool| MESSAGE_BYTES + tool.definition.len()).sum::<usize>()
+}
+
 /// What work a prompt is, as bytes of text.
 pub(in crate::shard) fn prompt_bytes(prompt: &Prompt) -> usize {
     match prompt {
@@ -165,7 +180,10 @@ pub(in crate::shard) fn prompt_bytes(prompt: &Prompt) -> usize {
 /// What work a conversation is.
 pub(in crate::shard) fn messages_bytes(messages: &[Message]) -> usize {
     let names = |message: &Message| message.name.as_ref().map_or(0, String::len);
-    messages.iter().map(|message| MESSAGE_BYTES + message.content.len() + names(message)).sum()
+    let calls = |message: &Message| -> usize {
+        message.tool_calls.iter().map(|call| MESSAGE_BYTES + call.name.len() + call.arguments.len()).sum()
+    };
+    messages.iter().map(|message| MESSAGE_BYTES + message.content.len() + names(message) + calls(message)).sum()
 }
 
 /// The template takes about as long for a message as the tokenizer for so many bytes.

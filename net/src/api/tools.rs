@@ -1,0 +1,260 @@
+//! Functions that a model may call: `tools`, `tool_choice` and `parallel_tool_calls` of a chat, and the calls that stand in
+//! its messages.
+
+use std::sync::Arc;
+
+use super::constraint::{check_name, schema_text};
+use crate::error::ApiError;
+use crate::json::{Kind, Path, Value, items};
+
+/// What the answers of a request may call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tools {
+    /// Not empty, names distinct.
+    pub list: Vec<Tool>,
+    pub choice: ToolChoice,
+    /// Whether an answer may make more than one call.
+    pub parallel: bool,
+}
+
+/// A function.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tool {
+    pub name: String,
+    /// All that the request says of it, as JSON text.
+    pub definition: String,
+    /// The schema of its arguments, as JSON text with its fields in the order of the request; `None`: it takes none.
+    pub parameters: Option<String>,
+}
+
+/// Whether an answer calls, and what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ToolChoice {
+    /// As the model likes.
+    Auto,
+    /// One tool or more.
+    Required,
+    /// The tool of that index, once.
+    Named(usize),
+}
+
+/// A call that an assistant's message made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCall {
+    pub id: String,
+    pub name: String,
+    /// Text of a JSON object.
+    pub arguments: String,
+}
+
+/// The three fields while they come in.
+#[derive(Default)]
+pub(super) struct Draft {
+    list: Vec<Tool>,
+    choice: Option<Wanted>,
+    parallel: Option<bool>,
+}
+
+enum Wanted {
+    None,
+    Auto,
+    Required,
+    Named(String),
+}
+
+impl Draft {
+    /// Takes the field `key`; false if it is none of these.
+    pub(super) fn field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
+        match key {
+            "tools" => self.list = tools(value, path)?,
+            "tool_choice" => self.choice = Some(wanted(value, path)?),
+            "parallel_tool_calls" => self.parallel = Some(value.bool(path)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What may be called; nothing where there is nothing, or none of it.
+    pub(super) fn finish(self) -> Result<Option<Arc<Tools>>, ApiError> {
+        let choice = match self.choice {
+            Some(Wanted::None) => return Ok(None),
+            None | Some(Wanted::Auto) => ToolChoice::Auto,
+            Some(Wanted::Required) => ToolChoice::Required,
+            Some(Wanted::Named(name)) => {
+                let index = self.list.iter().position(|tool| tool.name == name);
+                let missing = || ApiError::validation("tool_choice.function.name", "is the name of none of `tools`");
+                ToolChoice::Named(index.ok_or_else(missing)?)
+            }
+        };
+        if self.list.is_empty() {
+            return match choice {
+                ToolChoice::Auto => Ok(None),
+                _ => Err(ApiError::validation("tool_choice", "is allowed with `tools` only")),
+            };
+        }
+        Ok(Some(Arc::new(Tools { list: self.list, choice, parallel: self.parallel.unwrap_or(true) })))
+    }
+}
+
+fn tools(value: Value<'_, '_>, path: Path<'_>) -> Result<Vec<Tool>, ApiError> {
+    let array = value.array(path)?;
+    if array.len() > TOOLS_MAX {
+        return Err(ApiError::validation(path, format_args!("has {} tools, limit {TOOLS_MAX}", array.len())));
+    }
+    let (mut bytes, mut list) = (0, Vec::<Tool>::with_capacity(array.len()));
+    for (index, item) in items(&array).enumerate() {
+        let path_of = Path::Index(&path, index);
+        let tool = tool(item, path_of)?;
+        bytes += tool.definition.len();
+        if bytes > TOOLS_BYTES_MAX {
+            return Err(ApiError::validation(path, format_args!("have more than {TOOLS_BYTES_MAX} bytes")));
+        }
+        if let Some(other) = list.iter().position(|other| other.name == tool.name) {
+            let message = format_args!("is that of {}", Path::Index(&path, other));
+            return Err(ApiError::validation(name_path(path_of), message));
+        }
+        list.push(tool);
+    }
+    Ok(list)
+}
+
+fn tool(value: Value<'_, '_>, path: Path<'_>) -> Result<Tool, ApiError> {
+    let (mut kind, mut function) = (None, None);
+    for (key, value) in value.object(path)?.fields() {
+        let path = Path::Field(&path, key);
+        match key {
+            "type" => kind = Some(value.str(path)?),
+            "function" => function = Some(self::function(value, path)?),
+            _ => {}
+        }
+    }
+    check_kind(kind, path)?;
+    let function = function.ok_or_else(|| ApiError::validation(Path::Field(&path, "function"), "is required"))?;
+    let mut definition = Vec::new();
+    if !value.write(&mut definition, TOOLS_BYTES_MAX) {
+        return Err(ApiError::validation(path, format_args!("has more than {TOOLS_BYTES_MAX} bytes")));
+    }
+    let definition = String::from_utf8(definition).expect("JSON is written as UTF-8");
+    Ok(Tool { name: function.0, definition, parameters: function.1 })
+}
+
+/// Name and parameters of OpenAI's `{name, description, parameters, strict}`. Every schema is kept to, `strict` or not.
+fn function(value: Value<'_, '_>, path: Path<'_>) -> Result<(String, Option<String>), ApiError> {
+    let (mut name, mut parameters) = (None, None);
+    for (key, value) in value.object(path)?.fields() {
+        let path = Path::Field(&path, key);
+        match key {
+            "name" => name = Some(value.str(path)?),
+            "description" => _ = value.str(path)?,
+            "strict" => _ = value.bool(path)?,
+            "parameters" => parameters = Some(schema_text(value, path)?),
+            _ => {}
+        }
+    }
+    Ok((check_name(name, path)?.to_owned(), parameters))
+}
+
+fn wanted(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
+    match value.kind() {
+        Kind::String("none") => return Ok(Wanted::None),
+        Kind::String("auto") => return Ok(Wanted::Auto),
+        Kind::String("required") => return Ok(Wanted::Required),
+        Kind::Object => {}
+        _ => return Err(ApiError::validation(path, "must be none, auto, required or an object that names a function")),
+    }
+    let (mut kind, mut name) = (None, None);
+    for (key, value) in value.object(path)?.fields() {
+        let path = Path::Field(&path, key);
+        match key {
+            "type" => kind = Some(value.str(path)?),
+            "function" => {
+                for (key, value) in value.object(path)?.fields() {
+                    if key == "name" {
+                        name = Some(value.str(Path::Field(&path, key))?);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    check_kind(kind, path)?;
+    let name = name.ok_or_else(|| ApiError::validation(name_path(path), "is required"))?;
+    Ok(Wanted::Named(name.to_owned()))
+}
+
+/// The calls of an assistant's message.
+pub(super) fn calls(value: Value<'_, '_>, path: Path<'_>) -> Result<Vec<ToolCall>, ApiError> {
+    let array = value.array(path)?;
+    if array.len() > TOOL_CALLS_MAX {
+        return Err(ApiError::validation(path, format_args!("has {} calls, limit {TOOL_CALLS_MAX}", array.len())));
+    }
+    items(&array).enumerate().map(|(index, item)| call(item, Path::Index(&path, index))).collect()
+}
+
+fn call(value: Value<'_, '_>, path: Path<'_>) -> Result<ToolCall, ApiError> {
+    let (mut kind, mut id, mut name, mut arguments) = (Some("function"), None, None, String::from("{}"));
+    for (key, value) in value.object(path)?.fields() {
+        let path = Path::Field(&path, key);
+        match key {
+            "type" => kind = Some(value.str(path)?),
+            "id" => id = Some(call_id(value, path)?),
+            "function" => {
+                for (key, value) in value.object(path)?.fields() {
+                    let path = Path::Field(&path, key);
+                    match key {
+                        "name" => name = Some(value.str(path)?),
+                        "arguments" => arguments = self::arguments(value, path)?,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    check_kind(kind, path)?;
+    let id = id.ok_or_else(|| ApiError::validation(Path::Field(&path, "id"), "is required"))?;
+    let name = check_name(name, Path::Field(&path, "function"))?.to_owned();
+    Ok(ToolCall { id, name, arguments })
+}
+
+/// The text of a JSON object; an empty one stands for `{}`.
+fn arguments(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+    let text = value.str(path)?.trim();
+    if text.is_empty() {
+        return Ok("{}".into());
+    }
+    match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(ApiError::validation(path, "must be the text of a JSON object")),
+    }
+}
+
+/// Which call is meant.
+pub(super) fn call_id(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+    let id = value.str(path)?;
+    if id.is_empty() || id.len() > CALL_ID_BYTES_MAX {
+        let message = format_args!("must have 1..={CALL_ID_BYTES_MAX} bytes, got {}", id.len());
+        return Err(ApiError::validation(path, message));
+    }
+    Ok(id.to_owned())
+}
+
+fn check_kind(kind: Option<&str>, path: Path<'_>) -> Result<(), ApiError> {
+    match kind {
+        Some("function") => Ok(()),
+        Some(_) => Err(ApiError::validation(Path::Field(&path, "type"), "other than function is not supported")),
+        None => Err(ApiError::validation(Path::Field(&path, "type"), "is required")),
+    }
+}
+
+fn name_path(path: Path<'_>) -> String {
+    format!("{path}.function.name")
+}
+
+/// As many as OpenAI takes.
+pub(super) const TOOLS_MAX: usize = 128;
+/// Of all tools of a request, as JSON without spaces.
+pub(super) const TOOLS_BYTES_MAX: usize = 256 << 10;
+/// Calls of one message.
+pub(super) const TOOL_CALLS_MAX: usize = 128;
+pub(super) const CALL_ID_BYTES_MAX: usize = 256;
