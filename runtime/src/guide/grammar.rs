@@ -5,6 +5,7 @@ use net::api::Constraint;
 use serde_json::{Value, json};
 
 use super::calls;
+use super::gbnf::{self, Translated};
 use super::schema;
 use super::{ALTERNATIVES_MAX, DEPTH_MAX, GuideError};
 
@@ -22,7 +23,13 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, GuideE
             GrammarWithLexer::from_regex(whole(pattern))
         }
         Constraint::Choice(choices) => GrammarWithLexer::from_lark(one_of(choices)),
-        Constraint::Grammar(text) => GrammarWithLexer::from_lark(lark(text)?),
+        Constraint::Grammar(text) => match language(text)? {
+            Language::Lark => GrammarWithLexer::from_lark(lark(text)?),
+            Language::Gbnf => match gbnf::translate(text)? {
+                Translated::Regex(pattern) => GrammarWithLexer::from_regex(&pattern),
+                Translated::Lark(text) => GrammarWithLexer::from_lark(text),
+            },
+        },
         Constraint::Tools(tools) => GrammarWithLexer::from_lark(calls::lark(tools)?),
     }))
 }
@@ -79,10 +86,39 @@ pub(super) fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
-fn lark(text: &str) -> Result<String, GuideError> {
-    if text.contains("::=") {
-        return Err(GuideError::Gbnf);
+/// What a grammar is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    Lark,
+    Gbnf,
+}
+
+/// A first line that names the language decides; else how lines begin: `start:` in Lark, `root ::=` in GBNF.
+fn language(text: &str) -> Result<Language, GuideError> {
+    let first = text.lines().next().unwrap_or_default().trim().trim_start_matches('#').trim();
+    if text.trim_start().starts_with('#') && first.eq_ignore_ascii_case("lark") {
+        return Ok(Language::Lark);
     }
+    if text.trim_start().starts_with('#') && first.eq_ignore_ascii_case("gbnf") {
+        return Ok(Language::Gbnf);
+    }
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let (mut is_lark, mut is_gbnf) = (false, false);
+    for line in text.lines().map(str::trim_start) {
+        let behind = line.trim_start_matches(is_word);
+        let name = &line[..line.len() - behind.len()];
+        let behind = behind.trim_start();
+        is_gbnf |= !name.is_empty() && behind.starts_with("::=");
+        is_lark |= name == "start" && behind.starts_with([':', '[']) && !behind.starts_with("::=");
+    }
+    match (is_lark, is_gbnf) {
+        (true, true) => Err(GuideError::Language),
+        (_, true) => Ok(Language::Gbnf),
+        (_, false) => Ok(Language::Lark),
+    }
+}
+
+fn lark(text: &str) -> Result<String, GuideError> {
     // Schemas inside of a grammar would escape the checks of schemas.
     if let Some(directive) = ["%json", "%lark"].into_iter().find(|directive| text.contains(directive)) {
         return Err(GuideError::Directive(directive));
@@ -110,3 +146,27 @@ fn check_depth(text: &str) -> Result<(), GuideError> {
 /// Between the parts of a JSON text: none, one space, or a new line and its indent.
 const WHITESPACE: &str = r" |\n[ \t]{0,20}";
 const MESSAGE_CHARS_MAX: usize = 300;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_language_of_a_grammar_is_told_by_its_rules() {
+        for (text, expected) in [
+            ("start: \"a\"", Ok(Language::Lark)),
+            ("begin: \"a\"", Ok(Language::Lark)),
+            ("x: \"::=\"\nstart: x", Ok(Language::Lark)),
+            ("start[capture]: \"a\"", Ok(Language::Lark)),
+            ("root ::= \"a\"", Ok(Language::Gbnf)),
+            ("# text\n  root::=start\nstart ::= \"start: \"", Ok(Language::Gbnf)),
+            ("a ::= \"b\"", Ok(Language::Gbnf)),
+            ("start: \"a\"\nroot ::= \"b\"", Err(GuideError::Language)),
+            ("# lark\nstart: \"a\"\nroot ::= \"b\"", Ok(Language::Lark)),
+            ("# GBNF\nroot ::= (\nstart\n)\nstart ::= \"a\"", Ok(Language::Gbnf)),
+            ("", Ok(Language::Lark)),
+        ] {
+            assert_eq!(language(text), expected, "{text}");
+        }
+    }
+}

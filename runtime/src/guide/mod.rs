@@ -8,6 +8,7 @@
 mod call_tests;
 mod calls;
 mod compiler;
+mod gbnf;
 mod grammar;
 mod marker;
 mod schema;
@@ -26,6 +27,7 @@ use crate::shared::PerWorker;
 #[cfg(test)]
 pub(crate) use compiler::Library;
 pub use compiler::{Compiled, Compiler};
+pub use gbnf::GbnfError;
 use marker::Marker;
 
 /// Where an answer stands in its grammar.
@@ -178,8 +180,10 @@ pub enum GuideError {
     Depth,
     #[error("uses `{0}`, which is not supported in a grammar")]
     Directive(&'static str),
-    #[error("is GBNF, which is not supported by this server: send it as Lark")]
-    Gbnf,
+    #[error("looks like Lark and like GBNF: begin it with the comment `# lark` or `# gbnf`")]
+    Language,
+    #[error("is no GBNF: {0}")]
+    Gbnf(#[from] GbnfError),
     #[error("can't be compiled: {0}")]
     Refused(String),
     #[error("must have type object, as arguments have names")]

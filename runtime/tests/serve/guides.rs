@@ -117,6 +117,12 @@ fn patterns_choices_and_grammars_end_where_they_are_complete() {
             assert!(right && bytes[4..].iter().all(u8::is_ascii_digit) && finish == "stop", "{text} {finish}");
         }
         let grammar = "start: animal (\", \" animal)~0..2 \".\"\nanimal: \"fox\" | \"hen\"\n";
+        let gbnf = "root ::= animal (\", \" animal){0,2} \".\" # as llama.cpp has it\nanimal ::= \"fox\" | \"hen\"\n";
+        for (text, finish) in texts(&ask(path, json!({"grammar": gbnf, "seed": 5, "temperature": 2}))) {
+            let animals: Vec<&str> = text.strip_suffix('.').unwrap().split(", ").collect();
+            assert!(animals.iter().all(|animal| ["fox", "hen"].contains(animal)) && animals.len() <= 3, "{text}");
+            assert_eq!(finish, "stop");
+        }
         for (text, finish) in texts(&ask(path, json!({"grammar": grammar, "seed": 5, "temperature": 2}))) {
             let animals: Vec<&str> = text.strip_suffix('.').unwrap().split(", ").collect();
             assert!(animals.iter().all(|animal| ["fox", "hen"].contains(animal)) && animals.len() <= 3, "{text}");
@@ -140,6 +146,8 @@ fn what_can_t_be_kept_to_is_refused_and_harms_nobody() {
     for (more, param) in [
         (json!({"regex": "a("}), "regex"),
         (json!({"grammar": "start: nothing"}), "grammar"),
+        (json!({"grammar": "root ::= \"a\"\nb ::= (\"c\""}), "grammar"),
+        (json!({"grammar": "root ::= \"a\"\nstart: \"b\""}), "grammar"),
         (json!({"response_format": schema(&json!({"type": "strnig"}))}), "response_format"),
         (json!({"response_format": schema(&json!({"$ref": "#"}))}), "response_format"),
         (json!({"regex": format!("{}a{}", "(".repeat(30_000), ")".repeat(30_000))}), "regex"),

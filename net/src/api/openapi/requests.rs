@@ -121,7 +121,7 @@ fn openai(endpoint: Endpoint) -> Map<String, Value> {
         "choice": {"type": "array", "minItems": 1, "maxItems": CHOICES_MAX, "items": {"type": "string", "minLength": 1},
             "description": "The answer is one of these"},
         "grammar": {"type": "string", "minLength": 1, "maxLength": GRAMMAR_BYTES_MAX,
-            "description": "The answer is a text of this grammar: Lark"},
+            "description": "The answer is a text of this grammar: Lark (`start: ..`), or GBNF (`root ::= ..`) as llama.cpp reads it"},
     }))
 }
 
