@@ -13,9 +13,11 @@ use gguf::TensorType;
 use harness::{ROWS_MAX, Rig, load, load_with};
 use kernels::Isa;
 use kernels::attention::KvType;
+use net::api::Constraint;
 use runtime::cli::synth::{self, Preset};
 use runtime::engine::{Command, Engine, Event, GenerationId, Guests, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits, Step};
+use runtime::guide::{Compiler, Guide, Guided};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::mailbox::{Doorbell, LeaderBell};
 use runtime::metrics::{GenerationMetrics, ShardMetrics};
@@ -222,6 +224,50 @@ fn blocks_that_are_shared_and_blocks_that_are_few_change_no_token() {
 }
 
 #[test]
+fn constrained_answers_that_are_pushed_out_go_on_with_the_same_tokens() {
+    const COUNT: usize = 8;
+    const TOKENS_MAX: usize = 64;
+    let model = Arc::new(load(None));
+    let mut draw = Draw(7);
+    let prompts: Vec<Vec<u32>> = (0..COUNT).map(|i| draw.tokens(&model, 20 + i)).collect();
+    let positions = 20 + COUNT + TOKENS_MAX;
+    // Each has the same guide, a choice of its own, and more tokens to come than fit beside the others.
+    let pattern = Constraint::Regex("([a-z]{1,9} ){40}end".into());
+    let sequences = || -> Vec<NewSequence> {
+        let guides = guides(&model, &pattern, COUNT);
+        let sequences = guides.into_iter().enumerate().map(|(i, guide)| {
+            let sequence = sequence(i as u64, &prompts[i], sampling_of(i));
+            NewSequence { tokens_max: TOKENS_MAX, guide: Some(Guided::from(guide)), ..sequence }
+        });
+        sequences.collect()
+    };
+    let cache = |blocks| KvCache::new(&model.weights.params, KvType::F16, positions, COUNT, blocks);
+    let (expected, metrics) = run_sequences(&model, 2, (COUNT, 256), cache(COUNT * blocks_for(positions)), sequences());
+    assert_eq!(metrics.step.preempted.get(), 0);
+    for answer in &expected {
+        let text: Vec<u8> = answer.iter().flat_map(|token| model.tokenizer.piece(*token)).copied().collect();
+        assert!(text.iter().all(|byte| byte.is_ascii_lowercase() || *byte == b' ') && text.len() > 20, "{text:?}");
+    }
+    for (rows_max, blocks) in [(256, 10), (24, 7)] {
+        let (got, metrics) = run_sequences(&model, 2, (COUNT, rows_max), cache(blocks), sequences());
+        assert_eq!(got, expected, "{blocks} blocks");
+        assert!(metrics.step.preempted.get() > 0, "{blocks} blocks are enough for all");
+    }
+}
+
+fn guides(model: &Model, constraint: &Constraint, count: usize) -> Vec<Guide> {
+    let (replies, bell) = (Arc::default(), Arc::new(Doorbell::new().unwrap()));
+    let compiler = Compiler::start().unwrap();
+    let mut compiled = compiler.compile(model, constraint.clone(), count, (&replies, &bell)).unwrap();
+    loop {
+        match compiled.pop() {
+            Ok(guides) => return guides.unwrap(),
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+}
+
+#[test]
 fn generations_that_share_a_team_change_no_token_of_each_other() {
     let (old, new) = (Arc::new(load(None)), Arc::new(tiny(TINY[0])));
     let mut draw = Draw(4);
@@ -318,11 +364,22 @@ fn run_engine(
     prompts: &[Vec<u32>],
     streams: &[usize],
 ) -> (Vec<Vec<u32>>, Arc<ShardMetrics>) {
-    let (mut commands_in, commands) = rtrb::RingBuffer::new(streams.len());
-    let (events, mut events_out) = rtrb::RingBuffer::new(streams.len() * (ANSWER_TOKENS + 2));
+    let sequences = streams.iter().map(|&stream| sequence(stream as u64, &prompts[stream], sampling_of(stream)));
+    run_sequences(model, workers, limits, kv, sequences.collect())
+}
+
+fn run_sequences(
+    model: &Arc<Model>,
+    workers: usize,
+    limits: (usize, usize),
+    kv: KvCache,
+    sequences: Vec<NewSequence>,
+) -> (Vec<Vec<u32>>, Arc<ShardMetrics>) {
+    let (mut commands_in, commands) = rtrb::RingBuffer::new(sequences.len());
+    let (events, mut events_out) = rtrb::RingBuffer::new(sequences.iter().map(|new| new.tokens_max + 2).sum());
     let (closed, _closed_out) = rtrb::RingBuffer::new(1);
-    for &stream in streams {
-        let sequence = sequence(stream as u64, &prompts[stream], sampling_of(stream));
+    let streams: Vec<u64> = sequences.iter().map(|new| new.stream.0).collect();
+    for sequence in sequences {
         commands_in.push(Command::Start { generation: GENERATION, sequence: Box::new(sequence) }).ok().unwrap();
     }
     let lane = lane(model, GENERATION, workers, limits, kv);
@@ -332,7 +389,7 @@ fn run_engine(
     let mut answers = vec![Vec::new(); streams.len()];
     while let Ok(event) = events_out.pop() {
         if let Event::Token { stream, sampled, .. } = event {
-            let at = streams.iter().position(|s| *s as u64 == stream.0).unwrap();
+            let at = streams.iter().position(|s| *s == stream.0).unwrap();
             answers[at].push(sampled.token);
         }
     }
