@@ -95,44 +95,41 @@ fn forced_calls_fit_their_schemas_whole_and_streamed_and_alike() {
     for (choice, parallel) in
         [(named("fox"), true), (named("hen"), false), (json!("required"), false), (json!("required"), true)]
     {
-        for seed in [0, 100] {
-            let more =
-                json!({"tool_choice": choice, "parallel_tool_calls": parallel, "n": 3, "seed": seed, "stop": ["e"]});
-            let answer = server.ask(CHAT, &chat(&more));
-            let answers = answer["choices"].as_array().unwrap();
-            for choice in answers {
-                assert!(choice["message"]["content"].is_null() && choice["logprobs"].is_null(), "{choice}");
-                let calls = choice["message"]["tool_calls"].as_array().unwrap();
-                let is_cut = choice["finish_reason"] == "length";
-                assert!(is_cut || choice["finish_reason"] == "tool_calls", "{choice}");
-                calls[..calls.len() - usize::from(is_cut)].iter().for_each(assert_fits);
-                assert!(calls.len() == 1 || parallel && more["tool_choice"] == "required", "{choice}");
-                if let Some(name) = more["tool_choice"]["function"]["name"].as_str() {
-                    assert_eq!(calls[0]["function"]["name"], name);
-                }
-                complete += usize::from(!is_cut);
+        let more = json!({"tool_choice": choice, "parallel_tool_calls": parallel, "n": 2, "seed": 0, "stop": ["e"]});
+        let answer = server.ask(CHAT, &chat(&more));
+        let answers = answer["choices"].as_array().unwrap();
+        for choice in answers {
+            assert!(choice["message"]["content"].is_null() && choice["logprobs"].is_null(), "{choice}");
+            let calls = choice["message"]["tool_calls"].as_array().unwrap();
+            let is_cut = choice["finish_reason"] == "length";
+            assert!(is_cut || choice["finish_reason"] == "tool_calls", "{choice}");
+            calls[..calls.len() - usize::from(is_cut)].iter().for_each(assert_fits);
+            assert!(calls.len() == 1 || parallel && more["tool_choice"] == "required", "{choice}");
+            if let Some(name) = more["tool_choice"]["function"]["name"].as_str() {
+                assert_eq!(calls[0]["function"]["name"], name);
             }
-            let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap();
-            assert!((answers.len() as u64..=3 * 200).contains(&tokens), "{answer}");
-            let ids = ids(&answer);
-            assert!(ids.iter().all(|id| id.starts_with("call_") && id.len() <= 40), "{ids:?}");
-            id_count += ids.len();
-            all_ids.extend(ids);
-            let mut streaming = chat(&more);
-            (streaming["stream"], streaming["stream_options"]) = (json!(true), json!({"include_usage": true}));
-            let mut chunks = server.post(CHAT, &streaming.to_string()).chunks();
-            let mut usage = chunks.pop().unwrap()["usage"].clone();
-            // The prompt may have been found in the cache meanwhile.
-            usage["prompt_tokens_details"] = answer["usage"]["prompt_tokens_details"].clone();
-            assert_eq!(usage, answer["usage"]);
-            for (index, choice) in answers.iter().enumerate() {
-                assert_eq!(streamed(&chunks, index), whole(choice), "{more}");
-            }
-            assert!(chunks.iter().all(|chunk| chunk["choices"][0]["delta"]["content"].is_null()));
+            complete += usize::from(!is_cut);
         }
+        let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap();
+        assert!((answers.len() as u64..=2 * 200).contains(&tokens), "{answer}");
+        let ids = ids(&answer);
+        assert!(ids.iter().all(|id| id.starts_with("call_") && id.len() <= 40), "{ids:?}");
+        id_count += ids.len();
+        all_ids.extend(ids);
+        let mut streaming = chat(&more);
+        (streaming["stream"], streaming["stream_options"]) = (json!(true), json!({"include_usage": true}));
+        let mut chunks = server.post(CHAT, &streaming.to_string()).chunks();
+        let mut usage = chunks.pop().unwrap()["usage"].clone();
+        // The prompt may have been found in the cache meanwhile.
+        usage["prompt_tokens_details"] = answer["usage"]["prompt_tokens_details"].clone();
+        assert_eq!(usage, answer["usage"]);
+        for (index, choice) in answers.iter().enumerate() {
+            assert_eq!(streamed(&chunks, index), whole(choice), "{more}");
+        }
+        assert!(chunks.iter().all(|chunk| chunk["choices"][0]["delta"]["content"].is_null()));
     }
     assert_eq!(all_ids.len(), id_count, "ids are distinct");
-    assert!(complete >= 14, "{complete} of 24 answers came to their end");
+    assert!(complete >= 5, "{complete} of 8 answers came to their end");
 }
 
 /// A model whose vocabulary has the marker as one token, and the id of that token.
@@ -204,7 +201,11 @@ fn a_model_that_begins_a_call_is_held_to_it() {
 #[test]
 fn free_answers_stay_text_and_know_of_the_tools() {
     let server = Server::start(&[]);
-    for more in [json!({}), json!({"tool_choice": "auto", "n": 2}), json!({"temperature": 0, "stop": ["."]})] {
+    for more in [
+        json!({"max_tokens": 24}),
+        json!({"max_tokens": 24, "tool_choice": "auto", "n": 2}),
+        json!({"max_tokens": 24, "temperature": 0, "stop": ["."]}),
+    ] {
         let answer = server.ask(CHAT, &chat(&more));
         for choice in answer["choices"].as_array().unwrap() {
             let message = choice["message"].as_object().unwrap();
@@ -297,7 +298,7 @@ fn calls_are_the_same_alone_and_together() {
         2 => chat(&json!({"seed": seed, "max_tokens": 40})),
         _ => chat(&json!({"seed": seed, "tools": [], "max_tokens": 40})),
     };
-    let bodies: Vec<Value> = (0..16).map(body).collect();
+    let bodies: Vec<Value> = (0..8).map(body).collect();
     let answer = |body: &Value| whole(&server.ask(CHAT, body)["choices"][0]);
     let alone: Vec<Value> = bodies.iter().map(answer).collect();
     let together: Vec<Value> = std::thread::scope(|scope| {
