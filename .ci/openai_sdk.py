@@ -155,8 +155,9 @@ def completion_echoes_and_has_logprobs():
     assert choice.text.strip().startswith(PROMPT), choice.text
     logprobs = complete(max_tokens=4, logprobs=2).choices[0].logprobs
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset)
-    # There are none for tokens of a prompt.
-    refused(openai.BadRequestError, 400, lambda: complete(echo=True, max_tokens=4, logprobs=2))
+    scored = complete(echo=True, max_tokens=0, logprobs=2).choices[0].logprobs
+    assert scored.token_logprobs[0] is None and all(logprob < 0 for logprob in scored.token_logprobs[1:])
+    assert len(scored.tokens) == len(scored.token_logprobs) == len(scored.text_offset) > 1
 
 
 @check

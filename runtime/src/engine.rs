@@ -72,6 +72,8 @@ pub enum Event {
     Admitted(StreamId),
     /// Tokens of its prompt that were in the KV cache, where there were any; before its first token.
     Cached { stream: StreamId, tokens: usize },
+    /// The next tokens of its prompt, as likely as they were.
+    Scored { stream: StreamId, tokens: Box<[Sampled]> },
     /// The queue is full.
     Refused(StreamId),
     /// One token of the answer, perhaps the last, and when it was known.
@@ -91,7 +93,7 @@ impl Event {
         match self {
             Self::Admitted(stream) | Self::Refused(stream) => *stream,
             Self::Token { stream, .. } | Self::Embedding { stream, .. } | Self::End { stream, .. } => *stream,
-            Self::Cached { stream, .. } => *stream,
+            Self::Cached { stream, .. } | Self::Scored { stream, .. } => *stream,
             Self::Returned(sequence) => sequence.stream,
         }
     }

@@ -196,6 +196,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
             Event::Admitted(_) | Event::Cached { .. } => continue,
             Event::Refused(stream) => panic!("{stream:?} is refused"),
             Event::Embedding { stream, .. } => panic!("{stream:?} is embedded"),
+            Event::Scored { stream, .. } => panic!("{stream:?} asked for no scores"),
             Event::Returned(sequence) => panic!("{:?} is returned by a leader", sequence.stream),
         };
         let answer = &mut answers[stream.0 as usize];

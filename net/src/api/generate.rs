@@ -106,7 +106,7 @@ pub struct GenerateRequest {
     pub n: u32,
     pub stream: bool,
     pub include_usage: bool,
-    /// Log-probabilities of the chosen tokens, and of so many best ones (0..=20).
+    /// Log-probabilities of the chosen tokens, and of so many best ones (0..=20); with `echo` of the prompt's tokens, too.
     pub logprobs: Option<u32>,
     pub echo: bool,
     pub ignore_eos: bool,
@@ -392,10 +392,6 @@ impl Draft {
         request.max_tokens = self.max_completion_tokens.or(request.max_tokens);
         if request.max_tokens == Some(0) && !request.echo {
             return Err(ApiError::validation("max_tokens", "must be at least 1 without `echo`"));
-        }
-        if request.echo && request.logprobs.is_some() {
-            let message = "with `echo` is not supported by this server: it has none for tokens of a prompt";
-            return Err(ApiError::validation("logprobs", message));
         }
         if let Some(constraint) = request.constraint.as_ref().filter(|_| request.ignore_eos) {
             let message = format_args!("can't go with `{}`, which says where an answer ends", constraint.field());

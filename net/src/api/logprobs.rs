@@ -1,6 +1,8 @@
 //! Log-probabilities of an answer, kept as numbers until they are written: a token has 21 of them, and an answer may have
 //! a hundred thousand tokens.
 
+use std::ops::Range;
+
 use crate::json::{write_f32, write_string, write_string_lossy, write_u64};
 
 /// The bytes of a token, not always UTF-8.
@@ -16,7 +18,8 @@ pub struct Logprobs {
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Chosen {
     token: u32,
-    logprob: f32,
+    /// None for the first token of a prompt.
+    logprob: Option<f32>,
     /// Where its best tokens end among all.
     top_end: usize,
 }
@@ -24,7 +27,17 @@ struct Chosen {
 impl Logprobs {
     pub fn push(&mut self, token: u32, logprob: f32, top: &[(u32, f32)]) {
         self.top.extend_from_slice(top);
-        self.chosen.push(Chosen { token, logprob, top_end: self.top.len() });
+        self.chosen.push(Chosen { token, logprob: Some(logprob), top_end: self.top.len() });
+    }
+
+    /// The first token of a prompt, which nothing foretells.
+    pub fn push_first(&mut self, token: u32) {
+        self.chosen.push(Chosen { token, logprob: None, top_end: self.top.len() });
+    }
+
+    /// Characters that the tokens of `range` begin.
+    pub fn chars(&self, range: Range<usize>, piece_of: PieceOf<'_>) -> usize {
+        self.chosen[range].iter().map(|chosen| chars_begun(piece_of(chosen.token))).sum()
     }
 
     /// Chosen tokens.
@@ -111,19 +124,22 @@ impl Writer<'_, '_> {
         match (self.shape, column) {
             (Shape::Chat, _) => self.write_chat_token(out, at),
             (Shape::Completion, 0) => write_key(out, (self.piece_of)(token)),
-            (Shape::Completion, 1) => write_logprob(out, logprob),
+            (Shape::Completion, 1) => match logprob {
+                Some(logprob) => write_logprob(out, logprob),
+                None => out.extend_from_slice(b"null"),
+            },
             (Shape::Completion, 2) => self.write_completion_top(out, at),
             (Shape::Completion, _) => {
                 write_u64(out, *offset as u64);
-                // Characters begun by this token: continuation bytes belong to an earlier one.
-                *offset += (self.piece_of)(token).iter().filter(|&&byte| byte & 0xc0 != 0x80).count();
+                *offset += chars_begun((self.piece_of)(token));
             }
         }
     }
 
     fn write_chat_token(&self, out: &mut Vec<u8>, at: usize) {
         let Chosen { token, logprob, .. } = self.logprobs.chosen[at];
-        write_token(out, (self.piece_of)(token), logprob);
+        // A chat's prompt is not echoed.
+        write_token(out, (self.piece_of)(token), logprob.unwrap_or(f32::NEG_INFINITY));
         out.extend_from_slice(b",\"top_logprobs\":[");
         for (index, &(token, logprob)) in self.logprobs.top_of(at).iter().enumerate() {
             if index > 0 {
@@ -168,6 +184,11 @@ impl Writer<'_, '_> {
         out.extend_from_slice(self.shape.close());
         end
     }
+}
+
+/// Continuation bytes belong to a character that an earlier token began.
+fn chars_begun(piece: &[u8]) -> usize {
+    piece.iter().filter(|&&byte| byte & 0xc0 != 0x80).count()
 }
 
 /// An object left open for more fields.

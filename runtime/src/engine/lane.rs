@@ -73,7 +73,7 @@ impl Lane {
             id,
             samplers: PerWorker::new(workers, || Sampler::new(vocab)),
             sampled: PerWorker::new(forward.limits().logits_max, || None),
-            scheduler: Scheduler::new(limits.slots_max, limits.waiting_max),
+            scheduler: Scheduler::new(limits.slots_max, limits.waiting_max).with_logits(forward.limits().logits_max),
             pace: Pace::new(limits.itl_target),
             speculator: Speculator::new(
                 limits.speculation,
@@ -246,8 +246,12 @@ impl Lane {
         forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
             #[cfg(test)]
             assert!(!told_to_fail.swap(false, Ordering::Relaxed), "told to fail");
-            let (slot, row) = logits_row(step, i);
-            let sequence = scheduler.sequence(slot).expect("a row belongs to a sequence");
+            let (segment, row) = logits_row(step, i);
+            let sequence = scheduler.sequence(segment.slot).expect("a row belongs to a sequence");
+            let position = segment.first_position + row;
+            if !sequence.scored(position..position + 1).is_empty() {
+                return score(samplers, sampled, (i, worker), (sequence, position), logits);
+            }
             // The rows of a decoding sequence are its last token and its draft; of a prompt only the last row is sampled.
             let ahead = if sequence.pending() == 1 { row } else { 0 };
             sample(samplers, sampled, (i, worker), (sequence, ahead), logits);
@@ -268,7 +272,14 @@ impl Lane {
         let decodes = |segment: &&Segment| self.scheduler.sequence(segment.slot).is_some_and(|s| s.pending() == 1);
         let drafted: usize = self.step.segments.iter().filter(decodes).map(|segment| segment.rows - 1).sum();
         let (rows, counted) = (self.step.tokens.len(), self.scheduler.rows_of(&self.step));
-        self.pace.observe(&counted, elapsed);
+        // The head of scored rows is no part of what a prompt takes.
+        let scores = |segment: &Segment| {
+            let positions = segment.first_position..segment.first_position + segment.rows;
+            self.scheduler.sequence(segment.slot).is_some_and(|sequence| !sequence.scored(positions).is_empty())
+        };
+        if !self.step.segments.iter().any(scores) {
+            self.pace.observe(&counted, elapsed);
+        }
         if counted.prompt_rows == 0 {
             self.speculator.observe(rows, drafted, elapsed);
         }
@@ -287,7 +298,22 @@ impl Lane {
                 logits += segment.rows;
                 continue;
             }
+            let scored = sequence.scored(sequence.computed..sequence.computed + segment.rows);
             sequence.computed += segment.rows;
+            if !scored.is_empty() {
+                let entries = logits..logits + scored.len();
+                logits = entries.end;
+                let tokens: Option<Box<[_]>> = entries.map(|i| self.sampled.get_mut(i).take()).collect();
+                let stream = sequence.stream;
+                let Some(tokens) = tokens else {
+                    logits += usize::from(sequence.computed == sequence.tokens.len());
+                    self.scheduler.finish(segment.slot, self.kv.tables_mut());
+                    push(link, Event::End { stream, finish: Finish::Failed });
+                    continue;
+                };
+                sequence.scoring.iter_mut().for_each(|scoring| scoring.done = scored.end);
+                push(link, Event::Scored { stream, tokens });
+            }
             if sequence.computed < sequence.tokens.len() {
                 continue;
             }
@@ -394,6 +420,10 @@ pub(crate) fn next_event(
     at: Instant,
 ) -> (Event, bool) {
     let stream = sequence.stream;
+    if sequence.tokens_max == 0 {
+        // Only its prompt was asked for.
+        return (Event::End { stream, finish: Finish::Length }, true);
+    }
     let unguided = |sequence: &mut Sequence| sequence.guide.as_mut().is_some_and(|guide| guide.get_mut().has_failed());
     let Some(sampled) = sampled else {
         let finish = if unguided(sequence) { Finish::Unguided } else { Finish::Failed };
@@ -414,11 +444,31 @@ pub(crate) fn next_event(
     (Event::Token { stream, sampled, at, finish }, finish.is_some())
 }
 
-/// Slot of the `i`-th logits row of a step, and which row of its segment it is.
-fn logits_row(step: &Step, i: usize) -> (usize, usize) {
+/// Segment of the `i`-th logits row of a step, and which row of it that is.
+fn logits_row(step: &Step, i: usize) -> (Segment, usize) {
     let row = step.logits[i];
     let at = step.segments.partition_point(|segment| segment.first_row + segment.rows <= row);
-    (step.segments[at].slot, row - step.segments[at].first_row)
+    (step.segments[at], row - step.segments[at].first_row)
+}
+
+/// How likely the token of the prompt behind `position` is.
+#[expect(unsafe_code, reason = "each worker has its sampler, each row its place for the result")]
+fn score(
+    samplers: &PerWorker<Sampler>,
+    sampled: &PerWorker<Option<Sampled>>,
+    (i, worker): (usize, usize),
+    (sequence, position): (&Sequence, usize),
+    logits: &mut [f32],
+) {
+    // SAFETY: the forward pass calls this on worker `worker` only.
+    let sampler = unsafe { samplers.get(worker) };
+    // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
+    let result = unsafe { sampled.get(i) };
+    let (token, top) = (sequence.tokens[position + 1], sequence.scoring.map_or(0, |scoring| scoring.top));
+    *result = sampler.score(logits, token, top).ok().map(|logprob| {
+        let logprobs = TokenLogprobs { logprob, top: sampler.top_logprobs().to_vec() };
+        Sampled { token, logprobs: Some(Box::new(logprobs)) }
+    });
 }
 
 #[expect(unsafe_code, reason = "each worker has its sampler, each row its place for the result")]

@@ -231,6 +231,17 @@ impl Sampler {
         Ok(Sampled { token, logprob: log_sum.map(|sum| logprob(raw, sum)) })
     }
 
+    /// Natural logarithm of the probability of `token` under the raw `logits`, which are cleaned; the `top` best tokens are
+    /// told by [`top_logprobs`](Self::top_logprobs).
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn score(&mut self, logits: &mut [f32], token: u32, top: u8) -> Result<f32, SampleError> {
+        let max = clean(logits).ok_or(SampleError::NoFiniteLogit { count: logits.len() })?;
+        let log_sum = self.take_logprobs(logits, max, top);
+        Ok((logits[token as usize] - max) - log_sum)
+    }
+
     /// The best tokens of the last call with `logprobs`, best first, with their log-probabilities.
     pub fn top_logprobs(&self) -> &[(u32, f32)] {
         &self.top_logprobs

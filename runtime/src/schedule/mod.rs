@@ -26,7 +26,7 @@ pub use clients::ClientId;
 use clients::{Clients, QUANTUM_ROWS};
 pub use cost::{CostModel, PromptBudget, StepRows};
 pub use pace::{Demand, Pace, prompt_seconds};
-pub use sequence::{NewSequence, Priority, Sequence, StreamId};
+pub use sequence::{NewSequence, Priority, Scoring, Sequence, StreamId};
 use sequence::{Rank, Waiting};
 
 /// The queue is full; the sequence comes back.
@@ -56,6 +56,8 @@ pub struct Scheduler {
     /// Slots whose prompts want rows, as they take turns in the step being formed.
     prompts: Vec<usize>,
     clients: Clients,
+    /// Most rows of a step that give logits: one for each slot, and more for those that are scored.
+    logits_max: usize,
     /// What a prompt row takes, as far as is known.
     row_s: f64,
     counts: Counts,
@@ -73,15 +75,22 @@ impl Scheduler {
             order: Vec::with_capacity(slots),
             prompts: Vec::with_capacity(slots),
             clients: Clients::with_capacity(waiting_max + slots),
+            logits_max: slots,
             row_s: 0.0,
             counts: Counts::default(),
         }
     }
 
+    /// The same for steps of up to `logits_max` rows with logits, at least one for each slot.
+    #[must_use]
+    pub fn with_logits(self, logits_max: usize) -> Self {
+        Self { logits_max: logits_max.max(self.logits_max), ..self }
+    }
+
     /// Forgets every sequence; what was counted stays.
     pub fn clear(&mut self) {
         let counts = std::mem::take(&mut self.counts);
-        *self = Self { counts, ..Self::new(self.slots.len(), self.waiting_max) };
+        *self = Self { counts, ..Self::new(self.slots.len(), self.waiting_max).with_logits(self.logits_max) };
     }
 
     /// Takes a sequence into the queue. Free slots count as places in it, since those who wait move on at the next
@@ -183,8 +192,7 @@ impl Scheduler {
         while let Some(next) = self.next() {
             let new = &self.waiting[next].new;
             let Some(slot) = self.slots.iter().position(Option::is_none) else { return };
-            // The last token is computed in any case: what comes after it is asked of it.
-            let cached = kv.adopt(slot, &new.tokens[..new.tokens.len() - 1]);
+            let cached = kv.adopt(slot, new.adoptable());
             if kv.blocks_free() < new.blocks_wanted() - cached / BLOCK + self.blocks_owed(kv) {
                 kv.release(slot);
                 return;
@@ -306,15 +314,26 @@ impl Scheduler {
             }
             let sequence = self.taken(slot);
             let room = (kv.table(slot).len() + kv.blocks_free()) * BLOCK - sequence.computed;
-            let chunk = budget.rows(sequence.computed, sequence.pending()).min(room);
+            let mut chunk = budget.rows(sequence.computed, sequence.pending()).min(room);
+            let scored = sequence.scored(sequence.computed..sequence.computed + chunk);
+            if !scored.is_empty() {
+                // From the first one on each gives logits. Whoever comes behind may want those of a last row.
+                let behind = self.prompts.len() - at - 1;
+                let room = self.logits_max.saturating_sub(step.logits.len() + behind);
+                chunk = chunk.min(scored.start - sequence.computed + room);
+            }
             if chunk == 0 {
                 continue;
             }
             let (start, end) = (sequence.computed, sequence.computed + chunk);
             kv.extend(slot, end).expect("there is room");
             let is_last = end == sequence.tokens.len();
-            step.push(slot, start, &sequence.tokens[start..end], is_last);
+            let first_row = step.tokens.len();
+            step.push(slot, start, &sequence.tokens[start..end], false);
+            let scored = sequence.scored(start..end);
+            step.logits.extend(scored.map(|position| first_row + position - start));
             if is_last {
+                step.logits.push(first_row + chunk - 1);
                 sequence.want(step, 0);
             }
             let client = sequence.client_index;
@@ -326,6 +345,9 @@ impl Scheduler {
     /// Lets the prompt in `slot` go on behind what others have computed meanwhile.
     fn adopt(&mut self, slot: usize, kv: &mut BlockTables) {
         let sequence = self.slots[slot].as_mut().expect("ordered slots are taken");
+        if sequence.scoring.is_some() {
+            return;
+        }
         if sequence.computed != kv.published(slot) * BLOCK || kv.table(slot).len() != kv.published(slot) {
             return;
         }
@@ -340,6 +362,9 @@ impl Scheduler {
     /// Whether the next block of the prompt in `slot` will be known after this step, since another sequence computes it.
     fn is_being_computed(&self, slot: usize, step: &Step, kv: &BlockTables) -> bool {
         let sequence = self.taken(slot);
+        if sequence.scoring.is_some() {
+            return false;
+        }
         let (start, end) = (sequence.computed, sequence.computed + BLOCK);
         if start != kv.published(slot) * BLOCK || end >= sequence.tokens.len() {
             return false;

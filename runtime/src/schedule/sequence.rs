@@ -1,5 +1,6 @@
 //! What a stream asks for, and its state while it is computed.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use kernels::attention::BLOCK;
@@ -36,6 +37,15 @@ impl Priority {
     }
 }
 
+/// A prompt whose own tokens are asked for their probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scoring {
+    /// Best tokens told beside each.
+    pub top: u8,
+    /// Positions whose next token was scored.
+    pub done: usize,
+}
+
 /// What a stream asks for. `tokens` is not empty; with those still to come it is within the context.
 #[derive(Debug)]
 pub struct NewSequence {
@@ -54,6 +64,7 @@ pub struct NewSequence {
     pub stop_at_end: bool,
     /// What its answer must look like, as far as that has come.
     pub guide: Option<Guided>,
+    pub scoring: Option<Scoring>,
 }
 
 /// Who keeps its blocks where they run short, the least of all first: by arrival, later by the patience of its priority.
@@ -109,6 +120,7 @@ pub struct Sequence {
     pub stop_at_end: bool,
     /// What its answer must look like, as far as that has come.
     pub guide: Option<Guided>,
+    pub scoring: Option<Scoring>,
     /// What penalties look at.
     pub history: History,
     /// What may come next.
@@ -137,7 +149,15 @@ impl NewSequence {
             sampling,
             stop_at_end: true,
             guide: None,
+            scoring: None,
         }
+    }
+
+    /// Tokens that may begin as others have computed them: all but the last, whose logits are asked for in any case, and
+    /// those before a token that is to be scored.
+    pub(super) fn adoptable(&self) -> &[u32] {
+        let end = self.tokens.len() - 1;
+        &self.tokens[..self.scoring.map_or(end, |scoring| scoring.done.min(end))]
     }
 
     /// Positions that the sequence can come to hold.
@@ -185,6 +205,7 @@ impl Sequence {
             sampling: new.sampling,
             stop_at_end: new.stop_at_end,
             guide: new.guide,
+            scoring: new.scoring,
             history,
             draft: Draft::default(),
         }
@@ -208,6 +229,7 @@ impl Sequence {
             sampling: self.sampling,
             stop_at_end: self.stop_at_end,
             guide: self.guide,
+            scoring: self.scoring,
         }
     }
 
@@ -261,6 +283,14 @@ impl Sequence {
 
     pub(super) fn blocks_wanted(&self) -> usize {
         blocks_wanted(self.tokens.len(), self.prompt_len + self.tokens_max)
+    }
+
+    /// Those of `positions` whose logits score the next token of the prompt.
+    #[must_use]
+    pub fn scored(&self, positions: Range<usize>) -> Range<usize> {
+        let Some(scoring) = self.scoring else { return positions.end..positions.end };
+        let end = positions.end.min(self.prompt_len - 1);
+        positions.start.max(scoring.done).min(end)..end
     }
 
     /// Says which logits of the row just added the sampler will look at, for the token `ahead` places after the next one.

@@ -262,3 +262,40 @@ fn a_sequence_taken_out_goes_on_elsewhere_with_the_same_tokens_and_limits() {
     assert_eq!((step.tokens.as_slice(), step.logits.as_slice()), (&[0, 1, 2, 7, 7][..], &[4][..]));
     assert_eq!(other.waiting(), 2, "nothing resumed is refused, and those who waited go on waiting");
 }
+
+#[test]
+fn a_prompt_that_is_scored_takes_no_more_rows_than_may_have_logits_and_is_never_scored_twice() {
+    let (mut scheduler, mut kv) = (Scheduler::new(2, 4).with_logits(6), cache(2, 8).with_prefixes());
+    let budget = PromptBudget::of_rows(64);
+    let scored =
+        |id: u64| NewSequence { scoring: Some(Scoring { top: 0, done: 0 }), ..sequence(id, 40, 2, Priority::Normal) };
+    scheduler.submit(sequence(1, 40, 2, Priority::Normal)).unwrap();
+    assert_eq!(admitted(&mut scheduler, &mut kv), [1]);
+    let mut step = Step::default();
+    scheduler.submit(scored(2)).unwrap();
+    admitted(&mut scheduler, &mut kv);
+    let (mut wanted, mut pushed_out) = (Vec::new(), false);
+    while scheduler.form(&mut step, &mut kv, 64, budget) {
+        assert!(step.logits.len() <= 6 && step.logits.is_sorted(), "{step:?}");
+        for segment in step.segments.clone() {
+            let sequence = scheduler.sequence_mut(segment.slot).unwrap();
+            if sequence.stream == StreamId(2) {
+                let positions = sequence.scored(sequence.computed..sequence.computed + segment.rows);
+                let rows: Vec<usize> =
+                    positions.clone().map(|at| segment.first_row + at - segment.first_position).collect();
+                assert!(rows.iter().all(|row| step.logits.contains(row)));
+                wanted.extend(positions.clone());
+                sequence.scoring.as_mut().unwrap().done = positions.end.max(sequence.scoring.unwrap().done);
+            }
+        }
+        compute(&mut scheduler, &step);
+        if wanted.len() >= 10 && !std::mem::replace(&mut pushed_out, true) {
+            scheduler.preempt_last(&mut kv);
+            admitted(&mut scheduler, &mut kv);
+        }
+        let done: Vec<usize> =
+            (0..2).filter(|slot| scheduler.sequence(*slot).is_some_and(|s| s.generated() > 1)).collect();
+        done.into_iter().for_each(|slot| scheduler.finish(slot, &mut kv));
+    }
+    assert_eq!(wanted, (0..39).collect::<Vec<_>>(), "each position but the last, once");
+}

@@ -56,6 +56,15 @@ impl Choice {
         }
     }
 
+    /// Takes the next tokens of its prompt.
+    pub(super) fn score(&mut self, tokens: &[Sampled]) {
+        for Sampled { token, logprobs } in tokens {
+            if let Some(logprobs) = logprobs {
+                self.logprobs.push(*token, logprobs.logprob, &logprobs.top);
+            }
+        }
+    }
+
     /// Takes one token. Its text, as far as it is certain, is added to `ready`. A stop string sets `finish`.
     pub(super) fn push(&mut self, model: &Model, sampled: &Sampled, finish: Option<Finish>) {
         self.tokens += 1;

@@ -268,7 +268,7 @@ impl<'a> Embedding<'a> {
                 self.shard.metrics.requests.outcomes.refused_queue.add(1);
                 return Err(queue_full());
             }
-            Event::Cached { .. } => {}
+            Event::Cached { .. } | Event::Scored { .. } => {}
             Event::End { finish: Finish::Lost, .. } => {
                 self.shard.metrics.requests.outcomes.failed.add(1);
                 self.failed = true;

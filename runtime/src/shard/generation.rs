@@ -239,7 +239,10 @@ impl<'a> Generation<'a> {
         let reader = generate.tools().map(|tools| CallReader::new(Arc::clone(tools), &text::forced(tools)));
         let place = u32::try_from(index).expect("bounded by the schema");
         let mut choice = Choice::new(place, prompt, stops, *with_logprobs, reader);
-        if tokens_max[prompt] == 0 {
+        let scoring = self.work.scoring;
+        if scoring.is_some() {
+            choice.logprobs.push_first(prompts[prompt][0]);
+        } else if tokens_max[prompt] == 0 {
             choice.end(Finish::Length);
             self.choices.push(choice);
             return Ok(());
@@ -252,10 +255,12 @@ impl<'a> Generation<'a> {
             priority: priority_of(generate.priority),
             stop_at_end: !generate.ignore_eos,
             guide: self.work.guides.pop().map(Guided::from),
+            scoring,
             ..NewSequence::new(stream, tokens, tokens_max, sampling, self.clock.arrival)
         };
         let work = gpu::Work { prompt_tokens: sequence.tokens.len(), tokens_max: sequence.tokens_max };
-        let preference = generate.device_preference;
+        // Only CPUs score prompts.
+        let preference = if scoring.is_some() { DevicePreference::Cpu } else { generate.device_preference };
         let device = self.shard.gpus.place(self.shard, preference, self.served.id, work).inspect_err(|_| {
             self.shard.metrics.requests.outcomes.refused_queue.add(1);
         })?;
@@ -403,6 +408,7 @@ impl<'a> Generation<'a> {
                 self.shard.metrics.requests.outcomes.refused_queue.add(1);
                 return Err(queue_full());
             }
+            Event::Scored { tokens, .. } => choice.score(&tokens),
             // A stop string ended the choice already; its sequence is being cancelled.
             _ if choice.finish.is_some() => {}
             Event::Token { stream, sampled, at: chosen, finish } => {
@@ -585,7 +591,7 @@ fn sampling(generate: &GenerateRequest, seed: u64) -> SamplingParams {
         presence_penalty: generate.presence_penalty,
         logit_bias: generate.logit_bias.clone(),
         seed,
-        logprobs: generate.logprobs.map(|top| u8::try_from(top).expect("bounded by the schema")),
+        logprobs: generate.logprobs.map(work::best_told),
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn run(
             Some((_, Event::End { finish: Finish::Lost, .. }, _)) => return failed(Some(BROKE_DOWN)),
             Some((_, Event::End { .. }, _)) => return Outcome::Probed { answer: tokens, failed: None },
             Some((_, Event::Refused(_), _)) => return failed(Some(QUEUE_FULL)),
-            Some((_, Event::Admitted(_) | Event::Cached { .. } | Event::Returned(_), _)) => {}
+            Some((_, Event::Admitted(_) | Event::Cached { .. } | Event::Scored { .. } | Event::Returned(_), _)) => {}
             None if inbox.cut.get() => {
                 shard.cancel(stream);
                 return failed(Some("the server is shutting down"));

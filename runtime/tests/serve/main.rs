@@ -22,6 +22,7 @@ mod placement;
 mod prefixes;
 mod rates;
 mod refusals;
+mod scores;
 mod server;
 mod starts;
 mod stats;

@@ -71,7 +71,8 @@ fn completion() -> Value {
     let mut properties = openai(Endpoint::Completion);
     properties.extend(fields(json!({
         "prompt": named("Prompt"),
-        "logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX},
+        "logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX,
+            "description": "With echo also of the prompt's tokens, the first of which has null"},
         "echo": {"type": "boolean", "default": false, "description": "The answer begins with the prompt"},
         "best_of": {"type": "integer", "minimum": 1, "description": "n, if it is given"},
         "tool_choice": {"enum": ["none", "auto"]},

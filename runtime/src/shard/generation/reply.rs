@@ -44,7 +44,7 @@ struct Sent {
     begun: bool,
     /// Bytes of the prompt.
     echo: usize,
-    /// Characters; legacy log-probabilities count from them.
+    /// Characters of the tokens whose log-probabilities were sent; legacy ones count from them.
     chars: usize,
     /// Log-probabilities of the text that is being sent.
     logprobs: usize,
@@ -183,18 +183,17 @@ impl<'a> Reply<'a> {
                 let part = api::beginning(&echo[sent.echo..]);
                 stream.text(&mut writer.out, index, part, None);
                 sent.echo += part.len();
-                sent.chars += part.chars().count();
             } else if !choice.ready.is_empty() || sent.logprobs > 0 || choice.has_silent_end() {
-                let tokens = &choice.logprobs;
+                let (tokens, from) = (&choice.logprobs, sent.logprobs);
                 let logprobs = (!tokens.is_empty()).then_some(TextLogprobs {
                     tokens,
-                    from: sent.logprobs,
+                    from,
                     piece_of: &piece_of,
                     text_offset: sent.chars,
                 });
                 sent.logprobs = stream.text(&mut writer.out, index, &choice.ready, logprobs);
                 if logprobs.is_some() {
-                    sent.chars += choice.ready.chars().count();
+                    sent.chars += tokens.chars(from..sent.logprobs, &piece_of);
                 }
                 choice.ready.clear();
                 if sent.logprobs == choice.logprobs.len() {

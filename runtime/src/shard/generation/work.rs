@@ -9,6 +9,7 @@ use net::error::{ApiError, Code};
 use crate::executor::{Holder, held_by};
 use crate::guide::Guide;
 use crate::model::Model;
+use crate::schedule::Scoring;
 use crate::text;
 
 /// What a request comes down to.
@@ -20,6 +21,8 @@ pub(in crate::shard) struct Work {
     pub(super) stops: Vec<String>,
     pub(super) n: u32,
     pub(super) with_logprobs: bool,
+    /// Of each prompt whose tokens are asked for their log-probabilities.
+    pub(super) scoring: Option<Scoring>,
     /// One for each sequence that has not begun, where the answers have a form to keep to.
     pub(super) guides: Vec<Guide>,
     /// What they may call.
@@ -69,12 +72,18 @@ impl Work {
             stops: generate.stop.clone(),
             n: generate.n,
             with_logprobs: generate.logprobs.is_some(),
+            scoring: generate.logprobs.filter(|_| generate.echo).map(|top| Scoring { top: best_told(top), done: 0 }),
             guides: Vec::new(),
             tools: generate.tools().cloned(),
             elsewhere: false,
             device: None,
         })
     }
+}
+
+/// How many of the best tokens a request wants to know.
+pub(super) fn best_told(logprobs: u32) -> u8 {
+    u8::try_from(logprobs).expect("bounded by the schema")
 }
 
 /// Refuses a prompt that leaves no room for an answer.
