@@ -55,23 +55,31 @@ impl Kernel for RmsNorm<'_> {
         let (x, x_rest) = self.x.as_chunks::<LANES>();
         let (weight, weight_rest) = self.weight.as_chunks::<LANES>();
         let (out, out_rest) = self.out.as_chunks_mut::<LANES>();
-        let (mut greatest, mut least) = (s.splat(0.0), s.splat(0.0));
+        // Two chains each: one would wait for itself. The second of two where one is NaN.
+        let (mut greatest, mut least) = ([s.splat(0.0); 2], [s.splat(0.0); 2]);
+        let ((x, x_last), (weight, weight_last)) = (x.as_chunks::<2>(), weight.as_chunks::<2>());
+        let (out, out_last) = out.as_chunks_mut::<2>();
         for (i, ((x, w), out)) in x.iter().zip(weight).zip(out).enumerate() {
-            if i % 2 == 0
-                && let Some(line) = late.get(i / 2)
-            {
+            if let Some(line) = late.get(i) {
                 s.prefetch(line);
             }
+            for side in 0..2 {
+                let y = s.mul(s.mul(s.load(&x[side]), scale), s.load(&w[side]));
+                s.store(y, &mut out[side]);
+                (greatest[side], least[side]) = (s.max(y, greatest[side]), s.min(y, least[side]));
+            }
+        }
+        for ((x, w), out) in x_last.iter().zip(weight_last).zip(out_last) {
             let y = s.mul(s.mul(s.load(x), scale), s.load(w));
             s.store(y, out);
-            // The second where one is NaN.
-            (greatest, least) = (s.max(y, greatest), s.min(y, least));
+            (greatest[0], least[0]) = (s.max(y, greatest[0]), s.min(y, least[0]));
         }
         if !x_rest.is_empty() {
             let y = s.mul(s.mul(s.load_part(x_rest, 0.0), scale), s.load_part(weight_rest, 0.0));
             s.store_part(y, out_rest);
-            (greatest, least) = (s.max(y, greatest), s.min(y, least));
+            (greatest[1], least[1]) = (s.max(y, greatest[1]), s.min(y, least[1]));
         }
+        let (greatest, least) = (s.max(greatest[0], greatest[1]), s.min(least[0], least[1]));
         s.greatest(s.max(greatest, s.sub(s.splat(0.0), least)))
     }
 }

@@ -5,8 +5,9 @@ use std::arch::x86_64::{
     __m128i, __m512, __m512i, _CMP_ORD_Q, _MM_HINT_T0, _mm_mask_storeu_epi8, _mm_prefetch, _mm_storeu_si128,
     _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_cmp_ps_mask, _mm512_cvtsepi32_epi8, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_madd_epi16, _mm512_maddubs_epi16, _mm512_maskz_cvtps_epi32, _mm512_maskz_loadu_ps,
-    _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_si512,
+    _mm512_mul_ps, _mm512_packs_epi16, _mm512_packs_epi32, _mm512_permutexvar_epi32, _mm512_reduce_add_epi32,
+    _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512,
+    _mm512_srli_epi16, _mm512_storeu_si512,
 };
 use std::ops::Range;
 
@@ -19,19 +20,47 @@ use crate::Avx512Bw;
 pub(super) fn round(_: Avx512Bw, x: &[f32], scale: f32, q: &mut [i8]) -> i32 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn body(x: &[f32], scale: f32, q: &mut [i8]) -> i32 {
-        let mut sums = [_mm512_setzero_si512(); 2];
-        let lines = x.chunks(TILE_ROWS).zip(q.chunks_mut(TILE_ROWS));
-        for (i, (x, q)) in lines.enumerate() {
-            let values = _mm512_mul_ps(load_floats(x), _mm512_set1_ps(scale));
-            let numbers = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(values, values);
-            let rounded = _mm512_maskz_cvtps_epi32(numbers, values);
-            store_bytes(_mm512_cvtsepi32_epi8(rounded), q);
-            sums[i % 2] = _mm512_add_epi32(sums[i % 2], rounded);
+        let mut sums = [_mm512_setzero_si512(); FOUR];
+        let (fours, x) = x.as_chunks::<{ FOUR * TILE_ROWS }>();
+        let (byte_fours, q) = q.as_chunks_mut::<{ FOUR * TILE_ROWS }>();
+        // Dwords of quarter i of four registers, to be those of one after another.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        for (x, q) in fours.iter().zip(byte_fours) {
+            let mut rounded = [_mm512_setzero_si512(); FOUR];
+            for i in 0..FOUR {
+                rounded[i] = nearest(load_floats(&x[i * TILE_ROWS..][..TILE_ROWS]), scale);
+                sums[i] = _mm512_add_epi32(sums[i], rounded[i]);
+            }
+            let [a, b, c, d] = rounded;
+            let bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            let bytes = _mm512_permutexvar_epi32(order, bytes);
+            // SAFETY: 64 writable bytes; the store has no alignment requirement.
+            unsafe { _mm512_storeu_si512(q.as_mut_ptr().cast(), bytes) };
         }
-        _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]))
+        for (x, q) in x.chunks(TILE_ROWS).zip(q.chunks_mut(TILE_ROWS)) {
+            let rounded = nearest(load_floats(x), scale);
+            store_bytes(_mm512_cvtsepi32_epi8(rounded), q);
+            sums[0] = _mm512_add_epi32(sums[0], rounded);
+        }
+        _mm512_reduce_add_epi32(_mm512_add_epi32(
+            _mm512_add_epi32(sums[0], sums[1]),
+            _mm512_add_epi32(sums[2], sums[3]),
+        ))
     }
     // SAFETY: the token proves that these instructions exist.
     unsafe { body(x, scale, q) }
+}
+
+/// Registers whose numbers make one of bytes.
+const FOUR: usize = 4;
+
+/// The nearest whole numbers of values times `scale`, 0 for a NaN.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn nearest(x: __m512, scale: f32) -> __m512i {
+    let values = _mm512_mul_ps(x, _mm512_set1_ps(scale));
+    let numbers = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(values, values);
+    _mm512_maskz_cvtps_epi32(numbers, values)
 }
 
 /// At most 16 floats; the lanes past them are 0.
