@@ -218,7 +218,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(plan(asked(400), 500 << 20, 1).is_ok());
-        assert!(plan(asked(1 << 30), 4 << 30, 1).is_ok(), "no more than the slots need is taken of it");
+        assert!(plan(asked(1 << 24), 4 << 30, 1).is_ok(), "no more than the slots need is taken of it");
     }
 
     #[test]
