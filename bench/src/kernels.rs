@@ -33,7 +33,8 @@ pub(crate) struct Args {
     /// Time for each line, in milliseconds
     #[arg(long, default_value_t = 100)]
     budget_ms: u64,
-    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni or amx-int8 [default: the best there is]
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni, amx-int8, neon-dotprod or neon-i8mm
+    /// [default: the best there is]
     #[arg(long)]
     isa: Option<Isa>,
     /// Only check the answers of every instruction set of this machine; no timing

@@ -51,7 +51,8 @@ pub(crate) struct Args {
     /// Give the output head no screen: every decoded row gets all its logits
     #[arg(long)]
     full_head: bool,
-    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni or amx-int8 [default: the best there is]
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni, amx-int8, neon-dotprod or neon-i8mm
+    /// [default: the best there is]
     #[arg(long)]
     isa: Option<kernels::Isa>,
     /// Only check that chunks, workers and instruction sets give the same bits; no timing

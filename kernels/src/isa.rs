@@ -7,6 +7,9 @@
     )
 )]
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
+use std::env::consts::ARCH;
 use std::fmt;
 use std::str::FromStr;
 
@@ -30,6 +33,20 @@ pub struct Avx512Vnni(());
 /// process use them; made only by [`AmxInt8::detect`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AmxInt8(());
+
+/// Proof that NEON exists, which is part of every 64-bit ARM processor that the standard library supports; made only by
+/// [`Neon::detect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neon(());
+
+/// Proof that NEON's dot products of int8 (and everything of [`Neon`]) exist; made only by [`NeonDotprod::detect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeonDotprod(());
+
+/// Proof that NEON's products of int8 matrices (and everything of [`NeonDotprod`]) exist; made only by
+/// [`NeonI8mm::detect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeonI8mm(());
 
 impl Avx2 {
     /// `None` where an instruction is missing or the machine is not x86-64.
@@ -125,6 +142,54 @@ impl AmxInt8 {
     }
 }
 
+impl Neon {
+    /// `None` where an instruction is missing or the machine is not aarch64.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if is_aarch64_feature_detected!("neon") {
+            return Some(Self(()));
+        }
+        None
+    }
+}
+
+impl NeonDotprod {
+    /// `None` where an instruction is missing or the machine is not aarch64.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if Neon::detect().is_some() && is_aarch64_feature_detected!("dotprod") {
+            return Some(Self(()));
+        }
+        None
+    }
+
+    /// NEON is part of what this proves.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn neon(self) -> Neon {
+        Neon(())
+    }
+}
+
+impl NeonI8mm {
+    /// `None` where an instruction is missing or the machine is not aarch64.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if NeonDotprod::detect().is_some() && is_aarch64_feature_detected!("i8mm") {
+            return Some(Self(()));
+        }
+        None
+    }
+
+    /// NEON's dot products are part of what this proves.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn dotprod(self) -> NeonDotprod {
+        NeonDotprod(())
+    }
+}
+
 /// What the standard library doesn't say of AMX.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles {
@@ -187,6 +252,8 @@ pub enum Isa {
     Avx512Bw(Avx512Bw),
     Avx512Vnni(Avx512Vnni),
     AmxInt8(AmxInt8),
+    NeonDotprod(NeonDotprod),
+    NeonI8mm(NeonI8mm),
 }
 
 /// What of an [`Isa`] float kernels use.
@@ -195,6 +262,7 @@ pub(crate) enum FloatIsa {
     Portable,
     Avx2(Avx2),
     Avx512Bw(Avx512Bw),
+    Neon(Neon),
 }
 
 impl Isa {
@@ -213,10 +281,12 @@ impl Isa {
         found.extend(Avx512Bw::detect().map(Self::Avx512Bw));
         found.extend(Avx512Vnni::detect().map(Self::Avx512Vnni));
         found.extend(AmxInt8::detect().map(Self::AmxInt8));
+        found.extend(NeonDotprod::detect().map(Self::NeonDotprod));
+        found.extend(NeonI8mm::detect().map(Self::NeonI8mm));
         found
     }
 
-    /// `portable`, `avx2`, `avx-vnni`, `avx512`, `avx512-vnni` or `amx-int8`.
+    /// `portable`, `avx2`, `avx-vnni`, `avx512`, `avx512-vnni`, `amx-int8`, `neon-dotprod` or `neon-i8mm`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -226,6 +296,8 @@ impl Isa {
             Self::Avx512Bw(_) => "avx512",
             Self::Avx512Vnni(_) => "avx512-vnni",
             Self::AmxInt8(_) => "amx-int8",
+            Self::NeonDotprod(_) => "neon-dotprod",
+            Self::NeonI8mm(_) => "neon-i8mm",
         }
     }
 
@@ -236,26 +308,56 @@ impl Isa {
             Self::AvxVnni(_) => FloatIsa::Avx2(Avx2(())),
             Self::Avx512Bw(proof) => FloatIsa::Avx512Bw(proof),
             Self::Avx512Vnni(_) | Self::AmxInt8(_) => FloatIsa::Avx512Bw(Avx512Bw(())),
+            Self::NeonDotprod(_) | Self::NeonI8mm(_) => FloatIsa::Neon(Neon(())),
         }
     }
 }
+
+/// The names of all sets, and the architecture of each; any machine has the portable one.
+const NAMES: [(&str, &str); 8] = [
+    ("portable", ""),
+    ("avx2", "x86_64"),
+    ("avx-vnni", "x86_64"),
+    ("avx512", "x86_64"),
+    ("avx512-vnni", "x86_64"),
+    ("amx-int8", "x86_64"),
+    ("neon-dotprod", "aarch64"),
+    ("neon-i8mm", "aarch64"),
+];
 
 impl FromStr for Isa {
     type Err = NoSuchIsa;
 
     fn from_str(name: &str) -> Result<Self, NoSuchIsa> {
-        Self::available().into_iter().find(|isa| isa.name() == name).ok_or(NoSuchIsa)
+        let found = Self::available().into_iter().find(|isa| isa.name() == name);
+        found.ok_or_else(|| match NAMES.into_iter().find(|known| known.0 == name) {
+            Some((name, architecture)) if architecture != ARCH => NoSuchIsa::Elsewhere { name, architecture },
+            Some((name, _)) => NoSuchIsa::Lacking { name },
+            None => NoSuchIsa::Unknown,
+        })
     }
 }
 
 /// A name that this machine has no instruction set for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoSuchIsa;
+pub enum NoSuchIsa {
+    /// It is the name of none.
+    Unknown,
+    /// It is one of another architecture.
+    Elsewhere { name: &'static str, architecture: &'static str },
+    /// Its instructions are missing here.
+    Lacking { name: &'static str },
+}
 
 impl fmt::Display for NoSuchIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("no such instruction set")?,
+            Self::Elsewhere { name, architecture } => write!(f, "{name} is for {architecture}, this is {ARCH}")?,
+            Self::Lacking { name } => write!(f, "this processor lacks {name}")?,
+        }
         let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
-        write!(f, "this machine has {}", names.join(", "))
+        write!(f, "; this machine has {}", names.join(", "))
     }
 }
 
@@ -270,8 +372,23 @@ mod tests {
         for isa in Isa::available() {
             assert_eq!(isa.name().parse(), Ok(isa));
         }
-        assert_eq!("sse9".parse::<Isa>(), Err(NoSuchIsa));
-        assert!(NoSuchIsa.to_string().starts_with("this machine has portable"));
+    }
+
+    #[test]
+    fn names_that_mean_nothing_here_say_why() {
+        assert_eq!("sse9".parse::<Isa>(), Err(NoSuchIsa::Unknown));
+        assert!(NoSuchIsa::Unknown.to_string().starts_with("no such instruction set; this machine has portable"));
+        for (name, architecture) in NAMES {
+            match name.parse::<Isa>() {
+                Ok(isa) => assert_eq!(isa.name(), name),
+                Err(NoSuchIsa::Lacking { name: lacking }) => assert_eq!((lacking, architecture), (name, ARCH)),
+                Err(error) => {
+                    assert_ne!(architecture, ARCH);
+                    assert_eq!(error, NoSuchIsa::Elsewhere { name, architecture });
+                    assert!(error.to_string().starts_with(&format!("{name} is for {architecture}, this is {ARCH}; ")));
+                }
+            }
+        }
     }
 
     /// An empty list of sets, or one without its floats, would make every agreement test agree.
@@ -285,6 +402,13 @@ mod tests {
             ("avx-vnni", is_x86_feature_detected!("avxvnni")),
             ("avx512", is_x86_feature_detected!("avx512bw")),
             ("avx512-vnni", is_x86_feature_detected!("avx512vnni")),
+        ] {
+            assert_eq!(names.contains(&name), exists, "{name}");
+        }
+        #[cfg(target_arch = "aarch64")]
+        for (name, exists) in [
+            ("neon-dotprod", is_aarch64_feature_detected!("dotprod")),
+            ("neon-i8mm", is_aarch64_feature_detected!("dotprod") && is_aarch64_feature_detected!("i8mm")),
         ] {
             assert_eq!(names.contains(&name), exists, "{name}");
         }

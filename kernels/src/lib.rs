@@ -12,6 +12,8 @@ pub mod draw;
 mod isa;
 pub mod limits;
 pub mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod norm;
 pub mod rope;
 pub mod screen;
@@ -24,4 +26,4 @@ mod testing;
 mod tiles;
 
 pub(crate) use isa::FloatIsa;
-pub use isa::{AmxInt8, Avx2, Avx512Bw, Avx512Vnni, AvxVnni, Isa, NoSuchIsa};
+pub use isa::{AmxInt8, Avx2, Avx512Bw, Avx512Vnni, AvxVnni, Isa, Neon, NeonDotprod, NeonI8mm, NoSuchIsa};

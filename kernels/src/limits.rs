@@ -1,5 +1,8 @@
 //! What this machine can do at most, as loops without a purpose: kernels are judged beside them in the same run.
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "loads and calls of functions with target features"))]
+#![cfg_attr(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    expect(unsafe_code, reason = "loads and calls of functions with target features")
+)]
 
 use std::hint::black_box;
 
@@ -15,7 +18,7 @@ pub fn read(isa: Isa, bytes: &[u8]) -> u64 {
     match isa.floats() {
         FloatIsa::Avx2(proof) => return x86::read_256(proof, bytes),
         FloatIsa::Avx512Bw(proof) => return x86::read_512(proof, bytes),
-        FloatIsa::Portable => {}
+        FloatIsa::Portable | FloatIsa::Neon(_) => {}
     }
     let _ = isa;
     bytes.as_chunks().0.iter().fold(0, |sum: u64, word| sum ^ u64::from_le_bytes(*word))
@@ -27,12 +30,18 @@ pub fn read(isa: Isa, bytes: &[u8]) -> u64 {
 pub fn int8(isa: Isa) -> Option<usize> {
     #[cfg(target_arch = "x86_64")]
     match isa {
-        Isa::Portable => {}
+        Isa::Portable | Isa::NeonDotprod(_) | Isa::NeonI8mm(_) => {}
         Isa::Avx2(proof) => return Some(x86::maddubs_256(proof)),
         Isa::AvxVnni(proof) => return Some(x86::dpbusd_256(proof)),
         Isa::Avx512Bw(proof) => return Some(x86::maddubs_512(proof)),
         Isa::Avx512Vnni(proof) => return Some(x86::dpbusd_512(proof)),
         Isa::AmxInt8(proof) => return Some(crate::tiles::peak(proof, ROUNDS)),
+    }
+    #[cfg(target_arch = "aarch64")]
+    match isa {
+        Isa::NeonDotprod(proof) => return Some(arm::dots(proof)),
+        Isa::NeonI8mm(proof) => return Some(arm::matrices(proof)),
+        _ => {}
     }
     let _ = isa;
     None
@@ -170,4 +179,40 @@ mod x86 {
 
     const SUMS: usize = 12;
     const PREFETCH_BYTES: usize = 2048;
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::{vdupq_n_s8, vdupq_n_s32};
+    use std::hint::black_box;
+
+    use super::ROUNDS;
+    use crate::{NeonDotprod, NeonI8mm, neon};
+
+    /// A function of `ROUNDS` times `SUMS` steps of independent sums; it returns the operations in them.
+    macro_rules! int8 {
+        ($name:ident($proof:ty, $features:literal, $products:literal), $step:path) => {
+            pub(super) fn $name(_: $proof) -> usize {
+                #[target_feature(enable = $features)]
+                fn body() {
+                    let (a, b) = (vdupq_n_s8(black_box(1)), vdupq_n_s8(black_box(2)));
+                    let mut sums = [vdupq_n_s32(0); SUMS];
+                    for _ in 0..ROUNDS {
+                        for sum in &mut sums {
+                            *sum = $step(*sum, a, b);
+                        }
+                    }
+                    black_box(sums);
+                }
+                // SAFETY: the token proves that these instructions exist.
+                unsafe { body() }
+                ROUNDS * SUMS * 2 * $products
+            }
+        };
+    }
+
+    int8!(dots(NeonDotprod, "neon,dotprod", 16), neon::dot);
+    int8!(matrices(NeonI8mm, "neon,i8mm", 32), neon::matrix);
+
+    const SUMS: usize = 24;
 }

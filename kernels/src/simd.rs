@@ -1,12 +1,14 @@
 //! Sixteen float lanes: the small vector trait that every float kernel is written over, and its dispatch.
 //!
-//! An implementation is a proof token ([`Avx2`], [`Avx512Bw`]) or [`Portable`]; its methods are the only place that
+//! An implementation is a proof token (as [`crate::Avx2`]) or [`Portable`]; its methods are the only place that
 //! touches instructions. All operations are IEEE 754 single operations, so a kernel gives the same bits on each.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pairs;
 mod portable;
 
@@ -15,9 +17,11 @@ pub(crate) use portable::Portable;
 
 use std::cell::Cell;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::FloatIsa;
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::{Avx2, Avx512Bw, FloatIsa};
+use crate::{Avx2, Avx512Bw};
 
 /// Float lanes of one virtual vector, on every ISA.
 pub(crate) const LANES: usize = 16;
@@ -179,11 +183,21 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         FloatIsa::Avx2(proof) => unsafe { run_avx2(proof, kernel) },
         // SAFETY: the token proves that AVX-512 F, BW, DQ and VL exist, and those of AVX2.
         FloatIsa::Avx512Bw(proof) => unsafe { run_avx512(proof, kernel) },
+        FloatIsa::Neon(_) => unreachable!("no proof exists on this machine"),
+    }
+}
+
+/// Runs `kernel` compiled for `isa`. NEON is in every build for aarch64: it needs no function of its own.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa.floats() {
+        FloatIsa::Neon(proof) => kernel.run(proof),
+        _ => kernel.run(Portable),
     }
 }
 
 /// Runs `kernel`; no other ISA has a token here.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) fn dispatch<K: Kernel>(_isa: Isa, kernel: K) -> K::Output {
     kernel.run(Portable)
 }

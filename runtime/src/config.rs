@@ -95,7 +95,8 @@ pub struct Settings {
     /// GPUs to use: auto, off, or how many there must be [default: auto]
     #[arg(long, env = "BITNET_GPU")]
     pub gpu: Option<String>,
-    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni or amx-int8 [default: the best there is]
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni, amx-int8, neon-dotprod or neon-i8mm
+    /// [default: the best there is]
     #[arg(long, env = "BITNET_ISA")]
     pub isa: Option<String>,
     /// What `bitnetd tune kernels` wrote; not used with isa [default: bitnetd/kernels.json in $XDG_CACHE_HOME or /var/cache]
@@ -583,7 +584,7 @@ fn parse_model(text: &str) -> Result<(Option<String>, PathBuf), Error> {
 
 fn parse_isa(name: Option<&str>) -> Result<kernels::Isa, Error> {
     let Some(name) = name else { return Ok(kernels::Isa::detect()) };
-    name.parse().map_err(|error: kernels::NoSuchIsa| invalid("isa", name, &format!("those of the processor: {error}")))
+    name.parse().map_err(|error: kernels::NoSuchIsa| invalid("isa", name, &format!("those of this machine: {error}")))
 }
 
 fn parse_kv_type(name: Option<&str>) -> Result<KvType, Error> {

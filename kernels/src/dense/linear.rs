@@ -102,9 +102,10 @@ fn run(isa: Isa, kernel: impl Kernel) {
         FloatIsa::Avx2(proof) => super::avx2::run(proof, kernel),
         #[cfg(target_arch = "x86_64")]
         FloatIsa::Avx512Bw(proof) => super::avx512::run(proof, kernel),
-        #[cfg(not(target_arch = "x86_64"))]
-        FloatIsa::Avx2(_) | FloatIsa::Avx512Bw(_) => unreachable!("no proof exists on this machine"),
+        #[cfg(target_arch = "aarch64")]
+        FloatIsa::Neon(proof) => super::neon::run(proof, kernel),
         FloatIsa::Portable => kernel.run(Portable),
+        _ => unreachable!("no proof exists on this machine"),
     }
 }
 

@@ -8,6 +8,8 @@ mod format;
 mod lanes;
 mod linear;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pieces;
 mod portable;
 

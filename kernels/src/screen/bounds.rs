@@ -174,7 +174,13 @@ pub fn bounds(
     assert_eq!(x.cols, w.cols(), "columns of the matrix");
     assert_eq!(out.len(), x.rows.len() * rows.len(), "output length");
     assert_eq!(greatest.len(), x.rows.len() * groups.len(), "a number for each row and group");
-    let planes = Planes { dwords: &x.dwords, lines: &x.lines, count: x.planes, tiles: tiles_per_row(w.cols()) };
+    let planes = Planes {
+        dwords: &x.dwords,
+        #[cfg(target_arch = "x86_64")]
+        lines: &x.lines,
+        count: x.planes,
+        tiles: tiles_per_row(w.cols()),
+    };
     for (race, x) in x.races.iter_mut().zip(&x.rows) {
         race.enter(&w, x);
     }
@@ -195,11 +201,12 @@ pub fn bounds(
         Isa::AmxInt8(proof) if !planes.lines.is_empty() => super::amx_int8::run(proof, job, sums),
         #[cfg(target_arch = "x86_64")]
         Isa::AmxInt8(proof) => super::avx512_vnni::run(proof.vnni(), job, sums),
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) | Isa::AmxInt8(_) => {
-            unreachable!("no proof exists on this machine")
-        }
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod(proof) => super::neon::run_dotprod(proof, job, sums),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm(proof) => super::neon::run_i8mm(proof, job, sums),
         Isa::Portable => job.run(sums, portable::products, few_products, fine_products),
+        _ => unreachable!("no proof exists on this machine"),
     }
 }
 
@@ -208,6 +215,7 @@ pub fn bounds(
 pub(super) struct Planes<'a> {
     dwords: &'a [[i8; 4]],
     /// One plane after another, [`plane_stride`] apart, or none.
+    #[cfg(target_arch = "x86_64")]
     pub(super) lines: &'a [i8],
     count: usize,
     tiles: usize,

@@ -60,6 +60,8 @@ mod avx512_vnni;
 mod avx_vnni;
 mod bounds;
 mod layout;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod norms;
 mod pack;
 mod portable;

@@ -3,6 +3,8 @@
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "instructions of AVX2, AVX-512 and VNNI, and loads"))]
 
 use super::{LANES, Portable, Simd};
+#[cfg(target_arch = "aarch64")]
+use crate::FloatIsa;
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::{Avx2, Avx512Bw, Avx512Vnni, AvxVnni};
@@ -57,11 +59,21 @@ pub(crate) fn dispatch_pairs<K: PairKernel>(isa: Isa, kernel: K) -> K::Output {
         Isa::Avx512Vnni(proof) => unsafe { run_avx512_vnni(proof, kernel) },
         // SAFETY: the token proves that AVX-512 VNNI exists, and what that proves.
         Isa::AmxInt8(proof) => unsafe { run_avx512_vnni(proof.vnni(), kernel) },
+        Isa::NeonDotprod(_) | Isa::NeonI8mm(_) => unreachable!("no proof exists on this machine"),
+    }
+}
+
+/// Runs `kernel` compiled for `isa`; NEON multiplies pairs as it is.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn dispatch_pairs<K: PairKernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa.floats() {
+        FloatIsa::Neon(proof) => kernel.run(proof),
+        _ => kernel.run(Portable),
     }
 }
 
 /// Runs `kernel`; no other ISA has a token here.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) fn dispatch_pairs<K: PairKernel>(_isa: Isa, kernel: K) -> K::Output {
     kernel.run(Portable)
 }

@@ -41,6 +41,7 @@ pub const fn packed_bytes(rows: usize, cols: usize) -> usize {
 ///
 /// A plain expression: a closure, as `array::map` takes one, has the target features of the kernel around it, and the
 /// library function between them keeps it from being inlined (0.03 times the speed in a build without LTO).
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn word(x: &[i8; TILE_COLS], s: usize) -> i32 {
     let bytes = [

@@ -57,11 +57,12 @@ fn dispatch<F: Finish>(isa: Isa, job: Job<'_>, finish: F, out: &mut [F::Out]) {
         Isa::Avx512Vnni(proof) => super::gemv::avx512_vnni::linear(proof, job, finish, out),
         #[cfg(target_arch = "x86_64")]
         Isa::AmxInt8(proof) => super::gemv::avx512_vnni::linear(proof.vnni(), job, finish, out),
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Bw(_) | Isa::Avx512Vnni(_) | Isa::AmxInt8(_) => {
-            unreachable!("no proof exists on this machine")
-        }
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod(proof) => super::neon_dotprod::linear(proof, job, finish, out),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm(proof) => super::neon_dotprod::linear(proof.dotprod(), job, finish, out),
         Isa::Portable => portable::linear(job, finish, out),
+        _ => unreachable!("no proof exists on this machine"),
     }
 }
 

@@ -15,6 +15,8 @@ mod fragments;
 mod gemv;
 mod layout;
 mod linear;
+#[cfg(target_arch = "aarch64")]
+mod neon_dotprod;
 mod pack;
 mod panels;
 mod portable;

@@ -37,9 +37,10 @@ pub fn quantize_within(isa: Isa, x: &[f32], greatest: f32, q: &mut [i8]) -> Quan
         FloatIsa::Avx2(proof) => super::avx2::round(proof, x, scale, q),
         #[cfg(target_arch = "x86_64")]
         FloatIsa::Avx512Bw(proof) => super::avx512_bw::round(proof, x, scale, q),
+        // NEON is in every build for aarch64.
+        FloatIsa::Portable | FloatIsa::Neon(_) => round_lanes(x, scale, q),
         #[cfg(not(target_arch = "x86_64"))]
-        FloatIsa::Avx2(_) | FloatIsa::Avx512Bw(_) => unreachable!("no proof exists on this machine"),
-        FloatIsa::Portable => round_lanes(x, scale, q),
+        _ => unreachable!("no proof exists on this machine"),
     };
     Quantized { scale, sum }
 }

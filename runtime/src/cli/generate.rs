@@ -45,7 +45,8 @@ pub(super) struct Args {
     /// Kernel workers [default: one per core]
     #[arg(short, long)]
     workers: Option<usize>,
-    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni or amx-int8 [default: the best there is]
+    /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni, amx-int8, neon-dotprod or neon-i8mm
+    /// [default: the best there is]
     #[arg(long)]
     isa: Option<kernels::Isa>,
     /// How keys and values are kept: f16 or int8

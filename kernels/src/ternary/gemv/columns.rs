@@ -213,6 +213,14 @@ pub fn linear_columns(
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => super::narrow::avx2::columns(proof, w, first, live, (scale, sum), Scaled(w.scale), out),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod(proof) => {
+            super::neon::columns(proof, w, first, live, (scale, sum), Scaled(w.scale), out);
+        }
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm(proof) => {
+            super::neon::columns(proof.dotprod(), w, first, live, (scale, sum), Scaled(w.scale), out);
+        }
         _ => portable(w, first, live, (scale, sum), out),
     }
 }

@@ -10,6 +10,8 @@ pub(super) mod avx512_vnni;
 mod columns;
 #[cfg(target_arch = "x86_64")]
 mod narrow;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod rows;
 
 pub use columns::{COLUMN_COLS_MAX, ColumnMatrix, LiveColumns, column_bytes, linear_columns, pack_columns};
@@ -32,6 +34,8 @@ pub fn live_columns_percent_max(isa: Isa) -> usize {
         Isa::Avx512Vnni(_) | Isa::AmxInt8(_) => 70,
         Isa::AvxVnni(_) => 43,
         Isa::Avx2(_) | Isa::Avx512Bw(_) => 37,
+        // As AVX-VNNI, which spends its instructions alike; never measured.
+        Isa::NeonDotprod(_) | Isa::NeonI8mm(_) => 43,
         Isa::Portable => 0,
     }
 }

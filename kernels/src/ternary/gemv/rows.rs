@@ -131,6 +131,10 @@ pub fn linear_rows(isa: Isa, w: RowMatrix<'_>, first: usize, live: &[u32], x: Ro
         Isa::Avx512Bw(proof) => super::narrow::avx2::rows(proof.avx2(), w, first, live, x, Scaled(w.scale), out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => super::narrow::avx2::rows(proof, w, first, live, x, Scaled(w.scale), out),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod(proof) => super::neon::rows(proof, w, first, live, x, Scaled(w.scale), out),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm(proof) => super::neon::rows(proof.dotprod(), w, first, live, x, Scaled(w.scale), out),
         _ => {
             for &i in live {
                 let acc = dot(w.row(first + i as usize), x.q);

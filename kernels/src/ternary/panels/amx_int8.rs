@@ -351,7 +351,7 @@ mod tests {
                     let mut scratch = PanelScratch::new(cols, n);
                     let out = |cells| Columns { cells, stride: rows };
                     linear_panels(Isa::Portable, product, 0..rows, 0, x, out(&want), &mut scratch);
-                    let job = PanelJob::new(product, (0..rows, 0), x, out(&got));
+                    let job = PanelJob::new(Isa::Portable, product, (0..rows, 0), x, out(&got));
                     let mut room = Room { codes: &mut scratch.codes, sums: &mut scratch.sums };
                     let unit = Emulated { config: Config::new(tile_rows(n)) };
                     // SAFETY: the token proves that these instructions exist.

@@ -17,7 +17,7 @@ pub fn interleave(isa: Isa, rows: &[i8], stride: usize, (count, n): (usize, usiz
     assert!(count <= PANEL_ROWS_MAX && panel.len().is_multiple_of(4 * count), "rows of whole runs");
     let width = panel.len() / count;
     assert!(width <= stride && rows.len() >= (count - 1) * stride + width, "rows hold the panel's columns");
-    let (panel, runs) = (panel.as_chunks_mut::<4>().0, Runs::of(n, width / TILE_COLS));
+    let (panel, runs) = (panel.as_chunks_mut::<4>().0, Runs::of(isa, n, width / TILE_COLS));
     let done = match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the token proves that these instructions exist.

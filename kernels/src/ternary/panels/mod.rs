@@ -6,6 +6,8 @@ mod amx_int8;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
 mod interleave;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use interleave::interleave;
 
@@ -92,9 +94,12 @@ pub(super) struct Runs {
 }
 
 impl Runs {
-    /// Of `n` activation rows in all and so many tiles.
-    pub(super) fn of(n: usize, tiles: usize) -> Self {
-        Self { tiles, by_fields: FIELDS_ROWS.contains(&n) && tiles >= FIELDS_TILES_MIN && tiles.is_multiple_of(4) }
+    /// For `isa`, of `n` activation rows in all and so many tiles.
+    pub(super) fn of(isa: Isa, n: usize, tiles: usize) -> Self {
+        // NEON's codes are signed, so the last field must be shifted.
+        let unsigned = !matches!(isa, Isa::NeonDotprod(_) | Isa::NeonI8mm(_));
+        let by_fields = unsigned && FIELDS_ROWS.contains(&n) && tiles >= FIELDS_TILES_MIN && tiles.is_multiple_of(4);
+        Self { tiles, by_fields }
     }
 
     /// Blocks of tiles, whole fours each; what is left of them is in none.
@@ -128,7 +133,11 @@ impl Runs {
 /// Whether `isa` multiplies `n` rows faster in panels. It is exact either way.
 #[must_use]
 pub fn prefers_panels(isa: Isa, n: usize) -> bool {
-    matches!(isa, Isa::Avx512Vnni(_) | Isa::AmxInt8(_)) && n >= PANELS_FROM_ROWS
+    match isa {
+        Isa::Avx512Vnni(_) | Isa::AmxInt8(_) => n >= PANELS_FROM_ROWS,
+        Isa::NeonDotprod(_) | Isa::NeonI8mm(_) => n >= NEON_PANELS_FROM_ROWS,
+        _ => false,
+    }
 }
 
 /// Whether `isa` multiplies `n` rows faster as [`PanelOrder::Rows`] than interleaved. It is exact either way.
@@ -150,7 +159,7 @@ pub struct Panels<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PanelOrder {
     /// Panel `p` takes the bytes `padded_cols(cols) * panel_rows(n, p)`: for each run of 4 columns, those 4 values of each
-    /// of its rows, in the order in which a pass over the columns reads them. [`interleave`] makes it.
+    /// of its rows, in the order in which a pass over the columns reads them. [`interleave`] makes it, for one [`Isa`].
     Interleaved,
     /// As [`Activations`](super::Activations) have them.
     Rows { stride: usize },
@@ -231,7 +240,7 @@ pub fn linear_panels(
     out: Columns<'_>,
     scratch: &mut PanelScratch,
 ) {
-    let mut job = PanelJob::new(product, (rows, next), x, out);
+    let mut job = PanelJob::new(isa, product, (rows, next), x, out);
     if job.rows == 0 || job.n() == 0 {
         return;
     }
@@ -249,6 +258,10 @@ pub fn linear_panels(
         (Isa::AmxInt8(proof), PanelOrder::Interleaved) => avx512_vnni::linear(proof.vnni(), &job, &mut room),
         #[cfg(target_arch = "x86_64")]
         (Isa::AmxInt8(proof), PanelOrder::Rows { stride }) => amx_int8::linear(proof, &job, stride, &mut room),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonDotprod(proof), PanelOrder::Interleaved) => neon::linear(proof, &job, &mut room),
+        #[cfg(target_arch = "aarch64")]
+        (Isa::NeonI8mm(proof), PanelOrder::Interleaved) => neon::linear(proof, &job, &mut room),
         _ => dispatch(isa, Plain { job: &job, room }),
     }
 }
@@ -275,7 +288,13 @@ pub(super) struct PanelJob<'a> {
 }
 
 impl<'a> PanelJob<'a> {
-    fn new(product: Product<'a>, (rows, next): (Range<usize>, usize), x: Panels<'a>, out: Columns<'a>) -> Self {
+    fn new(
+        isa: Isa,
+        product: Product<'a>,
+        (rows, next): (Range<usize>, usize),
+        x: Panels<'a>,
+        out: Columns<'a>,
+    ) -> Self {
         let (first, second) = match product {
             Product::Plain(w) | Product::Added(w) => (w.matrix, w.matrix),
             Product::Gated { gate, up, .. } => (gate.matrix, up.matrix),
@@ -302,7 +321,7 @@ impl<'a> PanelJob<'a> {
         };
         let following = [row_tile(first, next), row_tile(second, next.saturating_add(step))];
         let tiles_per_row = first.tiles_per_row();
-        let runs = Runs::of(n, tiles_per_row);
+        let runs = Runs::of(isa, n, tiles_per_row);
         Self { product, tiles, following, tiles_per_row, runs, rows: width, x, inverses: None, out }
     }
 
@@ -317,16 +336,19 @@ impl<'a> PanelJob<'a> {
 
     /// Whether every panel unpacks the weights for itself, in registers: that hides behind the products, codes that are
     /// written and read again do not. With shifts it is so up to two panels.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn is_direct(&self) -> bool {
         self.runs.by_fields || self.n() <= SHIFTED_ROWS_MAX
     }
 
     /// Whether the activations are too many for caches to be read as they are wanted.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn is_far(&self) -> bool {
         self.n() * self.tiles_per_row * TILE_COLS >= FAR_BYTES
     }
 
     /// The order of the activations; `None` where runs come one after another.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn by_fields(&self) -> Option<Runs> {
         Some(self.runs).filter(|runs| runs.by_fields)
     }
@@ -383,6 +405,7 @@ impl<'a> PanelJob<'a> {
     }
 
     /// The first cell of each run of 16 results of pair `index` and the activation rows `rows`.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn for_each_line(&self, index: usize, rows: Range<usize>, mut each: impl FnMut(&Cell<f32>)) {
         let tiles = if self.gated() { index..index + 1 } else { index * PAIR..(index + 1) * PAIR };
@@ -515,6 +538,9 @@ fn plain_sums(tiles: &[Tile], runs: Runs, x: &[[i8; 4]], step: usize) -> [i32; T
 
 /// From so many rows on. One row has kernels of its own, which read weights as they come.
 const PANELS_FROM_ROWS: usize = 2;
+/// Up to 5 rows unpack in registers. 6 rows of a tile take 96 `sdot` and twice 24 instructions to unpack so, in panels
+/// once 24 and loads and stores. Never measured.
+const NEON_PANELS_FROM_ROWS: usize = 6;
 /// From so many rows on tiles are worth their unpacked codes: a product takes them as long for one row as for 16. Tiles beside
 /// panels, 16 workers, 6912 x 2560: 6 rows 60 us and 53, 8 rows 62 and 64, 12 rows 64 and 84, 16 rows 63 and 122.
 const TILES_FROM_ROWS: usize = 9;
@@ -524,10 +550,12 @@ const FIELDS_TILES_MIN: usize = 64;
 /// Tiles that are passed over four times: 27 KiB of a pair, in a first-level cache beside the activations.
 const FIELDS_BLOCK_TILES: usize = 216;
 /// Most rows whose panels unpack by shifts.
+#[cfg(target_arch = "x86_64")]
 const SHIFTED_ROWS_MAX: usize = 24;
 /// From so many rows on, larger blocks give more than the stores of their codes take.
 const MANY_ROWS: usize = 256;
 /// Activations from so many bytes on are asked for a panel ahead: fewer stay where they are.
+#[cfg(target_arch = "x86_64")]
 const FAR_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
