@@ -103,6 +103,13 @@ impl FromStr for Key {
     }
 }
 
+impl Key {
+    /// A number that stays with the key whatever others are configured; two have the same by chance alone.
+    pub fn fingerprint(&self) -> u32 {
+        u32::from_le_bytes([self.hash[0], self.hash[1], self.hash[2], self.hash[3]])
+    }
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Key").field("name", &self.name).field("scopes", &self.scopes).finish_non_exhaustive()
@@ -150,10 +157,10 @@ pub fn check(keys: &Keys, request: &Request, scope: Option<Scope>, unix_s: u64) 
     }
 }
 
-/// Which of `keys` the request carries, if it is one: its place among them.
-pub fn find(keys: &[Key], request: &Request) -> Option<usize> {
+/// Which of `keys` the request carries, if it is one.
+pub fn find<'k>(keys: &'k [Key], request: &Request) -> Option<&'k Key> {
     let secret = request.headers().find_map(|(name, value)| credential(name, value))?;
-    position(keys, secret)
+    position(keys, secret).map(|index| &keys[index])
 }
 
 fn position(keys: &[Key], secret: &[u8]) -> Option<usize> {

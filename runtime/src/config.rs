@@ -2,6 +2,7 @@
 
 mod otlp;
 mod rates;
+mod reload;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,8 @@ use crate::model::HeadScreen;
 use crate::shard::{AdmissionLimits, RateLimits, TimeLimits};
 use crate::speculate::{NoSuchSpeculation, Speculation};
 use crate::tuned::Tuned;
+
+pub use reload::{Reload, Reloaded};
 
 /// Settings as they are written: each is a flag, an environment variable and a key of the file.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
@@ -190,6 +193,10 @@ pub struct Settings {
     /// Serve GET /metrics [default: true]
     #[arg(long, env = "BITNET_PROMETHEUS_ENABLED", value_parser = parse_bool)]
     pub prometheus_enabled: Option<bool>,
+    /// Have GET /metrics say what it can by the names of vLLM too, which gateways, autoscalers and dashboards read
+    /// [default: false]
+    #[arg(long, env = "BITNET_VLLM_METRICS", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub vllm_metrics: Option<bool>,
     /// Collector that gets traces of requests, as http://HOST:PORT (OTLP by HTTP, in JSON); OTEL_EXPORTER_OTLP_ENDPOINT
     /// stands in for it [default: none]
     #[arg(long, env = "BITNET_OTLP_ENDPOINT")]
@@ -255,6 +262,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     pub fixed_seed: Option<u64>,
     pub prometheus: bool,
+    /// Its numbers under the names of vLLM too.
+    pub vllm_metrics: bool,
     pub otlp: Option<OtlpConfig>,
     pub log_level: LogLevel,
 }
@@ -285,6 +294,18 @@ pub enum LogLevel {
     Error,
     Warn,
     Info,
+}
+
+impl LogLevel {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+        }
+    }
 }
 
 /// What is wrong with the settings.
@@ -361,6 +382,7 @@ impl Settings {
             deterministic: self.deterministic.or(file.deterministic),
             seed: self.seed.or(file.seed),
             prometheus_enabled: self.prometheus_enabled.or(file.prometheus_enabled),
+            vllm_metrics: self.vllm_metrics.or(file.vllm_metrics),
             otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
             otlp_headers: self.otlp_headers.or(file.otlp_headers),
             otlp_service_name: self.otlp_service_name.or(file.otlp_service_name),
@@ -440,6 +462,7 @@ impl Settings {
             drain_timeout: Duration::from_secs(within("drain_timeout", self.drain_timeout.unwrap_or(30), 0, 3600)?),
             fixed_seed: self.deterministic.unwrap_or(false).then_some(self.seed.unwrap_or(42)),
             prometheus: self.prometheus_enabled.unwrap_or(true),
+            vllm_metrics: self.vllm_metrics.unwrap_or(false),
             otlp,
             log_level: parse_log_level(self.log_level.as_deref())?,
         })

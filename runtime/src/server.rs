@@ -15,19 +15,19 @@ use std::time::{Duration, Instant};
 
 use tuning::{Placement, Topology};
 
-use crate::config::{Config, GpuChoice, IoChoice};
+use crate::config::{Config, GpuChoice, IoChoice, Reload, Reloaded};
 use crate::engine::{self, Bells, Engine, LANES_MAX, Lane, Link, Neighbours};
 use crate::gpu::{Cards, Feeders, Inventory, ShardPort};
 use crate::guide::Compiler;
 use crate::listen;
 use crate::local::LocalSocket;
-use crate::log::{info, warning};
+use crate::log::{self, info, warning};
 use crate::mailbox::Doorbell;
 use crate::metrics::ShardMetrics;
 use crate::otlp::{self, Tracer};
 use crate::probe::{self, Io};
 use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
-use crate::shard::{Arrivals, Aside, Control, CpuPlace, Door, Served, Shard, ShardLink};
+use crate::shard::{Arrivals, Aside, Control, CpuPlace, Door, Rights, Served, Shard, ShardLink};
 use crate::signals::{Signals, Told};
 use crate::team::Team;
 use crate::watch::Watch;
@@ -130,11 +130,11 @@ pub struct Models {
     pub state: Option<StateFile>,
 }
 
-/// Serves `models` until a termination signal, then drains.
+/// Serves `models` until a termination signal, then drains; `reload` is where settings can be read again.
 ///
 /// # Errors
 /// When a shard can't start or ends by itself, and when streams had to be cut.
-pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals) -> Result<(), Error> {
+pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals, reload: &Reload) -> Result<(), Error> {
     let started = Instant::now();
     let count = plan.placement.shards.len();
     let metrics: Arc<[Arc<ShardMetrics>]> = (0..count).map(|_| Arc::new(ShardMetrics::default())).collect();
@@ -169,10 +169,11 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals) ->
     let slots_max = config.slots_max.div_ceil(count);
     let mut between = engine::connect(&ways.bells, engine::guests_max(slots_max, count)).into_iter();
     let compiler = Compiler::start().map_err(fail("the thread that compiles grammars"))?;
+    let rights = Rights::of(config);
     for (index, ((parts, gpus), entrance)) in parts.into_iter().zip(gpu_ports).zip(entrances).enumerate() {
         let between = between.next().unwrap_or_default();
         let tracer = tracers.as_mut().and_then(Vec::pop);
-        let ways_in = (entrance, ways.clone(), gpus, between, (tracer, compiler.clone()));
+        let ways_in = (entrance, ways.clone(), gpus, between, (tracer, compiler.clone(), Arc::clone(&rights)));
         let (shard, end) = start_shard(config, plan, index, parts, ways_in, &control, outbox.clone())?;
         shards.push(shard);
         ends.push(end);
@@ -208,32 +209,73 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals) ->
     if let Some(address) = plan.address {
         info!("serving {} on http://{address}", names.join(", "));
     }
+    if let Some(index) = watch_over(&control, &shards, signals, rights, reload) {
+        end_streams(&control, &shards);
+        return shards.remove(index).failure(index);
+    }
+    let ended = drain(config, &control, shards, signals);
+    drop(feeders);
+    ended
+}
+
+/// Keeps counts, tells of life, warns and reads the configuration again, until a signal to end; the shard that ended by
+/// itself, if one did.
+fn watch_over(
+    control: &Control,
+    shards: &[Running],
+    signals: &Signals,
+    mut rights: Arc<Rights>,
+    reload: &Reload,
+) -> Option<usize> {
     let mut kept_s = 0;
-    let mut watches: Vec<Watch> = metrics.iter().map(|metrics| Watch::new(Arc::clone(metrics))).collect();
+    let mut watches: Vec<Watch> = control.metrics.iter().map(|metrics| Watch::new(Arc::clone(metrics))).collect();
     let period = sd_notify::watchdog_enabled();
-    let mut watchdog = period.map(|period| Watchdog::new(period, &metrics, Instant::now()));
+    let mut watchdog = period.map(|period| Watchdog::new(period, &control.metrics, Instant::now()));
     loop {
         match signals.wait(SHARDS_LOOKED_AT_EVERY) {
-            Some(Told::End) => break,
-            Some(Told::Nothing(signal)) => {
-                info!("{signal}: settings are read at start only; a new start takes them, and this goes on");
-            }
+            Some(Told::End) => return None,
+            Some(Told::Reload) => read_again(reload, &mut rights),
+            Some(Told::Nothing(signal)) => info!("{signal}: nothing follows from it, and this goes on"),
             None => {}
         }
-        let now_s = started.elapsed().as_secs();
+        let now_s = control.started.elapsed().as_secs();
         control.history.keep(|| control.totals(now_s), now_s, std::mem::replace(&mut kept_s, now_s));
         tell_of_life(watchdog.as_mut());
         for (index, watch) in watches.iter_mut().enumerate() {
             watch.look(Instant::now()).into_iter().for_each(|line| warning!("shard {index} {line}"));
         }
         if let Some(index) = shards.iter().position(Running::is_over) {
-            end_streams(&control, &shards);
-            return shards.remove(index).failure(index);
+            return Some(index);
         }
     }
-    let ended = drain(config, &control, shards, signals);
-    drop(feeders);
-    ended
+}
+
+/// Takes keys, secret, whether they are wanted and the log level from the configuration as it is now; where it is wrong,
+/// nothing.
+fn read_again(reload: &Reload, rights: &mut Arc<Rights>) {
+    let Some(file) = reload.file() else {
+        warning!("SIGHUP: there is no configuration file to read again, and nothing changes");
+        return;
+    };
+    let Reloaded { config, later } = match reload.read() {
+        Ok(reloaded) => reloaded,
+        Err(error) => {
+            warning!("SIGHUP: nothing changes: {error}");
+            return;
+        }
+    };
+    Rights::replace(rights, &config);
+    log::set_level(config.log_level);
+    let (keys, secret) = (config.keys.api_keys.len(), if config.keys.jwt.is_some() { "a" } else { "no" });
+    let wanted = if config.require_authentication { "wanted" } else { "not wanted" };
+    info!(
+        "SIGHUP: {} was read again: {keys} API keys and {secret} token secret, {wanted} for every request; log level {}",
+        file.display(),
+        config.log_level.name(),
+    );
+    if !later.is_empty() {
+        warning!("SIGHUP: only a new start takes what has changed of {}", later.join(", "));
+    }
 }
 
 /// The GPUs that the configuration allows and the first model can run on.
@@ -307,7 +349,7 @@ struct Ways {
 }
 
 /// What comes to one shard from outside it, and goes out.
-type WaysIn = (Entrance, Ways, Vec<ShardPort>, Neighbours, (Option<Tracer>, Compiler));
+type WaysIn = (Entrance, Ways, Vec<ShardPort>, Neighbours, (Option<Tracer>, Compiler, Arc<Rights>));
 
 fn make_entrances(config: &Config, plan: &Plan) -> Result<(Ways, Vec<Entrance>), Error> {
     let shards = &plan.placement.shards;
@@ -345,7 +387,7 @@ fn start_shard(
     plan: &Plan,
     index: usize,
     (served, lanes): (Vec<Served>, Vec<Lane>),
-    (entrance, ways, gpus, Neighbours { hosts, guests }, (tracer, compiler)): WaysIn,
+    (entrance, ways, gpus, Neighbours { hosts, guests }, (tracer, compiler, rights)): WaysIn,
     control: &Arc<Control>,
     outbox: SyncSender<Message>,
 ) -> Result<(Running, ShardEnds), Error> {
@@ -403,6 +445,7 @@ fn start_shard(
         doors: Arc::clone(&ways.doors),
         tracer,
         compiler,
+        rights,
         may_spin: config.executor_spin && place.executor.len() == 1 && !place.workers.contains(&place.executor[0]),
     };
     let arrivals = Arrivals { events: events_out, orders, connections };

@@ -16,6 +16,8 @@ pub fn end_with_the_reader() {
 pub enum Told {
     /// Drain and end.
     End,
+    /// Read the configuration again.
+    Reload,
     /// Its name; nothing follows from it.
     Nothing(&'static str),
 }
@@ -61,7 +63,7 @@ impl Signals {
         match unsafe { libc::sigtimedwait(&raw const self.set, std::ptr::null_mut(), &raw const timeout) } {
             libc::SIGTERM | libc::SIGINT => Some(Told::End),
             libc::SIGHUP if self.on_terminal => Some(Told::End),
-            libc::SIGHUP => Some(Told::Nothing("SIGHUP")),
+            libc::SIGHUP => Some(Told::Reload),
             libc::SIGUSR1 => Some(Told::Nothing("SIGUSR1")),
             libc::SIGUSR2 => Some(Told::Nothing("SIGUSR2")),
             _ => None,

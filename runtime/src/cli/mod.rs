@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 use tuning::CpuId;
 
-use crate::config::{self, Settings};
+use crate::config::{self, Reload, Settings};
 use crate::log;
 use crate::signals;
 
@@ -202,10 +202,10 @@ fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
 
 fn run_serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     config::check_environment()?;
-    let settings = args.settings.or_shared_environment();
+    let given = args.settings.or_shared_environment();
     let settings = match &args.config {
-        Some(path) => settings.or_file(path)?,
-        None => settings,
+        Some(path) => given.clone().or_file(path)?,
+        None => given.clone(),
     };
     if args.print_config {
         print!("{}", toml::to_string(&settings)?);
@@ -215,7 +215,8 @@ fn run_serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if let Some(format) = args.print_placement {
         return serve::print_placement(&settings.validate()?, format);
     }
-    serve::run(&settings.validate()?)
+    let config = settings.clone().validate()?;
+    serve::run(&config, &Reload::new(given, args.config, settings))
 }
 
 fn run_convert(args: &ConvertArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::placement::{self, Format};
 use super::progress_bar;
-use crate::config::Config;
+use crate::config::{Config, Reload};
 use crate::gpu::Cards;
 use crate::log::{self, info, warning};
 use crate::probe::Io;
@@ -17,7 +17,7 @@ use crate::tuned::Tuned;
 ///
 /// # Errors
 /// Whatever keeps it from serving.
-pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
+pub(super) fn run(config: &Config, reload: &Reload) -> Result<ExitCode, Box<dyn std::error::Error>> {
     log::set_level(config.log_level);
     let tuned = Tuned::read_or_say(config.tuning_cache.as_deref(), |line| info!("{line}"));
     let config = &Config { tuned, ..config.clone() };
@@ -63,7 +63,7 @@ pub(super) fn run(config: &Config) -> Result<ExitCode, Box<dyn std::error::Error
         }
     };
     let started = registry::load_all(config, &plan.placement, &saved, &progress)?;
-    match server::serve(config, &plan, Models { started, state }, &signals) {
+    match server::serve(config, &plan, Models { started, state }, &signals, reload) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error.into()),
     }

@@ -120,10 +120,10 @@ type Named<T> = (&'static str, &'static str, fn(&Status) -> T);
 type NamedHistogram = (&'static str, &'static str, fn(&Status) -> &Histogram);
 
 #[derive(Default)]
-struct Families(Vec<MetricFamily>);
+pub(super) struct Families(pub(super) Vec<MetricFamily>);
 
 impl Families {
-    fn push(&mut self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) {
+    pub(super) fn push(&mut self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) {
         let mut family = MetricFamily::default();
         family.set_name(name.to_owned());
         family.set_help(help.to_owned());
@@ -133,7 +133,7 @@ impl Families {
     }
 }
 
-fn labels(pairs: &[(&str, &str)]) -> Vec<LabelPair> {
+pub(super) fn labels(pairs: &[(&str, &str)]) -> Vec<LabelPair> {
     let pair = |(name, value): &(&str, &str)| {
         let mut pair = LabelPair::default();
         pair.set_name((*name).to_owned());
@@ -143,7 +143,7 @@ fn labels(pairs: &[(&str, &str)]) -> Vec<LabelPair> {
     pairs.iter().map(pair).collect()
 }
 
-fn labelled_value(kind: MetricType, pairs: &[(&str, &str)], value: f64) -> Metric {
+pub(super) fn labelled_value(kind: MetricType, pairs: &[(&str, &str)], value: f64) -> Metric {
     let mut metric = Metric::from_label(labels(pairs));
     if kind == MetricType::COUNTER {
         let mut counter = Counter::default();
@@ -158,6 +158,6 @@ fn labelled_value(kind: MetricType, pairs: &[(&str, &str)], value: f64) -> Metri
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-fn count(value: u64) -> f64 {
+pub(super) fn count(value: u64) -> f64 {
     value as f64
 }

@@ -4,6 +4,7 @@ mod gpu;
 mod history;
 mod openmetrics;
 mod render;
+mod vllm;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,6 +13,7 @@ pub use gpu::render_gpus;
 pub use history::{Count, History, Spread, Timed, Totals};
 pub use openmetrics::{OPENMETRICS, from_prometheus, is_preferred};
 pub use render::{Process, render};
+pub use vllm::render_vllm;
 
 use crate::executor::Holder;
 use crate::forward::HeadCounts;

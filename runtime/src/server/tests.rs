@@ -41,7 +41,8 @@ impl Server {
     }
 
     fn start_with(shards: usize, settings: Settings, turn: Turn) -> Self {
-        let config = settings.validate().unwrap();
+        let config = settings.clone().validate().unwrap();
+        let reload = Reload::new(settings.clone(), None, settings);
         let mut plan = Plan::make(&config).unwrap();
         let place = plan.placement.shards[0].clone();
         let cpus = place.executor.iter().chain(&place.workers).copied().collect::<Vec<_>>();
@@ -54,7 +55,7 @@ impl Server {
             let signals = Signals::block().unwrap();
             // SAFETY: no pointers are involved.
             told.send(unsafe { libc::gettid() }).unwrap();
-            serve(&config, &plan, Models { started, state: None }, &signals)
+            serve(&config, &plan, Models { started, state: None }, &signals, &reload)
         });
         Self { address, _turn: turn, thread: thread.recv().unwrap(), join }
     }

@@ -230,7 +230,13 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
     };
     let failed = |error: prometheus::Error| ApiError::internal(error.to_string());
     let mut text = metrics::render(&shard.control.metrics, process, &shard.control.swaps()).map_err(failed)?;
-    text += &metrics::render_gpus(&shard.control.inventory.devices).map_err(failed)?;
+    let devices = &shard.control.inventory.devices;
+    text += &metrics::render_gpus(devices).map_err(failed)?;
+    if shard.config.vllm_metrics {
+        let served = shard.models.all();
+        let model = if let [only] = &served[..] { Some(only.model.name.as_str()) } else { None };
+        text += &metrics::render_vllm(&shard.control.metrics, devices, model).map_err(failed)?;
+    }
     count(shard, writer, 200);
     let mut kind = "text/plain; version=0.0.4; charset=utf-8";
     if metrics::is_preferred(request.header_str("accept").unwrap_or_default()) {

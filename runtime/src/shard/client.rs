@@ -13,10 +13,11 @@ use crate::schedule::ClientId;
 
 /// The client of a request that came over `peer`.
 pub(super) fn client_of(shard: &Shard, peer: &Peer, request: &Request) -> ClientId {
-    let keys = &shard.config.keys.api_keys;
+    let rights = shard.rights();
+    let keys = &rights.keys.api_keys;
     let key = if keys.is_empty() { None } else { auth::find(keys, request) };
     match key {
-        Some(index) => ClientId(index as u64),
+        Some(key) => ClientId(u64::from(key.fingerprint())),
         None => {
             let address = *peer.address.get_or_init(|| address(peer.fd));
             address.map_or(NOBODY, |address| client_at(shard.config.proxies.client_of(address, request)))
@@ -40,7 +41,7 @@ fn client_at(address: IpAddr) -> ClientId {
 }
 
 const NOBODY: ClientId = ClientId(ADDRESSES_START - 1);
-/// More than there are keys.
+/// Above the fingerprints of keys.
 const ADDRESSES_START: u64 = 1 << 32;
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod models;
 mod peer;
 mod probe;
 mod rates;
+mod rights;
 mod stats;
 mod tokens;
 mod turns;
@@ -64,6 +65,7 @@ pub use doors::Door;
 pub use generation::TimeLimits;
 pub use models::Served;
 pub use rates::{RATE_MAX, RateClass, RateLimits};
+pub use rights::Rights;
 
 /// The CPUs of a shard's workers, for those who ask what there is.
 pub struct CpuPlace {
@@ -226,6 +228,7 @@ pub struct ShardLink {
     pub tracer: Option<Tracer>,
     /// Where constraints are compiled.
     pub compiler: Compiler,
+    pub rights: Arc<Rights>,
 }
 
 /// What comes to an executor from other threads.
@@ -254,6 +257,7 @@ pub struct Shard {
     may_spin: bool,
     tracer: Option<Tracer>,
     guides: Guides,
+    rights: RefCell<Arc<Rights>>,
     outbox: SyncSender<Message>,
     jobs: RefCell<HashMap<u64, Rc<admin::Job>>>,
     /// A canary's answer is being compared; one at a time.
@@ -310,6 +314,7 @@ impl Shard {
             may_spin: link.may_spin,
             tracer: link.tracer,
             guides: Guides::new(link.compiler),
+            rights: RefCell::new(link.rights),
             outbox: link.outbox,
             jobs: RefCell::default(),
             comparing: Cell::new(false),

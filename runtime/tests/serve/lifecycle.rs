@@ -94,7 +94,7 @@ fn other_signals_end_nothing() {
     server.terminate();
     let ended = server.ended();
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(ended.words.contains("SIGHUP: settings are read at start only"), "{ended:?}");
+    assert!(ended.words.contains("SIGHUP: there is no configuration file to read again"), "{ended:?}");
 }
 
 #[test]

@@ -220,9 +220,9 @@ fn tell_of_the_server(route: &Route<'_>) -> Told {
         Route::HealthReady => own_health("ready", "Whether requests are taken"),
         Route::Metrics => told(
             "metrics",
-            "Metrics in the text format of Prometheus",
+            "Metrics in the text format of Prometheus, or of OpenMetrics for those who would rather have it (Accept)",
             None,
-            other_answer("text/plain; version=0.0.4", "The metrics"),
+            metrics_answer(),
             &[404],
         ),
         Route::OpenApi => told(
@@ -273,6 +273,12 @@ fn json_answer(schema: &str, description: &str) -> Value {
 
 fn other_answer(media_type: &str, description: &str) -> Value {
     json!({"description": description, "content": {media_type: {"schema": {"type": "string"}}}})
+}
+
+fn metrics_answer() -> Value {
+    let mut answer = other_answer("text/plain; version=0.0.4", "The metrics");
+    answer["content"]["application/openmetrics-text; version=1.0.0"] = json!({"schema": {"type": "string"}});
+    answer
 }
 
 /// One body, or with `stream` events of OpenAI's form.
