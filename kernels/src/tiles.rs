@@ -44,18 +44,18 @@ pub(crate) fn tile_rows(n: usize) -> [usize; 2] {
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
-pub(crate) struct Config {
+struct Config {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
-    pub(crate) row_bytes: [u16; 16],
-    pub(crate) rows: [u8; 16],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
 }
 
 const _: () = assert!(size_of::<Config>() == 64);
 
 impl Config {
-    pub(crate) fn new([first, second]: [usize; 2]) -> Self {
+    fn new([first, second]: [usize; 2]) -> Self {
         let mut config = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         let of_tiles = [first, first, second, second, first, second, TILE_ROWS, TILE_ROWS];
         for (tile, rows) in of_tiles.into_iter().enumerate() {
@@ -84,4 +84,51 @@ pub(crate) fn peak(proof: AmxInt8, rounds: usize) -> usize {
         }
     }
     rounds * 4 * TILE_ROWS * TILE_ROWS * 64 * 2
+}
+
+/// What the instructions do, by their definition, on slices: it never reads or writes past them.
+#[cfg(test)]
+pub(crate) mod emulated {
+    use super::{Config, TILE_ROWS};
+
+    pub(crate) type Tile = [[u8; 64]; TILE_ROWS];
+    pub(crate) type Sums = [[i32; 16]; TILE_ROWS];
+
+    pub(crate) struct Emulated {
+        config: Config,
+    }
+
+    impl Emulated {
+        pub(crate) fn new(rows: [usize; 2]) -> Self {
+            Self { config: Config::new(rows) }
+        }
+
+        pub(crate) fn rows(&self, tile: usize) -> usize {
+            usize::from(self.config.rows[tile])
+        }
+
+        /// `tileloadd`.
+        pub(crate) fn load(&self, tile: usize, memory: &[u8], line: usize) -> Tile {
+            let (mut loaded, bytes) = ([[0; 64]; TILE_ROWS], usize::from(self.config.row_bytes[tile]));
+            for (row, loaded) in loaded.iter_mut().take(self.rows(tile)).enumerate() {
+                loaded[..bytes].copy_from_slice(&memory[row * line..][..bytes]);
+            }
+            loaded
+        }
+
+        /// `tdpbsud`.
+        pub(crate) fn dot(&self, sums: &mut Sums, a: (usize, &Tile), b: (usize, &Tile)) {
+            let (m, k) = (self.rows(a.0), usize::from(self.config.row_bytes[a.0]) / 4);
+            assert_eq!(self.rows(b.0), k, "a fault of the processor otherwise");
+            for (sums, a) in sums.iter_mut().zip(a.1).take(m) {
+                for (run, b) in a.as_chunks::<4>().0.iter().zip(b.1).take(k) {
+                    for (sum, b) in sums.iter_mut().zip(b.as_chunks::<4>().0) {
+                        for (a, b) in run.iter().zip(b) {
+                            *sum = sum.wrapping_add(i32::from(a.cast_signed()) * i32::from(*b));
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

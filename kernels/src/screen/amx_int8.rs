@@ -24,36 +24,71 @@ pub(super) fn run(proof: AmxInt8, job: Job<'_>, sums: &mut [Sums]) {
     unsafe { body(&tiles, job, sums) }
 }
 
+/// What multiplies.
+trait Multiply {
+    /// Planes of the first and of the second tile, in every group.
+    fn rows(&self) -> [usize; 2];
+
+    fn multiply(&self, group: Group<'_>);
+}
+
+/// As many planes as tiles hold, and two tile rows.
+struct Group<'a> {
+    w: [&'a [Tile]; 2],
+    /// From the first plane on.
+    x: &'a [i8],
+    stride: usize,
+    /// Of each plane, for both tile rows.
+    sums: [&'a mut [Sums]; 2],
+}
+
+impl Group<'_> {
+    /// Pairs of tiles, each 64 columns; there are so many of everything.
+    fn steps(&self, rows: usize) -> usize {
+        let steps = self.w[0].len() / TILE_RUNS;
+        assert!(steps > 0 && self.w.iter().all(|w| w.len() == steps * TILE_RUNS), "whole tiles");
+        assert!(rows > 0 && self.sums.iter().all(|sums| sums.len() == rows), "sums for each plane");
+        assert!(self.stride >= steps * TILE_COLS, "planes do not overlap");
+        assert!(self.x.len() >= (rows - 1) * self.stride + steps * TILE_COLS, "planes hold all columns");
+        steps
+    }
+}
+
 /// Groups of up to 32 planes; a last one that would be short begins earlier, and finds the same sums once more.
-fn products(tiles: &Tiles, w: [&[Tile]; 2], planes: Planes<'_>, sums: &mut [Sums]) {
-    let (count, [first, second]) = (planes.len(), tiles.rows());
+fn products(unit: &impl Multiply, w: [&[Tile]; 2], planes: Planes<'_>, sums: &mut [Sums]) {
+    let (count, rows) = (planes.len(), unit.rows().iter().sum());
     let (low, high) = sums.split_at_mut(count);
-    let steps = w[0].len() / TILE_RUNS;
     let stride = planes.lines.len() / count;
-    assert!(steps > 0 && w[0].len().is_multiple_of(TILE_RUNS) && w[1].len() == w[0].len(), "whole tiles");
-    assert!(stride >= steps * TILE_COLS && high.len() == count, "planes hold all columns, and there are sums for each");
-    let rows = first + second;
-    let mut start = 0;
-    loop {
+    for start in (0..count).step_by(rows) {
         let from = start.min(count - rows);
+        let sums = [&mut low[from..from + rows], &mut high[from..from + rows]];
+        unit.multiply(Group { w, x: &planes.lines[from * stride..], stride, sums });
+    }
+}
+
+impl Multiply for Tiles {
+    fn rows(&self) -> [usize; 2] {
+        self.rows()
+    }
+
+    fn multiply(&self, group: Group<'_>) {
+        let [first, second] = self.rows();
+        let steps = group.steps(first + second);
+        let Group { w, x, stride, sums } = group;
         let operands = Operands {
             w: [w[0].as_ptr(), w[1].as_ptr()],
-            x: planes.lines[from * stride..].as_ptr(),
+            x: x.as_ptr(),
             stride,
-            sums: [low[from..].as_mut_ptr(), high[from..].as_mut_ptr()],
+            sums: sums.map(<[Sums]>::as_mut_ptr),
             steps,
         };
         if second == 0 {
-            // SAFETY: `rows` planes and sums from `from` on are there, of as many columns as the steps take; the tiles are
-            // configured for so many.
+            // SAFETY: `steps` has checked that planes and sums for the configured rows are there, of as many columns as the
+            // steps take; `new` had the proof that the instructions exist.
             unsafe { one_tile(&operands) }
         } else {
             // SAFETY: as above.
             unsafe { two_tiles(&operands) }
-        }
-        start += rows;
-        if start >= count {
-            return;
         }
     }
 }
@@ -172,3 +207,69 @@ const _: () = assert!(size_of::<Tile>() == 64 && size_of::<Sums>() == 64 && TILE
 
 /// Tiles of the copy, four columns each, that make one here.
 const TILE_RUNS: usize = TILE_COLS / 4;
+
+#[cfg(test)]
+mod tests {
+    use super::super::activations::{Precision, ScreenRows, plane_stride, planes_len, split};
+    use super::super::bounds::ScreenInput;
+    use super::super::portable;
+    use super::*;
+    use crate::Isa;
+    use crate::testing::Draw;
+    use crate::tiles::emulated::Emulated;
+
+    impl Multiply for Emulated {
+        fn rows(&self) -> [usize; 2] {
+            [self.rows(4), self.rows(5)]
+        }
+
+        fn multiply(&self, group: Group<'_>) {
+            let rows = Multiply::rows(self);
+            let steps = group.steps(rows[0] + rows[1]);
+            let x: Vec<u8> = group.x.iter().map(|q| q.cast_unsigned()).collect();
+            for (side, (w, memory)) in group.w.into_iter().zip(group.sums).enumerate() {
+                for half in (0..2).filter(|&half| rows[half] > 0) {
+                    let (own, mut sums) = (half * TILE_ROWS, [[0; 16]; TILE_ROWS]);
+                    for step in 0..steps {
+                        let a = self.load(4 + half, &x[own * group.stride + step * TILE_COLS..], group.stride);
+                        let codes = w[step * TILE_RUNS..][..TILE_RUNS].as_flattened();
+                        let b = self.load(6 + side, codes, size_of::<Tile>());
+                        self.dot(&mut sums, (4 + half, &a), (6 + side, &b));
+                    }
+                    memory[own..own + rows[half]].copy_from_slice(&sums[..rows[half]]);
+                }
+            }
+        }
+    }
+
+    /// Order, groups and what is read of planes, with tiles that are emulated, so that they are tested where none exist.
+    #[test]
+    fn emulated_tiles_give_the_sums_of_the_definition() {
+        let mut draw = Draw::new(8);
+        for (at, n) in [9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 97].into_iter().enumerate() {
+            let cols = [64, 192, 448][at % 3];
+            let x = draw.floats(n * cols, 3.0);
+            let mut values = vec![0; n * planes_len(cols)];
+            let each = x.chunks(cols).zip(values.chunks_mut(planes_len(cols))).enumerate();
+            // Some rows with two whole planes.
+            let precision = |t: usize| if (t + at).is_multiple_of(4) { Precision::Two } else { Precision::Refined };
+            let rows: Vec<_> = each.map(|(t, (x, values))| split(Isa::Portable, x, precision(t), values)).collect();
+            let mut input = ScreenInput::new(n, cols);
+            let x = ScreenRows { planes: &values, rows: &rows };
+            input.set(Isa::Portable, cols, x);
+            input.lay_in_lines(cols, x);
+            let planes = input.planes();
+            assert_eq!(planes.lines.len(), planes.len() * plane_stride(cols));
+            let mut tile_rows_of = || -> Vec<Tile> {
+                (0..cols / 4).map(|_| std::array::from_fn(|_| u8::try_from(1 + draw.below(255)).unwrap())).collect()
+            };
+            let w = [tile_rows_of(), tile_rows_of()];
+            let w = [w[0].as_slice(), w[1].as_slice()];
+            let mut want = vec![[7; 16]; 2 * planes.len()];
+            let mut got = vec![[9; 16]; 2 * planes.len()];
+            portable::products(w, planes, &mut want);
+            products(&Emulated::new(tile_rows(planes.len())), w, planes, &mut got);
+            assert_eq!(got, want, "{n} rows of {cols}");
+        }
+    }
+}

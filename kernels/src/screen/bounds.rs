@@ -113,10 +113,7 @@ impl ScreenInput {
         }
         self.lines.clear();
         if matches!(isa, Isa::AmxInt8(_)) && self.planes >= TILES_FROM_PLANES && cols.is_multiple_of(TILE_COLS) {
-            let rows = x.rows.iter().enumerate();
-            for (t, p) in rows.flat_map(|(t, row)| (0..row.whole_planes()).map(move |p| (t, p))) {
-                self.lines.extend_from_slice(&x.planes[(PLANES * t + p) * stride..][..stride]);
-            }
+            self.lay_in_lines(cols, x);
         }
         self.fine.clear();
         self.races.clear();
@@ -126,6 +123,20 @@ impl ScreenInput {
                 self.fine.extend_from_slice(plane(t, 2));
             }
         }
+    }
+
+    /// Puts whole planes one after another.
+    pub(super) fn lay_in_lines(&mut self, cols: usize, x: ScreenRows<'_>) {
+        let stride = plane_stride(cols);
+        let rows = x.rows.iter().enumerate();
+        for (t, p) in rows.flat_map(|(t, row)| (0..row.whole_planes()).map(move |p| (t, p))) {
+            self.lines.extend_from_slice(&x.planes[(PLANES * t + p) * stride..][..stride]);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn planes(&self) -> Planes<'_> {
+        Planes { dwords: &self.dwords, lines: &self.lines, count: self.planes, tiles: tiles_per_row(self.cols) }
     }
 
     /// Says that what matters of refined row `t` are the results within `distance` of the best one, by the scores of the

@@ -239,53 +239,15 @@ mod tests {
     use super::super::super::{TernaryMatrix, activation_stride, pack_codes, packed_bytes, padded_cols};
     use super::super::{Columns, Factored, Gating, PanelOrder, PanelScratch, Panels, Product, linear_panels};
     use super::*;
-    use crate::tiles::Config;
+    use crate::tiles::emulated::Emulated;
     use crate::{Avx512Vnni, Isa};
-
-    /// What the instructions do, by their definition, on slices: it never reads or writes past them.
-    struct Emulated {
-        config: Config,
-    }
-
-    type Tile = [[u8; 64]; TILE_ROWS];
-
-    impl Emulated {
-        fn load(&self, tile: usize, memory: &[u8], line: usize) -> Tile {
-            let (mut loaded, bytes) = ([[0; 64]; TILE_ROWS], usize::from(self.config.row_bytes[tile]));
-            for (row, loaded) in loaded.iter_mut().take(usize::from(self.config.rows[tile])).enumerate() {
-                loaded[..bytes].copy_from_slice(&memory[row * line..][..bytes]);
-            }
-            loaded
-        }
-
-        fn store(&self, tile: usize, sums: &[[i32; 16]; TILE_ROWS], memory: &mut [Sums], side: usize) {
-            for row in 0..usize::from(self.config.rows[tile]) {
-                memory[row].0[side] = sums[row];
-            }
-        }
-
-        /// `tdpbsud`.
-        fn dot(&self, sums: &mut [[i32; 16]; TILE_ROWS], a: (usize, &Tile), b: (usize, &Tile)) {
-            let (m, k) = (usize::from(self.config.rows[a.0]), usize::from(self.config.row_bytes[a.0]) / 4);
-            assert_eq!(usize::from(self.config.rows[b.0]), k, "a fault of the processor otherwise");
-            for (sums, a) in sums.iter_mut().zip(a.1).take(m) {
-                for (run, b) in a.as_chunks::<4>().0.iter().zip(b.1).take(k) {
-                    for (sum, b) in sums.iter_mut().zip(b.as_chunks::<4>().0) {
-                        for (a, b) in run.iter().zip(b) {
-                            *sum = sum.wrapping_add(i32::from(a.cast_signed()) * i32::from(*b));
-                        }
-                    }
-                }
-            }
-        }
-    }
 
     impl Multiply for Emulated {
         fn multiply(&self, block: Block<'_>) {
             let steps = block.steps();
             let x: Vec<u8> = block.x.iter().map(|q| q.cast_unsigned()).collect();
             for (half, tiles) in [(0, [0, 1]), (1, [2, 3])].into_iter().take(if block.rows[1] == 0 { 1 } else { 2 }) {
-                assert_eq!(block.rows[half], usize::from(self.config.rows[tiles[0]]), "tiles of this size");
+                assert_eq!(block.rows[half], self.rows(tiles[0]), "tiles of this size");
                 let own = half * TILE_ROWS;
                 for (side, &tile) in tiles.iter().enumerate() {
                     let mut sums = [[0; 16]; TILE_ROWS];
@@ -302,7 +264,9 @@ mod tests {
                         }
                         self.dot(&mut sums, (4 + half, &a), (6 + side, &codes));
                     }
-                    self.store(tile, &sums, &mut block.sums[own..], side);
+                    for (memory, sums) in block.sums[own..].iter_mut().zip(sums).take(self.rows(tile)) {
+                        memory.0[side] = sums;
+                    }
                 }
             }
         }
@@ -353,7 +317,7 @@ mod tests {
                     linear_panels(Isa::Portable, product, 0..rows, 0, x, out(&want), &mut scratch);
                     let job = PanelJob::new(Isa::Portable, product, (0..rows, 0), x, out(&got));
                     let mut room = Room { codes: &mut scratch.codes, sums: &mut scratch.sums };
-                    let unit = Emulated { config: Config::new(tile_rows(n)) };
+                    let unit = Emulated::new(tile_rows(n));
                     // SAFETY: the token proves that these instructions exist.
                     unsafe { blocks(proof.bw(), &unit, &job, stride, &mut room) };
                     for (got, want) in got.iter().zip(&want) {
