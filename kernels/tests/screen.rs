@@ -178,7 +178,14 @@ impl Head {
         let mut found = vec![0; self.rows];
         let each = rows.iter().enumerate().zip(upper.chunks_mut(self.rows).zip(greatest.chunks(groups)));
         each.map(|((t, row), (upper, greatest))| {
-            let least = inputs[0].least(t).max(inputs[1].least(t));
+            let bound = inputs[0].least(t).max(inputs[1].least(t));
+            // A result as well, for every second row.
+            let reached = screen::likeliest(upper, greatest).filter(|_| t % 2 == 0).map(|row| {
+                let mut value = [0.0];
+                linear_rows(isa, self.dense(), &[row], &x[t * self.cols..][..self.cols], &mut value);
+                screen::score(seek.0, row, value[0])
+            });
+            let least = reached.map_or(bound, |score| bound.max(score));
             let count = screen::select_refined(screen, row, (seek.0, seek.1, least), (upper, greatest), &mut found)?;
             assert!(upper.iter().all(|bound| *bound == f32::NEG_INFINITY), "bounds are cleared");
             Some(found[..count].to_vec())

@@ -79,19 +79,24 @@ fn dot<const N: usize>(
     }
 }
 
-/// Sums of a tile row with a plane of outliers, four in turn, so that none waits for itself.
+/// Sums of both tile rows with a plane of outliers, four in turn, so that none waits for itself.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-pub(super) fn few(w: &[Tile], outliers: &Outliers) -> Sums {
-    let mut acc = [_mm512_setzero_si512(); 4];
+pub(super) fn few(w: [&[Tile]; 2], outliers: &Outliers) -> [Sums; 2] {
+    let mut acc = [[_mm512_setzero_si512(); 4]; 2];
     for (tiles, dwords) in outliers.fours() {
         for i in 0..4 {
             let q = _mm512_set1_epi32(word(dwords[i]));
-            acc[i] = _mm512_dpbusd_epi32(acc[i], load(&w[tiles[i] as usize]), q);
+            for r in 0..2 {
+                acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], load(&w[r][tiles[i] as usize]), q);
+            }
         }
     }
-    let mut sums = [0; 16];
-    store(_mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3])), &mut sums);
+    let mut sums = [[0; 16]; 2];
+    for r in 0..2 {
+        let [a, b, c, d] = acc[r];
+        store(_mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d)), &mut sums[r]);
+    }
     sums
 }
 

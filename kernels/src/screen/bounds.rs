@@ -23,8 +23,9 @@ pub struct ScreenInput {
     dwords: Vec<[i8; 4]>,
     /// The same one after another, [`plane_stride`] apart, where tiles take them so; else none.
     lines: Vec<i8>,
-    /// Integer sums of two tile rows, each with all planes.
+    /// Integer sums of two tile rows, each with all planes, and of both with the outliers of each row.
     sums: Vec<Sums>,
+    few: Vec<[Sums; 2]>,
     /// The third plane of each refined row, where it begins for each row, and what the row is up to.
     fine: Vec<[i8; 4]>,
     races: Vec<Race>,
@@ -73,6 +74,7 @@ impl ScreenInput {
             dwords: Vec::with_capacity(2 * n_max * tiles_per_row(cols)),
             lines: Vec::with_capacity(2 * n_max * plane_stride(cols)),
             sums: Vec::with_capacity(2 * 2 * n_max),
+            few: Vec::with_capacity(n_max),
             fine: Vec::with_capacity(n_max * tiles_per_row(cols)),
             races: Vec::with_capacity(n_max),
             waiting: Vec::with_capacity(n_max),
@@ -98,6 +100,7 @@ impl ScreenInput {
             Precision::One | Precision::Two => Outliers::NONE,
         }));
         self.sums.resize(2 * self.planes, [0; TILE_ROWS]);
+        self.few.resize(x.rows.len(), [[0; TILE_ROWS]; 2]);
         self.dwords.resize(self.planes * tiles, [0; 4]);
         let rows = x.rows.iter().enumerate();
         let mut planes = rows.flat_map(|(t, row)| (0..row.whole_planes()).map(move |p| plane(t, p)));
@@ -197,7 +200,7 @@ pub fn bounds(
     }
     let refining =
         Refining { fine: &x.fine, tiles: planes.tiles, races: &mut x.races, waiting: &mut x.waiting, groups, greatest };
-    let job = Job { w, rows, x: &x.rows, outliers: &x.outliers, planes, refining, out };
+    let job = Job { w, rows, x: &x.rows, outliers: &x.outliers, few: &mut x.few, planes, refining, out };
     let sums = x.sums.as_mut_slice();
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -278,6 +281,7 @@ pub(super) struct Job<'a> {
     rows: Range<usize>,
     x: &'a [ScreenRow],
     outliers: &'a [Outliers],
+    few: &'a mut [[Sums; 2]],
     planes: Planes<'a>,
     refining: Refining<'a>,
     out: &'a mut [f32],
@@ -291,35 +295,41 @@ impl Job<'_> {
     }
 
     /// Goes through the tile rows two at a time. `products` fills the sums of two tile rows: those of the first with all
-    /// whole planes, then those of the second. `few` gives those of a tile row with a plane of outliers, `fine` those with
+    /// whole planes, then those of the second. `few` gives those of both with a plane of outliers, `fine` those of one with
     /// the third planes of up to [`FINE_MAX`] rows.
     #[inline(always)]
     pub(super) fn run(
         mut self,
         sums: &mut [Sums],
         products: impl Fn([&[Tile]; 2], Planes<'_>, &mut [Sums]),
-        few: impl Fn(&[Tile], &Outliers) -> Sums,
+        few: impl Fn([&[Tile]; 2], &Outliers) -> [Sums; 2],
         fine: impl Fn(&[Tile], &[&[[i8; 4]]], &mut [Sums]),
     ) {
         let tile_rows = self.rows.start / TILE_ROWS..self.rows.end.div_ceil(TILE_ROWS);
         // A group is whole pairs.
         for first in tile_rows.step_by(2) {
-            products([self.w.tile_row(first), self.w.tile_row(first + 1)], self.planes, sums);
+            let pair = [self.w.tile_row(first), self.w.tile_row(first + 1)];
+            products(pair, self.planes, sums);
+            for (sums, outliers) in self.few.iter_mut().zip(self.outliers) {
+                if outliers.count > 0 {
+                    *sums = few(pair, outliers);
+                }
+            }
             let (low, high) = sums.split_at(self.planes.len());
-            self.finish(first, low, &few, &fine);
+            self.finish(first, low, 0, &fine);
             if (first + 1) * TILE_ROWS < self.rows.end {
-                self.finish(first + 1, high, &few, &fine);
+                self.finish(first + 1, high, 1, &fine);
             }
         }
     }
 
-    /// Bounds of one tile row.
+    /// Bounds of one tile row, which is so many behind the first of its pair.
     #[inline(always)]
     fn finish(
         &mut self,
         tile_row: usize,
         sums: &[Sums],
-        few: &impl Fn(&[Tile], &Outliers) -> Sums,
+        side: usize,
         fine: &impl Fn(&[Tile], &[&[[i8; 4]]], &mut [Sums]),
     ) {
         let facts = self.w.facts(tile_row / TILE_ROWS_PER_GROUP);
@@ -335,13 +345,13 @@ impl Job<'_> {
         let tiles = self.w.tile_row(tile_row);
         let here = Numbers { group: tile_row / TILE_ROWS_PER_GROUP, at, live: TILE_ROWS.min(width - start), numbers };
         let mut plane = 0;
-        for (t, (x, outliers)) in self.x.iter().zip(self.outliers).enumerate() {
+        for (t, (x, few)) in self.x.iter().zip(&*self.few).enumerate() {
             let whole = &sums[plane..plane + x.whole_planes()];
             plane += whole.len();
             let lower = match x.precision {
-                Precision::Outliers => lower_bounds(x, &numbers, &[whole[0], few(tiles, outliers)]),
+                Precision::Outliers => lower_bounds(x, &numbers, &[whole[0], few[side]]),
                 Precision::Refined => {
-                    self.refining.look(&here, (t, x), &[whole[0], few(tiles, outliers)]);
+                    self.refining.look(&here, (t, x), &[whole[0], few[side]]);
                     [f32::NEG_INFINITY; TILE_ROWS]
                 }
                 Precision::One | Precision::Two => lower_bounds(x, &numbers, whole),
@@ -372,15 +382,17 @@ pub(super) fn fine_products(w: &[Tile], planes: &[&[[i8; 4]]], sums: &mut [Sums]
     }
 }
 
-/// Sums of one tile row with a plane of outliers, in plain code.
+/// Sums of both tile rows with a plane of outliers, in plain code.
 #[inline(always)]
-pub(super) fn few_products(w: &[Tile], outliers: &Outliers) -> Sums {
-    let mut sums = [0; TILE_ROWS];
+pub(super) fn few_products(w: [&[Tile]; 2], outliers: &Outliers) -> [Sums; 2] {
+    let mut sums = [[0; TILE_ROWS]; 2];
     for (tiles, dwords) in outliers.fours() {
         for (&tile, q) in tiles.iter().zip(dwords) {
-            for (sum, codes) in sums.iter_mut().zip(w[tile as usize].as_chunks::<4>().0) {
-                for (&code, &q) in codes.iter().zip(q) {
-                    *sum += i32::from(code) * i32::from(q);
+            for (w, sums) in w.iter().zip(&mut sums) {
+                for (sum, codes) in sums.iter_mut().zip(w[tile as usize].as_chunks::<4>().0) {
+                    for (&code, &q) in codes.iter().zip(q) {
+                        *sum += i32::from(code) * i32::from(q);
+                    }
                 }
             }
         }

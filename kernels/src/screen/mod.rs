@@ -42,7 +42,8 @@
 //! A refined row looks for the best one, or those within a distance of it. While the matrix passes by, the greatest lower
 //! bound so far is such a `T`, so a row of the matrix whose upper bound by two planes is below it is done with; the others
 //! meet the third plane while they are in the caches. The best lower bound by all planes is found whatever the order, and
-//! what is kept for a row, the lesser of its upper bounds, doesn't depend on it either: nor does what is found.
+//! what is kept for a row, the lesser of its upper bounds, doesn't depend on it either: nor does what is found. At last the
+//! result of the row with the greatest upper bound is such a `T` too: bounds were at most its own half width below.
 //!
 //! Integer sums are exact and float steps are single IEEE operations in a fixed order, so that every ISA selects the
 //! same rows.
@@ -74,7 +75,7 @@ pub use activations::{Precision, ScreenRow, ScreenRows, planes_len, split};
 pub use bounds::{ScreenInput, bounds};
 pub use layout::{COLS_MAX, GROUP_ROWS, ScreenMatrix, group_bytes, packed_bytes};
 pub use pack::pack;
-pub use select::{SelectScratch, Sought, select, select_refined};
+pub use select::{SelectScratch, Sought, likeliest, score, select, select_refined};
 
 /// Whether `isa` has products of its own for [`Precision::Refined`]. It is exact either way.
 #[must_use]

@@ -71,6 +71,32 @@ pub(super) struct Numbers {
     pub(super) numbers: [[f32; TILE_ROWS]; 3],
 }
 
+/// All lanes in every case, those past the rows of the matrix too: a slice of so many would be looked at one by one.
+impl Numbers {
+    #[inline(always)]
+    fn reaches(&self, upper: &[f32; TILE_ROWS], bar: f32) -> bool {
+        let mut any = false;
+        for (l, upper) in upper.iter().enumerate() {
+            any |= (l < self.live) & (*upper >= bar);
+        }
+        any
+    }
+
+    #[inline(always)]
+    fn greatest(&self, values: &[f32; TILE_ROWS]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; TILE_ROWS];
+        for l in 0..TILE_ROWS {
+            lanes[l] = if l < self.live { values[l] } else { lanes[l] };
+        }
+        for half in [8, 4, 2, 1] {
+            for l in 0..half {
+                lanes[l] = if lanes[l + half] > lanes[l] { lanes[l + half] } else { lanes[l] };
+            }
+        }
+        lanes[0]
+    }
+}
+
 /// What the refined rows of a call share.
 pub(super) struct Refining<'a> {
     pub(super) fine: &'a [[i8; 4]],
@@ -98,7 +124,7 @@ impl Refining<'_> {
         add_plane(x, 0, &sums[0], &mut product);
         add_plane(x, 1, &sums[1], &mut product);
         let (_, upper) = scores(here, race, &product, (x.norm, x.coarse_rest));
-        if upper[..here.live].iter().fold(false, |any, upper| any | (*upper >= race.bar)) {
+        if here.reaches(&upper, race.bar) {
             self.waiting.push(Waiting { row: t, product, upper });
         }
     }
@@ -128,13 +154,12 @@ impl Refining<'_> {
                 for (upper, coarse) in upper.iter_mut().zip(waiting.upper) {
                     *upper = if coarse < *upper { coarse } else { *upper };
                 }
-                let most = |values: &[f32]| values.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
-                let least = most(&lower[..here.live]);
+                let least = here.greatest(&lower);
                 if least > race.least {
                     (race.least, race.bar) = (least, race.bar_of(least));
                 }
                 let greatest = &mut self.greatest[t * self.groups.len() + here.group - self.groups.start];
-                *greatest = greatest.max(most(&upper[..here.live]));
+                *greatest = greatest.max(here.greatest(&upper));
                 out[t * width + start..][..here.live].copy_from_slice(&upper[..here.live]);
             }
         }

@@ -78,9 +78,34 @@ pub fn select(
     dispatch(isa, Passing { w, x, draw: sought.draw.as_ref(), bar, lower, greatest: &scratch.greatest, found, count })
 }
 
+/// Of a refined activation row the row of the matrix with the greatest upper bound, the first of equal ones: its result
+/// says more of what the best one reaches than bounds do. `upper` and `greatest` are as [`bounds`](super::bounds) left them;
+/// `None` where all rows are ruled out.
+#[must_use]
+pub fn likeliest(upper: &[f32], greatest: &[f32]) -> Option<u32> {
+    let (mut most, mut likeliest) = (f32::NEG_INFINITY, None);
+    for (group, (upper, greatest)) in (0_u32..).zip(upper.chunks(GROUP_ROWS).zip(greatest)) {
+        if *greatest > most {
+            most = *greatest;
+            likeliest =
+                (0_u32..).zip(upper).find(|(_, upper)| **upper == most).map(|(i, _)| group * GROUP_ROWS_U32 + i);
+        }
+    }
+    likeliest
+}
+
+/// The score of row `row`, whose result is `value`, as bounds are made: what the best one is known to reach.
+#[must_use]
+pub fn score(draw: Option<Draw>, row: u32, value: f32) -> f32 {
+    let Some(draw) = draw else { return value };
+    let noise = draw::noise(&draw, row / GROUP_ROWS_U32);
+    value * draw.factor + noise[(row % GROUP_ROWS_U32) as usize]
+}
+
 /// Of a refined activation row, for which [`bounds`](super::bounds) left `upper` and the `greatest` of each group: writes
 /// the rows whose scores could be within `distance` of the best one to `found` and says how many they are; `upper` is
-/// filled with minus infinity then. `least` is what the best one is known to reach. `None` as [`select`].
+/// filled with minus infinity then. `least` is what the best one is known to reach, by bounds or by a [`score`]. `None` as
+/// [`select`].
 ///
 /// # Panics
 /// Where `upper` or `greatest` is of another length than `w` has rows and groups, or the row is no refined one.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kernels::Isa;
 use kernels::dense::{self, DenseMatrix};
+use kernels::draw::Draw;
 use kernels::screen::{self, GROUP_ROWS, Precision, ScreenMatrix, ScreenRow, ScreenRows, Sought};
 
 use super::buffers::{Scratch, UNIT_ROWS_MAX};
@@ -244,7 +245,7 @@ impl Pass<'_> {
         Self::barrier(member, scratch, Phase::HeadRows);
         self.bound_rows(member, scratch, head, copy);
         Self::barrier(member, scratch, Phase::HeadAll);
-        self.select_rows(member, scratch, copy);
+        self.select_rows(member, scratch, head, copy);
         Self::barrier(member, scratch, Phase::HeadSelect);
         self.exact_tokens(member, scratch, head);
         self.undecided_rows(member, scratch, head);
@@ -315,7 +316,7 @@ impl Pass<'_> {
     }
 
     /// The tokens of each screened row that could matter.
-    fn select_rows(&self, member: Member<'_>, scratch: &mut Scratch, copy: ScreenMatrix<'_>) {
+    fn select_rows(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>, copy: ScreenMatrix<'_>) {
         let (screened, hidden, most) = (&self.plan.screened, self.weights.params.hidden, self.head.found_max);
         while let Some(m) = member.claim(COUNTER_SELECT, screened.len()) {
             let i = screened[m];
@@ -332,7 +333,9 @@ impl Pass<'_> {
                 let groups = self.vocab.div_ceil(GROUP_ROWS);
                 // SAFETY: the phase before wrote the bounds of groups, this one only reads them.
                 let greatest = unsafe { self.head.greatest.read(m * groups..(m + 1) * groups) };
-                let least = unordered(self.head.least[m].load(Ordering::Relaxed));
+                let bound = unordered(self.head.least[m].load(Ordering::Relaxed));
+                let reached = self.reached(head, m, draw, screen::likeliest(lower, greatest));
+                let least = reached.map_or(bound, |score| bound.max(score));
                 screen::select_refined(copy, &row[0], (draw, distance, least), (lower, greatest), found)
             } else {
                 let sought = Sought { count, distance, draw, also: &self.step.also[also] };
@@ -352,6 +355,17 @@ impl Pass<'_> {
                 undecided[0] = i;
             }
         }
+    }
+
+    /// The exact score of the token that is likely to be the best one of screened row `m`.
+    fn reached(&self, head: DenseMatrix<'_>, m: usize, draw: Option<Draw>, token: Option<u32>) -> Option<f32> {
+        let (token, hidden) = (token?, self.weights.params.hidden);
+        let from = (self.plan.full.len() + m) * hidden;
+        // SAFETY: inputs were written two phases ago.
+        let input = unsafe { self.head.inputs.read(from..from + hidden) };
+        let mut value = [0.0];
+        dense::linear_rows(self.isa, head, &[token], input, &mut value);
+        Some(screen::score(draw, token, value[0]))
     }
 
     /// Exact logits of the tokens that were found.
