@@ -172,7 +172,7 @@ fn print_limits(isa: Isa, workers: usize, limits: &Limits) {
     println!(
         "limits with {workers} workers: read {:.1} GB/s, int8 {}, f32 {:.0} GFLOPS",
         limits.read_bytes_per_s / 1e9,
-        limits.int8_operations_per_s.map_or("unknown".into(), |rate| format!("{:.0} GOPS", rate / 1e9)),
+        limits.int8(),
         limits.float_operations_per_s / 1e9,
     );
     println!("{}", Outcome::HEADING);
@@ -187,6 +187,7 @@ fn to_json(isa: Isa, done: &[Bench]) -> Value {
         "limits": {
             "read_gb_s": by_workers(|limits| Some(limits.read_bytes_per_s / 1e9)),
             "int8_gops": by_workers(|limits| limits.int8_operations_per_s.map(|rate| rate / 1e9)),
+            "vnni_gops": by_workers(|limits| limits.vnni_operations_per_s.map(|rate| rate / 1e9)),
             "f32_gflops": by_workers(|limits| Some(limits.float_operations_per_s / 1e9)),
         },
         "results": done.iter().flat_map(Bench::to_json).collect::<Vec<_>>(),

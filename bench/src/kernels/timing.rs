@@ -187,7 +187,12 @@ mod tests {
     use super::*;
 
     fn outcome(bytes: usize, work: Work) -> Outcome {
-        let limits = Limits { read_bytes_per_s: 1e9, int8_operations_per_s: Some(4e9), float_operations_per_s: 2e9 };
+        let limits = Limits {
+            read_bytes_per_s: 1e9,
+            int8_operations_per_s: Some(4e9),
+            vnni_operations_per_s: None,
+            float_operations_per_s: 2e9,
+        };
         let case = Case { family: "x", name: String::new(), bytes, work };
         let mut times = vec![0.002; 99];
         times.push(0.5);
