@@ -477,6 +477,6 @@ pub(super) fn unit_rows(rows: usize, n: usize, workers: usize) -> usize {
 /// Query rows of one attention unit, and where there are many of them.
 pub(super) const QUERY_TILE: usize = 32;
 pub(super) const QUERY_TILE_MAX: usize = 2 * QUERY_TILE;
-const UNITS_PER_WORKER: usize = 6;
+pub(super) const UNITS_PER_WORKER: usize = 6;
 const CACHED_INPUT_ROWS: usize = 8;
 pub(super) const COUNTERS_PER_LAYER: usize = 11;
