@@ -70,8 +70,22 @@ fn response_format(value: Value<'_, '_>, path: Path<'_>) -> Result<Option<Constr
     }
 }
 
-/// OpenAI's `{name, description, schema, strict}`. Every schema is kept to, `strict` or not.
+/// What a `json_schema` asks for. Without a schema it is any object, as OpenAI's reference has it optional.
 fn json_schema(value: Value<'_, '_>, path: Path<'_>) -> Result<Constraint, ApiError> {
+    let (_, schema) = named_schema(value, path, "schema")?;
+    Ok(schema.map_or(Constraint::JsonObject, Constraint::JsonSchema))
+}
+
+/// Name and schema of OpenAI's `{name, description, strict}` with a schema in `field`. Every schema is kept to, `strict` or
+/// not.
+///
+/// # Errors
+/// 400 with the field: a wrong type, a name that is none, a schema that is too long.
+pub(super) fn named_schema(
+    value: Value<'_, '_>,
+    path: Path<'_>,
+    field: &str,
+) -> Result<(String, Option<String>), ApiError> {
     let (mut schema, mut name) = (None, None);
     for (key, value) in value.object(path)?.fields() {
         let path = Path::Field(&path, key);
@@ -79,17 +93,15 @@ fn json_schema(value: Value<'_, '_>, path: Path<'_>) -> Result<Constraint, ApiEr
             "name" => name = Some(value.str(path)?),
             "description" => _ = value.str(path)?,
             "strict" => _ = value.bool(path)?,
-            "schema" => schema = Some(schema_text(value, path)?),
+            key if key == field => schema = Some(schema_text(value, path)?),
             _ => {}
         }
     }
-    check_name(name, path)?;
-    // Without a schema it is any object, as OpenAI's reference has it optional.
-    Ok(schema.map_or(Constraint::JsonObject, Constraint::JsonSchema))
+    Ok((check_name(name, path)?.to_owned(), schema))
 }
 
 /// The text of a JSON schema.
-pub(super) fn schema_text(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+fn schema_text(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
     if !matches!(value.kind(), Kind::Object) {
         return Err(ApiError::validation(path, "must be an object"));
     }

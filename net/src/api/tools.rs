@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::constraint::{check_name, schema_text};
+use super::constraint::{check_name, named_schema};
 use crate::error::ApiError;
 use crate::json::{Kind, Path, Value, items};
 
@@ -124,34 +124,19 @@ fn tool(value: Value<'_, '_>, path: Path<'_>) -> Result<Tool, ApiError> {
         let path = Path::Field(&path, key);
         match key {
             "type" => kind = Some(value.str(path)?),
-            "function" => function = Some(self::function(value, path)?),
+            "function" => function = Some(named_schema(value, path, "parameters")?),
             _ => {}
         }
     }
     check_kind(kind, path)?;
-    let function = function.ok_or_else(|| ApiError::validation(Path::Field(&path, "function"), "is required"))?;
+    let missing = || ApiError::validation(Path::Field(&path, "function"), "is required");
+    let (name, parameters) = function.ok_or_else(missing)?;
     let mut definition = Vec::new();
     if !value.write(&mut definition, TOOLS_BYTES_MAX) {
         return Err(ApiError::validation(path, format_args!("has more than {TOOLS_BYTES_MAX} bytes")));
     }
     let definition = String::from_utf8(definition).expect("JSON is written as UTF-8");
-    Ok(Tool { name: function.0, definition, parameters: function.1 })
-}
-
-/// Name and parameters of OpenAI's `{name, description, parameters, strict}`. Every schema is kept to, `strict` or not.
-fn function(value: Value<'_, '_>, path: Path<'_>) -> Result<(String, Option<String>), ApiError> {
-    let (mut name, mut parameters) = (None, None);
-    for (key, value) in value.object(path)?.fields() {
-        let path = Path::Field(&path, key);
-        match key {
-            "name" => name = Some(value.str(path)?),
-            "description" => _ = value.str(path)?,
-            "strict" => _ = value.bool(path)?,
-            "parameters" => parameters = Some(schema_text(value, path)?),
-            _ => {}
-        }
-    }
-    Ok((check_name(name, path)?.to_owned(), parameters))
+    Ok(Tool { name, definition, parameters })
 }
 
 fn wanted(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
