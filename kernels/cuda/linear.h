@@ -13,6 +13,7 @@ struct Stream {
     int tiles;        // row tiles of the block; HEAD: of the matrix
     int items;
     float reciprocal; // of items; 0 for HEAD
+    unsigned short first, step; // the block's first row tile, and from one to its next
     double share;     // 1 / columns
 };
 
@@ -21,13 +22,16 @@ DEVICE int first_tile(const Phase& p) {
     return tile < 0 ? tile + (int)gridDim.x : tile;
 }
 
+// Row tiles from `first` on, every step-th.
+DEVICE Stream stream_of_tiles(const Phase& p, int first, int step) {
+    const int tiles = p.kind == PHASE_LINEAR && first < p.tiles ? (p.tiles - first + step - 1) / step : 0;
+    return {(const char*)p.weights + (long long)first * p.items * 512, tiles, p.items, 1.0f / (float)max(p.items, 1),
+            (unsigned short)first, (unsigned short)step, 1.0 / (double)max(p.cols, 1)};
+}
+
 DEVICE Stream make_stream(const Phase& p) {
-    const char* base = (const char*)p.weights;
-    if (p.kind == PHASE_HEAD || p.kind == PHASE_SCREEN) return {base, p.tiles, p.items, 0.0f, 0.0};
-    int first = first_tile(p), tiles = 0;
-    if (p.kind == PHASE_LINEAR && first < p.tiles) tiles = (p.tiles - first + (int)gridDim.x - 1) / (int)gridDim.x;
-    return {base + (long long)first * p.items * 512, tiles, p.items, 1.0f / (float)max(p.items, 1),
-            1.0 / (double)max(p.cols, 1)};
+    if (p.kind == PHASE_HEAD || p.kind == PHASE_SCREEN) return {(const char*)p.weights, p.tiles, p.items, 0.0f, 0, 0, 0.0};
+    return stream_of_tiles(p, first_tile(p), (int)gridDim.x);
 }
 
 // The 512-byte loads of one warp in one phase, in the order of their use.

@@ -74,7 +74,7 @@ struct Supply {
         __syncwarp();
         const int tile = lane_id() * stream.items, begin = max(tile, first), end = min(tile + stream.items, first + count);
         if (begin >= end) return;
-        const char* from = stream.base + ((long long)tile * ((int)gridDim.x - 1) + begin) * 512;
+        const char* from = stream.base + ((long long)tile * (stream.step - 1) + begin) * 512;
         to = (to + begin - first) & (SUPPLY_LOADS - 1);
         const int whole = min(end - begin, SUPPLY_LOADS - to), rest = end - begin - whole;
         copy_bulk_once(at(to), from, whole * 512, gate);
@@ -89,17 +89,21 @@ struct Taken {
     int parts, place;
 };
 
+enum { EARLY_LOADS = RING_DEPTH / 4 };
+
 // As Ring, for the screen of one row, whose row tiles are a warp's each.
 struct ScreenRing {
     unsigned slot; // bytes
     Walk walk;
 
     DEVICE uint4* place() const { return (uint4*)(shared_arena() + slot + threadIdx.x * 16); }
-    DEVICE void start(const Stream& stream) {
+    DEVICE void open(const Stream& stream) {
         slot = 0;
         walk.open(stream, 1);
+    }
+    DEVICE void load(int count) {
 #pragma unroll 1
-        for (int i = 0; i < RING_DEPTH; i++) load_next();
+        for (int i = 0; i < count; i++) load_next();
     }
     // Into the place at hand; then the next one's turn comes.
     DEVICE void load_next() {
@@ -147,32 +151,40 @@ struct TokenRow {
         groups = count_groups(items, phase);
         column = first_group(phase) * 128 + 2 * lane_id();
     }
-    // A lane for each group waits for its last value before all look: a look at a whole row takes the block 300 cycles and more.
+    // Who comes late finds all values at once. Who does not, waits with a lane for each group for its last value before all look
+    // again: a look at a whole row takes the block 300 cycles and more, and delays who has still to write.
     DEVICE void take(const Phase& p, unsigned tag) {
         const unsigned long long* row = (const unsigned long long*)p.input;
+        const int cols = p.cols;
+        if (warp_ballot(!look(row, cols, tag)) == 0) return;
         if (lane_id() < groups) {
-            const unsigned long long* last = row + min(column - 2 * lane_id() + lane_id() * WARPS * 128 + 127, p.cols - 1);
+            const unsigned long long* last = row + min(column - 2 * lane_id() + lane_id() * WARPS * 128 + 127, cols - 1);
             while ((unsigned)(load_tagged(last) >> 32) != tag) pause();
         }
         __syncwarp();
+        while (!look(row, cols, tag)) pause();
+    }
+    // All loads go out before the first answer is looked at.
+    DEVICE bool look(const unsigned long long* row, int cols, unsigned tag) {
         const unsigned long long nothing = (unsigned long long)tag << 32;
-        bool all = true;
-        do {
-            if (!all) pause();
-            all = true;
+        unsigned long long words[GROUPS_MAX][2][2];
 #pragma unroll
-            for (int j = 0; j < GROUPS_MAX; j++) {
-                if (j >= groups) break;
-                const int at = column + j * WARPS * 128;
-                unsigned long long a[2] = {nothing, nothing}, b[2] = {nothing, nothing};
-                if (at < p.cols) load_tagged(row + at, a);
-                if (at + 64 < p.cols) load_tagged(row + at + 64, b);
-                values[j] = float4{float_of_bits((unsigned)a[0]), float_of_bits((unsigned)a[1]),
-                                   float_of_bits((unsigned)b[0]), float_of_bits((unsigned)b[1])};
-                all &= (unsigned)(a[0] >> 32) == tag && (unsigned)(a[1] >> 32) == tag;
-                all &= (unsigned)(b[0] >> 32) == tag && (unsigned)(b[1] >> 32) == tag;
-            }
-        } while (!all);
+        for (int i = 0; i < 2 * GROUPS_MAX; i++) {
+            const int j = i / 2, at = column + j * WARPS * 128 + i % 2 * 64;
+            unsigned long long(&pair)[2] = words[j][i % 2];
+            pair[0] = pair[1] = nothing;
+            if (j < groups && at < cols) load_tagged(row + at, pair);
+        }
+        bool all = true;
+#pragma unroll
+        for (int j = 0; j < GROUPS_MAX; j++) {
+            const unsigned long long(&a)[2] = words[j][0], (&b)[2] = words[j][1];
+            values[j] = float4{float_of_bits((unsigned)a[0]), float_of_bits((unsigned)a[1]),
+                               float_of_bits((unsigned)b[0]), float_of_bits((unsigned)b[1])};
+            all &= (unsigned)(a[0] >> 32) == tag && (unsigned)(a[1] >> 32) == tag;
+            all &= (unsigned)(b[0] >> 32) == tag && (unsigned)(b[1] >> 32) == tag;
+        }
+        return all;
     }
 };
 
@@ -295,10 +307,10 @@ DEVICE void token_multiply(const Stream& stream, int phases, const unsigned* byt
 }
 
 // Thread 16 i + r finishes row r of the block's tile i.
-DEVICE void token_finish(const Phase& p, int tiles, const int* sums, int all, float factor, const Ahead& ahead, unsigned tag) {
-    int i = threadIdx.x / 16, row = threadIdx.x % 16;
+DEVICE void token_finish(const Phase& p, const Stream& stream, const int* sums, int all, float factor, const Ahead& ahead, unsigned tag) {
+    int i = threadIdx.x / 16, row = threadIdx.x % 16, tiles = stream.tiles;
     if (warp_id() * 2 >= tiles) return;
-    int tile = first_tile(p) + i * (int)gridDim.x;
+    int tile = stream.first + i * stream.step;
     float y = (float)((i < tiles ? sums[threadIdx.x] : 0) - all) / factor * ahead.scales.x * ahead.scales.y;
     unsigned long long* out = (unsigned long long*)p.output;
     if (p.epilogue >= EPILOGUE_RELU2) {
@@ -318,34 +330,20 @@ DEVICE void token_finish(const Phase& p, int tiles, const int* sums, int all, fl
     store_tagged(out + row, y, tag);
 }
 
-DEVICE void token_linear(const Phase& p, const Stream& stream, int phase, int phases, unsigned tag, Supply* supply, Taken& taken,
-                         const Ahead& ahead, Reduced* reduced, const TokenArea& area) {
-    int* sums = area.sums + phase % 2 * (TILES_MAX * 16);
-    if ((int)threadIdx.x < stream.tiles * 16) sums[threadIdx.x] = 0;
-    TokenRow row;
-    row.place(stream.items, phase);
-    row.take(p, tag - 1);
-    // The norm weights, which the warp will read.
-    copy_wait<0>();
-    float scale = token_scale(p, row, stream.share, reduced);
-    float factor = quantizing_factor(token_norm(row, area.gamma, p.plain ? 1.0f : scale, reduced));
-    int all = token_bytes(row, factor, area.bytes, reduced);
-    token_multiply(stream, phases, area.bytes, supply, taken, sums);
-    token_finish(p, stream.tiles, sums, all, factor, ahead, tag);
+// After attention, the blocks that attended would be late: they have no row tiles where the others need not have more than
+// otherwise.
+DEVICE Stream token_stream(const Phase* phases, int i, const Step& s) {
+    const Phase& p = phases[i];
+    const int blocks = (int)gridDim.x, free = blocks - count_units(s);
+    if (i == 0 || p.kind != PHASE_LINEAR || phases[i - 1].kind != PHASE_ATTEND || free <= 0) return make_stream(p);
+    if ((p.tiles + free - 1) / free > (p.tiles + blocks - 1) / blocks) return make_stream(p);
+    const int place = (int)blockIdx.x - (blocks - free);
+    return stream_of_tiles(p, place < 0 ? p.tiles : place, free);
 }
 
-// What all blocks will read of each phase starts on its way from memory, by one of them.
-DEVICE void prefetch_norms(const Phase* phases, int count) {
-#pragma unroll 1
-    for (int phase = blockIdx.x; phase < count; phase += gridDim.x) {
-        const Phase& p = phases[phase];
-        if (p.kind != PHASE_LINEAR) continue;
-        for (int i = 32 * threadIdx.x; i < p.cols; i += 32 * THREADS) prefetch(p.gamma + i);
-    }
-}
-
-DEVICE void look_ahead_of_token(const Phase& p, const Stream& stream, int phase, const TokenArea& area, Ahead& ahead) {
-    if (p.kind != PHASE_LINEAR || stream.tiles == 0) return;
+// What the phase needs that does not depend on its row is under way before the row is waited for.
+DEVICE Ahead look_ahead_of_token(const Phase& p, const Stream& stream, int phase, const TokenArea& area) {
+    Ahead ahead = {};
     const int groups = count_groups(stream.items, phase);
 #pragma unroll 1
     for (int j = 0; j < groups; j++) {
@@ -359,17 +357,54 @@ DEVICE void look_ahead_of_token(const Phase& p, const Stream& stream, int phase,
     }
     copy_commit();
     int i = threadIdx.x / 16;
-    if (i >= stream.tiles) return;
-    int tile = first_tile(p) + i * (int)gridDim.x, place = tile * 16 + threadIdx.x % 16;
+    if (i >= stream.tiles) return ahead;
+    int tile = stream.first + i * stream.step, place = tile * 16 + threadIdx.x % 16;
     ahead.scales = *(const float2*)(p.scales + tile * 4 + threadIdx.x % 16 / 8 * 2);
     if (p.epilogue == EPILOGUE_ADD && place < p.rows) ahead.residual = load_tagged((const unsigned long long*)p.output + place);
+    return ahead;
 }
 
-// A row of the embedding, tagged.
-DEVICE void embed_token(const Phase& p, const Step& s, unsigned tag) {
-    int id = token_of(s, 0);
+DEVICE void token_linear(const Phase& p, const Stream& stream, int phase, int phases, unsigned tag, Supply* supply, Taken& taken,
+                         int& used, Reduced* reduced, const TokenArea& area) {
+    const Ahead ahead = look_ahead_of_token(p, stream, phase, area);
+    int* sums = area.sums + phase % 2 * (TILES_MAX * 16);
+    if ((int)threadIdx.x < stream.tiles * 16) sums[threadIdx.x] = 0;
+    TokenRow row;
+    row.place(stream.items, phase);
+    row.take(p, tag - 1);
+    if (used > 0 && warp_id() == ORDERING_WARP) supply->order(phases, used, 1);
+    used = last_part(stream);
+    // The norm weights, which the warp will read.
+    copy_wait<0>();
+    float scale = token_scale(p, row, stream.share, reduced);
+    float factor = quantizing_factor(token_norm(row, area.gamma, p.plain ? 1.0f : scale, reduced));
+    int all = token_bytes(row, factor, area.bytes, reduced);
+    token_multiply(stream, phases, area.bytes, supply, taken, sums);
+    token_finish(p, stream, sums, all, factor, ahead, tag);
+}
+
+// What all blocks will read of each phase starts on its way from memory, by a warp of one of them.
+DEVICE void prefetch_norms(const Phase* phases, int count) {
 #pragma unroll 1
-    for (int k = blockIdx.x * THREADS + threadIdx.x; k < s.hidden; k += gridDim.x * THREADS) {
+    for (int phase = blockIdx.x; phase < count; phase += gridDim.x) {
+        const Phase& p = phases[phase];
+        if (p.kind != PHASE_LINEAR && p.kind != PHASE_SCREEN) continue;
+        for (int i = 32 * lane_id(); i < p.cols; i += 32 * 32) prefetch(p.gamma + i);
+    }
+}
+
+DEVICE void token_attend(const Step& s, int layer, unsigned char* work, const FirstUnit* first_unit, unsigned tag) {
+    UnitKeys keys;
+    attend_ahead(s, layer, work, first_unit, keys);
+    attend(s, layer, work, first_unit, keys, UnitSource<true>{tag});
+}
+
+// A row of the embedding, tagged. The step's first phase, while a block's other warps get ready for the rest.
+DEVICE void embed_token(const Phase& p, const Step& s, unsigned tag) {
+    if (p.kind != PHASE_EMBED || warp_id() < WARPS / 2) return;
+    const int id = token_of(s, 0);
+#pragma unroll 1
+    for (int k = (threadIdx.x - THREADS / 2) * gridDim.x + blockIdx.x; k < s.hidden; k += gridDim.x * THREADS / 2) {
         store_tagged((unsigned long long*)p.output + k, piece_value(p, id, k), tag);
     }
 }
@@ -415,13 +450,24 @@ DEVICE unsigned screen_tiles(const Phase& p, ScreenRing& ring, const unsigned* b
 // Shared memory of the screen: the normalised row, then its bytes, 64 for each 32 columns: upper, then lower bytes, as B
 // operands of two tokens.
 DEVICE void screen_token(const Phase& p, const Stream& stream, const Step& s, unsigned tag, unsigned char* work, Reduced* reduced) {
+    // The whole ring's loads at once would be before the row on their way.
     ScreenRing ring;
-    ring.start(stream);
+    ring.open(stream);
+    ring.load(EARLY_LOADS);
     float* x = (float*)work;
-    unsigned* bytes = (unsigned*)(x + (p.cols + 127) / 128 * 128);
-    for (int i = 2 * threadIdx.x; i < p.cols; i += 2 * THREADS) {
-        take_pair((const unsigned long long*)p.input + i, tag, x + i);
+    const int items = (p.cols + 127) / 128;
+    unsigned* bytes = (unsigned*)(x + items * 128);
+    TokenRow taken;
+    taken.place(items, 0);
+    taken.take(p, tag);
+#pragma unroll
+    for (int j = 0; j < GROUPS_MAX; j++) {
+        if (j >= taken.groups) break;
+        float2* to = (float2*)(x + taken.column + j * WARPS * 128);
+        to[0] = float2{taken.values[j].x, taken.values[j].y};
+        to[32] = float2{taken.values[j].z, taken.values[j].w};
     }
+    ring.load(RING_DEPTH - EARLY_LOADS);
     __syncthreads();
     ScreenRow row = prepare_screen(p, x, reduced, [=](int i, const uint2& words) {
         int at = i / 8 * 16 + i % 4 * 2 + i / 4 % 2;
@@ -461,26 +507,25 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
     FirstUnit* first_unit = (FirstUnit*)((unsigned char*)reduced + REDUCED_BYTES);
     Supply* supply = (Supply*)((unsigned char*)first_unit + FIRST_UNIT_BYTES);
     unsigned char* work = (unsigned char*)supply + SUPPLY_BYTES;
-    for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = make_stream(phases[i]);
+    for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = token_stream(phases, i, s);
     if (threadIdx.x == 0) find_first_unit(s, first_unit);
     if (threadIdx.x == ORDERING_WARP * 32) supply->open();
     // No block gets past the meeting at the end before this one arrives there: these are the values before it.
     const unsigned epoch = load_relaxed(s.barrier + 1);
     unsigned bit = load_relaxed(s.barrier);
+    embed_token(phases[0], s, epoch + (unsigned)phases[0].order);
     const bool mine = threadIdx.x < (int)sizeof(Phase) / 8;
     for (int i = 0; i < 2; i++) {
         if (mine && i < count) ((long long*)&reduced->phases[i])[threadIdx.x] = ((const long long*)(phases + i))[threadIdx.x];
     }
     __syncthreads();
     if (warp_id() == ORDERING_WARP) supply->order(count, 0, 0);
-    prefetch_norms(phases, count);
+    if (warp_id() == ORDERING_WARP - 1) prefetch_norms(phases, count);
     Taken taken = {0, 0};
-    Ahead ahead = {};
-    UnitKeys keys = {};
     TokenArea area;
     area.place(work);
     bool met = false;
-    look_ahead_of_token(reduced->phases[0], streams[0], 0, area, ahead);
+    int used = 0; // loads of the phase before, whose room is still to be given back
 #pragma unroll 1
     for (int i = 0; i < count; i++) {
         const Phase& p = reduced->phases[i & 3];
@@ -489,11 +534,11 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         if (mine && i + 2 < count) later = ((const long long*)(phases + i + 2))[threadIdx.x];
         const bool meet = p.kind == PHASE_SCREEN || p.kind == PHASE_CHOOSE, multiplies = p.kind == PHASE_LINEAR && streams[i].tiles > 0;
         switch (p.kind) {
-        case PHASE_EMBED: embed_token(p, s, tag); break;
+        case PHASE_EMBED: break;
         case PHASE_LINEAR:
-            if (multiplies) token_linear(p, streams[i], i, count, tag, supply, taken, ahead, reduced, area);
+            if (multiplies) token_linear(p, streams[i], i, count, tag, supply, taken, used, reduced, area);
             break;
-        case PHASE_ATTEND: attend(s, p.rows, work, first_unit, keys, UnitSource<true>{tag - 1}); break;
+        case PHASE_ATTEND: token_attend(s, p.rows, work, first_unit, tag - 1); break;
         case PHASE_SCREEN: screen_token(p, streams[i], s, tag - 1, work, reduced); break;
         case PHASE_CHOOSE: choose_token(p, s, work); break;
         case PHASE_COPY: copy_token(p, tag - 1); break;
@@ -505,15 +550,6 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         // The next phase's area may be that of the sums that some still read; a phase without products has no other meeting.
         if (!multiplies || next.kind != PHASE_LINEAR) __syncthreads();
         if (mine) ((long long*)&reduced->phases[(i + 2) & 3])[threadIdx.x] = later;
-        keys = {};
-        ahead = {};
-        if (next.kind == PHASE_ATTEND) {
-            attend_ahead(s, next.rows, work, first_unit, keys);
-        } else {
-            look_ahead_of_token(next, streams[i + 1], i + 1, area, ahead);
-        }
-        // Only now: what the next phase needs comes first, and others may have waited for this warp.
-        if (multiplies && warp_id() == ORDERING_WARP) supply->order(count, last_part(streams[i]), 1);
         if (meet) {
             barrier_arrive(s.barrier);
             barrier_wait(s.barrier, bit);
