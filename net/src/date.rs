@@ -51,6 +51,16 @@ fn split(unix_s: u64) -> (Date, u64) {
     (Date { year, month, day }, unix_s % SECONDS_PER_DAY)
 }
 
+/// Unix time of a Gregorian date; what is before 1970 is 0.
+pub(crate) fn unix_seconds(year: u64, month: u64, day: u64, second_of_day: u64) -> u64 {
+    // As in `split`: January and February are the last months of the year before, and what comes before year 0 is long ago.
+    let Some(year) = year.checked_sub(u64::from(month <= 2)) else { return 0 };
+    let (era, year_of_era, shifted_month) = (year / 400, year % 400, (month + 9) % 12);
+    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
+    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    days.checked_sub(DAYS_BEFORE_1970).map_or(0, |days| days * SECONDS_PER_DAY + second_of_day)
+}
+
 fn write_time(out: &mut Vec<u8>, second_of_day: u64) {
     write_number(out, second_of_day / 3600, 2);
     out.push(b':');
@@ -92,5 +102,14 @@ mod tests {
         let mut out = Vec::new();
         write_http_date(&mut out, 784_111_777);
         assert_eq!(out, b"Sun, 06 Nov 1994 08:49:37 GMT");
+    }
+
+    #[test]
+    fn a_date_comes_back_to_its_second() {
+        for unix_s in (0..LAST_SECOND_OF_9999).step_by(86_399 * 17) {
+            let (date, second_of_day) = split(unix_s);
+            assert_eq!(unix_seconds(date.year, date.month, date.day, second_of_day), unix_s);
+        }
+        assert_eq!((unix_seconds(1969, 12, 31, 86_399), unix_seconds(0, 1, 1, 0)), (0, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes to typed requests and events, and back; no I/O, no clock.
+//! Bytes to typed requests and events, and back; no I/O, and no clock but that of TLS for its tickets.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -11,4 +11,5 @@ pub mod forwarded;
 pub mod http;
 pub mod json;
 pub mod sse;
+pub mod tls;
 pub mod trace;
