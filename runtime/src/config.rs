@@ -1,10 +1,12 @@
 //! Settings: flags, then the environment, then the TOML file, then defaults; what comes out is valid.
 
+mod access;
 mod otlp;
 mod rates;
 mod reload;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,11 +15,12 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser};
 use kernels::attention::{KvType, NoSuchKvType};
 use net::api::DevicePreference;
-use net::auth::{Keys, Secret};
-use net::cors::{NoOrigin, Origins};
+use net::auth::Keys;
+use net::cors::Origins;
 use net::forwarded::Proxies;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::certificate::TlsFiles;
 use crate::otlp::OtlpConfig;
 use crate::registry::AllowedDirectories;
 
@@ -26,6 +29,7 @@ use crate::shard::{AdmissionLimits, RateLimits, TimeLimits};
 use crate::speculate::{NoSuchSpeculation, Speculation};
 use crate::tuned::Tuned;
 
+use access::{parse_keys, parse_origins, parse_proxies, require_authentication};
 pub use reload::{Reload, Reloaded};
 
 /// Settings as they are written: each is a flag, an environment variable and a key of the file.
@@ -48,6 +52,13 @@ pub struct Settings {
     /// [default: 600]
     #[arg(long, env = "BITNET_LISTEN_UNIX_MODE")]
     pub listen_unix_mode: Option<String>,
+    /// Certificate by which the port speaks TLS, as a PEM file with its chain behind it; wants tls_key
+    /// [default: none, and no TLS]
+    #[arg(long, env = "BITNET_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of the certificate, as a PEM file that is not encrypted
+    #[arg(long, env = "BITNET_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
     /// Model file, as PATH or NAME=PATH; more than one are served by name [default: the model inside the binary]
     #[arg(long, short, env = "BITNET_DEFAULT_MODEL_PATH")]
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Option::is_none")]
@@ -222,6 +233,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Where the Unix socket is, and its permissions.
     pub listen_unix: Option<(PathBuf, u32)>,
+    /// Where the port speaks TLS.
+    pub tls: Option<TlsFiles>,
     /// Names (where they are given) and files; none for the model inside the binary.
     pub models: Vec<(Option<String>, PathBuf)>,
     pub allowed_directories: AllowedDirectories,
@@ -338,6 +351,8 @@ impl Settings {
             port: self.port.or(file.port),
             listen_unix: self.listen_unix.or(file.listen_unix),
             listen_unix_mode: self.listen_unix_mode.or(file.listen_unix_mode),
+            tls_cert: self.tls_cert.or(file.tls_cert),
+            tls_key: self.tls_key.or(file.tls_key),
             model: self.model.or(file.model),
             allowed_model_directories: self.allowed_model_directories.or(file.allowed_model_directories),
             state_dir: self.state_dir.or(file.state_dir),
@@ -397,15 +412,17 @@ impl Settings {
     /// The first value that isn't allowed.
     pub fn validate(self) -> Result<Config, Error> {
         let otlp = self.otlp()?;
+        let tcp = self.listen_unix.is_none() || self.listen.is_some() || self.host.is_some() || self.port.is_some();
+        let tls = self.tls(tcp)?;
         let keys = parse_keys(&self.api_keys.unwrap_or_default(), self.jwt_secret.as_deref())?;
         let unix_mode = parse_mode(self.listen_unix_mode.as_deref())?;
-        let tcp = self.listen_unix.is_none() || self.listen.is_some() || self.host.is_some() || self.port.is_some();
         let host = self.host.unwrap_or(IpAddr::from([127, 0, 0, 1]));
         let slots_max = within("max_concurrent_requests", self.max_concurrent_requests.unwrap_or(100), 1, 4096)?;
         let rows_max = within("max_batch_size", self.max_batch_size.unwrap_or(512), 1, 4096)?;
         Ok(Config {
             listen: tcp.then(|| self.listen.unwrap_or(SocketAddr::new(host, self.port.unwrap_or(8080)))),
             listen_unix: self.listen_unix.map(|path| (path, unix_mode)),
+            tls,
             models: parse_models(&self.model.unwrap_or_default())?,
             allowed_directories: parse_directories(&self.allowed_model_directories.unwrap_or_default())?,
             state_dir: self.state_dir,
@@ -537,34 +554,6 @@ fn parse_directories(paths: &[PathBuf]) -> Result<AllowedDirectories, Error> {
     AllowedDirectories::new(paths).map_err(|(path, error)| {
         invalid("allowed_model_directories", &path.display().to_string(), &format!("directories: {error}"))
     })
-}
-
-fn parse_keys(api_keys: &[String], jwt_secret: Option<&str>) -> Result<Keys, Error> {
-    // A text that is no key may be a key in clear, so it is not repeated.
-    let parse = |text: &String| text.parse().map_err(|error| invalid("api_keys", "...", &format!("keys: {error}")));
-    let jwt = jwt_secret
-        .map(|secret| Secret::new(secret).map_err(|error| invalid("jwt_secret", "...", &format!("secrets: {error}"))));
-    Ok(Keys { api_keys: api_keys.iter().map(parse).collect::<Result<_, _>>()?, jwt: jwt.transpose()? })
-}
-
-fn parse_proxies(texts: &[String]) -> Result<Proxies, Error> {
-    Proxies::parse(texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty())).map_err(|(text, _)| {
-        invalid("trusted_proxies", text, "ADDRESS or ADDRESS/PREFIX with nothing behind the prefix")
-    })
-}
-
-fn parse_origins(texts: &[String]) -> Result<Origins, Error> {
-    let refused = |(text, reason): (&str, NoOrigin)| invalid("allowed_origins", text, &format!("origins: {reason}"));
-    Origins::parse(texts.iter().map(String::as_str)).map_err(refused)
-}
-
-fn require_authentication(wanted: Option<bool>, keys: &Keys) -> Result<bool, Error> {
-    match wanted.unwrap_or(false) {
-        true if keys.is_empty() => {
-            Err(invalid("require_authentication", "true", "false without `api_keys` and `jwt_secret`"))
-        }
-        wanted => Ok(wanted),
-    }
 }
 
 fn busy_max(named: Option<f64>, by_older_name: Option<f64>) -> Result<f64, Error> {

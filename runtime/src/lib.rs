@@ -1,6 +1,7 @@
 //! The serving runtime of bitnetd: models, the forward pass, shards, and the server around them.
 #![deny(unsafe_code)]
 
+pub mod certificate;
 pub mod cli;
 pub mod config;
 pub mod crossval;

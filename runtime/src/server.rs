@@ -13,8 +13,10 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use net::tls::Identity;
 use tuning::{Placement, Topology};
 
+use crate::certificate::{self, TlsFiles};
 use crate::config::{Config, GpuChoice, IoChoice, Reload, Reloaded};
 use crate::engine::{self, Bells, Engine, LANES_MAX, Lane, Link, Neighbours};
 use crate::gpu::{Cards, Feeders, Inventory, ShardPort};
@@ -27,7 +29,7 @@ use crate::metrics::ShardMetrics;
 use crate::otlp::{self, Tracer};
 use crate::probe::{self, Io};
 use crate::registry::{Held, Message, ORDERS_MAX, Registry, ShardEnds, Started, StateFile};
-use crate::shard::{Arrivals, Aside, Control, CpuPlace, Door, Rights, Served, Shard, ShardLink};
+use crate::shard::{Arrivals, Aside, Control, CpuPlace, Door, Served, Shard, ShardLink, Terms};
 use crate::signals::{Signals, Told};
 use crate::team::Team;
 use crate::watch::Watch;
@@ -38,6 +40,8 @@ use crate::watchdog::{Look, Watchdog};
 pub enum Error {
     #[error(transparent)]
     Machine(#[from] tuning::Error),
+    #[error(transparent)]
+    Certificate(#[from] certificate::Error),
     #[error("can't listen on {place}: {source}")]
     Listen { place: String, source: std::io::Error },
     #[error("io_uring was asked for and can't be used: {0}")]
@@ -70,14 +74,18 @@ pub struct Plan {
     pub io: Io,
     pub address: Option<SocketAddr>,
     pub local: Option<LocalSocket>,
+    /// What the port speaks TLS by, where it does.
+    pub identity: Option<Arc<Identity>>,
 }
 
 impl Plan {
     /// Looks at the machine and makes sure that the address is free.
     ///
     /// # Errors
-    /// When the placement isn't possible, the address is taken, or io_uring was demanded and is refused.
+    /// When the placement isn't possible, the address is taken, io_uring was demanded and is refused, or certificate and
+    /// key are none.
     pub fn make(config: &Config) -> Result<Self, Error> {
+        let identity = config.tls.as_ref().map(TlsFiles::read).transpose()?;
         let topology = Topology::read(Path::new("/sys"))?;
         let cards = Cards::find(config);
         let placement = tuning::plan_with_devices(&topology, config.shards, config.workers, &cards.nodes())?;
@@ -100,7 +108,7 @@ impl Plan {
             let fail = |source| Error::Listen { place: path.display().to_string(), source };
             LocalSocket::bind(path, *mode).map_err(fail)
         });
-        Ok(Self { placement, cards, io, address, local: local.transpose()? })
+        Ok(Self { placement, cards, io, address, local: local.transpose()?, identity })
     }
 
     /// All kernel workers.
@@ -169,11 +177,11 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals, re
     let slots_max = config.slots_max.div_ceil(count);
     let mut between = engine::connect(&ways.bells, engine::guests_max(slots_max, count)).into_iter();
     let compiler = Compiler::start().map_err(fail("the thread that compiles grammars"))?;
-    let rights = Rights::of(config);
+    let terms = Terms::of(config, plan.identity.clone());
     for (index, ((parts, gpus), entrance)) in parts.into_iter().zip(gpu_ports).zip(entrances).enumerate() {
         let between = between.next().unwrap_or_default();
         let tracer = tracers.as_mut().and_then(Vec::pop);
-        let ways_in = (entrance, ways.clone(), gpus, between, (tracer, compiler.clone(), Arc::clone(&rights)));
+        let ways_in = (entrance, ways.clone(), gpus, between, (tracer, compiler.clone(), Arc::clone(&terms)));
         let (shard, end) = start_shard(config, plan, index, parts, ways_in, &control, outbox.clone())?;
         shards.push(shard);
         ends.push(end);
@@ -207,9 +215,10 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals, re
         info!("serving {} on {}", names.join(", "), local.path().display());
     }
     if let Some(address) = plan.address {
-        info!("serving {} on http://{address}", names.join(", "));
+        let scheme = if plan.identity.is_some() { "https" } else { "http" };
+        info!("serving {} on {scheme}://{address}", names.join(", "));
     }
-    if let Some(index) = watch_over(&control, &shards, signals, rights, reload) {
+    if let Some(index) = watch_over(&control, &shards, signals, terms, reload) {
         end_streams(&control, &shards);
         return shards.remove(index).failure(index);
     }
@@ -224,7 +233,7 @@ fn watch_over(
     control: &Control,
     shards: &[Running],
     signals: &Signals,
-    mut rights: Arc<Rights>,
+    mut terms: Arc<Terms>,
     reload: &Reload,
 ) -> Option<usize> {
     let mut kept_s = 0;
@@ -234,7 +243,7 @@ fn watch_over(
     loop {
         match signals.wait(SHARDS_LOOKED_AT_EVERY) {
             Some(Told::End) => return None,
-            Some(Told::Reload) => read_again(reload, &mut rights),
+            Some(Told::Reload) => read_again(reload, &mut terms),
             Some(Told::Nothing(signal)) => info!("{signal}: nothing follows from it, and this goes on"),
             None => {}
         }
@@ -250,13 +259,13 @@ fn watch_over(
     }
 }
 
-/// Takes keys, secret, whether they are wanted and the log level from the configuration as it is now; where it is wrong,
-/// nothing.
-fn read_again(reload: &Reload, rights: &mut Arc<Rights>) {
-    let Some(file) = reload.file() else {
+/// Takes keys, secret, whether they are wanted and the log level from the configuration as it is now, and certificate and
+/// key from their files; where it is wrong, nothing, and where these are, all but them.
+fn read_again(reload: &Reload, terms: &mut Arc<Terms>) {
+    if reload.file().is_none() && terms.identity.is_none() {
         warning!("SIGHUP: there is no configuration file to read again, and nothing changes");
         return;
-    };
+    }
     let Reloaded { config, later } = match reload.read() {
         Ok(reloaded) => reloaded,
         Err(error) => {
@@ -264,13 +273,20 @@ fn read_again(reload: &Reload, rights: &mut Arc<Rights>) {
             return;
         }
     };
-    Rights::replace(rights, &config);
+    let identity = terms.identity.as_ref().map(|before| {
+        let Some(files) = &config.tls else { return Arc::clone(before) };
+        files.read().unwrap_or_else(|error| {
+            warning!("SIGHUP: certificate and key stay what they were: {error}");
+            Arc::clone(before)
+        })
+    });
+    Terms::replace(terms, &config, identity);
     log::set_level(config.log_level);
     let (keys, secret) = (config.keys.api_keys.len(), if config.keys.jwt.is_some() { "a" } else { "no" });
     let wanted = if config.require_authentication { "wanted" } else { "not wanted" };
+    let what = reload.file().map_or_else(|| "the certificate".to_owned(), |file| file.display().to_string());
     info!(
-        "SIGHUP: {} was read again: {keys} API keys and {secret} token secret, {wanted} for every request; log level {}",
-        file.display(),
+        "SIGHUP: {what} was read again: {keys} API keys and {secret} token secret, {wanted} for every request; log level {}",
         config.log_level.name(),
     );
     if !later.is_empty() {
@@ -349,7 +365,7 @@ struct Ways {
 }
 
 /// What comes to one shard from outside it, and goes out.
-type WaysIn = (Entrance, Ways, Vec<ShardPort>, Neighbours, (Option<Tracer>, Compiler, Arc<Rights>));
+type WaysIn = (Entrance, Ways, Vec<ShardPort>, Neighbours, (Option<Tracer>, Compiler, Arc<Terms>));
 
 fn make_entrances(config: &Config, plan: &Plan) -> Result<(Ways, Vec<Entrance>), Error> {
     let shards = &plan.placement.shards;
@@ -387,7 +403,7 @@ fn start_shard(
     plan: &Plan,
     index: usize,
     (served, lanes): (Vec<Served>, Vec<Lane>),
-    (entrance, ways, gpus, Neighbours { hosts, guests }, (tracer, compiler, rights)): WaysIn,
+    (entrance, ways, gpus, Neighbours { hosts, guests }, (tracer, compiler, terms)): WaysIn,
     control: &Arc<Control>,
     outbox: SyncSender<Message>,
 ) -> Result<(Running, ShardEnds), Error> {
@@ -445,7 +461,7 @@ fn start_shard(
         doors: Arc::clone(&ways.doors),
         tracer,
         compiler,
-        rights,
+        terms,
         may_spin: config.executor_spin && place.executor.len() == 1 && !place.workers.contains(&place.executor[0]),
     };
     let arrivals = Arrivals { events: events_out, orders, connections };

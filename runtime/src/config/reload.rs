@@ -47,7 +47,11 @@ impl Reload {
         };
         let (before, now) = (fields(&self.started), fields(&settings));
         let keys: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-        let differs = |key: &&String| !AT_ANY_TIME.contains(&key.as_str()) && before.get(*key) != now.get(*key);
+        // Other files hold at any time, but a port speaks TLS or does not.
+        let has_tls = |settings: &Settings| settings.tls_cert.is_some();
+        let keeps_tls = has_tls(&self.started) == has_tls(&settings);
+        let at_any_time = |key: &str| AT_ANY_TIME.contains(&key) || keeps_tls && OF_TLS.contains(&key);
+        let differs = |key: &&String| !at_any_time(key) && before.get(*key) != now.get(*key);
         let later = keys.into_iter().filter(differs).cloned().collect();
         Ok(Reloaded { config: settings.validate()?, later })
     }
@@ -61,4 +65,5 @@ fn fields(settings: &Settings) -> Map<String, Value> {
 }
 
 /// What a running server takes from the file, `jwt_secret` besides, which is never written.
+const OF_TLS: [&str; 2] = ["tls_cert", "tls_key"];
 const AT_ANY_TIME: [&str; 3] = ["api_keys", "require_authentication", "log_level"];

@@ -21,10 +21,13 @@ pub enum Holder {
     Json,
     Template,
     Tokenizer,
+    /// Keys of a TLS session.
+    Handshake,
 }
 
 impl Holder {
-    pub const ALL: [Self; 6] = [Self::Task, Self::Delivery, Self::Order, Self::Json, Self::Template, Self::Tokenizer];
+    pub const ALL: [Self; 7] =
+        [Self::Task, Self::Delivery, Self::Order, Self::Json, Self::Template, Self::Tokenizer, Self::Handshake];
 
     /// As metrics and the log call it.
     #[must_use]
@@ -36,6 +39,7 @@ impl Holder {
             Self::Json => "json",
             Self::Template => "template",
             Self::Tokenizer => "tokenizer",
+            Self::Handshake => "handshake",
         }
     }
 }

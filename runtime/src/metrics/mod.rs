@@ -9,6 +9,8 @@ mod vllm;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use net::tls::Refusal;
+
 pub use gpu::render_gpus;
 pub use history::{Count, History, Spread, Timed, Totals};
 pub use openmetrics::{OPENMETRICS, from_prometheus, is_preferred};
@@ -169,6 +171,18 @@ pub struct RequestMetrics {
     pub turns: Cell,
 }
 
+/// Handshakes of TLS, by how they ended.
+#[derive(Debug, Default)]
+pub struct HandshakeMetrics {
+    pub full: Cell,
+    pub resumed: Cell,
+    /// By [`Refusal`].
+    pub refused: [Cell; Refusal::ALL.len()],
+    /// Clients that went before it was done, and those that took too long.
+    pub left: Cell,
+    pub timed_out: Cell,
+}
+
 /// How often something held an executor for too long, and the longest time in microseconds.
 #[derive(Debug, Default)]
 pub struct Stalls {
@@ -200,6 +214,7 @@ pub struct GenerationMetrics {
 pub struct ShardMetrics {
     pub step: StepMetrics,
     pub requests: RequestMetrics,
+    pub handshakes: HandshakeMetrics,
     /// By [`Holder`].
     pub stalls: [Stalls; Holder::ALL.len()],
 }
@@ -207,6 +222,7 @@ pub struct ShardMetrics {
 impl Default for ShardMetrics {
     fn default() -> Self {
         Self {
+            handshakes: HandshakeMetrics::default(),
             stalls: Default::default(),
             step: StepMetrics {
                 duration: Histogram::new(STEP_SECONDS),

@@ -1,5 +1,6 @@
 //! The Prometheus text of all shards, made when somebody asks for it.
 
+use net::tls::Refusal;
 use prometheus::proto::{Bucket, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Result, TextEncoder};
 
@@ -17,6 +18,8 @@ pub struct Process {
     pub log_lines_dropped: u64,
     /// Traces of requests, by what became of them.
     pub traces: [(&'static str, u64); 2],
+    /// Whether it speaks TLS; then until when its certificate holds, in Unix time.
+    pub tls: Option<Option<u64>>,
 }
 
 /// All metrics as Prometheus text 0.0.4.
@@ -33,6 +36,9 @@ pub fn render(
     page.steps();
     page.holdups();
     page.process(process);
+    if let Some(not_after_unix_s) = process.tls {
+        page.tls(not_after_unix_s);
+    }
     page.swaps(swaps);
     TextEncoder::new().encode_to_string(&page.families)
 }
@@ -199,6 +205,37 @@ impl Page<'_> {
         self.push("bitnet_shard_stalls_total", help, MetricType::COUNTER, counts);
         let help = "Longest time that something held an executor, since start.";
         self.push("bitnet_shard_stall_longest_seconds", help, MetricType::GAUGE, longest);
+    }
+
+    fn tls(&mut self, not_after_unix_s: Option<u64>) {
+        self.labelled(
+            "bitnet_tls_handshakes_total",
+            "TLS handshakes that were done, with a certificate or by a ticket of an earlier one.",
+            "kind",
+            &[("full", |s| &s.handshakes.full), ("resumed", |s| &s.handshakes.resumed)],
+        );
+        self.labelled(
+            "bitnet_tls_handshake_failures_total",
+            "TLS handshakes that were not done, by reason.",
+            "reason",
+            &[
+                (Refusal::Clear.name(), |s| &s.handshakes.refused[Refusal::Clear as usize]),
+                (Refusal::Malformed.name(), |s| &s.handshakes.refused[Refusal::Malformed as usize]),
+                (Refusal::Incompatible.name(), |s| &s.handshakes.refused[Refusal::Incompatible as usize]),
+                (Refusal::Protocol.name(), |s| &s.handshakes.refused[Refusal::Protocol as usize]),
+                (Refusal::Alert.name(), |s| &s.handshakes.refused[Refusal::Alert as usize]),
+                (Refusal::TooLong.name(), |s| &s.handshakes.refused[Refusal::TooLong as usize]),
+                (Refusal::Internal.name(), |s| &s.handshakes.refused[Refusal::Internal as usize]),
+                ("left", |s| &s.handshakes.left),
+                ("timeout", |s| &s.handshakes.timed_out),
+            ],
+        );
+        if let Some(not_after) = not_after_unix_s {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+            let not_after = not_after as f64;
+            let help = "When the certificate of the server ends, in Unix time.";
+            self.push_gauge("bitnet_tls_certificate_expiry_timestamp_seconds", help, not_after);
+        }
     }
 
     fn swaps(&mut self, swaps: &[(&'static str, u64)]) {

@@ -28,11 +28,11 @@ pub(super) struct Job {
 /// Refuses a request without the key that `route` wants. Where no key is configured, those who may connect to the Unix
 /// socket may do everything.
 pub(super) fn authorize(shard: &Shard, peer: &Peer, route: &Route<'_>, request: &Request) -> Result<(), ApiError> {
-    let rights = shard.rights();
-    let keys = &rights.keys;
+    let terms = shard.terms();
+    let keys = &terms.keys;
     let scope = match route.access() {
         Access::Guarded(scope) => Some(scope),
-        Access::Keyed(scope) if rights.require_authentication => scope,
+        Access::Keyed(scope) if terms.require_authentication => scope,
         Access::Keyed(_) | Access::Open => return Ok(()),
     };
     match (keys.is_empty(), peer.is_local) {

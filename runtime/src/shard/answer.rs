@@ -227,6 +227,7 @@ fn metrics(shard: &Shard, request: &Request, id: &str, writer: &mut Writer) -> R
         cpus: shard.control.workers,
         log_lines_dropped: log::dropped(),
         traces: shard.control.traces.outcomes(),
+        tls: shard.terms().identity.as_ref().map(|identity| identity.not_after_unix_s()),
     };
     let failed = |error: prometheus::Error| ApiError::internal(error.to_string());
     let mut text = metrics::render(&shard.control.metrics, process, &shard.control.swaps()).map_err(failed)?;

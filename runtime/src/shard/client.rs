@@ -13,8 +13,8 @@ use crate::schedule::ClientId;
 
 /// The client of a request that came over `peer`.
 pub(super) fn client_of(shard: &Shard, peer: &Peer, request: &Request) -> ClientId {
-    let rights = shard.rights();
-    let keys = &rights.keys.api_keys;
+    let terms = shard.terms();
+    let keys = &terms.keys.api_keys;
     let key = if keys.is_empty() { None } else { auth::find(keys, request) };
     match key {
         Some(key) => ClientId(u64::from(key.fingerprint())),

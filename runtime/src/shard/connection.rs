@@ -8,21 +8,30 @@ use std::time::{Duration, Instant};
 
 use net::error::{ApiError, Code, Dialect};
 use net::http::{self, CONTINUE, Limits, Phase, Request};
+use net::tls;
 
 use super::peer::{Peer, Writer, read};
+use super::tls::{Tls, shake_hands};
 use super::{Shard, answer, unix_time};
 use crate::executor::{self, ReadHalf, WriteHalf, contain};
 
 /// Serves a client until either closes.
-pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHalf, WriteHalf, RawFd), is_local: bool) {
-    let peer = Rc::new(Peer::new(fd, is_local));
+pub(super) async fn run(
+    shard: &Rc<Shard>,
+    (read_half, write_half, fd): (ReadHalf, WriteHalf, RawFd),
+    is_local: bool,
+    tls: Option<Tls>,
+) {
+    let peer = Rc::new(Peer::new(fd, is_local, tls));
     let id = shard.next_id();
     shard.peers.borrow_mut().insert(id, Rc::clone(&peer));
     executor::spawn(read(read_half, Rc::clone(&peer)));
     let mut writer = Writer::new(write_half, Rc::clone(&peer));
     // Whatever breaks here, the connection ends in good order.
     contain(async {
-        converse(shard, &peer, &mut writer).await;
+        if shake_hands(shard, &peer, &mut writer).await {
+            converse(shard, &peer, &mut writer).await;
+        }
         linger(&peer, &mut writer).await;
     })
     .await;
@@ -37,11 +46,15 @@ pub(super) async fn run(shard: &Rc<Shard>, (read_half, write_half, fd): (ReadHal
 }
 
 /// Tells a client for whom there is no place, as far as its socket takes it at once.
-pub(super) fn turn_away(shard: &Shard, socket: &OwnedFd) {
-    let error = ApiError::unavailable("as many connections are open as may be", RETRY_CONNECTION);
+pub(super) fn turn_away(shard: &Shard, socket: &OwnedFd, speaks_tls: bool) {
     let mut answer = Vec::new();
-    http::write_error(&mut answer, None, &shard.request_id(), &error, Dialect::OpenAi, unix_ms());
-    shard.metrics.requests.answers[4].add(1);
+    if speaks_tls {
+        answer.extend_from_slice(&tls::NO_PLACE);
+    } else {
+        let error = ApiError::unavailable("as many connections are open as may be", RETRY_CONNECTION);
+        http::write_error(&mut answer, None, &shard.request_id(), &error, Dialect::OpenAi, unix_ms());
+        shard.metrics.requests.answers[4].add(1);
+    }
     let socket = socket2::SockRef::from(socket);
     // Closing over bytes that nobody has read would take the answer with it. Whatever fails here, the client is turned away.
     let _ = socket.set_nonblocking(true);
@@ -179,7 +192,7 @@ async fn next_request(
 /// Sends what is left and waits a moment for the client to close: closing with unread bytes would make the kernel
 /// reset the connection and take the answer with it.
 async fn linger(peer: &Peer, writer: &mut Writer) {
-    if writer.flush().await.is_err() || peer.gone.get() {
+    if writer.finish().await.is_err() || peer.gone.get() {
         return;
     }
     shutdown_write(peer);

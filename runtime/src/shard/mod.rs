@@ -19,8 +19,9 @@ mod models;
 mod peer;
 mod probe;
 mod rates;
-mod rights;
 mod stats;
+mod terms;
+mod tls;
 mod tokens;
 mod turns;
 
@@ -57,6 +58,7 @@ use hosts::Hosts;
 use models::Models;
 use peer::Peer;
 use rates::Rates;
+use tls::Pace;
 use turns::Fallen;
 
 pub use admission::AdmissionLimits;
@@ -65,7 +67,7 @@ pub use doors::Door;
 pub use generation::TimeLimits;
 pub use models::Served;
 pub use rates::{RATE_MAX, RateClass, RateLimits};
-pub use rights::Rights;
+pub use terms::Terms;
 
 /// The CPUs of a shard's workers, for those who ask what there is.
 pub struct CpuPlace {
@@ -228,7 +230,7 @@ pub struct ShardLink {
     pub tracer: Option<Tracer>,
     /// Where constraints are compiled.
     pub compiler: Compiler,
-    pub rights: Arc<Rights>,
+    pub terms: Arc<Terms>,
 }
 
 /// What comes to an executor from other threads.
@@ -257,7 +259,8 @@ pub struct Shard {
     may_spin: bool,
     tracer: Option<Tracer>,
     guides: Guides,
-    rights: RefCell<Arc<Rights>>,
+    terms: RefCell<Arc<Terms>>,
+    handshake_pace: Rc<Pace>,
     outbox: SyncSender<Message>,
     jobs: RefCell<HashMap<u64, Rc<admin::Job>>>,
     /// A canary's answer is being compared; one at a time.
@@ -314,7 +317,8 @@ impl Shard {
             may_spin: link.may_spin,
             tracer: link.tracer,
             guides: Guides::new(link.compiler),
-            rights: RefCell::new(link.rights),
+            terms: RefCell::new(link.terms),
+            handshake_pace: Rc::new(Pace::new()),
             outbox: link.outbox,
             jobs: RefCell::default(),
             comparing: Cell::new(false),

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::shutdown;
+use super::tls::Tls;
 use crate::executor::{ReadHalf, Signal, WriteHalf, contain};
 use crate::otlp::Computed;
 use crate::receipts::Receipt;
@@ -17,6 +18,8 @@ pub(super) struct Peer {
     pub(super) fd: RawFd,
     /// It came by the Unix socket, whose permissions say who may.
     pub(super) is_local: bool,
+    /// Where it speaks TLS.
+    pub(super) tls: Option<Tls>,
     /// Its address, once that was asked; none on the Unix socket.
     pub(super) address: OnceCell<Option<IpAddr>>,
     /// Received and not yet looked at; bounded by [`INBOX_BYTES_MAX`] and one read.
@@ -47,10 +50,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(fd: RawFd, is_local: bool) -> Self {
+    pub(super) fn new(fd: RawFd, is_local: bool, tls: Option<Tls>) -> Self {
         Self {
             fd,
             is_local,
+            tls,
             address: OnceCell::new(),
             inbox: RefCell::default(),
             gone: Cell::new(false),
@@ -66,6 +70,11 @@ impl Peer {
             computed: RefCell::default(),
             writes_end: Cell::new(None),
         }
+    }
+
+    /// What seals all that is sent, where that is not in clear.
+    fn sealed(&self) -> Option<&Tls> {
+        self.tls.as_ref().filter(|tls| !tls.is_clear())
     }
 
     /// Whether nothing was received that is not answered yet.
@@ -106,7 +115,10 @@ impl Peer {
     pub(super) fn part(&self) {
         let words = self.parting.take();
         if !words.is_empty() && self.write_until.get().is_none() {
-            send_at_once(self.fd, &words);
+            match &self.tls {
+                Some(tls) => send_at_once(self.fd, &tls.last_records(&words)),
+                None => send_at_once(self.fd, &words),
+            }
         }
         shutdown(self.fd);
     }
@@ -149,7 +161,14 @@ async fn fill_inbox(mut half: ReadHalf, peer: &Peer) {
         buffer = back;
         match result {
             Ok(0) | Err(_) => break,
-            Ok(count) => peer.inbox.borrow_mut().extend_from_slice(&buffer[..count]),
+            Ok(count) => match &peer.tls {
+                None => peer.inbox.borrow_mut().extend_from_slice(&buffer[..count]),
+                Some(tls) => {
+                    if !tls.receive(&mut buffer[..count], &peer.inbox, || peer.closed.get()).await {
+                        break;
+                    }
+                }
+            },
         }
         peer.wake.notify();
     }
@@ -203,7 +222,24 @@ impl Writer {
         self.flush_until(None).await
     }
 
+    /// Sends what is in `out`, after which nothing more is sent.
+    pub(super) async fn finish(&mut self) -> io::Result<()> {
+        if self.out.len() > PIECE_BYTES_MAX {
+            self.flush().await?;
+        }
+        if let Some(tls) = self.peer.sealed() {
+            // One send for both.
+            tls.seal(&self.out).map_err(io::Error::other)?;
+            self.out.clear();
+            tls.close();
+        }
+        self.flush().await
+    }
+
     async fn flush_until(&mut self, until: Option<Instant>) -> io::Result<()> {
+        if self.peer.sealed().is_some() {
+            return self.flush_sealed(until).await;
+        }
         if self.out.is_empty() {
             return Ok(());
         }
@@ -211,8 +247,7 @@ impl Writer {
         let mut out = std::mem::take(&mut self.out);
         let (mut result, mut sent) = (Ok(()), 0);
         while sent < out.len() && result.is_ok() {
-            let until = until.unwrap_or_else(|| Instant::now() + WRITE_STALL_MAX);
-            self.peer.write_until.set(Some(self.peer.writes_end.get().map_or(until, |end| end.min(until))));
+            self.set_write_until(until);
             let end = out.len().min(sent + PIECE_BYTES_MAX);
             (result, out) = self.half.write_all(out, sent..end).await;
             sent = end;
@@ -221,6 +256,34 @@ impl Writer {
         out.clear();
         self.out = out;
         result
+    }
+
+    /// The same in records, behind those that wait to be sent.
+    async fn flush_sealed(&mut self, until: Option<Instant>) -> io::Result<()> {
+        let peer = Rc::clone(&self.peer);
+        let Some(tls) = peer.sealed() else { return Ok(()) };
+        self.sends += u64::from(!self.out.is_empty());
+        let (mut result, mut sent) = (Ok(()), 0);
+        while result.is_ok() && (sent < self.out.len() || tls.has_records()) {
+            let end = self.out.len().min(sent + PIECE_BYTES_MAX);
+            result = tls.seal(&self.out[sent..end]).map_err(io::Error::other);
+            sent = end;
+            if result.is_ok() {
+                self.set_write_until(until);
+                let mut records = tls.take_records();
+                let all = 0..records.len();
+                (result, records) = self.half.write_all(records, all).await;
+                tls.give_back(records);
+            }
+        }
+        peer.write_until.set(None);
+        self.out.clear();
+        result
+    }
+
+    fn set_write_until(&self, until: Option<Instant>) {
+        let until = until.unwrap_or_else(|| Instant::now() + WRITE_STALL_MAX);
+        self.peer.write_until.set(Some(self.peer.writes_end.get().map_or(until, |end| end.min(until))));
     }
 }
 
@@ -261,7 +324,7 @@ mod tests {
         let (go_on, may_go_on) = sync_channel::<()>(1);
         let serving = async {
             let (_reading, writing, fd) = executor::halves(socket.into()).unwrap();
-            let peer = Rc::new(Peer::new(fd, false));
+            let peer = Rc::new(Peer::new(fd, false, None));
             let mut writer = Writer::new(writing, Rc::clone(&peer));
             writer.out = vec![7; 2 * HALF_BYTES];
             executor::spawn(async move { writer.flush().await.unwrap() });
@@ -299,7 +362,7 @@ mod tests {
         let taking = std::thread::spawn(move || io::copy(&mut client, &mut io::sink()).unwrap());
         let serving = async {
             let (_reading, writing, fd) = executor::halves(socket.into()).unwrap();
-            let peer = Rc::new(Peer::new(fd, false));
+            let peer = Rc::new(Peer::new(fd, false, None));
             let mut writer = Writer::new(writing, Rc::clone(&peer));
             let mut ends = Vec::new();
             for _ in 0..2 * PIECE_BYTES_MAX / (64 << 10) {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::tls::Tls;
 use super::{Arrivals, Shard, connection, doors, shutdown};
 #[cfg(test)]
 use crate::engine::faults::{self, Fault};
@@ -211,13 +212,15 @@ async fn accept(shard: Rc<Shard>, listener: Rc<Listener>) {
 /// Serves a fresh connection that is counted as this shard's.
 fn welcome(shard: &Rc<Shard>, socket: OwnedFd) {
     let is_local = socket2::SockRef::from(&socket).local_addr().is_ok_and(|address| address.is_unix());
+    let terms = shard.terms();
+    let identity = terms.identity.as_deref().filter(|_| !is_local);
     if shard.peers.borrow().len() >= shard.config.connections_max {
         shard.metrics.requests.outcomes.refused_connections.add(1);
-        connection::turn_away(shard, &socket);
+        connection::turn_away(shard, &socket, identity.is_some());
     } else if let Ok(halves) = executor::halves(socket) {
-        let shard = Rc::clone(shard);
-        let inside = Inside(shard);
-        executor::spawn(async move { connection::run(&inside.0, halves, is_local).await });
+        let tls = identity.map(|identity| Tls::new(identity, Rc::clone(&shard.handshake_pace)));
+        let inside = Inside(Rc::clone(shard));
+        executor::spawn(async move { connection::run(&inside.0, halves, is_local, tls).await });
         return;
     }
     shard.doors[shard.index].left();

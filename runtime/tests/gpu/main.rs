@@ -10,6 +10,8 @@ mod faults;
 #[expect(dead_code, reason = "shared with the tests of serving")]
 #[path = "../serve/models.rs"]
 mod models;
+#[path = "../serve/secured.rs"]
+mod secured;
 #[expect(dead_code, reason = "shared with the tests of serving")]
 #[path = "../serve/server.rs"]
 mod server;

@@ -2,14 +2,18 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, StreamOwned};
 use serde_json::Value;
 
+use crate::secured::{self, Wire};
 use crate::server::PATIENCE;
 
 /// One connection.
 pub(crate) struct Client {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Wire>,
 }
 
 /// A whole answer.
@@ -28,16 +32,38 @@ pub(crate) struct Event {
 }
 
 impl Client {
-    pub(crate) fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn clear(address: SocketAddr) -> Self {
+        Self { reader: BufReader::new(Wire::Clear(Self::socket(address))) }
+    }
+
+    /// One whose handshake is done.
+    pub(crate) fn secure(address: SocketAddr, config: &Arc<ClientConfig>) -> Self {
+        let (mut connection, mut socket) = (secured::connection(config, address), Self::socket(address));
+        connection.complete_io(&mut socket).unwrap();
+        Self { reader: BufReader::new(Wire::Tls(Box::new(StreamOwned::new(connection, socket)))) }
+    }
+
+    fn socket(address: SocketAddr) -> TcpStream {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { reader: BufReader::new(stream) }
+        stream
     }
 
     pub(crate) fn stream(&self) -> &TcpStream {
-        self.reader.get_ref()
+        self.reader.get_ref().socket()
+    }
+
+    /// Whose certificate the server has shown, or that of the session that goes on.
+    pub(crate) fn certificate(&self) -> Option<CertificateDer<'static>> {
+        let Wire::Tls(stream) = self.reader.get_ref() else { return None };
+        stream.conn.peer_certificates().map(|chain| chain[0].clone().into_owned())
+    }
+
+    /// Whether the server closes, and says so where there is TLS.
+    pub(crate) fn ends_well(&mut self) -> bool {
+        matches!(self.reader.read(&mut [0]), Ok(0))
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {

@@ -26,7 +26,7 @@ fn long_bodies_and_texts_are_read_beside_the_executor_and_answered_as_short_ones
     assert!(tokenized["count"].as_u64() > Some(30), "{tokenized}");
     assert_eq!(aside(), 4.0, "a short body");
     // The connection serves on, and its next body is its own.
-    let mut client = Client::connect(server.address);
+    let mut client = Client::clear(server.address);
     for _ in 0..2 {
         assert_eq!(client.post(COMPLETIONS, ids(50_000).as_bytes()).status, 400);
         assert_eq!(client.post(COMPLETIONS, ids(8).as_bytes()).status, 200);
@@ -38,7 +38,7 @@ fn a_client_that_leaves_while_its_body_is_read_leaves_nothing_behind() {
     let server = Server::start(&["--shards", "1"]);
     let body = format!("{{\"prompt\":[{}]}}", vec!["9"; 500_000].join(","));
     for _ in 0..4 {
-        Client::connect(server.address).send_post(COMPLETIONS, body.as_bytes());
+        Client::clear(server.address).send_post(COMPLETIONS, body.as_bytes());
     }
     let answer = server.ask(COMPLETIONS, &json!({"prompt": "a", "max_tokens": 2}));
     assert_eq!(answer["usage"]["completion_tokens"], 2);
@@ -70,7 +70,7 @@ fn a_long_answer_comes_in_pieces_and_says_the_same_as_its_stream() {
     }
 
     // Without chunks its end is the connection's.
-    let mut old = Client::connect(server.address);
+    let mut old = Client::clear(server.address);
     let body = ask.to_string();
     let fields = format!("Content-Type: application/json\r\nContent-Length: {}", body.len());
     old.send(format!("POST {COMPLETIONS} HTTP/1.0\r\n{fields}\r\n\r\n{body}").as_bytes());

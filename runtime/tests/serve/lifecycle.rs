@@ -111,7 +111,7 @@ fn a_server_whose_log_nobody_reads_serves_and_ends() {
     let mut command = bitnetd(&["serve", "--port", &port.to_string()]);
     let mut server = command.stderr(writer).spawn().unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let serves = || TcpStream::connect(address).is_ok() && Client::connect(address).get("/health/ready").status == 200;
+    let serves = || TcpStream::connect(address).is_ok() && Client::clear(address).get("/health/ready").status == 200;
     assert!(becomes_true(PATIENCE, serves), "it waits for its log");
     assert!(Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
     let deadline = Instant::now() + PATIENCE;

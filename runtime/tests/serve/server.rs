@@ -3,12 +3,15 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use serde_json::Value;
 
 use crate::clients::{Answer, Client};
+use crate::secured;
 
 pub(crate) const MODEL: &str = "bitnetd-tiny";
 /// Longer than anything here takes on a busy machine.
@@ -18,6 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
+    /// What its clients trust, where it speaks TLS.
+    trust: Option<Arc<ClientConfig>>,
     /// What it said on standard error until it listened.
     pub(crate) first_words: String,
     further_words: Option<JoinHandle<String>>,
@@ -86,14 +91,16 @@ impl Server {
                 child.wait().unwrap();
                 return Err(first_words);
             }
-            let Some((_, address)) = first_words[start..].split_once(" on http://") else { continue };
+            let Some((_, place)) = first_words[start..].split_once(" on http") else { continue };
+            let trust = place.starts_with('s').then(|| Arc::new(secured::config(false)));
+            let Some((_, address)) = place.split_once("://") else { continue };
             let address = address.trim().parse().unwrap();
             let further_words = std::thread::spawn(move || {
                 let mut words = String::new();
                 lines.read_to_string(&mut words).unwrap();
                 words
             });
-            return Ok(Self { child, address, first_words, further_words: Some(further_words) });
+            return Ok(Self { child, address, trust, first_words, further_words: Some(further_words) });
         }
     }
 
@@ -138,7 +145,10 @@ impl Server {
     }
 
     pub(crate) fn connect(&self) -> Client {
-        Client::connect(self.address)
+        match &self.trust {
+            None => Client::clear(self.address),
+            Some(config) => Client::secure(self.address, config),
+        }
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {
