@@ -20,6 +20,7 @@ mod sse;
 mod target;
 mod url;
 mod verify;
+mod wire;
 
 #[cfg(test)]
 mod fake_server;
@@ -111,6 +112,8 @@ pub(crate) enum Error {
     EventLoop(#[source] std::io::Error),
     #[error("{0}")]
     Url(String),
+    #[error("TLS: {0}")]
+    Tls(String),
     #[error("cannot start the server: {0}")]
     Server(#[source] std::io::Error),
     #[error("the server ended: {0}")]

@@ -127,7 +127,7 @@ fn surplus(target: &Target, left: &[(u64, Option<String>)]) -> Result<BTreeMap<u
     for (received, id) in left {
         let id = id.as_deref().unwrap_or_default();
         let question = request::get(target.url(), &format!("/v1/receipts/{id}"), target.api_key());
-        let (status, body) = client::exchange(target.address, &question)
+        let (status, body) = client::exchange(&target.place, &question)
             .map_err(|source| Error::Unreachable { host: target.url().authority.clone(), source })?;
         let receipt: Value = serde_json::from_slice(&body).unwrap_or_default();
         let Some(tokens) = receipt["completion_tokens"].as_u64().filter(|_| status == 200) else {

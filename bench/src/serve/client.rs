@@ -1,17 +1,17 @@
 //! A blocking client for the few questions that are asked before the load.
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::http::Response;
 use super::url::Url;
+use super::wire::Place;
 use super::{Error, prompt, request};
 
 /// The first model that the server lists, if it lists any.
-pub(crate) fn first_model(url: &Url, address: SocketAddr, api_key: Option<&str>) -> Option<String> {
-    let (status, body) = exchange(address, &request::get(url, "/v1/models", api_key)).ok()?;
+pub(crate) fn first_model(url: &Url, place: &Place, api_key: Option<&str>) -> Option<String> {
+    let (status, body) = exchange(place, &request::get(url, "/v1/models", api_key)).ok()?;
     let models: Value = serde_json::from_slice(&body).ok()?;
     (status == 200).then(|| models["data"][0]["id"].as_str().map(str::to_owned))?
 }
@@ -20,11 +20,11 @@ pub(crate) fn first_model(url: &Url, address: SocketAddr, api_key: Option<&str>)
 ///
 /// # Errors
 /// [`Error::Unreachable`] if there is no server.
-pub(crate) fn words_per_token(url: &Url, address: SocketAddr, api_key: Option<&str>) -> Result<f64, Error> {
+pub(crate) fn words_per_token(url: &Url, place: &Place, api_key: Option<&str>) -> Result<f64, Error> {
     let (text, words) = prompt::sample();
     let question = request::post(url, "/v1/tokenize", api_key, &json!({ "content": text }).to_string());
     let answer =
-        exchange(address, &question).map_err(|source| Error::Unreachable { host: url.authority.clone(), source })?;
+        exchange(place, &question).map_err(|source| Error::Unreachable { host: url.authority.clone(), source })?;
     let tokens = match answer {
         (200, body) => {
             serde_json::from_slice::<Value>(&body).ok().and_then(|value| Some(value["tokens"].as_array()?.len()))
@@ -35,10 +35,8 @@ pub(crate) fn words_per_token(url: &Url, address: SocketAddr, api_key: Option<&s
 }
 
 /// Sends one request on a connection of its own; the status and the body.
-pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+pub(crate) fn exchange(place: &Place, request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    let mut stream = place.connect(TIMEOUT)?;
     stream.write_all(request)?;
     let (mut response, mut body) = (Response::new(), Vec::new());
     let mut bytes = vec![0; 64 << 10];

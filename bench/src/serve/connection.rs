@@ -1,18 +1,17 @@
 //! One client connection and the request that is on it.
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::epoll;
 use super::http::{Malformed, Response};
 use super::report::{Failed, Failure, Finished};
 use super::request::{Ask, Endpoint, Meaning, Shape, message_in, tokens_in};
 use super::sse::EventStream;
+use super::wire::{Place, Wire};
 
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Wire,
     /// Responses that came whole: a connection that has served may have been closed by the time it is used again.
     served: u32,
     flight: Option<Flight>,
@@ -190,12 +189,12 @@ impl Answer {
 
 impl Connection {
     /// Begins to connect; what [`Connection::begin`] puts on it is sent as soon as that is done.
-    pub(crate) fn open(address: &SocketAddr) -> io::Result<Self> {
-        Ok(Self { stream: epoll::connect(address)?, served: 0, flight: None })
+    pub(crate) fn open(place: &Place) -> io::Result<Self> {
+        Ok(Self { stream: place.open()?, served: 0, flight: None })
     }
 
     pub(crate) fn fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.stream.socket().as_raw_fd()
     }
 
     /// Puts a request on an idle connection; a [`Connection::turn`] sends it.

@@ -2,7 +2,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{IsTerminal, Write};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Error;
@@ -11,6 +10,7 @@ use super::epoll::{self, Epoll};
 use super::report::Failure;
 use super::request::Ask;
 use super::schedule;
+use super::wire::Place;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Arrivals {
@@ -24,7 +24,7 @@ pub(crate) enum Arrivals {
 
 /// One run of `requests` requests.
 pub(crate) struct Load<'a> {
-    pub(crate) address: SocketAddr,
+    pub(crate) place: Place,
     /// Makes the request of an index.
     pub(crate) ask: &'a dyn Fn(u32) -> Ask,
     pub(crate) arrivals: Arrivals,
@@ -139,7 +139,7 @@ impl Run<'_> {
     }
 
     fn start_fresh(&mut self, flight: Flight) {
-        let mut connection = match Connection::open(&self.load.address) {
+        let mut connection = match Connection::open(&self.load.place) {
             Ok(connection) => connection,
             Err(error) => return self.settle(flight.fail(Failure::Connect, error.to_string(), Instant::now())),
         };
@@ -283,6 +283,7 @@ mod tests {
     use crate::serve::request::{Endpoint, RequestTemplate};
     use crate::serve::{client, url::Url};
     use serde_json::Value;
+    use std::net::SocketAddr;
 
     const STEADY: Behaviour = Behaviour {
         tokens: 5,
@@ -315,7 +316,7 @@ mod tests {
     ) -> Value {
         let mut report = Report::new(Slo::default());
         let (ask, timeout) = (|index| template.ask(index), Duration::from_secs_f64(timeout_s));
-        let load = Load { address, ask: &ask, arrivals, requests, seed: 1, timeout };
+        let load = Load { place: Place::clear(address), ask: &ask, arrivals, requests, seed: 1, timeout };
         let elapsed = load.run(&mut |settled| report.add(&settled)).unwrap();
         report.set_elapsed(elapsed);
         report.to_json(template.endpoint.name(), "", &load.arrivals, 1)
@@ -386,7 +387,7 @@ mod tests {
             if index % 2 == 0 { tokens } else { Ask::get(&template.url, "/v1/models", None) }
         };
         let load = Load {
-            address,
+            place: Place::clear(address),
             ask: &ask,
             arrivals: Arrivals::Closed { streams: 4 },
             requests: 12,
@@ -446,8 +447,8 @@ mod tests {
     fn questions_before_the_load_are_answered() {
         let address = fake_server::start(STEADY);
         let url: Url = format!("http://{address}").parse().unwrap();
-        assert_eq!(client::first_model(&url, address, None).as_deref(), Some("fake"));
-        let ratio = client::words_per_token(&url, address, None).unwrap();
+        assert_eq!(client::first_model(&url, &Place::clear(address), None).as_deref(), Some("fake"));
+        let ratio = client::words_per_token(&url, &Place::clear(address), None).unwrap();
         assert!((0.49..0.51).contains(&ratio), "{ratio}");
     }
 }

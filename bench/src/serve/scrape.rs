@@ -17,9 +17,8 @@ impl Scrape {
     /// # Errors
     /// Where the server has no metrics.
     pub(crate) fn of(target: &Target) -> Result<Self, Error> {
-        let (status, body) =
-            client::exchange(target.address, &request::get(target.url(), "/metrics", target.api_key()))
-                .map_err(|source| Error::Unreachable { host: target.url().authority.clone(), source })?;
+        let (status, body) = client::exchange(&target.place, &request::get(target.url(), "/metrics", target.api_key()))
+            .map_err(|source| Error::Unreachable { host: target.url().authority.clone(), source })?;
         match status {
             200 => Ok(Self::parse(&String::from_utf8_lossy(&body))),
             _ => Err(Error::NoMetric(format!("answer but status {status}"))),

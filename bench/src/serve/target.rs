@@ -1,5 +1,5 @@
 //! The server under load, and what is asked of it, as all loads tell it.
-use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::connection::Settled;
@@ -8,13 +8,17 @@ use super::prompt::Prompts;
 use super::report::Report;
 use super::request::{Ask, Endpoint, RequestTemplate};
 use super::url::Url;
+use super::wire::Place;
 use super::{Error, client, positive};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TargetArgs {
-    /// Server to load; plain http only
+    /// Server to load, by http or https
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     pub(crate) url: Url,
+    /// Authorities that may have signed the certificate of an https server, as a PEM file
+    #[arg(long)]
+    tls_ca: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = Endpoint::Chat)]
     pub(crate) endpoint: Endpoint,
     /// Served name of the model (default: the first that the server lists)
@@ -38,7 +42,7 @@ pub(crate) struct TargetArgs {
 
 /// A server that has answered.
 pub(crate) struct Target {
-    pub(crate) address: SocketAddr,
+    pub(crate) place: Place,
     args: TargetArgs,
     model: Option<String>,
     words_per_token: f64,
@@ -66,11 +70,21 @@ impl TargetArgs {
         if self.ignore_eos && self.endpoint == Endpoint::Inference {
             return Err(Error::IgnoreEosOnInference);
         }
-        let address = self.url.resolve()?;
+        let place = self.place()?;
         let api_key = self.api_key.as_deref();
-        let model = self.model.clone().or_else(|| client::first_model(&self.url, address, api_key));
-        let words_per_token = client::words_per_token(&self.url, address, api_key)?;
-        Ok(Target { address, args: self.clone(), model, words_per_token })
+        let model = self.model.clone().or_else(|| client::first_model(&self.url, &place, api_key));
+        let words_per_token = client::words_per_token(&self.url, &place, api_key)?;
+        Ok(Target { place, args: self.clone(), model, words_per_token })
+    }
+
+    fn place(&self) -> Result<Place, Error> {
+        let address = self.url.resolve()?;
+        match (self.url.is_secure, &self.tls_ca) {
+            (false, None) => Ok(Place::clear(address)),
+            (true, Some(authorities)) => Place::secure(address, self.url.host(), authorities).map_err(Error::Tls),
+            (true, None) => Err(Error::Tls("an https url wants --tls-ca".to_owned())),
+            (false, Some(_)) => Err(Error::Tls("--tls-ca wants an https url".to_owned())),
+        }
     }
 }
 
@@ -114,7 +128,7 @@ impl Target {
         settle: &mut dyn FnMut(Settled),
     ) -> Result<Duration, Error> {
         let timeout = Duration::from_secs_f64(self.args.timeout_s);
-        Load { address: self.address, ask, arrivals, requests, seed: self.args.seed, timeout }.run(settle)
+        Load { place: self.place.clone(), ask, arrivals, requests, seed: self.args.seed, timeout }.run(settle)
     }
 
     /// Runs a load to its end, into `report`.

@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use super::Error;
 
-/// `http://host[:port][/prefix]`
+/// `http://host[:port][/prefix]`, or the same with `https`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Url {
+    pub(crate) is_secure: bool,
     /// As the `Host` header carries it.
     pub(crate) authority: String,
     /// Put before each path; without a slash at its end.
@@ -19,10 +20,21 @@ impl Url {
     /// [`Error::Resolve`] if the host has no address.
     pub(crate) fn resolve(&self) -> Result<SocketAddr, Error> {
         let failed = |source| Error::Resolve { host: self.authority.clone(), source };
-        let has_port = self.authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let with_port = if has_port { self.authority.clone() } else { format!("{}:80", self.authority) };
+        let usual = if self.is_secure { 443 } else { 80 };
+        let with_port = match self.host() == self.authority {
+            true => format!("{}:{usual}", self.authority),
+            false => self.authority.clone(),
+        };
         let mut addresses = with_port.to_socket_addrs().map_err(failed)?;
         addresses.next().ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))
+    }
+
+    /// Name or address without the port.
+    pub(crate) fn host(&self) -> &str {
+        match self.authority.rsplit_once(':') {
+            Some((host, port)) if port.parse::<u16>().is_ok() => host,
+            _ => &self.authority,
+        }
     }
 }
 
@@ -30,7 +42,11 @@ impl FromStr for Url {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let rest = text.strip_prefix("http://").ok_or("url does not start with http://")?;
+        let (is_secure, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (None, Some(rest)) => (false, rest),
+            (None, None) => return Err("url does not start with http:// or https://".to_owned()),
+        };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let clean = |part: &str| part.bytes().all(|byte| byte.is_ascii_graphic());
         if authority.is_empty() || !clean(authority) || !clean(path) {
@@ -38,13 +54,14 @@ impl FromStr for Url {
         }
         let path = path.trim_end_matches('/');
         let prefix = if path.is_empty() { String::new() } else { format!("/{path}") };
-        Ok(Self { authority: authority.to_owned(), prefix })
+        Ok(Self { is_secure, authority: authority.to_owned(), prefix })
     }
 }
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.prefix)
+        let scheme = if self.is_secure { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.prefix)
     }
 }
 
@@ -58,11 +75,17 @@ mod tests {
         assert_eq!((url.authority.as_str(), url.prefix.as_str()), ("localhost:8080", "/api"));
         assert_eq!("http://[::1]:80".parse::<Url>().unwrap().resolve().unwrap(), "[::1]:80".parse().unwrap());
         assert_eq!("http://127.0.0.1".parse::<Url>().unwrap().resolve().unwrap().port(), 80);
+        let url: Url = "https://127.0.0.1/v1".parse().unwrap();
+        assert_eq!(
+            (url.resolve().unwrap().port(), url.host(), url.to_string()),
+            (443, "127.0.0.1", "https://127.0.0.1/v1".into())
+        );
+        assert_eq!("https://[::1]:8443".parse::<Url>().unwrap().host(), "[::1]");
     }
 
     #[test]
     fn other_urls_are_refused() {
-        for text in ["https://x", "x:80", "http://", "http:///v1", "http://a b"] {
+        for text in ["ftp://x", "x:80", "http://", "http:///v1", "http://a b"] {
             assert!(text.parse::<Url>().is_err(), "{text}");
         }
     }
