@@ -170,9 +170,10 @@ impl Shard {
         }
     }
 
-    /// Tells the leader of generations that are closed and on no device any more.
+    /// Tells the leader of closed generations that no request has any more: one that has taken its generation may still be
+    /// on its way to the leader, and what a device gives back goes on there.
     pub(super) fn close_generations(&self) {
-        while let Some(generation) = self.gpus.closed() {
+        while let Some(generation) = self.models.take_left() {
             self.command(crate::engine::Command::Close(generation));
         }
     }

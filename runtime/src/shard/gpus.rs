@@ -20,8 +20,6 @@ pub(super) struct Gpus {
     placed: RefCell<HashMap<StreamId, Placed>>,
     /// Requests that wait for a device to come up.
     waiting: Cell<usize>,
-    /// Generations that end here once the devices have given back what they have of them.
-    closing: RefCell<Vec<GenerationId>>,
 }
 
 #[derive(Clone, Copy)]
@@ -34,7 +32,7 @@ impl Gpus {
     pub(super) fn new(ports: Vec<ShardPort>) -> Self {
         let first_alike = |port: &ShardPort| ports.iter().position(|other| other.status.name == port.status.name);
         let kinds = ports.iter().filter_map(first_alike).collect();
-        Self { ports, kinds, placed: RefCell::default(), waiting: Cell::new(0), closing: RefCell::default() }
+        Self { ports, kinds, placed: RefCell::default(), waiting: Cell::new(0) }
     }
 
     /// Sequences that all devices take together.
@@ -58,16 +56,11 @@ impl Gpus {
             let sent = port.send(GpuCommand::Close(generation));
             assert!(sent.is_ok(), "a generation is closed once, and has room for it");
         }
-        self.closing.borrow_mut().push(generation);
     }
 
-    /// A closed generation that no device has sequences of any more.
-    pub(super) fn closed(&self) -> Option<GenerationId> {
-        let mut closing = self.closing.borrow_mut();
-        let placed = self.placed.borrow();
-        let is_gone = |generation: &GenerationId| !placed.values().any(|placed| placed.generation == *generation);
-        let index = closing.iter().position(is_gone)?;
-        Some(closing.swap_remove(index))
+    /// Whether a device has that stream.
+    pub(super) fn has(&self, stream: StreamId) -> bool {
+        self.placed.borrow().contains_key(&stream)
     }
 
     /// Its number in the driver's list.

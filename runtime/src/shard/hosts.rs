@@ -85,6 +85,10 @@ impl Hosts {
         (priority, must_go): (Priority, bool),
     ) -> Option<usize> {
         self.others().next()?;
+        // Every shard closes a generation once none takes it any more: another may have let go of one that this one still has.
+        if !shard.models.is_routed(served.id) {
+            return None;
+        }
         // The last token is computed in any case.
         let before_last = tokens.get(..tokens.len().checked_sub(1)?)?;
         let hashes: Vec<u64> = if served.known.is_empty() { vec![] } else { block_hashes(before_last).collect() };

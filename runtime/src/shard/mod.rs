@@ -359,16 +359,15 @@ impl Shard {
         };
         self.gpus.receive(|event| self.deliver_one(event, now), resume);
         self.hosts.receive(|event| self.deliver_one(event, now));
-        self.close_generations();
     }
 
     /// Ends the streams of leaders that broke down since `seen`. They have forgotten all that was sent to them before; what
     /// they got meanwhile is cancelled.
     fn end_lost_streams(&self, seen: &mut [u64]) {
         let restarts = self.control.restarts();
-        self.lose(|stream, inbox| {
+        self.lose(|stream| {
             let leader = self.hosts.host_of(stream).unwrap_or(self.index);
-            inbox.device.get().is_none() && restarts[leader] != seen[leader]
+            !self.gpus.has(stream) && restarts[leader] != seen[leader]
         });
         seen.copy_from_slice(&restarts);
     }
@@ -376,19 +375,19 @@ impl Shard {
     /// Ends the streams on shards that have given up on this one: some of their events were lost.
     fn end_cut_streams(&self) {
         while let Some(host) = self.hosts.take_cut() {
-            self.lose(|stream, _| self.hosts.host_of(stream) == Some(host));
+            self.lose(|stream| self.hosts.host_of(stream) == Some(host));
         }
     }
 
     /// Ends all streams, since some of their events were lost.
     fn end_streams(&self) {
-        self.lose(|_, _| true);
+        self.lose(|_| true);
     }
 
     /// Cancels streams and ends their requests with an error.
-    fn lose(&self, is_lost: impl Fn(StreamId, &Inbox) -> bool) {
+    fn lose(&self, is_lost: impl Fn(StreamId) -> bool) {
         let streams = self.streams.borrow();
-        let lost = streams.iter().filter(|(stream, (inbox, _))| is_lost(**stream, inbox));
+        let lost = streams.iter().filter(|(stream, _)| is_lost(**stream));
         let lost: Vec<(StreamId, Rc<Inbox>, usize)> =
             lost.map(|(stream, (inbox, choice))| (*stream, Rc::clone(inbox), *choice)).collect();
         drop(streams);
@@ -471,7 +470,8 @@ impl Shard {
     /// Sends a command; `false` if there is no room for it and for the cancellations that may still come.
     fn start(&self, command: Command) -> bool {
         let mut commands = self.commands.borrow_mut();
-        let room = commands.slots() > self.own_streams() + ORDERS_MAX;
+        // What a device gives back takes a command of its own.
+        let room = commands.slots() > self.own_streams() + self.gpus.placed() + ORDERS_MAX;
         let sent = room && commands.push(command).is_ok();
         self.bell.ring();
         sent

@@ -48,6 +48,8 @@ pub(super) struct Picked {
 pub(super) struct Models {
     routes: RefCell<Vec<Route>>,
     known: RefCell<Vec<Rc<Served>>>,
+    /// Closed generations, until the last request that took one has ended.
+    leaving: RefCell<Vec<Rc<Served>>>,
     /// Of generations that receipts may name.
     facts: RefCell<Vec<Arc<Facts>>>,
 }
@@ -55,7 +57,12 @@ pub(super) struct Models {
 impl Models {
     /// Each generation under its model's name.
     pub(super) fn new(served: Vec<Served>) -> Self {
-        let models = Self { routes: RefCell::default(), known: RefCell::default(), facts: RefCell::default() };
+        let models = Self {
+            routes: RefCell::default(),
+            known: RefCell::default(),
+            leaving: RefCell::default(),
+            facts: RefCell::default(),
+        };
         for served in served {
             let (name, id) = (served.model.name.clone(), served.id);
             models.open(served);
@@ -147,8 +154,26 @@ impl Models {
         }
     }
 
+    /// Whether new requests take the generation.
+    pub(super) fn is_routed(&self, generation: GenerationId) -> bool {
+        let takes = |route: &Route| {
+            route.active.id == generation || route.canary.as_ref().is_some_and(|(canary, _)| canary.id == generation)
+        };
+        self.routes.borrow().iter().any(takes)
+    }
+
+    /// No further request takes the generation. Those that have it may not have begun: see [`Models::take_left`].
     pub(super) fn close(&self, generation: GenerationId) {
-        self.known.borrow_mut().retain(|served| served.id != generation);
+        let mut known = self.known.borrow_mut();
+        let at = known.iter().position(|served| served.id == generation).expect("a generation is closed once");
+        self.leaving.borrow_mut().push(known.remove(at));
+    }
+
+    /// A closed generation that no request has any more.
+    pub(super) fn take_left(&self) -> Option<GenerationId> {
+        let mut leaving = self.leaving.borrow_mut();
+        let at = leaving.iter().position(|served| Rc::strong_count(served) == 1)?;
+        Some(leaving.swap_remove(at).id)
     }
 }
 

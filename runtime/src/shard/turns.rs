@@ -251,6 +251,7 @@ async fn keep_time(shard: Rc<Shard>) {
         for peer in shard.peers.borrow().values() {
             peer.check_deadlines(now);
         }
+        shard.close_generations();
         if shard.config.kv_idle.is_some_and(|idle| beats.is_multiple_of(beats_of(idle / KV_LOOKS))) {
             shard.bell.ring();
         }

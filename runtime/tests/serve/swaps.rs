@@ -269,3 +269,49 @@ const CLIENTS: usize = 64;
 /// many times as long of a core that streams want.
 const ADDED_GAP_MS_MAX: f64 = if cfg!(debug_assertions) { 200.0 } else { 20.0 };
 const TOKENS: u32 = 48;
+
+#[test]
+fn a_model_that_is_removed_answers_those_who_wait_to_begin() {
+    let folder = Folder::new();
+    let path = folder.synth("a.gguf", 1);
+    let server = folder.serve("a.gguf", &[]);
+    let load = json!({"model_path": path, "model_id": "gone"});
+    assert_eq!(server.admin("POST", "/v1/models/load", &load).status, 200);
+    let body = |model: &str, constraint: &Value| {
+        let mut body = json!({"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 4});
+        body.as_object_mut().unwrap().extend(constraint.as_object().unwrap().clone());
+        body.to_string()
+    };
+    let mut stream = server.connect();
+    let long = json!({"ignore_eos": true, "max_tokens": 200, "stream": true});
+    stream.send_post("/v1/chat/completions", body("m", &long).as_bytes());
+    // Schemas that keep the compiler busy: whoever asks for a constraint now has a model and no place at its leader yet.
+    let busy = |seed: usize| {
+        let property = |at: usize| {
+            (
+                format!("p{at}"),
+                json!({"type": "string", "pattern": format!("^[a-z]{{1,{}}}x?[0-9]{{1,{}}}$", 900 + at, 800 + seed)}),
+            )
+        };
+        let properties: serde_json::Map<String, Value> = (0..30).map(property).collect();
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema":
+            {"type": "object", "properties": properties}}}})
+    };
+    let send = |body: String| {
+        let mut client = server.connect();
+        client.send_post("/v1/chat/completions", body.as_bytes());
+        client
+    };
+    let mut waiting: Vec<_> = (0..8).map(|seed| send(body("m", &busy(seed)))).collect();
+    waiting.extend((0..8).map(|at| send(body("gone", &json!({"choice": ["yes", "no", format!("{at}")]})))));
+    pause(Duration::from_millis(20));
+    assert_eq!(server.admin("DELETE", "/v1/models/gone", &Value::Null).status, 204);
+    for client in &mut waiting {
+        let answer = client.answer();
+        // Who came after it was removed is told so.
+        assert!(matches!(answer.status, 200 | 404), "{}", answer.text());
+    }
+    let chunks = stream.answer().chunks();
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
+    assert_eq!(server.metric("bitnet_shard_restarts_total"), 0.0);
+}
