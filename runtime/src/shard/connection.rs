@@ -94,10 +94,12 @@ async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
             return;
         }
         connection.recycle(request);
-        // Answers to pipelined requests go out together.
-        if peer.inbox.borrow().is_empty() && writer.flush().await.is_err() {
+        // Answers to pipelined requests go out together, as many as are no burden.
+        let together = !peer.inbox.borrow().is_empty() && !writer.is_full();
+        if !together && writer.flush().await.is_err() {
             return;
         }
+        executor::give_way().await;
     }
 }
 

@@ -254,7 +254,8 @@ impl Writer {
         }
         self.peer.write_until.set(None);
         out.clear();
-        self.out = out;
+        // One big answer must not take memory for as long as its connection lives.
+        self.out = if out.capacity() > OUT_BYTES_MAX { Vec::with_capacity(OUT_BYTES) } else { out };
         result
     }
 

@@ -165,6 +165,23 @@ fn bodies_that_never_end_take_bounded_memory_and_no_small_request_its_place() {
 }
 
 #[test]
+fn answers_that_are_asked_for_ahead_take_bounded_memory() {
+    const AHEAD: usize = 1500;
+    let server = Server::start(&[]);
+    let before = server.resident_bytes();
+    let ahead = b"GET /openapi.json HTTP/1.1\r\nHost:\r\n\r\n".repeat(AHEAD);
+    let mut clients: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send(&ahead));
+    let grown = || server.resident_bytes().saturating_sub(before);
+    // None reads yet: as many answers are made as their sockets take.
+    assert!(becomes_true(PATIENCE, || server.metric("bitnet_http_responses_total{class=\"2xx\"}") >= 30.0));
+    assert!(!becomes_true(Duration::from_millis(500), || grown() > 48 << 20), "{} bytes", grown());
+    for _ in 0..AHEAD {
+        assert_eq!(clients[0].answer().status, 200);
+    }
+}
+
+#[test]
 fn a_client_for_whom_there_is_no_connection_is_told_so() {
     let server = Server::start(&["--max-connections", "2"]);
     let mut inside = [server.connect(), server.connect()];
