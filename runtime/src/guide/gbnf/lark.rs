@@ -194,7 +194,9 @@ impl<'g> Writer<'g> {
         }
         let (mut parts, mut at) = (Vec::new(), 0);
         while at < items.len() {
-            let longest = (items.len() - at).min(RUN_ITEMS_MAX);
+            let fits = |item: &&Expr| Size::of(item, self.sizes).fits();
+            let most = if self.work == 0 { 1 } else { RUN_ITEMS_MAX };
+            let longest = items[at..].iter().take(most).take_while(fits).count();
             let run = (2..=longest).rev().find_map(|count| {
                 let run = Expr::Sequence(items[at..at + count].to_vec());
                 self.terminal(&run).map(|name| (name, count))
@@ -208,7 +210,8 @@ impl<'g> Writer<'g> {
 
     /// The name of the terminal that an expression can be.
     fn terminal(&mut self, expr: &Expr) -> Option<String> {
-        if !Size::of(expr, self.sizes).fits() {
+        let size = Size::of(expr, self.sizes);
+        if !size.fits() || !matches!(expr, Expr::Chars(_)) && !self.spend(size.states) {
             return None;
         }
         let regex = regex(expr, &self.grammar.rules);
@@ -224,6 +227,13 @@ impl<'g> Writer<'g> {
             }
         };
         Some(format!("T{index}"))
+    }
+
+    /// Whether there is so much work left, which is spent then: writing an expression down takes some, whatever comes of it.
+    fn spend(&mut self, states: u64) -> bool {
+        let left = usize::try_from(states).ok().and_then(|cost| self.work.checked_sub(cost));
+        self.work = left.unwrap_or(0);
+        left.is_some()
     }
 
     fn is_unique(&mut self, expr: &Expr) -> bool {
