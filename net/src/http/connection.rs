@@ -206,6 +206,7 @@ impl Connection {
         request.body.clear();
         request.head.clear();
         request.answer_fields.clear();
+        request.unix_s = None;
         request.head.extend_from_slice(&self.input[self.taken..self.taken + end]);
         self.taken += end;
         let fields = head::parse_fields(&mut request, line, &self.limits)?;
@@ -271,6 +272,7 @@ impl Request {
             query: None,
             headers: Vec::new(),
             answer_fields: Vec::new(),
+            unix_s: None,
             body: Vec::new(),
         }
     }

@@ -75,6 +75,8 @@ pub struct Request {
     pub(super) headers: Vec<HeaderSpan>,
     /// Fields of every answer, whatever it says.
     pub(super) answer_fields: Vec<u8>,
+    /// When it is answered, in Unix seconds.
+    pub(super) unix_s: Option<u64>,
     /// Decoded body; a JSON parser may unescape inside it.
     pub body: Vec<u8>,
 }
@@ -122,6 +124,11 @@ impl Request {
     /// Gives every answer to this request a field. A line end in a value would be a hole, so it is dropped.
     pub fn add_answer_field(&mut self, name: &str, value: &str) {
         write_field(&mut self.answer_fields, name, value);
+    }
+
+    /// Gives every answer to this request the date of that Unix second: RFC 9110 section 6.6.1.
+    pub fn set_answer_time(&mut self, unix_s: u64) {
+        self.unix_s = Some(unix_s);
     }
 
     /// What was added so far.

@@ -55,7 +55,7 @@ impl<'a> Response<'a> {
             keep_alive: request.keep_alive() && !until_close,
             http_1_0: request.is_http_1_0(),
             request_id,
-            unix_s: None,
+            unix_s: request.unix_s,
             retry_after: None,
             allow: None,
             no_store: true,
@@ -69,7 +69,7 @@ impl<'a> Response<'a> {
     }
 
     /// Answer to a stream that is no request: closes.
-    pub fn closing(request_id: &'a str, status: u16) -> Self {
+    pub fn closing(request_id: &'a str, status: u16, unix_s: u64) -> Self {
         Self {
             status,
             content_type: JSON,
@@ -77,7 +77,7 @@ impl<'a> Response<'a> {
             keep_alive: false,
             http_1_0: false,
             request_id,
-            unix_s: None,
+            unix_s: Some(unix_s),
             retry_after: None,
             allow: None,
             no_store: true,
@@ -162,7 +162,7 @@ pub fn write_error(
 ) {
     let response = match request {
         Some(request) => Response::new(request, request_id, error.status, JSON, Body::Length(0)),
-        None => Response::closing(request_id, error.status),
+        None => Response::closing(request_id, error.status, unix_ms / 1000),
     };
     let head_only = request.is_some_and(|request| request.method() == super::Method::Head);
     write_error_as(out, &response, error, dialect, unix_ms, head_only);
@@ -177,7 +177,8 @@ pub fn write_last_error(
     dialect: Dialect,
     unix_ms: u64,
 ) {
-    let response = Response { fields: request.answer_fields(), ..Response::closing(request_id, error.status) };
+    let closing = Response::closing(request_id, error.status, unix_ms / 1000);
+    let response = Response { fields: request.answer_fields(), ..closing };
     write_error_as(out, &response, error, dialect, unix_ms, request.method() == super::Method::Head);
 }
 

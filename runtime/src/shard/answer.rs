@@ -19,6 +19,7 @@ use crate::model::Model;
 /// Answers `request` into `writer`; whether the connection may go on.
 pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Request, writer: &mut Writer) -> bool {
     let id = shard.request_id();
+    request.set_answer_time(unix_ms() / 1000);
     shard.config.origins.mark(request);
     let path = request.path().to_owned();
     let route = match api::route(request.method(), &path) {
