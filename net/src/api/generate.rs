@@ -381,9 +381,6 @@ impl Draft {
 
     fn finish(mut self, endpoint: Endpoint) -> Result<GenerateRequest, ApiError> {
         if let Some(tools) = std::mem::take(&mut self.tools).finish()? {
-            if self.wants_logprobs {
-                return Err(ApiError::validation("logprobs", "can't go with `tools`: calls are no text"));
-            }
             self.constrain(Some(Constraint::Tools(tools)), Path::Field(&Path::Root, "tools"))?;
         }
         let mut request = self.request;

@@ -50,8 +50,13 @@ impl Logprobs {
     }
 
     pub fn clear(&mut self) {
-        self.chosen.clear();
-        self.top.clear();
+        self.truncate(0);
+    }
+
+    /// Keeps the first `len` chosen tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.chosen.truncate(len);
+        self.top.truncate(self.chosen.last().map_or(0, |chosen| chosen.top_end));
     }
 
     fn top_of(&self, at: usize) -> &[(u32, f32)] {

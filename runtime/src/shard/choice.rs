@@ -20,8 +20,10 @@ pub(super) struct Choice {
     content: String,
     /// Text that may be sent.
     pub(super) ready: String,
-    /// Log-probabilities of tokens whose text was not sent yet.
+    /// Log-probabilities of tokens whose text was not sent yet; those of calls, which are no text, are not kept.
     pub(super) logprobs: Logprobs,
+    /// Of them, those before what may be the beginning of a call.
+    text_logprobs: usize,
     pub(super) with_logprobs: bool,
     pub(super) tokens: u64,
     /// Tokens of its prompt that were found in the KV cache.
@@ -48,6 +50,7 @@ impl Choice {
             content: String::new(),
             ready: String::new(),
             logprobs: Logprobs::default(),
+            text_logprobs: 0,
             with_logprobs,
             tokens: 0,
             cached_tokens: 0,
@@ -69,7 +72,7 @@ impl Choice {
     pub(super) fn push(&mut self, model: &Model, sampled: &Sampled, finish: Option<Finish>) {
         self.tokens += 1;
         self.last_token = sampled.token;
-        if let Some(logprobs) = &sampled.logprobs {
+        if let Some(logprobs) = sampled.logprobs.as_ref().filter(|_| self.calls().is_empty()) {
             self.logprobs.push(sampled.token, logprobs.logprob, &logprobs.top);
         }
         let piece = self.piece(model, sampled.token);
@@ -80,6 +83,12 @@ impl Choice {
         } else if let Some(finish) = finish {
             self.end(finish);
         }
+    }
+
+    /// The log-probabilities so far were sent.
+    pub(super) fn clear_logprobs(&mut self) {
+        self.logprobs.clear();
+        self.text_logprobs = 0;
     }
 
     /// Whether it is over and its last tokens have no text, whose log-probabilities nothing takes along.
@@ -95,6 +104,7 @@ impl Choice {
         if let Some(reader) = self.reader.as_mut().filter(|_| !stopped) {
             self.content.clear();
             reader.finish(&mut self.content);
+            self.sort_logprobs(true);
             stopped = self.stops.push(&self.content, &mut self.ready).is_some();
         }
         if !stopped {
@@ -123,11 +133,22 @@ impl Choice {
             }
         };
         let stopped = self.stops.push(text, &mut self.ready).is_some();
+        self.sort_logprobs(false);
         if !self.calls().is_empty() {
             // No text follows.
             self.stops.finish(&mut self.ready);
         }
         stopped
+    }
+
+    /// Lets go of the log-probabilities of what turned out to be a call, or, where the answer `is_over`, the beginning of one.
+    fn sort_logprobs(&mut self, is_over: bool) {
+        let Some(reader) = &self.reader else { return };
+        if reader.is_in_text() {
+            self.text_logprobs = self.logprobs.len();
+        } else if is_over || !reader.calls().is_empty() {
+            self.logprobs.truncate(self.text_logprobs);
+        }
     }
 
     /// The bytes of a token. A control token has none, but some models have one to begin a call with.

@@ -76,6 +76,11 @@ impl CallReader {
         &self.calls
     }
 
+    /// Whether all that has come is text.
+    pub fn is_in_text(&self) -> bool {
+        self.calls.is_empty() && matches!(self.place, Place::Outside(0))
+    }
+
     /// Whether it called, and every call has come to its end.
     pub fn has_called(&self) -> bool {
         self.calls.last().is_some_and(|call| call.is_complete) && !matches!(self.place, Place::Head)

@@ -241,6 +241,28 @@ fn free_answers_stay_text_and_know_of_the_tools() {
 }
 
 #[test]
+fn log_probabilities_are_those_of_the_text_beside_calls() {
+    let server = Server::start(&[]);
+    let bytes = |told: &Value| -> Vec<u8> {
+        let tokens = told["content"].as_array().unwrap().iter();
+        tokens.flat_map(|token| serde_json::from_value::<Vec<u8>>(token["bytes"].clone()).unwrap()).collect()
+    };
+    for tool_choice in [json!("auto"), json!("required"), named("fox")] {
+        let more =
+            json!({"logprobs": true, "top_logprobs": 2, "tool_choice": tool_choice, "max_tokens": 60, "seed": 1});
+        let answer = &server.ask(CHAT, &chat(&more))["choices"][0];
+        let content = answer["message"]["content"].as_str().unwrap_or_default();
+        assert_eq!(String::from_utf8_lossy(&bytes(&answer["logprobs"])), content, "{answer}");
+        assert_eq!(content.is_empty(), tool_choice != "auto", "{answer}");
+        let mut streaming = chat(&more);
+        streaming["stream"] = json!(true);
+        let chunks = server.post(CHAT, &streaming.to_string()).chunks();
+        let told = chunks.iter().map(|chunk| &chunk["choices"][0]["logprobs"]).filter(|told| !told.is_null());
+        assert_eq!(told.flat_map(bytes).collect::<Vec<u8>>(), bytes(&answer["logprobs"]));
+    }
+}
+
+#[test]
 fn wrong_and_hostile_tools_are_refused_with_their_field_and_harm_nobody() {
     let server = Server::start(&[]);
     let with = |parameters: &Value| json!([tool("fox", &fox()), tool("bad", parameters)]);
@@ -259,7 +281,6 @@ fn wrong_and_hostile_tools_are_refused_with_their_field_and_harm_nobody() {
         (json!({"tool_choice": named("cow")}), "tool_choice.function.name"),
         (json!({"regex": "a"}), "tools"),
         (json!({"response_format": {"type": "json_object"}}), "tools"),
-        (json!({"logprobs": true}), "logprobs"),
         (json!({"ignore_eos": true}), "ignore_eos"),
     ] {
         for stream in [false, true] {

@@ -56,7 +56,7 @@ fn chat() -> Value {
         "tools": {"type": "array", "maxItems": TOOLS_MAX, "uniqueItems": true, "items": named("Tool"),
             "description": format!("Functions that the answers may call, of distinct names, {TOOLS_BYTES_MAX} bytes \
                 at most. A template of the model that knows <tool_call> is told of them, else a system message is. \
-                Not with logprobs, ignore_eos, response_format, regex, choice or grammar; stop strings end texts, not calls")},
+                Not with ignore_eos, response_format, regex, choice or grammar; stop strings end texts, not calls")},
         "tool_choice": named("ToolChoice"),
         "parallel_tool_calls": {"type": "boolean", "default": true,
             "description": "Whether an answer may make several calls"},

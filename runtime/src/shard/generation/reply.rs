@@ -197,7 +197,7 @@ impl<'a> Reply<'a> {
                 }
                 choice.ready.clear();
                 if sent.logprobs == choice.logprobs.len() {
-                    choice.logprobs.clear();
+                    choice.clear_logprobs();
                     sent.logprobs = 0;
                 }
             } else if !sent.send_call(stream, choice, (self.call_id, work), writer) {
