@@ -414,7 +414,6 @@ fn tools_are_taken_with_their_choice() {
         ),
         (format!("{two},\"parallel_tool_calls\":1"), "parallel_tool_calls"),
         (format!("{two},\"ignore_eos\":true"), "ignore_eos"),
-        (format!("{two},\"logprobs\":true"), "logprobs"),
         (format!("{two},\"regex\":\"a\""), "tools"),
         (r#""tool_choice":"required""#.into(), "tool_choice"),
         (r#""tools":[],"tool_choice":"required""#.into(), "tool_choice"),
@@ -422,6 +421,7 @@ fn tools_are_taken_with_their_choice() {
         assert_eq!(param(with(Endpoint::Chat, &fields)), at, "{fields:.200}");
     }
     assert!(with(Endpoint::Chat, &format!("{two},\"tool_choice\":\"none\",\"logprobs\":true,\"regex\":\"a\"")).is_ok());
+    assert!(with(Endpoint::Chat, &format!("{two},\"logprobs\":true")).is_ok());
     assert_eq!(param(with(Endpoint::Completion, &two)), "tools");
 }
 
@@ -438,6 +438,12 @@ fn what_would_change_the_answer_is_refused_by_name() {
             ("stop_token_ids", "[1]"),
             ("use_beam_search", "true"),
             ("prompt_logprobs", "1"),
+            ("length_penalty", "1.5"),
+            ("repeat_penalty", "1.1"),
+            ("include_stop_str_in_output", "true"),
+            ("skip_special_tokens", "false"),
+            ("add_generation_prompt", "false"),
+            ("n_predict", "5"),
         ] {
             assert_eq!(param(with(endpoint, &format!("\"{field}\":{value}"))), field, "{value}");
         }
@@ -451,6 +457,11 @@ fn what_would_change_the_answer_is_refused_by_name() {
             "\"suffix\":null",
             "\"suffix\":\"\"",
             "\"min_tokens\":0",
+            "\"length_penalty\":1.0",
+            "\"typical_p\":1",
+            "\"skip_special_tokens\":true",
+            "\"add_generation_prompt\":true",
+            "\"include_stop_str_in_output\":false",
             "\"use_beam_search\":false",
             "\"metadata\":{\"a\":\"b\"}",
             "\"store\":true",
@@ -465,6 +476,7 @@ fn what_would_change_the_answer_is_refused_by_name() {
     assert!(with(Endpoint::Chat, "\"modalities\":[\"text\"]").is_ok());
     assert_eq!(param(with(Endpoint::Chat, "\"web_search_options\":{}")), "web_search_options");
     assert_eq!(param(with(Endpoint::Chat, "\"prompt\":\"a\"")), "prompt");
+    assert_eq!(param(with(Endpoint::Chat, "\"echo\":true")), "echo");
     assert_eq!(param(with(Endpoint::Completion, "\"messages\":[]")), "messages");
     assert!(with(Endpoint::Completion, "\"n\":3,\"best_of\":3").is_ok());
 }

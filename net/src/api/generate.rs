@@ -164,7 +164,7 @@ impl GenerateRequest {
             if !known && endpoint.is_own() {
                 return Err(ApiError::validation(path, "is not a known field"));
             }
-            if !known && REFUSED.contains(&key) && !value.is_neutral() {
+            if !known && would_change(key, value) {
                 return Err(ApiError::not_supported(path));
             }
         }
@@ -414,6 +414,17 @@ impl Draft {
     }
 }
 
+/// Whether a field that is not known here would change the answer.
+fn would_change(key: &str, value: Value<'_, '_>) -> bool {
+    match key {
+        // Factors and shares, which 1 switches off.
+        "length_penalty" | "repeat_penalty" | "typical_p" => !value.is_one(),
+        // What is done unless they are false.
+        "add_generation_prompt" | "skip_special_tokens" => matches!(value.kind(), Kind::Bool(false)),
+        _ => REFUSED.contains(&key) && !value.is_neutral(),
+    }
+}
+
 /// Refuses what asks for a call where there are none.
 fn check_no_call(value: Value<'_, '_>, path: Path<'_>) -> Result<(), ApiError> {
     match value.kind() {
@@ -427,7 +438,7 @@ pub(super) const PROMPT_CHARS_MAX: usize = 8192;
 
 /// Fields of OpenAI and of its imitators that would change the answer and that this server does not honour.
 /// Other unknown fields are ignored.
-const REFUSED: [&str; 32] = [
+const REFUSED: [&str; 36] = [
     "allowed_token_ids",
     "audio",
     "bad_words",
@@ -435,18 +446,21 @@ const REFUSED: [&str; 32] = [
     "chat_template_kwargs",
     "continue_final_message",
     "documents",
+    "dry_multiplier",
+    "echo",
     "functions",
     "guided_choice",
     "guided_grammar",
     "guided_json",
     "guided_regex",
+    "include_stop_str_in_output",
     "json_schema",
-    "length_penalty",
     "logits_processors",
     "logprob_token_ids",
     "lora",
     "min_tokens",
     "mirostat",
+    "n_predict",
     "prefix",
     "prompt_embeds",
     "prompt_logprobs",
@@ -457,6 +471,7 @@ const REFUSED: [&str; 32] = [
     "suffix",
     "thinking_token_budget",
     "tools",
+    "top_n_sigma",
     "truncate_prompt_tokens",
     "use_beam_search",
     "xtc_probability",

@@ -151,6 +151,10 @@ impl<'t, 'i> Value<'t, 'i> {
         }
     }
 
+    pub(crate) fn is_one(self) -> bool {
+        self.as_integer() == Some(1)
+    }
+
     pub(crate) fn bool(self, path: Path<'_>) -> Result<bool, ApiError> {
         self.0
             .as_bool()
