@@ -142,9 +142,9 @@ impl ApiError {
         Self::new(404, Code::InvalidRequest, "no such path")
     }
 
-    /// 404: no such model.
+    /// 404: no such model. A client may send a name of any length; the answer need not repeat all of it.
     pub fn model_not_found(model: impl Display) -> Self {
-        Self::new(404, Code::ModelNotFound, format!("model `{model}` is not served here")).with_param("model")
+        Self::new(404, Code::ModelNotFound, format!("model `{model:.128}` is not served here")).with_param("model")
     }
 
     /// 405 with the methods that the path has.

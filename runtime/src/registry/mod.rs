@@ -308,8 +308,9 @@ impl Registry {
         if let Some(standby) = name.standby {
             self.close(standby);
         }
-        // Every request has a time limit, so this ends.
-        while self.leaving.iter().any(|held| held.facts.generation == generation) {
+        // Every request has a time limit, but for who takes its answer in slowly: others must not wait for that.
+        let until = Instant::now() + self.config.time_limits.total;
+        while self.leaving.iter().any(|held| held.facts.generation == generation) && Instant::now() < until {
             pause(LEAVING_LOOK_EVERY);
             self.free();
             if self.control.is_draining() {
@@ -592,6 +593,7 @@ const LEAVING_LOOK_EVERY: Duration = Duration::from_millis(10);
 /// An executor acknowledges within one turn of its loop.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_BUSY: Duration = Duration::from_secs(1);
+const RETRY_DEVICE: Duration = Duration::from_secs(10);
 const RETRY_GENERATIONS: Duration = Duration::from_secs(5);
 /// Orders that may be on their way to a shard.
 pub const ORDERS_MAX: usize = 64;

@@ -127,7 +127,8 @@ impl Gpus {
             (true, true) => Err(super::generation::queue_full()),
             (true, false) => {
                 let message = "no GPU is available on this server for this model";
-                Err(ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference"))
+                let error = ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference");
+                Err(error.with_retry_after(GPU_WAIT_MAX))
             }
         }
     }

@@ -17,9 +17,11 @@ fn assert_error(status: u16, code: &str, param: &Value, server: &Server, path: &
     let error = answer.json()["error"].clone();
     assert_eq!(error["code"], code, "{path} {shown}: {error}");
     assert_eq!(&error["param"], param, "{path} {shown}: {error}");
-    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+    assert!(error["message"].as_str().is_some_and(|message| (1..1000).contains(&message.len())), "{error}");
     assert!(error["type"].is_string(), "{error}");
     assert!(answer.header("x-request-id").is_some());
+    assert!(!matches!(status, 429 | 503) || answer.header("retry-after").is_some(), "{path} {shown}");
+    assert!(answer.header("date").is_some_and(|date| date.ends_with(" GMT")));
 }
 
 #[test]
@@ -67,6 +69,8 @@ fn bad_bodies_are_refused_with_the_field_at_fault() {
     let long = json!({"messages": [{"role": "user", "content": "fox ".repeat(5000)}]}).to_string();
     assert_error(400, out, &field("messages"), &server, CHAT, long.as_bytes());
     assert_error(404, "MODEL_NOT_FOUND", &field("model"), &server, CHAT, &chat("\"model\":\"gpt-5\""));
+    let endless = chat(&format!("\"model\":\"{}\"", "x".repeat(100_000)));
+    assert_error(404, "MODEL_NOT_FOUND", &field("model"), &server, CHAT, &endless);
     let completions = "/v1/completions";
     assert_error(400, out, &field("prompt"), &server, completions, b"{\"prompt\":[8192]}");
     assert_error(400, out, &field("prompt[0]"), &server, completions, b"{\"prompt\":[-1]}");
