@@ -251,7 +251,8 @@ impl Registry {
         let started = Instant::now();
         if request.device_preference == DevicePreference::Gpu {
             let message = "no GPU is available on this server";
-            return Err(ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference"));
+            let error = ApiError::new(503, Code::DeviceUnavailable, message).with_param("device_preference");
+            return Err(error.with_retry_after(RETRY_DEVICE));
         }
         let (source, path) = self.config.allowed_directories.open(&request.model_path, "model_path")?;
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
