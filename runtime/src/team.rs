@@ -3,7 +3,8 @@
 //! The calling thread is member 0 (the leader). A member that finds no job spins briefly, then parks on a futex.
 #![expect(unsafe_code, reason = "a job borrowed by the leader is run by other threads for as long as the leader waits")]
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -65,6 +66,8 @@ pub struct Team {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     setup: Arc<Setup>,
+    /// Only one thread at a time has it, and no job can: two jobs at once would have one cell.
+    _leader: PhantomData<Cell<()>>,
 }
 
 type Setup = dyn Fn(usize) + Send + Sync;
@@ -111,7 +114,8 @@ impl Team {
             stopping: AtomicBool::new(false),
             job: UnsafeCell::new(None),
         });
-        let mut team = Self { shared, threads: Vec::with_capacity(size - 1), setup: Arc::clone(setup) };
+        let threads = Vec::with_capacity(size - 1);
+        let mut team = Self { shared, threads, setup: Arc::clone(setup), _leader: PhantomData };
         for index in 1..size {
             let (shared, setup) = (Arc::clone(&team.shared), Arc::clone(setup));
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
