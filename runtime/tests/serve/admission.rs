@@ -120,7 +120,10 @@ fn prompt_tokens_that_wait_are_bounded() {
 #[test]
 fn what_the_server_allows_holds_for_requests_that_ask_for_more_or_for_nothing() {
     let server = Server::start(&["--max-concurrent-requests", "1", "--queue-timeout-ms", "50"]);
-    let running = hold(&server, 1);
+    // Four answers, one after the other: one alone may end before its client leaves.
+    let mut running = server.connect();
+    running.send_post(COMPLETIONS, body(1000, &json!({"stream": true, "n": 4})).as_bytes());
+    assert!(becomes_true(PATIENCE, || server.metric("bitnet_requests_running") > 0.0));
     for wish in [json!({}), json!({"queue_timeout_ms": 60_000})] {
         let waits = server.post(COMPLETIONS, &body(4, &wish));
         assert_eq!((waits.status, retry_after_ms(&waits)), (429, 1000), "{}", waits.text());
