@@ -276,48 +276,52 @@ DEVICE float sum_weights(const float* weights) {
 
 enum { MIX = 8 };
 
-// Weighted values of one dimension in the order of positions; the loads of MIX positions run ahead. DIM is the head's size,
-// or 0 where it is not one that is worth its own code.
+// MIX positions of one dimension and their weights.
+struct Mixed {
+    unsigned short values[MIX];
+    float4 weights[MIX / 4];
+
+    // Past the last position lies what earlier rounds left, past the split the scores: never used.
+    DEVICE void load(const unsigned short* from, int dim, const float* weights_from) {
+#pragma unroll
+        for (int i = 0; i < MIX; i++) values[i] = from[i * dim];
+#pragma unroll
+        for (int i = 0; i < MIX / 4; i++) weights[i] = ((const float4*)weights_from)[i];
+    }
+    // The first `count` of them.
+    DEVICE float add(float sum, int count) const {
+#pragma unroll
+        for (int i = 0; i < MIX; i++) {
+            const float4& w = weights[i / 4];
+            const float weight = i % 4 == 0 ? w.x : i % 4 == 1 ? w.y : i % 4 == 2 ? w.z : w.w;
+            if (i < count) sum = fused(weight, float_of_one(values[i]), sum);
+        }
+        return sum;
+    }
+};
+
+// Weighted values of one dimension in the order of positions, while the loads of the next ones are under way, in two places by
+// turns. DIM is the head's size, or 0 where it is not one that is worth its own code.
 template <int DIM> DEVICE float mix(const UnitArea& area, const float* weights, int seen, int head_dim, int d) {
     const int dim = DIM ? DIM : head_dim;
     const unsigned short* values = (const unsigned short*)area.values + d;
     float sum = 0.0f;
-    unsigned short next[MIX];
-    float4 next_weights[MIX / 4];
+    Mixed one, other;
+    one.load(values, dim, weights);
     int p = 0;
-#pragma unroll
-    for (int i = 0; i < MIX; i++) next[i] = values[i * dim];
-#pragma unroll
-    for (int i = 0; i < MIX / 4; i++) next_weights[i] = ((const float4*)weights)[i];
 #pragma unroll 1
-    for (; p + MIX <= seen; p += MIX) {
-        float value[MIX];
-        float4 w[MIX / 4];
-#pragma unroll
-        for (int i = 0; i < MIX; i++) value[i] = float_of_half(next[i]);
-#pragma unroll
-        for (int i = 0; i < MIX / 4; i++) w[i] = next_weights[i];
-        // Past the last position lies what earlier rounds left, past the split the scores: never used.
-        values += MIX * dim;
-#pragma unroll
-        for (int i = 0; i < MIX; i++) next[i] = values[i * dim];
-#pragma unroll
-        for (int i = 0; i < MIX / 4; i++) next_weights[i] = ((const float4*)(weights + p + MIX))[i];
-#pragma unroll
-        for (int i = 0; i < MIX / 4; i++) {
-            sum = fused(w[i].x, value[4 * i], sum);
-            sum = fused(w[i].y, value[4 * i + 1], sum);
-            sum = fused(w[i].z, value[4 * i + 2], sum);
-            sum = fused(w[i].w, value[4 * i + 3], sum);
-        }
+    for (; p + 2 * MIX <= seen; p += 2 * MIX) {
+        other.load(values + (p + MIX) * dim, dim, weights + p + MIX);
+        sum = one.add(sum, MIX);
+        one.load(values + (p + 2 * MIX) * dim, dim, weights + p + 2 * MIX);
+        sum = other.add(sum, MIX);
     }
-#pragma unroll
-    for (int i = 0; i < MIX; i++) {
-        const float4& w = next_weights[i / 4];
-        float weight = i % 4 == 0 ? w.x : i % 4 == 1 ? w.y : i % 4 == 2 ? w.z : w.w;
-        if (p + i < seen) sum = fused(weight, float_of_half(next[i]), sum);
+    if (p + MIX <= seen) {
+        other.load(values + (p + MIX) * dim, dim, weights + p + MIX);
+        sum = one.add(sum, MIX);
+        return other.add(sum, seen - p - MIX);
     }
-    return sum;
+    return one.add(sum, seen - p);
 }
 
 // Splits of one row and unit, merged in order; the loads of one split run ahead.

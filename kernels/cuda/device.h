@@ -41,6 +41,13 @@ DEVICE float2 floats_of_halves(unsigned word) {
     return out;
 }
 
+// The same of one half, without a mask before it.
+DEVICE float float_of_one(unsigned short half) {
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(half));
+    return out;
+}
+
 // To nearest, ties to even.
 DEVICE unsigned short half_of_float(float x) {
     unsigned short out;

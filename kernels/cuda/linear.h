@@ -13,7 +13,7 @@ struct Stream {
     int tiles;        // row tiles of the block; HEAD: of the matrix
     int items;
     float reciprocal; // of items; 0 for HEAD
-    unsigned short first, step; // the block's first row tile, and from one to its next
+    int first;        // row tile of the block
     double share;     // 1 / columns
 };
 
@@ -22,16 +22,16 @@ DEVICE int first_tile(const Phase& p) {
     return tile < 0 ? tile + (int)gridDim.x : tile;
 }
 
-// Row tiles from `first` on, every step-th.
-DEVICE Stream stream_of_tiles(const Phase& p, int first, int step) {
-    const int tiles = p.kind == PHASE_LINEAR && first < p.tiles ? (p.tiles - first + step - 1) / step : 0;
-    return {(const char*)p.weights + (long long)first * p.items * 512, tiles, p.items, 1.0f / (float)max(p.items, 1),
-            (unsigned short)first, (unsigned short)step, 1.0 / (double)max(p.cols, 1)};
+// `tiles` row tiles of the block, of which `first` is the first.
+DEVICE Stream stream_of_tiles(const Phase& p, int first, int tiles) {
+    return {(const char*)p.weights + (long long)first * p.items * 512, tiles, p.items, 1.0f / (float)max(p.items, 1), first,
+            1.0 / (double)max(p.cols, 1)};
 }
 
 DEVICE Stream make_stream(const Phase& p) {
-    if (p.kind == PHASE_HEAD || p.kind == PHASE_SCREEN) return {(const char*)p.weights, p.tiles, p.items, 0.0f, 0, 0, 0.0};
-    return stream_of_tiles(p, first_tile(p), (int)gridDim.x);
+    if (p.kind == PHASE_HEAD || p.kind == PHASE_SCREEN) return {(const char*)p.weights, p.tiles, p.items, 0.0f, 0, 0.0};
+    const int first = first_tile(p), blocks = (int)gridDim.x;
+    return stream_of_tiles(p, first, p.kind == PHASE_LINEAR && first < p.tiles ? (p.tiles - first + blocks - 1) / blocks : 0);
 }
 
 // The 512-byte loads of one warp in one phase, in the order of their use.

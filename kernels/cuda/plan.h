@@ -55,7 +55,8 @@ struct Phase {
     int rows, cols;        // of the matrix; ATTEND: `rows` is the layer.
     int tiles, items;      // row tiles; 512-byte loads of one row tile. ATTEND of prompts: `items` multiprocessors.
     int stride;            // floats from one output row to the next
-    int first_block;       // block of row tile 0: continues where the phase before ended, so that loads even out.
+    int first_block;       // block of row tile 0: continues where the phase before ended, so that loads even out. The step kernels deal
+                           // tiles to the blocks from there on in turn, step_1 in runs.
     float eps;
     int order;             // step_1: phases that wait for nothing of each other share it; input is of `order - 1`
     int residual;          // step_1, ADD: order of who last wrote `output`

@@ -4,9 +4,11 @@
 
 #include "screen.h"
 
-// A warp rounds every 16th group of 128 columns of the row; warps take turns in having one more.
-DEVICE int first_group(int phase) { return (warp_id() + 5 * phase) % WARPS; }
-DEVICE int count_groups(int all, int phase) { return max(all - first_group(phase) + WARPS - 1, 0) / WARPS; }
+// A warp rounds every 16th group of 128 columns of the row; the first ones, which finish rows, and the last one, which orders weights,
+// are those without one more.
+enum { FINISHING_WARPS = TILES_MAX * 16 / 32 };
+DEVICE int first_group() { return (warp_id() + WARPS - FINISHING_WARPS) % WARPS; }
+DEVICE int count_groups(int all) { return max(all - first_group() + WARPS - 1, 0) / WARPS; }
 
 // Sixteen bytes of a lane of this warp.
 DEVICE uint4* ring_place(int index, int lane) { return (uint4*)shared_arena() + index * THREADS + warp_id() * 32 + lane; }
@@ -21,7 +23,7 @@ enum { SUPPLY_LOADS = RING_DEPTH * WARPS };
 enum { PART_LOADS = SUPPLY_LOADS * 5 / 8, SUPPLY_GATES = 8, ORDERING_WARP = WARPS - 1 };
 
 // The block's weights of all linear phases, ahead of their use, in the ring that the screen takes over: a phase is a part, or
-// several, and a part a bulk copy for each row tile and a gate. One warp orders what there is room for whenever a part was used.
+// several, and a part a bulk copy and a gate. One lane orders what there is room for whenever a part was used.
 struct Supply {
     Gate gates[SUPPLY_GATES];
     int phase, first; // what is ordered next
@@ -38,12 +40,12 @@ struct Supply {
         left = SUPPLY_GATES;
         gates_opened();
     }
-    // By the ordering warp, after all have met who used `used` loads in so many parts.
-    DEVICE void order(int phases, int used, int used_parts) {
+    // By the ordering lane, after all have met who used `used` loads in so many parts.
+    DEVICE void order(const Stream* streams, int phases, int used, int used_parts) {
         int next = phase, start = first, to = place, space = room + used, number = parts, spare = left + used_parts;
 #pragma unroll 1
         while (next < phases && spare > 0) {
-            const Stream& stream = Ring::streams()[next];
+            const Stream& stream = streams[next];
             const int items = stream.items, loads = stream.reciprocal == 0.0f ? 0 : stream.tiles * items;
             const int count = min(loads - start, (int)PART_LOADS);
             if (count > space) break;
@@ -59,8 +61,6 @@ struct Supply {
             next++;
             start = 0;
         }
-        __syncwarp();
-        if (lane_id() > 0) return;
         phase = next;
         first = start;
         place = to & (SUPPLY_LOADS - 1);
@@ -68,19 +68,18 @@ struct Supply {
         parts = number;
         left = spare;
     }
-    // Each lane its row tile, in two pieces where the ring ends between.
+    // In two pieces where the ring ends between.
     DEVICE static void order_part(const Stream& stream, int first, int count, int to, Gate* gate) {
-        if (lane_id() == 0) gate_expect(gate, count * 512);
-        __syncwarp();
-        const int tile = lane_id() * stream.items, begin = max(tile, first), end = min(tile + stream.items, first + count);
-        if (begin >= end) return;
-        const char* from = stream.base + ((long long)tile * (stream.step - 1) + begin) * 512;
-        to = (to + begin - first) & (SUPPLY_LOADS - 1);
-        const int whole = min(end - begin, SUPPLY_LOADS - to), rest = end - begin - whole;
+        to &= SUPPLY_LOADS - 1;
+        const char* from = stream.base + (long long)first * 512;
+        const int whole = min(count, SUPPLY_LOADS - to), rest = count - whole;
+        gate_expect(gate, count * 512);
         copy_bulk_once(at(to), from, whole * 512, gate);
         if (rest > 0) copy_bulk_once(at(0), from + whole * 512, rest * 512, gate);
     }
 };
+
+DEVICE bool orders() { return (int)threadIdx.x == ORDERING_WARP * 32; }
 
 static_assert(sizeof(Supply) <= SUPPLY_BYTES, "what is known of a block's ring fits");
 
@@ -147,9 +146,9 @@ struct TokenRow {
     float4 values[GROUPS_MAX];
     int groups, column; // of value 0 of group 0; groups are 16 * 128 apart
 
-    DEVICE void place(int items, int phase) {
-        groups = count_groups(items, phase);
-        column = first_group(phase) * 128 + 2 * lane_id();
+    DEVICE void place(int items) {
+        groups = count_groups(items);
+        column = first_group() * 128 + 2 * lane_id();
     }
     // Who comes late finds all values at once. Who does not, waits with a lane for each group for its last value before all look
     // again: a look at a whole row takes the block 300 cycles and more, and delays who has still to write.
@@ -190,8 +189,7 @@ struct TokenRow {
 
 DEVICE float tagged_value(const void* row, int i) { return float_of_bits((unsigned)load_tagged((const unsigned long long*)row + i)); }
 
-// 1 / sqrt(mean of squares + eps) of the whole row.
-DEVICE float token_scale(const Phase& p, TokenRow& row, double share, Reduced* reduced) {
+DEVICE void token_squares(TokenRow& row, Reduced* reduced) {
     double mine = 0.0;
 #pragma unroll
     for (int j = 0; j < GROUPS_MAX; j++) {
@@ -202,6 +200,10 @@ DEVICE float token_scale(const Phase& p, TokenRow& row, double share, Reduced* r
     }
     put_sum(mine, reduced->squares);
     __syncthreads();
+}
+
+// 1 / sqrt(mean of squares + eps) of the whole row.
+DEVICE float token_scale(const Phase& p, double share, Reduced* reduced) {
     const float* input = p.input;
     return scale_of_row(p.cols, p.eps, share, reduced, [=](int i) { return tagged_value(input, i); });
 }
@@ -224,6 +226,12 @@ DEVICE float token_norm(TokenRow& row, const float* gamma, float scale, Reduced*
     return float_of_bits(warp_max(reduced->greatest[lane_id() % WARPS]));
 }
 
+// nearest() in the lowest byte, of what is no further from zero than 127.5 or no number: factor is 127 over the greatest magnitude.
+DEVICE unsigned nearest_byte(float x) {
+    x += 12582912.0f;
+    return bits_of_float(x != x ? 12582912.0f : x);
+}
+
 // The warp's columns to shared memory; returns the sum of the whole row's bytes, which all warps have written.
 DEVICE int token_bytes(const TokenRow& row, float factor, unsigned* bytes, Reduced* reduced) {
     int sum = 0;
@@ -233,10 +241,11 @@ DEVICE int token_bytes(const TokenRow& row, float factor, unsigned* bytes, Reduc
     for (int j = 0; j < GROUPS_MAX; j++) {
         if (j >= row.groups) break;
         const float4& v = row.values[j];
-        int q[4] = {nearest(v.x * factor), nearest(v.y * factor), nearest(v.z * factor), nearest(v.w * factor)};
-        sum += q[0] + q[1] + q[2] + q[3];
-        to[j * WARPS * 64] = (unsigned short)((q[0] & 255) | (q[1] & 255) << 8);
-        to[j * WARPS * 64 + 8] = (unsigned short)((q[2] & 255) | (q[3] & 255) << 8);
+        const unsigned word = low_bytes(nearest_byte(v.x * factor), nearest_byte(v.y * factor), nearest_byte(v.z * factor),
+                                        nearest_byte(v.w * factor));
+        sum = sum_bytes(word, sum);
+        to[j * WARPS * 64] = (unsigned short)word;
+        to[j * WARPS * 64 + 8] = (unsigned short)(word >> 16);
     }
     sum = warp_sum(sum);
     if (lane == 0) reduced->sum[warp_id()] = sum;
@@ -292,7 +301,8 @@ DEVICE void token_part(const Stream& stream, const unsigned* bytes, int place, i
 DEVICE int last_part(const Stream& stream) { return (stream.tiles * stream.items - 1) % PART_LOADS + 1; }
 
 // The block's row tiles; all have met who multiplied. The last part's room is still to be given back.
-DEVICE void token_multiply(const Stream& stream, int phases, const unsigned* bytes, Supply* supply, Taken& taken, int* sums) {
+DEVICE void token_multiply(const Stream& stream, const Stream* streams, int phases, const unsigned* bytes, Supply* supply,
+                           Taken& taken, int* sums) {
     const int loads = stream.tiles * stream.items;
 #pragma unroll 1
     for (int first = 0; first < loads; first += PART_LOADS) {
@@ -302,7 +312,7 @@ DEVICE void token_multiply(const Stream& stream, int phases, const unsigned* byt
         taken.parts++;
         taken.place += count;
         __syncthreads();
-        if (first + count < loads && warp_id() == ORDERING_WARP) supply->order(phases, count, 1);
+        if (first + count < loads && orders()) supply->order(streams, phases, count, 1);
     }
 }
 
@@ -310,7 +320,7 @@ DEVICE void token_multiply(const Stream& stream, int phases, const unsigned* byt
 DEVICE void token_finish(const Phase& p, const Stream& stream, const int* sums, int all, float factor, const Ahead& ahead, unsigned tag) {
     int i = threadIdx.x / 16, row = threadIdx.x % 16, tiles = stream.tiles;
     if (warp_id() * 2 >= tiles) return;
-    int tile = stream.first + i * stream.step;
+    int tile = stream.first + i;
     float y = (float)((i < tiles ? sums[threadIdx.x] : 0) - all) / factor * ahead.scales.x * ahead.scales.y;
     unsigned long long* out = (unsigned long long*)p.output;
     if (p.epilogue >= EPILOGUE_RELU2) {
@@ -330,24 +340,20 @@ DEVICE void token_finish(const Phase& p, const Stream& stream, const int* sums, 
     store_tagged(out + row, y, tag);
 }
 
-// After attention, the blocks that attended would be late: they have no row tiles where the others need not have more than
-// otherwise.
-DEVICE Stream token_stream(const Phase* phases, int i, const Step& s) {
-    const Phase& p = phases[i];
-    const int blocks = (int)gridDim.x, free = blocks - count_units(s);
-    if (i == 0 || p.kind != PHASE_LINEAR || phases[i - 1].kind != PHASE_ATTEND || free <= 0) return make_stream(p);
-    if ((p.tiles + free - 1) / free > (p.tiles + blocks - 1) / blocks) return make_stream(p);
-    const int place = (int)blockIdx.x - (blocks - free);
-    return stream_of_tiles(p, place < 0 ? p.tiles : place, free);
+// Row tiles side by side, so that they are one copy.
+DEVICE Stream token_stream(const Phase& p) {
+    if (p.kind != PHASE_LINEAR) return make_stream(p);
+    const int blocks = (int)gridDim.x, place = ((int)blockIdx.x + blocks - p.first_block) % blocks, first = place * p.tiles / blocks;
+    return stream_of_tiles(p, first, (place + 1) * p.tiles / blocks - first);
 }
 
 // What the phase needs that does not depend on its row is under way before the row is waited for.
-DEVICE Ahead look_ahead_of_token(const Phase& p, const Stream& stream, int phase, const TokenArea& area) {
+DEVICE Ahead look_ahead_of_token(const Phase& p, const Stream& stream, const TokenArea& area) {
     Ahead ahead = {};
-    const int groups = count_groups(stream.items, phase);
+    const int groups = count_groups(stream.items);
 #pragma unroll 1
     for (int j = 0; j < groups; j++) {
-        const int column = (first_group(phase) + j * WARPS) * 128 + 4 * lane_id();
+        const int column = (first_group() + j * WARPS) * 128 + 4 * lane_id();
         float4* to = (float4*)(area.gamma + j * WARPS * 128) + lane_id();
         if (column < p.cols) {
             copy_async_kept(to, p.gamma + column);
@@ -358,28 +364,30 @@ DEVICE Ahead look_ahead_of_token(const Phase& p, const Stream& stream, int phase
     copy_commit();
     int i = threadIdx.x / 16;
     if (i >= stream.tiles) return ahead;
-    int tile = stream.first + i * stream.step, place = tile * 16 + threadIdx.x % 16;
+    int tile = stream.first + i, place = tile * 16 + threadIdx.x % 16;
     ahead.scales = *(const float2*)(p.scales + tile * 4 + threadIdx.x % 16 / 8 * 2);
     if (p.epilogue == EPILOGUE_ADD && place < p.rows) ahead.residual = load_tagged((const unsigned long long*)p.output + place);
     return ahead;
 }
 
-DEVICE void token_linear(const Phase& p, const Stream& stream, int phase, int phases, unsigned tag, Supply* supply, Taken& taken,
-                         int& used, Reduced* reduced, const TokenArea& area) {
-    const Ahead ahead = look_ahead_of_token(p, stream, phase, area);
+DEVICE void token_linear(const Phase& p, const Stream& stream, const Stream* streams, int phase, int phases, unsigned tag,
+                         Supply* supply, Taken& taken, int& used, Reduced* reduced, const TokenArea& area) {
+    const Ahead ahead = look_ahead_of_token(p, stream, area);
     int* sums = area.sums + phase % 2 * (TILES_MAX * 16);
     if ((int)threadIdx.x < stream.tiles * 16) sums[threadIdx.x] = 0;
     TokenRow row;
-    row.place(stream.items, phase);
+    row.place(stream.items);
     row.take(p, tag - 1);
-    if (used > 0 && warp_id() == ORDERING_WARP) supply->order(phases, used, 1);
-    used = last_part(stream);
     // The norm weights, which the warp will read.
     copy_wait<0>();
-    float scale = token_scale(p, row, stream.share, reduced);
+    token_squares(row, reduced);
+    float scale = token_scale(p, stream.share, reduced);
     float factor = quantizing_factor(token_norm(row, area.gamma, p.plain ? 1.0f : scale, reduced));
     int all = token_bytes(row, factor, area.bytes, reduced);
-    token_multiply(stream, phases, area.bytes, supply, taken, sums);
+    // Weights on their way delay who still waits for the row, so they are ordered only now.
+    if (used > 0 && orders()) supply->order(streams, phases, used, 1);
+    used = last_part(stream);
+    token_multiply(stream, streams, phases, area.bytes, supply, taken, sums);
     token_finish(p, stream, sums, all, factor, ahead, tag);
 }
 
@@ -458,7 +466,7 @@ DEVICE void screen_token(const Phase& p, const Stream& stream, const Step& s, un
     const int items = (p.cols + 127) / 128;
     unsigned* bytes = (unsigned*)(x + items * 128);
     TokenRow taken;
-    taken.place(items, 0);
+    taken.place(items);
     taken.take(p, tag);
 #pragma unroll
     for (int j = 0; j < GROUPS_MAX; j++) {
@@ -507,7 +515,7 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
     FirstUnit* first_unit = (FirstUnit*)((unsigned char*)reduced + REDUCED_BYTES);
     Supply* supply = (Supply*)((unsigned char*)first_unit + FIRST_UNIT_BYTES);
     unsigned char* work = (unsigned char*)supply + SUPPLY_BYTES;
-    for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = token_stream(phases, i, s);
+    for (int i = threadIdx.x; i < count; i += THREADS) streams[i] = token_stream(phases[i]);
     if (threadIdx.x == 0) find_first_unit(s, first_unit);
     if (threadIdx.x == ORDERING_WARP * 32) supply->open();
     // No block gets past the meeting at the end before this one arrives there: these are the values before it.
@@ -519,13 +527,13 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         if (mine && i < count) ((long long*)&reduced->phases[i])[threadIdx.x] = ((const long long*)(phases + i))[threadIdx.x];
     }
     __syncthreads();
-    if (warp_id() == ORDERING_WARP) supply->order(count, 0, 0);
+    if (orders()) supply->order(streams, count, 0, 0);
     if (warp_id() == ORDERING_WARP - 1) prefetch_norms(phases, count);
     Taken taken = {0, 0};
     TokenArea area;
     area.place(work);
     bool met = false;
-    int used = 0; // loads of the phase before, whose room is still to be given back
+    int used = 0; // loads of the last part, whose room is still to be given back
 #pragma unroll 1
     for (int i = 0; i < count; i++) {
         const Phase& p = reduced->phases[i & 3];
@@ -536,7 +544,7 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         switch (p.kind) {
         case PHASE_EMBED: break;
         case PHASE_LINEAR:
-            if (multiplies) token_linear(p, streams[i], i, count, tag, supply, taken, used, reduced, area);
+            if (multiplies) token_linear(p, streams[i], streams, i, count, tag, supply, taken, used, reduced, area);
             break;
         case PHASE_ATTEND: token_attend(s, p.rows, work, first_unit, tag - 1); break;
         case PHASE_SCREEN: screen_token(p, streams[i], s, tag - 1, work, reduced); break;

@@ -299,6 +299,7 @@ inline float float_of_half_bits(unsigned short half) {
                                      : std::ldexp((float)mantissa, -24);
     return half & 0x8000 ? -magnitude : magnitude;
 }
+DEVICE float float_of_one(unsigned short half) { return float_of_half_bits(half); }
 DEVICE float2 floats_of_halves(unsigned word) {
     return {float_of_half_bits((unsigned short)word), float_of_half_bits((unsigned short)(word >> 16))};
 }
