@@ -160,6 +160,7 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals, re
     let control = Arc::new(control);
     let traced = config.otlp.as_ref().map(|otlp| otlp::start(otlp, count, &control.traces));
     let (mut tracers, _exporter) = traced.transpose().map_err(fail("the thread that sends traces"))?.unzip();
+    let weights_bytes: u64 = models.started.iter().map(|model| model.loaded.facts.replicas_bytes()).sum();
     let names: Vec<String> = models.started.iter().map(|model| format!("`{}`", model.loaded.facts.name)).collect();
     let mut parts: Vec<(Vec<Served>, Vec<Lane>)> = (0..count).map(|_| Default::default()).collect();
     let mut held = Vec::with_capacity(models.started.len());
@@ -211,6 +212,7 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals, re
     }
     control.set_ready();
     notify(&[sd_notify::NotifyState::Ready]);
+    give_back_start(weights_bytes);
     if let Some(local) = &plan.local {
         info!("serving {} on {}", names.join(", "), local.path().display());
     }
@@ -225,6 +227,18 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals, re
     let ended = drain(config, &control, shards, signals);
     drop(feeders);
     ended
+}
+
+/// Gives back what of the program only the start has run, and says what is left.
+fn give_back_start(weights_bytes: u64) {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let given = match tuning::memory::give_back_program() {
+        Ok(bytes) => format!("{} MiB of the program were given back", mib(bytes)),
+        Err(error) => format!("what only the start has run can't be given back: {error}"),
+    };
+    if let Ok(resident_bytes) = tuning::memory::rss_bytes() {
+        info!("memory: {} MiB are resident, {} MiB of them weights; {given}", mib(resident_bytes), mib(weights_bytes));
+    }
 }
 
 /// Keeps counts, tells of life, warns and reads the configuration again, until a signal to end; the shard that ended by

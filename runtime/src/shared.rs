@@ -80,11 +80,12 @@ impl<T: Copy + Default> Shared<T> {
         unsafe { self.cells.as_ref() }
     }
 
-    /// The same in pages of 2 MiB where the machine gives them: for what is written a row here, a row there. Unasked it
-    /// lies in small pages, and every row of a matrix costs a walk through the page tables.
+    /// The same in pages of 2 MiB from element `start` on, where the machine gives them: for what is written a row here, a row
+    /// there. Unasked it lies in small pages, and every row of a matrix costs a walk through the page tables.
     #[must_use]
-    pub fn in_huge_pages(mut self) -> Self {
-        tuning::memory::prefer_huge_pages(self.as_mut_slice());
+    pub fn in_huge_pages_from(mut self, start: usize) -> Self {
+        let start = start.min(self.cells.len());
+        tuning::memory::prefer_huge_pages(&mut self.as_mut_slice()[start..]);
         self
     }
 

@@ -84,16 +84,19 @@ impl Buffers {
         let inputs = if params.family.is_embedding() { INPUTS_MAX } else { 1 };
         let several = |widest: usize, hidden: usize| n * widest.max(inputs * hidden);
         let stride = ternary::activation_stride;
+        // Steps of few rows would touch a page of 2 MiB in each of them.
+        let few = FEW_ROWS.min(n);
         Self {
-            x: Shared::new(n * params.hidden).in_huge_pages(),
-            normed: Shared::new(several(params.widest(), params.hidden)).in_huge_pages(),
-            quantized: Shared::new(several(stride(params.widest()), stride(params.hidden))).in_huge_pages(),
+            x: Shared::new(n * params.hidden).in_huge_pages_from(few * params.hidden),
+            normed: Shared::new(several(params.widest(), params.hidden)).in_huge_pages_from(few * params.widest()),
+            quantized: Shared::new(several(stride(params.widest()), stride(params.hidden)))
+                .in_huge_pages_from(few * stride(params.widest())),
             scale: Shared::new(n * inputs + shares * GAP),
             sum: Shared::new(n * inputs + shares * GAP),
             rows_max: n,
-            q: Shared::new(n * params.attention_width()).in_huge_pages(),
-            attention: Shared::new(n * params.attention_width()).in_huge_pages(),
-            ffn: Shared::new(n * params.feed_forward).in_huge_pages(),
+            q: Shared::new(n * params.attention_width()).in_huge_pages_from(few * params.attention_width()),
+            attention: Shared::new(n * params.attention_width()).in_huge_pages_from(few * params.attention_width()),
+            ffn: Shared::new(n * params.feed_forward).in_huge_pages_from(few * params.feed_forward),
             added: Shared::new(if params.family.has_post_norms() { n * params.hidden } else { 0 }),
         }
     }
@@ -171,6 +174,8 @@ fn gcd(a: usize, b: usize) -> usize {
 
 /// What lies between the single numbers of two shares, so that their workers never write to one cache line.
 const GAP: usize = 16;
+/// Rows of the buffers that lie in small pages: of a 2B model 64 rows fill 4 MiB of them, and 12 in large ones.
+const FEW_ROWS: usize = 64;
 /// Queries, keys and values.
 pub(super) const INPUTS_MAX: usize = 3;
 /// Rows of W that a worker takes at a time: enough to hide the claim, few enough to balance and to stay in cache.

@@ -1,5 +1,7 @@
 //! What all shards have counted, kept each minute for a day and each hour for 30 days: the main thread writes, any shard reads.
 
+use std::sync::OnceLock;
+
 use super::{Histogram, ShardMetrics};
 use crate::seqlock::Place;
 
@@ -266,12 +268,13 @@ pub struct History {
 
 struct Ring {
     every_s: u64,
-    places: Box<[Place<WORDS>]>,
+    /// Each takes memory once its time has come: all of them are 3 MB.
+    places: Box<[OnceLock<Box<Place<WORDS>>>]>,
 }
 
 impl Default for History {
     fn default() -> Self {
-        let ring = |every_s, kept| Ring { every_s, places: (0..kept).map(|_| Place::new()).collect() };
+        let ring = |every_s, kept| Ring { every_s, places: (0..kept).map(|_| OnceLock::new()).collect() };
         Self { minutes: ring(MINUTE_S, MINUTES_MAX), hours: ring(HOUR_S, HOURS_MAX) }
     }
 }
@@ -282,7 +285,7 @@ impl History {
         for ring in [&self.minutes, &self.hours] {
             if now_s / ring.every_s > last_s / ring.every_s {
                 let place = usize::try_from(now_s / ring.every_s).unwrap_or(0) % ring.places.len();
-                ring.places[place].write(totals().to_words());
+                ring.places[place].get_or_init(|| Box::new(Place::new())).write(totals().to_words());
             }
         }
     }
@@ -313,7 +316,7 @@ impl Ring {
     /// A place that was to be written over and was not, as the writer was late, is too old to be believed.
     fn kept(&self, now_s: u64) -> impl Iterator<Item = Totals> {
         let oldest_s = now_s.saturating_sub(self.every_s * (self.places.len() as u64 + 1));
-        let read = self.places.iter().filter_map(Place::read).map(|words| Totals::from_words(&words));
+        let read = self.places.iter().filter_map(|place| place.get()?.read()).map(|words| Totals::from_words(&words));
         read.filter(move |totals| totals.seconds >= oldest_s)
     }
 }

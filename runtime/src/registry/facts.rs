@@ -45,6 +45,12 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Weights of all replicas.
+    #[must_use]
+    pub fn replicas_bytes(&self) -> u64 {
+        self.weights_bytes * self.replicas
+    }
+
     /// As answers show it.
     #[must_use]
     pub fn metadata(&self) -> ModelMetadata {

@@ -122,7 +122,11 @@ pub fn load(source: &Source, plan: LoadPlan<'_>, progress: &(dyn Fn(u64, u64) + 
     if identity(source)? != before {
         return Err(LoadError::Changed);
     }
-    let self_test = self_test(&model, plan.config.isa, plan.config.kv_type, plan.threads)?;
+    // By a thread of its own, whose heap shrinks once it is done: buffers to come would fill the holes in this one's, and
+    // zeroing them there touches all of them.
+    let test = || self_test(&model, plan.config.isa, plan.config.kv_type, plan.threads);
+    let tested = std::thread::scope(|scope| Ok::<_, model::Error>(model::spawn(scope, test)?.join()))?;
+    let self_test = tested.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let replicas = replicate(&model, &nodes)?;
     let facts = Facts {
         generation: plan.generation,

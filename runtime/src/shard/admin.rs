@@ -210,7 +210,7 @@ pub(super) fn write_status(shard: &Shard, name: &str, body: &mut Vec<u8>) -> Res
             health: if performance.requests_failed == 0 { "healthy" } else { "degraded" },
             operation_in_progress: shard.control.is_operating(),
             resources: Resources {
-                weights_bytes: total(|facts| facts.weights_bytes * facts.replicas),
+                weights_bytes: total(|facts| facts.replicas_bytes()),
                 kv_cache_bytes: total(|facts| facts.kv_bytes),
                 replicas: total(|facts| facts.replicas),
             },

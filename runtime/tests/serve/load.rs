@@ -203,6 +203,8 @@ fn a_client_for_whom_there_is_no_connection_is_told_so() {
 #[test]
 fn an_idle_connection_takes_little_memory() {
     let server = Server::start(&[]);
+    // Code that the start gave back is there again.
+    assert_eq!(server.metric("bitnet_requests_running"), 0.0);
     let before = server.resident_bytes();
     let clients: Vec<_> = (0..500).map(|_| server.connect()).collect();
     assert!(becomes_true(PATIENCE, || server.metric("bitnet_connections") >= 500.0));

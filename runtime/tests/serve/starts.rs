@@ -256,6 +256,13 @@ fn weights_are_locked_and_the_budget_is_printed() {
     let line = |start: &str| words.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{words}"));
     let memory = line("bitnetd: memory: ");
     assert!(memory.contains("MiB are free; ") && memory.contains("KV cache of 64 MiB"), "{memory}");
+    let resident = words.lines().rfind(|line| line.starts_with("bitnetd: memory: ")).unwrap();
+    let mib: Vec<u64> = resident.split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert!(
+        resident.contains(" MiB are resident, ") && resident.ends_with("of the program were given back"),
+        "{resident}"
+    );
+    assert!(mib[0] >= mib[1] && mib[0] - mib[1] < 64 && mib[2] > 8, "the default model is in the program: {resident}");
     let weights = line("bitnetd: weights: ");
     let locked = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let locked_kib =

@@ -20,7 +20,7 @@ use crate::rlimits;
 pub struct Arena {
     data: NonNull<u8>,
     len_bytes: usize,
-    /// What was mapped, alignment slack and rounding included.
+    /// What is mapped, rounding included.
     mapping: Range,
     pages: PageKind,
     shortages: Vec<Shortage>,
@@ -200,9 +200,9 @@ impl Arena {
         let mapping = syscalls::map(mapping_bytes, flags).map_err(refused)?;
         let offset = if big { mapping.start.as_ptr().align_offset(HUGE_PAGE_BYTES) } else { 0 };
         assert!(offset <= slack, "alignment of a byte pointer takes less than one page");
-        // SAFETY: the mapping is `slack` longer than `len_bytes`, so the offset stays inside it.
-        let data = unsafe { mapping.start.add(offset) };
-        let mut arena = Self::over(mapping, data, len_bytes, PageKind::Plain);
+        // SAFETY: offset and the bytes behind it are inside the mapping; nobody knows of the rest yet.
+        let mapping = unsafe { syscalls::cut(mapping, offset, mapping_bytes - slack) };
+        let mut arena = Self::over(mapping, mapping.start, len_bytes, PageKind::Plain);
         arena.prefer(node)?;
         let ask = big && transparent_huge_pages_allowed(Path::new(SYS));
         if ask && syscalls::advise(arena.mapping, Advice::HugePages).is_ok() {
@@ -331,6 +331,19 @@ mod tests {
         assert_eq!(arena.as_slice()[4 << 30], 7);
         // Other tests run beside this one and hold some megabytes of their own.
         assert!(rss_bytes().unwrap() < before + (256 << 20));
+    }
+
+    #[test]
+    fn no_huge_page_reaches_far_beyond_the_end() {
+        let before = rss_bytes().unwrap();
+        let touched = |_| {
+            let mut arena = Arena::zeroed(HUGE_PAGE_BYTES + 1, None).unwrap();
+            arena.as_mut_slice().fill(1);
+            arena
+        };
+        let arenas: Vec<Arena> = (0..96).map(touched).collect();
+        // A second huge page for the last byte of each would make it 384 MiB; other tests hold some of their own.
+        assert!(rss_bytes().unwrap() < before + (300 << 20), "{} arenas of 2 MiB and a byte", arenas.len());
     }
 
     #[test]

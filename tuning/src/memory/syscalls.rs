@@ -34,6 +34,26 @@ pub(super) unsafe fn unmap(range: Range) {
     unsafe { libc::munmap(range.start.as_ptr().cast(), range.bytes) };
 }
 
+/// Leaves `bytes` of a mapping from `offset` on, both in whole pages, and gives the rest back. A huge page that covers both is
+/// never made then, or there would be memory behind the end that counts as nobody's.
+///
+/// # Safety
+/// Nobody uses the rest, and the range lies inside the mapping.
+pub(super) unsafe fn cut(range: Range, offset: usize, bytes: usize) -> Range {
+    // SAFETY: the caller's word.
+    let start = unsafe { range.start.add(offset) };
+    // SAFETY: as above; the end of the mapping at most.
+    let end = unsafe { start.add(bytes) };
+    for rest in [Range { start: range.start, bytes: offset }, Range { start: end, bytes: range.bytes - offset - bytes }]
+    {
+        if rest.bytes > 0 {
+            // SAFETY: the caller's word.
+            unsafe { unmap(rest) };
+        }
+    }
+    Range { start, bytes }
+}
+
 /// Takes the memory of pages away; what is read there next is zero.
 ///
 /// # Safety
