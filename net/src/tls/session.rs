@@ -170,7 +170,7 @@ impl Session {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut record)) => {
-                    append(&mut self.outgoing, RECORD_BYTES, |room| {
+                    append(&mut self.outgoing, ALERT_BYTES, |room| {
                         record.encode(room).map_err(|error| required_to_encode(&error))
                     });
                 }
@@ -199,7 +199,7 @@ impl Session {
         while self.connection.wants_write() {
             match self.connection.process_tls_records(&mut []).state {
                 Ok(ConnectionState::EncodeTlsData(mut record)) => {
-                    append(&mut self.outgoing, RECORD_BYTES, |room| {
+                    append(&mut self.outgoing, ALERT_BYTES, |room| {
                         record.encode(room).map_err(|error| required_to_encode(&error))
                     });
                 }
@@ -227,7 +227,7 @@ impl Session {
         }
         self.is_over = true;
         // Where it can't be said, the end of the connection says it.
-        let _ = self.write(CLOSE_BYTES, |traffic, room| traffic.queue_close_notify(room));
+        let _ = self.write(ALERT_BYTES, |traffic, room| traffic.queue_close_notify(room));
     }
 
     fn write(
@@ -242,7 +242,7 @@ impl Session {
                     put(&mut traffic, room).map_err(|error| required_to_encrypt(&error))
                 })),
                 Ok(ConnectionState::EncodeTlsData(mut record)) => {
-                    append(&mut self.outgoing, RECORD_BYTES, |room| {
+                    append(&mut self.outgoing, ALERT_BYTES, |room| {
                         record.encode(room).map_err(|error| required_to_encode(&error))
                     });
                     None
@@ -323,6 +323,7 @@ const HANDSHAKE_BYTES_MAX: usize = 64 << 10;
 const RECORD_BYTES: usize = 16 << 10;
 /// What sealing adds to each: head, nonce, kind and tag of the suites that there are.
 const RECORD_OVERHEAD_BYTES: usize = 32;
-const CLOSE_BYTES: usize = 64;
-/// A buffer up to this size is kept for the next records.
-const RETAINED_BYTES_MAX: usize = 80 << 10;
+/// The smallest record of our own; others say what they need.
+const ALERT_BYTES: usize = 64;
+/// A buffer up to this size is kept for the next records, which are small in streams.
+const RETAINED_BYTES_MAX: usize = 18 << 10;
