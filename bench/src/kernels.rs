@@ -12,7 +12,7 @@ use std::time::Duration;
 use kernels::Isa;
 use serde_json::{Value, json};
 
-use crate::limits::Limits;
+use crate::limits::{Gauge, Limits};
 use crate::model::session::{cores, start_team};
 use timing::{Bench, Outcome};
 
@@ -90,11 +90,11 @@ fn measure(args: &Args) -> Result<(), Failure> {
     let mut done = Vec::new();
     for &count in &workers {
         let team = start_team(count)?;
-        let limits = Limits::measure(isa, &team);
+        let gauge = Gauge::new(isa);
         if !args.json {
-            print_limits(isa, count, &limits);
+            print_limits(isa, count, &gauge.limits(&team));
         }
-        let mut bench = Bench::timing(isa, team, limits, Duration::from_millis(args.budget_ms), !args.json);
+        let mut bench = Bench::timing(isa, team, gauge, Duration::from_millis(args.budget_ms), !args.json);
         run_all(args, &shapes, &mut bench)?;
         done.push(bench);
     }
@@ -170,7 +170,7 @@ fn shape(name: &str) -> Result<Shape, Failure> {
 fn print_limits(isa: Isa, workers: usize, limits: &Limits) {
     println!("{}, {}, commit {}", tuning::host::cpu_model(), isa.name(), env!("BITNETD_COMMIT"));
     println!(
-        "limits with {workers} workers: read {:.1} GB/s, int8 {}, f32 {:.0} GFLOPS",
+        "limits with {workers} workers at the start: read {:.1} GB/s, int8 {}, f32 {:.0} GFLOPS",
         limits.read_bytes_per_s / 1e9,
         limits.int8(),
         limits.float_operations_per_s / 1e9,

@@ -1,4 +1,4 @@
-//! `bitnetd-bench model`: prompt and decode speed of a model beside what the machine can do.
+//! `bitnetd-bench model`: prompt and decode speed of a model beside what the machine can do just before and just after.
 
 pub(crate) mod session;
 
@@ -13,7 +13,7 @@ use runtime::forward::{Findings, HeadCounts, Phase};
 use runtime::model::HeadScreen;
 use runtime::tuned::Tuned;
 
-use crate::limits::Limits;
+use crate::limits::{Gauge, Limits};
 use session::Session;
 
 #[derive(clap::Args)]
@@ -93,15 +93,14 @@ fn measure(args: &Args) -> Result<(), Failure> {
     if args.temperature.is_some_and(|temperature| !(temperature.is_normal() && temperature > 0.0)) {
         return Err("a temperature is above 0".into());
     }
-    let mut limits = Vec::new();
+    let gauge = Gauge::new(isa);
     let mut results = Vec::new();
     for &count in &workers {
         session.use_workers(count)?;
-        limits.push(Limits::measure(isa, session.team()));
         for &tokens in &args.prompt {
-            let speeds = repeat(args.repetitions, || session.prompt(tokens))?;
+            let runs = repeat(args.repetitions, (&mut session, &gauge), |session| session.prompt(tokens))?;
             let test = Test { name: format!("pp{tokens}"), workers: count, batch: 1, positions: 0, head: None };
-            results.push(result(&mut session, limits.last(), test, &speeds));
+            results.push(result(&mut session, test, &runs));
         }
         for &batch in &args.batch {
             for &depth in &args.depth {
@@ -109,15 +108,17 @@ fn measure(args: &Args) -> Result<(), Failure> {
                 for &tokens in &args.decode {
                     let mut head = HeadCounts::default();
                     let test = (batch, tokens, depth);
-                    let speeds = repeat(args.repetitions, || session.decode(test, args.temperature, &mut head))?;
+                    let runs = repeat(args.repetitions, (&mut session, &gauge), |session| {
+                        session.decode(test, args.temperature, &mut head)
+                    })?;
                     let positions = depth + tokens / 2;
                     let test = Test { name: name(test), workers: count, batch, positions, head: Some(head) };
-                    results.push(result(&mut session, limits.last(), test, &speeds));
+                    results.push(result(&mut session, test, &runs));
                 }
             }
         }
     }
-    print(args, &session, isa, &workers, &limits, &results);
+    print(args, &session, isa, &workers, &results);
     Ok(())
 }
 
@@ -128,17 +129,29 @@ fn name((batch, tokens, depth): (usize, usize, usize)) -> String {
     format!("tg{tokens}{together}{behind}")
 }
 
-/// Tokens per second of each repetition, sorted.
-fn repeat(repetitions: usize, mut run: impl FnMut() -> Result<usize, Failure>) -> Result<Vec<f64>, Failure> {
-    let mut speeds = Vec::with_capacity(repetitions);
+/// A repetition: its tokens per second, and the mean of the limits before and after it.
+struct Run {
+    speed: f64,
+    limits: Limits,
+}
+
+fn repeat(
+    repetitions: usize,
+    (session, gauge): (&mut Session, &Gauge),
+    mut run: impl FnMut(&mut Session) -> Result<usize, Failure>,
+) -> Result<Vec<Run>, Failure> {
+    let mut runs = Vec::with_capacity(repetitions);
+    let mut before = gauge.limits(session.team());
     for _ in 0..repetitions.max(1) {
         let started = Instant::now();
-        let tokens = run()?;
+        let tokens = run(session)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let after = gauge.limits(session.team());
         #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
-        speeds.push(tokens as f64 / started.elapsed().as_secs_f64());
+        runs.push(Run { speed: tokens as f64 / seconds, limits: before.mean(&after) });
+        before = after;
     }
-    speeds.sort_by(f64::total_cmp);
-    Ok(speeds)
+    Ok(runs)
 }
 
 struct Test {
@@ -153,45 +166,78 @@ struct Test {
 
 struct Outcome {
     test: Test,
+    /// Tokens per second of each repetition, ascending.
     speeds: Vec<f64>,
-    /// Share of the limit that binds this test.
-    of_limit: Option<f64>,
+    limits: Vec<Limits>,
+    /// Shares of the limit that binds this test, of each repetition, ascending.
+    of_limit: Vec<f64>,
     /// Milliseconds of single steps that decode: p50 and p99.
     step_ms: Option<(f64, f64)>,
     findings: Findings,
 }
 
-fn result(session: &mut Session, limits: Option<&Limits>, test: Test, speeds: &[f64]) -> Outcome {
-    let median = speeds[speeds.len() / 2];
-    let limits = limits.expect("measured for these workers");
+impl Outcome {
+    fn share(&self) -> Option<f64> {
+        self.of_limit.get(self.of_limit.len() / 2).copied()
+    }
+}
+
+fn result(session: &mut Session, test: Test, runs: &[Run]) -> Outcome {
     let bytes = session.bytes_per_step(test.batch, test.head.unwrap_or_default())
         + session.kv_bytes_per_step(test.batch, test.positions);
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     let (operations, batch) = (session.int8_operations_per_token() as f64, test.batch as f64);
-    let by_memory = limits.read_bytes_per_s / bytes * batch;
-    let by_int8 = limits.int8_operations_per_s.map(|peak| peak / operations);
-    let limit = match (test.head.is_none(), by_int8) {
-        (true, peak) => peak,
-        (false, Some(peak)) => Some(peak.min(by_memory)),
-        (false, None) => Some(by_memory),
+    let limit = |limits: &Limits| {
+        let by_memory = limits.read_bytes_per_s / bytes * batch;
+        let by_int8 = limits.int8_operations_per_s.map(|peak| peak / operations);
+        match (test.head.is_none(), by_int8) {
+            (true, peak) => peak,
+            (false, Some(peak)) => Some(peak.min(by_memory)),
+            (false, None) => Some(by_memory),
+        }
     };
-    let of_limit = limit.map(|limit| median / limit);
+    let ascending = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let of_limit = runs.iter().filter_map(|run| Some(run.speed / limit(&run.limits)?)).collect();
     let steps = session.take_steps();
     let step_ms = |quantile: usize| 1e3 * steps[(steps.len() * quantile / 100).min(steps.len() - 1)];
     let step_ms = (!steps.is_empty()).then(|| (step_ms(50), step_ms(99)));
-    Outcome { test, speeds: speeds.to_vec(), of_limit, step_ms, findings: session.findings() }
+    Outcome {
+        speeds: ascending(runs.iter().map(|run| run.speed).collect()),
+        limits: runs.iter().map(|run| run.limits).collect(),
+        of_limit: ascending(of_limit),
+        test,
+        step_ms,
+        findings: session.findings(),
+    }
 }
 
-fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Limits], results: &[Outcome]) {
+/// All that were measured with so many workers, ascending.
+fn limits_of(results: &[Outcome], workers: usize, value: fn(&Limits) -> Option<f64>) -> Vec<f64> {
+    let outcomes = results.iter().filter(|outcome| outcome.test.workers == workers);
+    let mut values: Vec<f64> = outcomes.flat_map(|outcome| &outcome.limits).filter_map(value).collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], results: &[Outcome]) {
     if args.json {
-        println!("{}", to_json(session, isa, workers, limits, results));
+        println!("{}", to_json(session, isa, workers, results));
         return;
     }
     println!("{}, {}, commit {}", tuning::host::cpu_model(), isa.name(), env!("BITNETD_COMMIT"));
     println!("{}", session.describe());
-    for (count, limits) in workers.iter().zip(limits) {
-        let int8 = limits.int8_operations_per_s.map_or("no int8 limit".into(), |o| format!("int8 {:.0} GOPS", o / 1e9));
-        println!("limits with {count} workers: read {:.1} GB/s, {int8}", limits.read_bytes_per_s / 1e9);
+    for &count in workers {
+        let read = limits_of(results, count, |limits| Some(limits.read_bytes_per_s));
+        let int8 = limits_of(results, count, |limits| limits.int8_operations_per_s);
+        let (Some(least), Some(most)) = (read.first(), read.last()) else { continue };
+        let int8 = match (int8.first(), int8.last()) {
+            (Some(least), Some(most)) => format!("int8 {:.0} to {:.0} GOPS", least / 1e9, most / 1e9),
+            _ => "no int8 limit".into(),
+        };
+        println!("limits with {count} workers: read {:.1} to {:.1} GB/s, {int8}", least / 1e9, most / 1e9);
     }
     println!(
         "{:<12} {:>7} {:>12} {:>10} {:>10} {:>9} {:>23}  head",
@@ -206,7 +252,7 @@ fn print(args: &Args, session: &Session, isa: kernels::Isa, workers: &[usize], l
             speeds[speeds.len() / 2],
             speeds[0],
             speeds[speeds.len() - 1],
-            outcome.of_limit.map_or("-".into(), |share| format!("{:.0} %", share * 100.0)),
+            outcome.share().map_or("-".into(), |share| format!("{:.1} %", share * 100.0)),
             outcome.step_ms.map_or("-".into(), |(p50, p99)| format!("{p50:.3} / {p99:.3}")),
             outcome.test.head.map_or_else(String::new, describe_head),
         );
@@ -241,9 +287,10 @@ fn describe_head(HeadCounts { full, screened, undecided, exact }: HeadCounts) ->
     format!("screened {screened} with {each:.1} exact, undecided {undecided}, full {full}")
 }
 
-fn to_json(session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Limits], results: &[Outcome]) -> Value {
+fn to_json(session: &Session, isa: kernels::Isa, workers: &[usize], results: &[Outcome]) -> Value {
     let by_workers = |value: fn(&Limits) -> Option<f64>| -> Value {
-        let pairs = workers.iter().zip(limits).map(|(count, limits)| (count.to_string(), json!(value(limits))));
+        let median = |values: Vec<f64>| values.get(values.len() / 2).copied();
+        let pairs = workers.iter().map(|&count| (count.to_string(), json!(median(limits_of(results, count, value)))));
         Value::Object(pairs.collect())
     };
     let results: Vec<Value> = results
@@ -253,7 +300,7 @@ fn to_json(session: &Session, isa: kernels::Isa, workers: &[usize], limits: &[Li
             let (median, min, max) = (speeds[speeds.len() / 2], speeds[0], speeds[speeds.len() - 1]);
             json!({
                 "test": outcome.test.name, "workers": outcome.test.workers, "n": speeds.len(),
-                "tok_s": {"median": median, "min": min, "max": max}, "of_limit": outcome.of_limit,
+                "tok_s": {"median": median, "min": min, "max": max}, "of_limit": outcome.share(),
                 "head": outcome.test.head.map(describe_head),
                 "decode_step_ms": outcome.step_ms.map(|(p50, p99)| json!({"p50": p50, "p99": p99})),
                 "live_shares": outcome.findings.live_shares().map(|(gated, down)| json!({"gated": gated, "down": down})),

@@ -6,13 +6,13 @@ use kernels::Isa;
 use runtime::team::{Counters, Member, Team};
 use serde_json::{Value, json};
 
-use crate::limits::Limits;
+use crate::limits::{Gauge, Limits};
 
-/// A team, what it can do, and what was found with it; without limits it only checks.
+/// A team, what measures its limits, and what was found with it; without a gauge it only checks.
 pub(super) struct Bench {
     pub(super) isa: Isa,
     team: Team,
-    limits: Option<Limits>,
+    gauge: Option<Gauge>,
     budget: Duration,
     print: bool,
     outcomes: Vec<Outcome>,
@@ -47,17 +47,19 @@ pub(super) struct Outcome {
     p99_s: f64,
     gb_per_s: f64,
     gops: f64,
+    /// As they were around its calls.
+    limits: Limits,
     /// Share of the limit that binds, and which one it is.
     of_limit: Option<(f64, &'static str)>,
 }
 
 impl Bench {
     pub(super) fn checking(isa: Isa, team: Team) -> Self {
-        Self { isa, team, limits: None, budget: Duration::ZERO, print: false, outcomes: Vec::new(), checked: 0 }
+        Self { isa, team, gauge: None, budget: Duration::ZERO, print: false, outcomes: Vec::new(), checked: 0 }
     }
 
-    pub(super) fn timing(isa: Isa, team: Team, limits: Limits, budget: Duration, print: bool) -> Self {
-        Self { isa, team, limits: Some(limits), budget, print, outcomes: Vec::new(), checked: 0 }
+    pub(super) fn timing(isa: Isa, team: Team, gauge: Gauge, budget: Duration, print: bool) -> Self {
+        Self { isa, team, gauge: Some(gauge), budget, print, outcomes: Vec::new(), checked: 0 }
     }
 
     pub(super) fn workers(&self) -> usize {
@@ -66,7 +68,7 @@ impl Bench {
 
     /// How many copies of `bytes` keep every call's own out of the caches; one where nothing is timed.
     pub(super) fn copies(&self, bytes: usize) -> usize {
-        if self.limits.is_none() { 1 } else { COLD_BYTES.div_ceil(bytes.max(1)) }
+        if self.gauge.is_none() { 1 } else { COLD_BYTES.div_ceil(bytes.max(1)) }
     }
 
     /// How many cases were compared with the portable kernels.
@@ -74,8 +76,11 @@ impl Bench {
         self.checked
     }
 
+    /// The median of what was measured around the cases.
     pub(super) fn limit(&self, value: fn(&Limits) -> Option<f64>) -> Option<f64> {
-        self.limits.as_ref().and_then(value)
+        let mut values: Vec<f64> = self.outcomes.iter().filter_map(|outcome| value(&outcome.limits)).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
     }
 
     /// Notes that an answer is that of the portable kernel, bit for bit.
@@ -90,18 +95,20 @@ impl Bench {
 
     /// Calls `job` on all workers, again and again; it gets the number of the call. One counter is there to claim from.
     pub(super) fn time(&mut self, case: Case, job: &(dyn Fn(Member<'_>, usize) + Sync)) {
-        let Some(limits) = &self.limits else { return };
+        let Some(gauge) = &self.gauge else { return };
+        let before = gauge.limits(&self.team);
         let counters = Counters::new(1);
         self.team.run(&counters, &|member| job(member, 0));
         let started = Instant::now();
         let mut times = Vec::new();
         while times.len() < CALLS_MIN || (started.elapsed() < self.budget && times.len() < CALLS_MAX) {
             let call = times.len() + 1;
-            let before = Instant::now();
+            let begun = Instant::now();
             self.team.run(&counters, &|member| job(member, call));
-            times.push(before.elapsed().as_secs_f64());
+            times.push(begun.elapsed().as_secs_f64());
         }
         times.sort_by(f64::total_cmp);
+        let limits = before.mean(&gauge.limits(&self.team));
         let outcome = Outcome::new(case, limits, self.team.size(), &times);
         if self.print {
             println!("{outcome}");
@@ -127,7 +134,7 @@ impl Outcome {
     pub(super) const HEADING: &'static str = "family     case                               workers     n    median us       p99 us    GB/s    GOPS  of limit";
 
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    fn new(case: Case, limits: &Limits, workers: usize, times: &[f64]) -> Self {
+    fn new(case: Case, limits: Limits, workers: usize, times: &[f64]) -> Self {
         let (median_s, p99_s) = (times[times.len() / 2], times[(times.len() * 99 / 100).min(times.len() - 1)]);
         let (operations, peak, unit) = match case.work {
             Work::Int8(operations) => (operations, limits.int8_operations_per_s, "int8"),
@@ -151,6 +158,7 @@ impl Outcome {
             p99_s,
             gb_per_s: case.bytes as f64 / median_s / 1e9,
             gops: operations as f64 / median_s / 1e9,
+            limits,
             of_limit: bound.map(|(seconds, name)| (seconds / median_s, name)),
         }
     }
@@ -196,7 +204,7 @@ mod tests {
         let case = Case { family: "x", name: String::new(), bytes, work };
         let mut times = vec![0.002; 99];
         times.push(0.5);
-        Outcome::new(case, &limits, 1, &times)
+        Outcome::new(case, limits, 1, &times)
     }
 
     #[test]

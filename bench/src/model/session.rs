@@ -137,7 +137,7 @@ impl Session {
         Ok(())
     }
 
-    /// Runs a prompt of `tokens` tokens from an empty cache.
+    /// Runs a prompt of `tokens` tokens from an empty cache, up to the best token behind it.
     pub(super) fn prompt(&mut self, tokens: usize) -> Result<usize, Failure> {
         self.fits(tokens)?;
         let prompt = noise(tokens, self.model.weights.params.vocab);
@@ -145,7 +145,11 @@ impl Session {
         let mut step = Step::default();
         for (index, chunk) in prompt.chunks(ROWS_MAX).enumerate() {
             step.clear();
-            step.push(0, index * ROWS_MAX, chunk, (index + 1) * ROWS_MAX >= tokens);
+            let last = (index + 1) * ROWS_MAX >= tokens;
+            step.push(0, index * ROWS_MAX, chunk, last);
+            if last {
+                step.want_best(GREEDY, std::iter::empty());
+            }
             self.run(&step);
         }
         self.drop_all(1);
