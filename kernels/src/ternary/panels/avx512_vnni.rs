@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::super::avx512_vnni::{load, merge, prefetch};
 use super::super::layout::{TILE_ROWS, Tile};
-use super::{BLOCK_PAIRS, Codes, PAIR, PanelJob, Room, Runs, Sums, block_tiles, panel_count, panel_rows, parts};
+use super::{BLOCK_PAIRS, BLOCK_TILES, Codes, PAIR, PanelJob, Room, Runs, Sums, panel_count, panel_rows, parts};
 use crate::{Avx512Bw, Avx512Vnni};
 
 pub(super) fn linear(proof: Avx512Vnni, job: &PanelJob<'_>, room: &mut Room<'_>) {
@@ -195,7 +195,7 @@ fn fields_dot<const N: usize>(
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
     let (n, tiles) = (job.n(), job.tiles_per_row());
-    let (blocks, panels, far) = (tiles.div_ceil(block_tiles(n)), panel_count(n), job.is_far());
+    let (blocks, panels, far) = (tiles.div_ceil(BLOCK_TILES), panel_count(n), job.is_far());
     let block_columns = |block: usize| block * tiles / blocks..(block + 1) * tiles / blocks;
     for first in (0..job.pairs()).step_by(BLOCK_PAIRS) {
         let pairs = first..(first + BLOCK_PAIRS).min(job.pairs());

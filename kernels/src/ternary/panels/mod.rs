@@ -28,11 +28,9 @@ pub const PANEL_UNIT_ROWS: usize = BLOCK_PAIRS * PAIR * TILE_ROWS;
 pub(super) const PAIR: usize = 2;
 /// Pairs of row tiles that pass over the same columns of the activations one after another.
 pub(super) const BLOCK_PAIRS: usize = 4;
-/// Tiles of a row tile that are unpacked at a time: 20 KiB of codes, beside 9 KiB of activations of the largest panel
-/// in a first-level cache.
-const BLOCK_TILES: usize = 40;
-/// The same for many rows, which read 80 KiB of codes from a second-level cache as fast; their sums come and go less often.
-const BLOCK_TILES_MAX: usize = 160;
+/// Tiles of a row tile that are unpacked at a time: 80 KiB of codes, which every panel reads from a second-level cache as
+/// fast as from a first-level one, so that the sums of 2560 columns stay in registers.
+const BLOCK_TILES: usize = 160;
 /// The same for AMX's tiles: 14 KiB of codes, beside as much of 32 activation rows.
 pub(super) const BLOCK_TILES_MIN: usize = 28;
 
@@ -48,11 +46,6 @@ pub(super) struct Codes(pub(super) [[u8; 4 * TILE_ROWS]; PAIR]);
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Sums(pub(super) [[i32; TILE_ROWS]; PAIR]);
-
-/// Tiles of a row tile that are unpacked at a time for `n` activation rows.
-pub(super) const fn block_tiles(n: usize) -> usize {
-    if n < MANY_ROWS { BLOCK_TILES } else { BLOCK_TILES_MAX }
-}
 
 /// How many panels `n` rows make.
 #[must_use]
@@ -216,7 +209,7 @@ impl PanelScratch {
         let rows = n_max.max(1).next_multiple_of(GROUP_ROWS_MAX);
         let sums = if tiles > BLOCK_TILES_MIN { rows * BLOCK_PAIRS } else { GROUP_ROWS_MAX };
         Self {
-            codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); 4 * tiles.min(block_tiles(n_max))],
+            codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); 4 * tiles.min(BLOCK_TILES)],
             sums: vec![Sums([[0; TILE_ROWS]; PAIR]); sums],
             inverses: vec![0.0; n_max],
         }
@@ -552,8 +545,6 @@ const FIELDS_BLOCK_TILES: usize = 216;
 /// Most rows whose panels unpack by shifts.
 #[cfg(target_arch = "x86_64")]
 const SHIFTED_ROWS_MAX: usize = 24;
-/// From so many rows on, larger blocks give more than the stores of their codes take.
-const MANY_ROWS: usize = 256;
 /// Activations from so many bytes on are asked for a panel ahead: fewer stay where they are.
 #[cfg(target_arch = "x86_64")]
 const FAR_BYTES: usize = 1 << 20;

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::super::layout::{TILE_ROWS, Tile};
 use super::super::neon_dotprod::codes as codes_of;
-use super::{BLOCK_PAIRS, BLOCK_TILES, Codes, PAIR, PanelJob, Room, Sums, panel_count, parts};
+use super::{BLOCK_PAIRS, Codes, PAIR, PanelJob, Room, Sums, panel_count, parts};
 use crate::neon::{dot_lane, load, load_signed, load_sums, matrix, prefetch_far, store, store_sums};
 use crate::{Neon, NeonDotprod, NeonI8mm};
 
@@ -270,6 +270,8 @@ fn dot_at(sum: int32x4_t, a: int8x16_t, b: int8x16_t, lane: usize) -> int32x4_t 
     }
 }
 
+/// Tiles of a row tile that are unpacked at a time: 20 KiB of codes, in a first-level cache.
+const BLOCK_TILES: usize = 40;
 /// Activation rows that meet a row tile together: 24 sums leave 8 of 32 registers for codes and activations.
 const DWORD_ROWS: usize = 6;
 /// The same in twos.
