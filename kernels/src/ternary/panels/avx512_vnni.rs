@@ -214,9 +214,9 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
                 };
                 let mut coming = parts(0..n, panels).skip(1);
                 let next_column = ahead.start;
+                let upcoming = [0, 1].map(|side| job.upcoming(next, side).unwrap_or_default());
                 // In even parts over the panels: while they multiply, memory is idle.
                 for (rows, ahead) in parts(0..n, panels).zip(parts(ahead, panels)) {
-                    prefetch_tiles(job, next, ahead);
                     let x = &job.panel(&rows)[4 * columns.start * rows.len()..][..codes.len() * rows.len()];
                     let (coming, column) = match coming.next() {
                         Some(rows) => (rows, columns.start),
@@ -226,7 +226,8 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
                     let place = if blocks == 1 { 0 } else { i * n + rows.start };
                     let (sums, behind) = room.sums[place..].split_at_mut(rows.len());
                     let lines = if last { rows.clone() } else { rows.start..rows.start };
-                    let ahead = Ahead { job, pair, lines, sums: if block > 0 { behind } else { &[] } };
+                    let tiles = upcoming.map(|tiles| tiles.get(ahead.clone()).unwrap_or_default());
+                    let ahead = Ahead { job, pair, lines, sums: if block > 0 { behind } else { &[] }, tiles };
                     match packed.take() {
                         Some(tiles) => multiply_packed((tiles, codes), x, sums, block == 0, &ahead),
                         None => multiply(codes, (x, coming), sums, block == 0, &ahead),
@@ -249,12 +250,20 @@ struct Ahead<'a> {
     /// Activation rows.
     lines: Range<usize>,
     sums: &'a [Sums],
+    /// Of what is unpacked next: memory has the time of the panel to bring them.
+    tiles: [&'a [Tile]; PAIR],
 }
 
 impl Ahead<'_> {
-    /// Asks for what belongs to row `t` of the panel.
+    /// Asks for what belongs to row `t` of `n` of the panel.
     #[inline(always)]
-    fn ask(&self, t: usize) {
+    fn ask(&self, t: usize, n: usize) {
+        for tiles in self.tiles {
+            let share = tiles.len().div_ceil(n);
+            for tile in tiles.iter().skip(t * share).take(share) {
+                prefetch::<_MM_HINT_T1>(tile, 0);
+            }
+        }
         if let Some(sums) = self.sums.get(t) {
             for side in &sums.0 {
                 // SAFETY: a prefetch reads nothing that a program can see and never faults.
@@ -370,7 +379,7 @@ fn dot<const N: usize>(
     let (step, mut coming) = (if coming.is_empty() { 0 } else { N }, coming.as_ptr());
     let share = codes.len().div_ceil(N).max(1);
     for (row, (codes, x)) in codes.chunks(share).zip(x.chunks(share)).enumerate() {
-        ahead.ask(row);
+        ahead.ask(row, N);
         for (codes, x) in codes.iter().zip(x) {
             let (first, second) = (load(&codes.0[0]), load(&codes.0[1]));
             _mm_prefetch::<_MM_HINT_T1>(coming.cast());
@@ -434,7 +443,7 @@ fn packed_dot<const N: usize>(
     unpack_both([&tiles[0][..1], &tiles[1][..1]], &mut codes[0]);
     for i in 0..count {
         if i == row * share {
-            ahead.ask(row);
+            ahead.ask(row, N);
             row += 1;
         }
         if i + 1 < count {
