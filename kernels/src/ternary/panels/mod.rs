@@ -328,7 +328,7 @@ impl<'a> PanelJob<'a> {
     }
 
     /// Whether every panel unpacks the weights for itself, in registers: that hides behind the products, codes that are
-    /// written and read again do not. With shifts it is so up to two panels.
+    /// written and read again do not. With shifts it is so up to 24 rows.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn is_direct(&self) -> bool {
         self.runs.by_fields || self.n() <= SHIFTED_ROWS_MAX
@@ -537,8 +537,8 @@ const NEON_PANELS_FROM_ROWS: usize = 6;
 /// From so many rows on tiles are worth their unpacked codes: a product takes them as long for one row as for 16. Tiles beside
 /// panels, 16 workers, 6912 x 2560: 6 rows 60 us and 53, 8 rows 62 and 64, 12 rows 64 and 84, 16 rows 63 and 122.
 const TILES_FROM_ROWS: usize = 9;
-/// Rows that go by fields, up to three panels; fewer have fields with sums of their own. Short rows of tiles begin too often.
-const FIELDS_ROWS: std::ops::RangeInclusive<usize> = 6..=3 * PANEL_ROWS_MAX;
+/// Rows that go by fields, up to two panels; fewer have fields with sums of their own. Short rows of tiles begin too often.
+const FIELDS_ROWS: std::ops::RangeInclusive<usize> = 6..=2 * PANEL_ROWS_MAX;
 const FIELDS_TILES_MIN: usize = 64;
 /// Tiles that are passed over four times: 27 KiB of a pair, in a first-level cache beside the activations.
 const FIELDS_BLOCK_TILES: usize = 216;
