@@ -7,6 +7,7 @@
 
 pub mod activation;
 pub mod attention;
+mod columns;
 pub mod dense;
 pub mod draw;
 mod isa;
@@ -25,5 +26,6 @@ mod testing;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
+pub use columns::Columns;
 pub(crate) use isa::FloatIsa;
 pub use isa::{AmxInt8, Avx2, Avx512Bw, Avx512Vnni, AvxVnni, Isa, Neon, NeonDotprod, NeonI8mm, NoSuchIsa};

@@ -1,12 +1,14 @@
 //! Attention from outside, over both types of cache: against f64, across ISAs, and however queries and splits are cut
 //! into calls.
 
-use kernels::Isa;
+use std::cell::Cell;
+
 use kernels::attention::{
     BLOCK, KvLayout, KvType, KvView, Parts, Queries, RowState, SPLIT, Scratch, Shape, attend, attend_splits, merge,
     part_vectors, store,
 };
 use kernels::math::{f16_to_f32, f32_to_f16};
+use kernels::{Columns, Isa};
 
 struct Draw(u64);
 
@@ -69,7 +71,7 @@ impl Case {
         let mut out = vec![f32::NAN; queries * width];
         let view = self.view();
         let then = view.first_keys(0);
-        attend(isa, self.shape, (view, then), self.queries(first, queries), (&mut out, width), scratch);
+        attend(isa, self.shape, (view, then), self.queries(first, queries), columns(&mut out, width), scratch);
         out
     }
 
@@ -96,7 +98,7 @@ impl Case {
         }
         let mut out = vec![f32::NAN; rows * head_dim];
         let parts = Parts { states: &mut states, outputs: &mut outputs };
-        merge(isa, self.shape, queries, parts, (&mut out, group * head_dim));
+        merge(isa, self.shape, queries, parts, columns(&mut out, group * head_dim));
         out
     }
 
@@ -138,6 +140,10 @@ impl Case {
         }
         out
     }
+}
+
+fn columns(out: &mut [f32], stride: usize) -> Columns<'_> {
+    Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride }
 }
 
 fn same_bits(got: &[f32], expected: &[f32], what: &str) {
@@ -270,5 +276,5 @@ fn no_queries_write_nothing() {
     let kv = KvView { pool: &[], table: &[], layout, head: 0 };
     let shape = Shape { head_dim: 64, group: 4, scale: 0.125 };
     let none = Queries { first_position: 0, count: 0, values: &[], stride: 0 };
-    attend(Isa::detect(), shape, (kv, &[]), none, (&mut [], 0), &mut Scratch::new(64));
+    attend(Isa::detect(), shape, (kv, &[]), none, columns(&mut [], 0), &mut Scratch::new(64));
 }

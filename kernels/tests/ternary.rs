@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use kernels::ternary::{
-    Activations, Columns, Factored, Gating, PanelOrder, PanelScratch, Panels, Product, TernaryMatrix,
-    activation_stride, interleave, linear, linear_panels, linear_raw, pack_codes, pack_i2s, packed_bytes, padded_cols,
-    panel_count, panel_rows, quantize,
+    Activations, Factored, Gating, PanelOrder, PanelScratch, Panels, Product, TernaryMatrix, activation_stride,
+    interleave, linear, linear_panels, linear_raw, pack_codes, pack_i2s, packed_bytes, padded_cols, panel_count,
+    panel_rows, quantize,
 };
-use kernels::{Isa, activation};
+use kernels::{Columns, Isa, activation};
 use proptest::prelude::*;
 
 /// SplitMix64.
@@ -154,7 +154,7 @@ fn panels_by_fields_agree() {
     for (n, cols) in
         [(5, 1024), (6, 1000), (7, 1024), (8, 1023), (13, 1100), (12, 3456), (9, 3457), (24, 3500), (11, 7000)]
             .into_iter()
-            .chain([(14, 1024), (26, 1100), (29, 2048), (42, 3457), (43, 1024)])
+            .chain([(14, 1024), (26, 1100), (28, 2048), (29, 2048), (42, 3457), (43, 1024)])
     {
         Case::new(37, cols, n, false, random).check(0..37);
         Case::new(33, cols, n, true, random).check(0..33);

@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-use kernels::Isa;
 use kernels::attention::{BLOCK, KvLayout, KvType, KvView, Queries, Scratch, Shape as Heads, attend, store};
+use kernels::{Columns, Isa};
 
 use super::linear::noise;
 use super::timing::{Bench, Case, Work};
@@ -43,7 +43,8 @@ fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (u
     let q: Vec<f32> = (0..queries * width).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
     let asked = Queries { first_position: context - queries, count: queries, values: &q, stride: width };
     let run = |isa, (call, head): (usize, usize), then: &[u16], out: &mut [f32], scratch: &mut Scratch| {
-        attend(isa, heads, (view(call, head), then), asked, (out, width), scratch);
+        let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride: width };
+        attend(isa, heads, (view(call, head), then), asked, out, scratch);
     };
     // A call of several workers is as many layers.
     let workers = bench.workers();

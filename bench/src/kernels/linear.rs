@@ -3,11 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
-use kernels::Isa;
 use kernels::dense::{self, DenseKind, DenseMatrix, DenseScratch};
-use kernels::ternary::{
-    self, Activations, Columns, Factored, PanelOrder, PanelScratch, Panels, Product, TernaryMatrix,
-};
+use kernels::ternary::{self, Activations, Factored, PanelOrder, PanelScratch, Panels, Product, TernaryMatrix};
+use kernels::{Columns, Isa};
 use tuning::memory::Arena;
 
 use super::timing::{Bench, Case, Work};

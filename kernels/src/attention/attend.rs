@@ -1,16 +1,17 @@
 //! The attention call: rows in chunks, chunks in tiles, positions in splits; by all splits of a sequence, or by some of
 //! them, whose parts are merged when all are there.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::ahead::Ahead;
 use super::bytes::Bytes;
-use super::halves::{Halves, round};
-use super::tile::{Format, RowState, Tile, TileScratch, column, merge_row};
+use super::halves::Halves;
+use super::tile::{Divisor, Format, RowState, Tile, TileScratch, column, merge_row};
 use super::wide::{WIDE_ROWS_MAX, Wide, WideScratch};
 use super::{KvType, KvView, SPLIT};
-use crate::Isa;
-use crate::simd::{Kernel, LANES, PairKernel, Pairs, SUMS, Simd, dispatch, dispatch_pairs};
+use crate::simd::{Kernel, LANES, PairKernel, Pairs, Simd, dispatch, dispatch_pairs};
+use crate::{Columns, Isa};
 
 /// What the heads of a call have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,10 +102,10 @@ pub fn attend(
     shape: Shape,
     (kv, then): (KvView<'_>, &[u16]),
     queries: Queries<'_>,
-    (out, out_stride): (&mut [f32], usize),
+    out: Columns<'_>,
     scratch: &mut Scratch,
 ) {
-    run(isa, Attend { shape, kv, then, queries, scratch, to: To::Results { out, stride: out_stride } });
+    run(isa, Attend { shape, kv, then, queries, scratch, to: To::Results { out } });
 }
 
 /// The part that each of `splits` has in that, of few queries, to be put together by [`merge`].
@@ -130,11 +131,11 @@ pub fn attend_splits(
 ///
 /// # Panics
 /// If `parts` are not those of all splits, or `out` is too short.
-pub fn merge(isa: Isa, shape: Shape, queries: Queries<'_>, parts: Parts<'_>, (out, out_stride): (&mut [f32], usize)) {
+pub fn merge(isa: Isa, shape: Shape, queries: Queries<'_>, parts: Parts<'_>, out: Columns<'_>) {
     let rows = queries.count * shape.group;
     assert_eq!(parts.states.len(), queries.splits() * rows, "a state for each split and row");
     assert_eq!(parts.outputs.len(), parts.states.len() * part_vectors(shape.head_dim), "an output for each");
-    dispatch(isa, Merge { shape, queries, parts, out, out_stride });
+    dispatch(isa, Merge { shape, queries, parts, out });
 }
 
 fn run(isa: Isa, call: Attend<'_>) {
@@ -160,7 +161,7 @@ struct Attend<'a> {
 /// What becomes of the splits.
 enum To<'a> {
     /// All of them together.
-    Results { out: &'a mut [f32], stride: usize },
+    Results { out: Columns<'a> },
     /// Some of them, each by itself.
     Parts { splits: Range<usize>, parts: Parts<'a> },
 }
@@ -192,10 +193,10 @@ impl<'a> Attend<'a> {
             let whole = matches!(self.to, To::Results { .. });
             if F::WIDE && whole && count >= WIDE_TILES_MIN * F::S::TILE_ROWS {
                 self.wide(format.simd(), first, count);
-            } else {
-                self.pack(format, first, count);
-                self.narrow(format, first, count);
+                continue;
             }
+            self.pack(format, first, count);
+            self.narrow(format, first, count);
             if whole {
                 for row in 0..count {
                     self.finish(format.simd(), first, row);
@@ -208,20 +209,15 @@ impl<'a> Attend<'a> {
     #[inline(always)]
     fn finish<S: Simd>(&mut self, s: S, first: usize, row: usize) {
         let Shape { head_dim, group, .. } = self.shape;
-        let To::Results { out, stride } = &mut self.to else { return };
+        let To::Results { out } = self.to else { return };
         let vectors = part_vectors(head_dim);
         let (state, outputs) = (self.scratch.states[row], &self.scratch.outputs[row * vectors..][..vectors]);
-        let place = (first + row) / group * *stride + (first + row) % group * head_dim;
-        divide(s, state, outputs, &mut out[place..][..head_dim]);
+        let place = (first + row) / group * out.stride + (first + row) % group * head_dim;
+        divide(s, state, outputs, &out.cells[place..][..head_dim]);
     }
 
     fn position(&self, row: usize) -> usize {
         self.queries.first_position + row / self.shape.group
-    }
-
-    fn query(&self, row: usize) -> &'a [f32] {
-        let (Shape { head_dim, group, .. }, Queries { values, stride, .. }) = (self.shape, self.queries);
-        &values[row / group * stride + row % group * head_dim..][..head_dim]
     }
 
     /// Packs the queries of rows `first..first + count`, tile by tile.
@@ -311,19 +307,17 @@ impl<'a> Attend<'a> {
     #[inline(always)]
     fn wide<S: Simd>(&mut self, s: S, first: usize, count: usize) {
         let Shape { head_dim, group, scale } = self.shape;
-        for row in 0..count {
-            let q = self.query(first + row);
-            round(s, q, &mut self.scratch.q[row * head_dim..][..head_dim]);
-        }
+        let To::Results { out } = self.to else { return };
         let scratch = &mut *self.scratch;
         let wide = Wide {
             head_dim,
             scale,
             kv: self.kv,
-            first_position: self.queries.first_position,
             first_row: first,
             group,
-            q: &scratch.q[..count * head_dim],
+            queries: self.queries,
+            out,
+            q: &mut scratch.q[..count * head_dim],
             scratch: &mut scratch.wide,
             states: &mut scratch.states[..count],
             outputs: &mut scratch.outputs[..count * part_vectors(head_dim)],
@@ -348,8 +342,7 @@ struct Merge<'a> {
     shape: Shape,
     queries: Queries<'a>,
     parts: Parts<'a>,
-    out: &'a mut [f32],
-    out_stride: usize,
+    out: Columns<'a>,
 }
 
 impl Kernel for Merge<'_> {
@@ -369,23 +362,19 @@ impl Kernel for Merge<'_> {
                 let part = later_outputs[at * vectors..][..vectors].iter();
                 merge_row(s, (state, output), later_states[at], part);
             }
-            let place = row / group * self.out_stride + row % group * head_dim;
-            divide(s, *state, output, &mut self.out[place..][..head_dim]);
+            let place = row / group * self.out.stride + row % group * head_dim;
+            divide(s, *state, output, &self.out.cells[place..][..head_dim]);
         }
     }
 }
 
 /// A row's output divided by the sum of its weights.
 #[inline(always)]
-fn divide<S: Simd>(s: S, state: RowState, outputs: &[[f32; LANES]], out: &mut [f32]) {
-    let (sum, head_dim) = (s.splat(state.sum), out.len());
-    let inverse = s.splat(1.0 / state.sum);
-    let usual = SUMS.contains(&state.sum);
+fn divide<S: Simd>(s: S, state: RowState, outputs: &[[f32; LANES]], out: &[Cell<f32>]) {
+    let (divisor, head_dim) = (Divisor::of(s, state), out.len());
     for (v, output) in outputs.iter().enumerate() {
-        let output = s.load(output);
-        let result = if usual { s.part_of_sum(output, sum, inverse) } else { s.div(output, sum) };
-        let out = out[column(v, head_dim)..].first_chunk_mut().expect("a whole vector");
-        s.store(result, out);
+        let out = out[column(v, head_dim)..].first_chunk().expect("a whole vector");
+        s.store_cells(divisor.divide(s, s.load(output)), out);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::ahead::{Ahead, LINE, ask};
 use super::{KvView, SPLIT};
 use crate::math::{exp, exp_lanes, exp_of};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, SUMS, Simd};
 
 /// Rows of the largest tile of any ISA.
 pub(super) const ROWS_MAX: usize = 8;
@@ -207,4 +207,24 @@ pub(super) fn soften<S: Simd>(s: S, scores: &mut [f32; SPLIT], count: usize, max
         s.store(weight, group);
     }
     RowState { max, sum: s.sum(sum) }
+}
+
+/// What the sums of a row are divided by in the end: the sum of its weights.
+#[derive(Clone, Copy)]
+pub(super) struct Divisor<F> {
+    sum: F,
+    inverse: F,
+    usual: bool,
+}
+
+impl<F: Copy> Divisor<F> {
+    #[inline(always)]
+    pub(super) fn of<S: Simd<F = F>>(s: S, state: RowState) -> Self {
+        Self { sum: s.splat(state.sum), inverse: s.splat(1.0 / state.sum), usual: SUMS.contains(&state.sum) }
+    }
+
+    #[inline(always)]
+    pub(super) fn divide<S: Simd<F = F>>(self, s: S, value: F) -> F {
+        if self.usual { s.part_of_sum(value, self.sum, self.inverse) } else { s.div(value, self.sum) }
+    }
 }

@@ -2,10 +2,13 @@
 
 #![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
 
+use std::cell::Cell;
 use std::ops::Range;
 
-use super::tile::{RowState, column, greatest, merged, soften};
-use super::{BLOCK, CHAIN, GROUP, KvView, SPLIT};
+use super::halves::round;
+use super::tile::{Divisor, RowState, column, greatest, merged, soften};
+use super::{BLOCK, CHAIN, GROUP, KvView, Queries, SPLIT};
+use crate::Columns;
 use crate::simd::{LANES, Simd};
 
 /// Most rows of one pass: 256 KiB of weights and 128 KiB each of queries and outputs (`head_dim` 128) in a second-level
@@ -48,12 +51,13 @@ pub(super) struct Wide<'a> {
     pub(super) head_dim: usize,
     pub(super) scale: f32,
     pub(super) kv: KvView<'a>,
-    /// Row i stands at position `(first_row + i) / group + first_position`.
-    pub(super) first_position: usize,
+    /// Row i is head `(first_row + i) % group` of query `(first_row + i) / group`.
     pub(super) first_row: usize,
     pub(super) group: usize,
-    /// Queries rounded to F16, `[row][head_dim]`.
-    pub(super) q: &'a [f32],
+    pub(super) queries: Queries<'a>,
+    pub(super) out: Columns<'a>,
+    /// Room for queries rounded to F16, `[row][head_dim]`.
+    pub(super) q: &'a mut [f32],
     pub(super) scratch: &'a mut WideScratch,
     pub(super) states: &'a mut [RowState],
     /// `[row][vector]`.
@@ -96,7 +100,7 @@ macro_rules! in_tiles {
     };
 }
 
-impl Wide<'_> {
+impl<'a> Wide<'a> {
     #[inline(always)]
     pub(super) fn run<S: Simd>(mut self, s: S) {
         let rows = self.states.len();
@@ -113,7 +117,20 @@ impl Wide<'_> {
 
     #[inline(always)]
     fn position(&self, row: usize) -> usize {
-        self.first_position + (self.first_row + row) / self.group
+        self.queries.first_position + (self.first_row + row) / self.group
+    }
+
+    #[inline(always)]
+    fn query(&self, row: usize) -> &'a [f32] {
+        let (row, Queries { values, stride, .. }) = (self.first_row + row, self.queries);
+        &values[row / self.group * stride + row % self.group * self.head_dim..][..self.head_dim]
+    }
+
+    /// Where the results of a row belong.
+    #[inline(always)]
+    fn result(&self, row: usize) -> &'a [Cell<f32>] {
+        let (row, Columns { cells, stride }) = (self.first_row + row, self.out);
+        &cells[row / self.group * stride + row % self.group * self.head_dim..][..self.head_dim]
     }
 
     /// Positions of the split that a row sees.
@@ -135,6 +152,9 @@ impl Wide<'_> {
             }
             let first = (first..rows).find(|&row| self.seen(row, split) > start).expect("the last row sees it");
             in_tiles!(S, first, rows, |row, R| {
+                if split == 0 && start == 0 {
+                    self.round_queries(s, row..row + R);
+                }
                 let groups = (self.seen(row + R - 1, split) - start).div_ceil(GROUP).min(BLOCK / GROUP);
                 if groups == 2 && S::TILE_WIDTH == 2 {
                     self.score_tile::<S, R, 2>(s, row, 0, start);
@@ -144,6 +164,20 @@ impl Wide<'_> {
                     }
                 }
             });
+        }
+    }
+
+    /// Rounds the queries of some rows just before they are wanted for the first time, and asks for as many that come next:
+    /// all at once they would be waited for.
+    #[inline(always)]
+    fn round_queries<S: Simd>(&mut self, s: S, rows: Range<usize>) {
+        for row in rows.clone() {
+            round(s, self.query(row), &mut self.q[row * self.head_dim..][..self.head_dim]);
+        }
+        for row in rows.end..self.states.len().min(rows.end + rows.len()) {
+            for line in self.query(row).chunks(LANES) {
+                s.prefetch(line);
+            }
         }
     }
 
@@ -237,7 +271,8 @@ impl Wide<'_> {
         }
     }
 
-    /// The sums of R rows and W vectors, in the order of positions, merged with what the splits before gave.
+    /// The sums of R rows and W vectors, in the order of positions, merged with what the splits before gave; behind the last
+    /// one the results: stores to lines that are far wait beside the products of the next tile.
     #[inline(always)]
     fn mix_tile<S: Simd, const R: usize, const W: usize>(&mut self, s: S, split: usize, row: usize, v: usize) {
         let vectors = self.head_dim.div_ceil(LANES);
@@ -270,11 +305,21 @@ impl Wide<'_> {
             }
         }
         for r in 0..R {
-            let outputs = &mut self.outputs[(row + r) * vectors + v..][..W];
             let [old, new] = self.scratch.factors[row + r];
+            let last = self.position(row + r) / SPLIT == split;
+            let (to, divisor) = (self.result(row + r), Divisor::of(s, self.states[row + r]));
+            let outputs = &mut self.outputs[(row + r) * vectors + v..][..W];
             for (w, output) in outputs.iter_mut().enumerate() {
-                let merged = s.fma(sum[r][w], s.splat(new), s.mul(s.load(output), s.splat(old)));
-                s.store(if split == 0 { sum[r][w] } else { merged }, output);
+                let mut value = sum[r][w];
+                if split > 0 {
+                    value = s.fma(value, s.splat(new), s.mul(s.load(output), s.splat(old)));
+                }
+                if last {
+                    let to = to[column(v + w, self.head_dim)..].first_chunk().expect("a whole vector");
+                    s.store_cells(divisor.divide(s, value), to);
+                } else {
+                    s.store(value, output);
+                }
             }
         }
     }

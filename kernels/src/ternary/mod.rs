@@ -33,7 +33,7 @@ pub use layout::{
 pub use linear::{Activations, activation_stride, linear, linear_raw};
 pub use pack::{Code3Found, pack_codes, pack_i2s};
 pub use panels::{
-    Columns, Factored, Gating, PANEL_ROWS_MAX, PANEL_UNIT_ROWS, PanelOrder, PanelScratch, Panels, Product, interleave,
+    Factored, Gating, PANEL_ROWS_MAX, PANEL_UNIT_ROWS, PanelOrder, PanelScratch, Panels, Product, interleave,
     linear_panels, panel_count, panel_rows, prefers_panels, prefers_rows,
 };
 pub use quantize::{Quantized, quantize, quantize_within};

@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use kernels::Columns;
 use kernels::attention::{self, Parts, Queries, RowState, SPLIT, Shape};
 
 use super::buffers::Scratch;
@@ -151,10 +152,8 @@ impl Pass<'_> {
         let queries = self.attend_queries(piece, &columns);
         // SAFETY: keys and values were stored before the last barrier; nobody stores in this phase.
         let kv = unsafe { self.kv.view(piece.segment.slot, layer, head) };
-        let out = &mut scratch.first[..piece.rows * columns.len()];
-        let to = (&mut *out, columns.len());
-        attention::attend(self.isa, self.attend_shape(), (kv, then), queries, to, &mut scratch.attention);
-        self.write_attention(piece, &columns, out);
+        let out = self.attend_results(piece, &columns);
+        attention::attend(self.isa, self.attend_shape(), (kv, then), queries, out, &mut scratch.attention);
     }
 
     fn attend_cut(
@@ -188,19 +187,15 @@ impl Pass<'_> {
             return;
         }
         finished.store(0, Ordering::Relaxed);
-        let out = &mut scratch.first[..piece.rows * columns.len()];
-        attention::merge(self.isa, shape, queries, parts_of(0..splits), (&mut *out, columns.len()));
-        self.write_attention(piece, &columns, out);
+        attention::merge(self.isa, shape, queries, parts_of(0..splits), self.attend_results(piece, &columns));
     }
 
-    fn write_attention(&self, piece: Piece, columns: &Range<usize>, values: &[f32]) {
-        let (width, row) = (self.weights.params.attention_width(), piece.segment.first_row + piece.first);
-        for (i, values) in values.chunks_exact(columns.len()).enumerate() {
-            let at = (row + i) * width;
-            // SAFETY: this worker alone has results for these rows and this head.
-            let to = unsafe { self.buffers.attention.write(at + columns.start..at + columns.end) };
-            to.copy_from_slice(values);
-        }
+    fn attend_results(&self, piece: Piece, columns: &Range<usize>) -> Columns<'_> {
+        let width = self.weights.params.attention_width();
+        let (row, count) = (piece.segment.first_row + piece.first, piece.rows);
+        let range = row * width + columns.start..(row + count - 1) * width + columns.end;
+        // SAFETY: one worker alone has results for these rows and this head: by the claim, or as the last one to finish.
+        Columns { cells: unsafe { self.buffers.attention.cells(range) }, stride: width }
     }
 }
 

@@ -7,7 +7,6 @@ use kernels::ternary::{self, LiveColumns, PanelScratch};
 
 use super::Limits;
 use super::inputs::OWN_PANELS_ROWS_MAX;
-use super::pass::QUERY_TILE_MAX;
 use super::probe::{Phase, Probe};
 use crate::model::HyperParameters;
 use crate::shared::{Shared, SharedFrom};
@@ -126,10 +125,8 @@ impl Scratch {
         let widest = params.widest();
         let inputs = if params.family.is_embedding() { INPUTS_MAX } else { 1 };
         let own_cols = ternary::padded_cols(widest).max(inputs * ternary::padded_cols(params.hidden));
-        // Also the output of an attention unit: the heads that share a key-value head, over a tile of rows.
-        let attention_unit = QUERY_TILE_MAX.min(limits.rows_max) * (params.attention_width() / params.kv_heads);
         Self {
-            first: vec![0.0; (limits.rows_max * unit_rows_max(params)).max(attention_unit)],
+            first: vec![0.0; limits.rows_max * unit_rows_max(params)],
             second: vec![0.0; limits.rows_max * unit_rows_max(params)],
             row: vec![0.0; widest],
             quantized: vec![0; ternary::padded_cols(widest)],

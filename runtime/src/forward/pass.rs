@@ -12,8 +12,8 @@ use std::ops::Range;
 
 use kernels::attention;
 use kernels::dense::DenseScratch;
-use kernels::ternary::{self, Columns, Factored, Gating, PanelScratch, Panels, Product};
-use kernels::{Isa, activation, dense, norm, rope};
+use kernels::ternary::{self, Factored, Gating, PanelScratch, Panels, Product};
+use kernels::{Columns, Isa, activation, dense, norm, rope};
 
 use super::Step;
 use super::attend::{AttendParts, AttendPlan};

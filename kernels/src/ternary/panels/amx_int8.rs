@@ -237,10 +237,10 @@ mod tests {
     use std::cell::Cell;
 
     use super::super::super::{TernaryMatrix, activation_stride, pack_codes, packed_bytes, padded_cols};
-    use super::super::{Columns, Factored, Gating, PanelOrder, PanelScratch, Panels, Product, linear_panels};
+    use super::super::{Factored, Gating, PanelOrder, PanelScratch, Panels, Product, linear_panels};
     use super::*;
     use crate::tiles::emulated::Emulated;
-    use crate::{Avx512Vnni, Isa};
+    use crate::{Avx512Vnni, Columns, Isa};
 
     impl Multiply for Emulated {
         fn multiply(&self, block: Block<'_>) {

@@ -15,9 +15,9 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::layout::{TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, padded_cols};
-use crate::Isa;
 use crate::activation::{relu2_lanes, silu_lanes};
 use crate::simd::{Kernel, LANES, QUOTIENT_DIVISORS, Simd, dispatch};
+use crate::{Columns, Isa};
 
 /// Most activation rows of one panel: with a pair of row tiles, 28 sums leave 4 registers for codes and activations.
 pub const PANEL_ROWS_MAX: usize = 14;
@@ -183,13 +183,6 @@ pub enum Gating {
     SquaredRelu,
     /// `gate / (1 + exp(-gate))`, as [`silu_mul`](crate::activation::silu_mul).
     Silu,
-}
-
-/// Columns of a row-major matrix whose other columns other threads may write meanwhile: rows start `stride` apart.
-#[derive(Clone, Copy, Debug)]
-pub struct Columns<'a> {
-    pub cells: &'a [Cell<f32>],
-    pub stride: usize,
 }
 
 /// Working memory of [`linear_panels`], for one thread; nothing is allocated after it.
