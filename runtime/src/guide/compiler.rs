@@ -16,8 +16,9 @@ use rtrb::{Consumer, Producer};
 use super::calls;
 use super::grammar::{grammar, json_grammar, refused};
 use super::marker::Marker;
+use super::memory::{Memory, Share};
 use super::vocabulary::vocabulary;
-use super::{Guide, GuideError, limits};
+use super::{Guide, GuideError, MEMORY_BYTES_LEAST, MEMORY_SHARE, limits};
 use crate::mailbox::Doorbell;
 use crate::model::Model;
 use crate::text::{CALL_OPEN, Tokenizer};
@@ -90,7 +91,9 @@ impl Drop for Job {
 }
 
 fn compile_all(queue: &Receiver<Job>) {
-    let mut library = Library::default();
+    let free_bytes = tuning::memory::available_memory_bytes().unwrap_or(0);
+    let memory = Memory::new((free_bytes / MEMORY_SHARE).max(MEMORY_BYTES_LEAST));
+    let mut library = Library::within(&memory);
     while let Ok(mut job) = queue.recv() {
         // Whoever asked may have left meanwhile.
         if job.reply.is_abandoned() {
@@ -99,7 +102,7 @@ fn compile_all(queue: &Receiver<Job>) {
         let guides =
             catch_unwind(AssertUnwindSafe(|| library.guides((&job.tokenizer, job.vocab), &job.constraint, job.count)));
         let guides = guides.unwrap_or_else(|_| {
-            library = Library::default();
+            library = Library::within(&memory);
             Err(refused("the compiler broke down over it"))
         });
         // One that left has no use for it.
@@ -108,13 +111,25 @@ fn compile_all(queue: &Receiver<Job>) {
 }
 
 /// What was made lately, the latest last.
-#[derive(Default)]
 pub(crate) struct Library {
+    memory: Arc<Memory>,
     factories: Vec<(Arc<Tokenizer>, usize, Arc<ParserFactory>)>,
     guides: Vec<(Arc<Tokenizer>, Constraint, Guide)>,
 }
 
+/// One whose guides may take any memory.
+#[cfg(test)]
+impl Default for Library {
+    fn default() -> Self {
+        Self::within(&Memory::new(u64::MAX))
+    }
+}
+
 impl Library {
+    pub(super) fn within(memory: &Arc<Memory>) -> Self {
+        Self { memory: Arc::clone(memory), factories: Vec::new(), guides: Vec::new() }
+    }
+
     pub(crate) fn guides(
         &mut self,
         (tokenizer, vocab): (&Arc<Tokenizer>, usize),
@@ -128,15 +143,16 @@ impl Library {
             Some((_, _, guide)) => guide,
             None => {
                 let factory = self.factory(tokenizer, vocab)?;
-                compile(&factory, constraint).map_err(|error| at_fault(&factory, constraint, error))?
+                let compiled = compile((&factory, &self.memory), constraint);
+                compiled.map_err(|error| at_fault((&factory, &self.memory), constraint, error))?
             }
         };
-        let copies = (0..count).map(|_| guide.copy()).collect();
+        let copies: Option<Vec<Guide>> = (0..count).map(|_| guide.copy()).collect();
         if self.guides.len() == GUIDES_KEPT {
             self.guides.remove(0);
         }
         self.guides.push((Arc::clone(tokenizer), constraint.clone(), guide));
-        Ok(copies)
+        copies.ok_or(GuideError::Memory)
     }
 
     fn factory(&mut self, tokenizer: &Arc<Tokenizer>, vocab: usize) -> Result<Arc<ParserFactory>, GuideError> {
@@ -158,12 +174,22 @@ impl Library {
     }
 }
 
-fn compile(factory: &ParserFactory, constraint: &Constraint) -> Result<Guide, GuideError> {
+/// A vocabulary, and the memory for guides.
+type Place<'p> = (&'p ParserFactory, &'p Arc<Memory>);
+
+fn compile((factory, memory): Place<'_>, constraint: &Constraint) -> Result<Guide, GuideError> {
+    let share = memory.share().ok_or(GuideError::Memory)?;
     let is_free = matches!(constraint, Constraint::Tools(tools) if tools.choice == ToolChoice::Auto);
-    guide(factory, grammar(constraint)?, is_free.then(|| Marker::new(factory.tok_env().clone(), CALL_OPEN)))
+    let marker = is_free.then(|| Marker::new(factory.tok_env().clone(), CALL_OPEN));
+    guide(factory, grammar(constraint)?, share, marker)
 }
 
-fn guide(factory: &ParserFactory, grammar: TopLevelGrammar, marker: Option<Marker>) -> Result<Guide, GuideError> {
+fn guide(
+    factory: &ParserFactory,
+    grammar: TopLevelGrammar,
+    share: Share,
+    marker: Option<Marker>,
+) -> Result<Guide, GuideError> {
     let caps = InferenceCapabilities::default();
     let grammar = GrammarInit::Serialized(grammar);
     let parser = factory.create_parser_from_init_ext(grammar, Logger::new(0, 0), caps, limits());
@@ -171,7 +197,7 @@ fn guide(factory: &ParserFactory, grammar: TopLevelGrammar, marker: Option<Marke
     if let Some(error) = matcher.get_error() {
         return Err(refused(&error));
     }
-    let mut guide = Guide::new(matcher, marker);
+    let mut guide = Guide::new(matcher, share, marker);
     // Finds what even the first token can't be chosen by, and makes what all copies begin with.
     if guide.allowed().is_none() {
         return Err(refused(&guide.matcher.get_error().unwrap_or_else(|| "it allows no text".into())));
@@ -180,11 +206,12 @@ fn guide(factory: &ParserFactory, grammar: TopLevelGrammar, marker: Option<Marke
 }
 
 /// The error, and which tool is to blame if one of them alone fails too.
-fn at_fault(factory: &ParserFactory, constraint: &Constraint, error: GuideError) -> GuideError {
+fn at_fault((factory, memory): Place<'_>, constraint: &Constraint, error: GuideError) -> GuideError {
     let Constraint::Tools(tools) = constraint else { return error };
     let fails = |tool| {
+        let share = memory.share()?;
         let grammar = calls::arguments(tool).and_then(json_grammar).map(TopLevelGrammar::from_grammar);
-        grammar.and_then(|grammar| guide(factory, grammar, None)).err()
+        grammar.and_then(|grammar| guide(factory, grammar, share, None)).err()
     };
     let mut tools = tools.list.iter().enumerate();
     tools.find_map(|(index, tool)| fails(tool).map(|error| GuideError::Tool(index, Box::new(error)))).unwrap_or(error)

@@ -11,6 +11,7 @@ mod compiler;
 mod gbnf;
 mod grammar;
 mod marker;
+mod memory;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -29,25 +30,28 @@ pub(crate) use compiler::Library;
 pub use compiler::{Compiled, Compiler};
 pub use gbnf::GbnfError;
 use marker::Marker;
+use memory::Share;
 
 /// Where an answer stands in its grammar.
 pub struct Guide {
     matcher: Matcher,
     allowed: Option<SimpleVob>,
     failed: bool,
+    /// Of the memory for all guides.
+    share: Share,
     /// What its answer may begin with a text before, if that is so.
     marker: Option<Marker>,
 }
 
 impl Guide {
-    fn new(matcher: Matcher, marker: Option<Marker>) -> Self {
-        Self { matcher, allowed: None, failed: false, marker }
+    fn new(matcher: Matcher, share: Share, marker: Option<Marker>) -> Self {
+        Self { matcher, allowed: None, failed: false, share, marker }
     }
 
-    /// One that shares nothing with it, as it stands.
-    fn copy(&self) -> Self {
-        let marker = self.marker.clone();
-        Self { matcher: self.matcher.deep_clone(), allowed: None, failed: self.failed, marker }
+    /// One that shares nothing with it, as it stands; `None` where there is no memory for it.
+    fn copy(&self) -> Option<Self> {
+        let (share, marker) = (self.share.again()?, self.marker.clone());
+        Some(Self { matcher: self.matcher.deep_clone(), allowed: None, failed: self.failed, share, marker })
     }
 
     /// One that rests until the answer says `open`.
@@ -74,7 +78,9 @@ impl Guide {
     /// The tokens that may come next, a bit for each; those that end the answer are among them where it may end. `None`
     /// where that takes more work than is allowed.
     pub fn allowed(&mut self) -> Option<&[u32]> {
-        match self.matcher.compute_mask() {
+        let computed = self.matcher.compute_mask();
+        self.share.grow(self.matcher.last_step_stats().map_or(0, |stats| stats.lexer_cost));
+        match computed {
             Ok(allowed) => Some(self.allowed.insert(allowed).as_slice()),
             Err(_) => {
                 self.failed = true;
@@ -188,6 +194,8 @@ pub enum GuideError {
     Refused(String),
     #[error("must have type object, as arguments have names")]
     Arguments,
+    #[error("needs more memory than other answers leave")]
+    Memory,
     /// The tool of that index is at fault.
     #[error("{1}")]
     Tool(usize, Box<Self>),
@@ -222,3 +230,12 @@ const STEP_ITEMS_MAX: usize = 40_000;
 const ITEMS_PER_ROW_MAX: usize = 2_000;
 /// States of a sequence's automata, 1 to 2 KiB each.
 const LEXER_STATES_MAX: usize = 8_192;
+/// What a guide is taken to have before its first token (grammars of 100 KiB take as much), what it grows by for its work,
+/// and by how much at most. Most grow by less: automata of few letters by a hundredth.
+const GUIDE_BYTES: u64 = 1 << 20;
+const BYTES_PER_FUEL: u64 = 256;
+const GROWTH_BYTES_MAX: u64 = (LEXER_STATES_MAX as u64) << 11;
+/// No further guide is made where all together take more than one part in this many of the memory that is there when the
+/// server starts, unless that is less than this.
+const MEMORY_SHARE: u64 = 8;
+const MEMORY_BYTES_LEAST: u64 = 256 << 20;

@@ -8,7 +8,8 @@ use net::api::Constraint;
 use serde_json::{Value, json};
 
 use super::compiler::Library;
-use super::{Guide, GuideError};
+use super::memory::Memory;
+use super::{GUIDE_BYTES, Guide, GuideError};
 use crate::model::Source;
 use crate::text::Tokenizer;
 
@@ -182,7 +183,7 @@ fn a_copy_and_one_that_is_fed_the_same_tokens_allow_the_same() {
         second.push(token);
         third.push(token);
     }
-    assert_eq!(second.copy().allowed(), third.allowed());
+    assert_eq!(second.copy().unwrap().allowed(), third.allowed());
 }
 
 /// Constraints that are wrong, and what is said of them.
@@ -379,4 +380,17 @@ fn guide_speed() {
             pushes[pushes.len() - 1]
         );
     }
+}
+
+#[test]
+fn no_guide_is_made_where_others_take_the_memory_for_all() {
+    let (tokenizer, constraint) = (default_tokenizer(), Constraint::Choice(vec!["yes".into(), "no".into()]));
+    // For the one that is kept and four copies, with what they have grown by, and for no four more.
+    let mut library = Library::within(&Memory::new(8 * GUIDE_BYTES));
+    let mut guides = |count| library.guides((&tokenizer, tokenizer.vocab_len()), &constraint, count);
+    assert_eq!(guides(8).err(), Some(GuideError::Memory));
+    let four = guides(4).expect("those that had been made for eight are gone");
+    assert_eq!(guides(4).err(), Some(GuideError::Memory));
+    drop(four);
+    assert_eq!(guides(4).map(|guides| guides.len()), Ok(4));
 }

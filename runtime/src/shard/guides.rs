@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use net::api::GenerateRequest;
-use net::error::ApiError;
+use net::error::{ApiError, Code};
 
 use super::generation::{Clock, Deadlines, lost};
 use super::peer::Peer;
@@ -62,7 +62,8 @@ impl Drop for Waiting<'_> {
 /// A guide for each of `count` answers, none where they may be anything; `None` where the client has gone meanwhile.
 ///
 /// # Errors
-/// 400 with the reason where the constraint can't be compiled; 503 where too many are compiled already.
+/// 400 with the reason where the constraint can't be compiled; 503 where too many are compiled already, or other answers' guides take the
+/// memory for all.
 pub(super) async fn make(
     shard: &Shard,
     peer: &Peer,
@@ -86,7 +87,10 @@ pub(super) async fn make(
         let is_abandoned = compiled.is_abandoned();
         match compiled.pop() {
             Ok(made) => {
-                let refused = |error: GuideError| ApiError::validation(error.field(constraint.field()), error);
+                let refused = |error: GuideError| match error {
+                    GuideError::Memory => no_memory(),
+                    error => ApiError::validation(error.field(constraint.field()), error),
+                };
                 return made.map(Some).map_err(refused);
             }
             Err(_) if is_abandoned => return Err(lost()),
@@ -112,5 +116,13 @@ pub(super) fn too_complex(field: &'static str) -> ApiError {
     ApiError::validation(field, "became too complex at this place of the answer: simplify it")
 }
 
+/// 503: the guides of other answers take the memory for all.
+fn no_memory() -> ApiError {
+    let message = "the grammars and schemas of other answers take all the memory that they may";
+    ApiError::new(503, Code::MemoryExhausted, message).with_retry_after(RETRY_MEMORY)
+}
+
+/// Some of these answers have ended by then.
+const RETRY_MEMORY: Duration = Duration::from_secs(5);
 /// Nothing takes the compiler longer, about.
 const RETRY_COMPILER: Duration = Duration::from_secs(1);
