@@ -97,7 +97,8 @@ pub struct Settings {
     /// Seconds that a swapped model is watched before the one it replaced is let go [default: 5]
     #[arg(long, env = "BITNET_SWAP_WATCH_SECONDS")]
     pub swap_watch_seconds: Option<u64>,
-    /// Executor threads, each with its workers and listener [default: one per NUMA node]
+    /// Executor threads, each with its workers and listener [default: one per NUMA node]. Many streams of a model of a few million
+    /// weights are faster with one for each core
     #[arg(long, env = "BITNET_SHARDS")]
     pub shards: Option<usize>,
     /// Kernel workers of each shard [default: one per core]
