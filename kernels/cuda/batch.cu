@@ -10,6 +10,7 @@
 #include "prompt.h"
 #include "rank.h"
 #include "rows.h"
+#include "tensor.h"
 
 KERNEL void __launch_bounds__(THREADS) embed_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
@@ -87,6 +88,15 @@ KERNEL void __launch_bounds__(THREADS) store_rows(const GRID_CONSTANT Phase p, c
 KERNEL void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     attend_prompt_tile(s, p.rows, p.items);
+}
+// The same on tensor cores, for heads of 128 and for any.
+KERNEL void __launch_bounds__(TENSOR_THREADS, 3) attend_tensor_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    attend_tensor_tile<HEAD_DIM_MAX>(s, p.rows);
+}
+KERNEL void __launch_bounds__(TENSOR_THREADS, 3) attend_tensor(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    attend_tensor_tile<0>(s, p.rows);
 }
 
 // The head by its screen: norm_screen, screen_*, draw_rows where there are draws among all, rank_rows where some are among the best few,

@@ -31,9 +31,10 @@ struct Launch {
     Step step;
 };
 
-// Where the rows of a step go: decode rows first, then those of prompts in tiles, each for one split.
+// Where the rows of a step go: decode rows first, then those of prompts in tiles, each for one split; tiles for tensor cores come after
+// the others.
 struct BatchRows {
-    int decodes, prompts, prompt_tiles;
+    int decodes, prompts, prompt_tiles, tensor_tiles;
 };
 
 struct BatchLimits {
@@ -111,6 +112,12 @@ inline Launch attend_prompt(const Step& s, const BatchRows& rows, Phase p, const
     p.items = limits.multiprocessors;
     const int pairs = prompt_pairs(limits), shared = (pairs * (SPLIT + 8 + s.head_dim) + 8 * 256 + 4) * 4; // TileArea
     return {"attend_prompt", rows.prompt_tiles * s.kv_heads, 1, 256, shared, p, s};
+}
+inline Launch attend_tensor(Step s, const BatchRows& rows, const Phase& p) {
+    s.prompt_tiles += 4 * rows.prompt_tiles;
+    const int keys = divided(s.head_dim, 16) * 32, values = s.head_dim <= 64 ? 128 : 256; // bytes of a position, see TensorArea
+    return {s.head_dim == HEAD_DIM_MAX ? "attend_tensor_128" : "attend_tensor", rows.tensor_tiles * s.kv_heads, 1, 2 * TENSOR_PAIRS, 128 * (keys + values) + (2 * TENSOR_PAIRS + 4) * 4,
+            p, s};
 }
 
 // The head of `s.tokens` rows by its screen: phases SCREEN, CHOOSE (input: the screen's output); `draw` only

@@ -55,6 +55,19 @@ DEVICE unsigned short half_of_float(float x) {
     return out;
 }
 
+// The first is the low one.
+DEVICE unsigned halves_of_floats(float low, float high) {
+    unsigned out;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+// 2^x, relative error below 2^-22; results below 2^-126 are zero.
+DEVICE float power_of_two(float x) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+
 template <class T> DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 template <class T> DEVICE T shuffle(T x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE unsigned warp_max(unsigned x) { return __reduce_max_sync(0xffffffffu, x); }
@@ -84,6 +97,27 @@ DEVICE void mma_signed(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsig
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// sum (16 x 8, floats) += a (16 x 16, halves) * b (16 x 8, halves): exact products, added in an order and with a rounding of the
+// device's own, the same for every row and column.
+DEVICE void mma_halves(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// Four matrices of 8 x 8 halves at offsets into shared memory: lane l names row l % 8 of matrix l / 8, and gets of each the columns
+// 2 (l % 4) and + 1 of row l / 4, or of the matrix's transpose.
+DEVICE void load_matrices(unsigned (&to)[4], int offset) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(shared_arena()) + offset;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+DEVICE void load_transposed(unsigned (&to)[4], int offset) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(shared_arena()) + offset;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
 // Asynchronous copies of 16 bytes to shared memory; wait returns when at most `pending` groups of this thread are not
 // done. Weights are read once: they leave L2 first.
 DEVICE void copy_async(void* to, const void* from) {
@@ -96,6 +130,11 @@ DEVICE void copy_async(void* to, const void* from) {
 DEVICE void copy_async_kept(void* to, const void* from) {
     unsigned shared = (unsigned)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+}
+// The same of what is there, else zeros.
+DEVICE void copy_async_or_zero(void* to, const void* from, bool there) {
+    unsigned shared = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 // Into L2, if it likes.
 DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }

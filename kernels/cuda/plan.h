@@ -112,7 +112,7 @@ struct Step {
     signed char* screened; // batch kernels, SCREEN: two B operand tokens a row, upper and lower bytes; for 128 tokens more
     float* screen_rows;    // likewise: four floats a row, see ScreenRow
     float* normed;         // likewise: rows of hidden floats
-    const int* prompt_tiles; // batch kernels: of each tile of a prompt first row, rows (1 to PROMPT_PAIRS / group), split, first position
+    const int* prompt_tiles; // batch kernels: of each tile of a prompt first row, rows (1 to PROMPT_PAIRS or TENSOR_PAIRS / group), split, first position
     const int* earlier;    // token_ids of the step before, which has not been waited for
     const Draw* draws;     // batch kernels, SCREEN: of each picked row; null: greatest logits
     Chosen* chosen;        // likewise: the best of each 2048 tokens
@@ -124,6 +124,8 @@ enum {
     TILES_MAX = 8,         // row tiles of one block in one LINEAR phase
     KV_BLOCK = 32,
     SPLIT = 256,
+    TENSOR_PAIRS = 64,     // attention of prompts on tensor cores: of a tile, and positions of its splits
+    TENSOR_SPLIT = 1024,
     HEAD_DIM_MAX = 128,
     UNIT_HEADS_MAX = 4,
     HEAD_TOKENS_MAX = 2,

@@ -29,6 +29,7 @@ DEVICE int lane_column() { return lane_id() % 2 * 2 + lane_id() / 16; }
 
 // Shared memory of a block.
 struct TileArea {
+    enum { WARPS = PROMPT_WARPS, PAIRS = PROMPT_PAIRS, LENGTH = SPLIT };
     float* queries; // [head_dim][32 (i / 4) + 4 g + i % 4]
     float* weights; // [pair][WEIGHT_STRIDE]: scores of a split, then weights
     float* wide;    // of the warp
@@ -49,6 +50,7 @@ struct TileArea {
     // Positions of a split that a pair sees.
     DEVICE int seen(int pair, int split) const { return min(max(ends[pair] - split * (int)SPLIT, 0), (int)SPLIT); }
     DEVICE int longest(int split) const { return seen(PROMPT_PAIRS - 1, split); }
+    DEVICE static float4 divided(const float4& v, float sum) { return float4{v.x / sum, v.y / sum, v.z / sum, v.w / sum}; }
 };
 
 // Where a tile's keys and values are.
@@ -320,13 +322,13 @@ DEVICE void leave_values(const Step& s, const TileArea& area, int pairs, int spl
 }
 
 // All splits of a tile, in order, a warp for each pair.
-DEVICE void merge_tile(const Step& s, const TileArea& area, int pairs) {
+template <class Area> DEVICE void merge_tile(const Step& s, const Area& area, int pairs) {
     enum { AHEAD = 4 };
     const int dim = s.head_dim;
 #pragma unroll 1
-    for (int i = warp_id(); i < pairs * ((dim + 127) / 128); i += PROMPT_WARPS) {
+    for (int i = warp_id(); i < pairs * ((dim + 127) / 128); i += Area::WARPS) {
         const int pair = i % pairs, d = i / pairs * 128 + 4 * lane_id(), place = area.places[pair];
-        const int splits = (area.ends[pair] - 1) / (int)SPLIT + 1;
+        const int splits = (area.ends[pair] - 1) / (int)Area::LENGTH + 1;
         if (d >= dim) continue;
         float greatest = 0.0f, sum = 0.0f;
         float4 out = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -360,17 +362,17 @@ DEVICE void merge_tile(const Step& s, const TileArea& area, int pairs) {
                              fused(values[j].z, add, out.z * keep), fused(values[j].w, add, out.w * keep)};
             }
         }
-        *(float4*)(s.attention + (long long)place * dim + d) = float4{out.x / sum, out.y / sum, out.z / sum, out.w / sum};
+        *(float4*)(s.attention + (long long)place * dim + d) = Area::divided(out, sum);
     }
 }
 
 // Says that a split of the tile is done; whether it was the last.
-DEVICE bool arrive_last(const Step& s, const TileArea& area) {
+template <class Area> DEVICE bool arrive_last(const Step& s, const Area& area) {
     __syncthreads();
     if (threadIdx.x == 0) {
         unsigned* arrived = s.arrived + area.places[0];
         __threadfence();
-        const bool last = atomicAdd(arrived, 1u) == (unsigned)(area.ends[PROMPT_PAIRS - 1] - 1) / SPLIT;
+        const bool last = atomicAdd(arrived, 1u) == (unsigned)(area.ends[Area::PAIRS - 1] - 1) / Area::LENGTH;
         __threadfence();
         if (last) *arrived = 0;
         area.notes[0] = last;

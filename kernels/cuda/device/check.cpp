@@ -1,6 +1,6 @@
 // Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [MODE], where quick only checks
 // small models and layers two layers of a large one, profile runs three steps of one row for a profiler, forms compares the
-// two forms of few rows, and one, decode ROWS[@CONTEXT]... and prompts measure what they name.
+// two forms of few rows, and one, decode ROWS[@CONTEXT]... and prompts [exact|tensor] measure what they name.
 #include "driver.h"
 
 #include "../testing/suite.h"
@@ -268,10 +268,26 @@ void measure_decode(Driver& gpu, const std::vector<std::string>& names) {
     }
 }
 
-void measure_prompts(Driver& gpu) {
+// By both forms of attention, or the named one.
+void measure_prompts(Driver& gpu, const std::string& form) {
     Model prompt(BITNET_2B4T, 2100, 10);
-    measure_batch(gpu, prompt, {{0, 512}});
-    measure_batch(gpu, prompt, {{0, 2048}});
+    for (const bool tensor : {false, true}) {
+        if (form == (tensor ? "exact" : "tensor")) continue;
+        std::printf("attention %s\n", tensor ? "on tensor cores" : "with the CPU's bits");
+        measure_batch(gpu, prompt, {{0, 512, tensor}});
+        measure_batch(gpu, prompt, {{0, 2048, tensor}});
+        measure_batch(gpu, prompt, {{1536, 512, tensor}});
+    }
+}
+
+// Prompts of the large model's shape on tensor cores.
+void prompts_agree(Driver& gpu) {
+    Shape one_layer = BITNET_2B4T;
+    one_layer.layers = 1;
+    one_layer.vocab = 100;
+    tensor_agrees(gpu, Model(one_layer, 1200, 9), {{1000, 40, true}, {3, 70, true}});
+    one_layer.layers = 2;
+    tensor_pieces_agree(gpu, Model(one_layer, 1100, 9), 1090, {64, 100, 391});
 }
 
 // One row: two layers of a large model, in several splits.
@@ -312,7 +328,11 @@ int main(int argc, char** argv) {
     if (mode == "decode") {
         measure_decode(gpu, {argv + 4, argv + argc});
     }
-    if (mode == "prompts") measure_prompts(gpu);
+    if (mode == "prompts") {
+        small_tensor_suite(gpu);
+        prompts_agree(gpu);
+        measure_prompts(gpu, argc > 4 ? argv[4] : "");
+    }
     if (mode == "forms") {
         Model full(BITNET_2B4T, 300, 10);
         for (int tokens : {2, 3, 4, 6, 8}) compare_forms(gpu, full, tokens);
@@ -339,7 +359,8 @@ int main(int argc, char** argv) {
     measure_token(gpu, full, 1024);
     for (int tokens : {8, 32}) measure(gpu, full, tokens, 128);
     measure_decode(gpu, {"8", "32", "64", "128", "256", "8@1024", "32@1024"});
-    measure_prompts(gpu);
+    prompts_agree(gpu);
+    measure_prompts(gpu, "");
     measure(gpu, full, 8, 1024);
     return failures > 0;
 }

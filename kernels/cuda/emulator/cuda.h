@@ -15,6 +15,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #define DEVICE inline
@@ -88,7 +89,7 @@ struct Bulk {
 
 struct Copy {
     void* to;
-    const void* from;
+    const void* from; // null: zeros
     int group;
 };
 
@@ -293,15 +294,17 @@ DEVICE unsigned long long bits_of_double(double x) {
 }
 
 inline float float_of_half_bits(unsigned short half) {
-    unsigned exponent = half >> 10 & 31, mantissa = half & 1023;
-    float magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY)
-                      : exponent     ? std::ldexp((float)(1024 + mantissa), (int)exponent - 25)
-                                     : std::ldexp((float)mantissa, -24);
-    return half & 0x8000 ? -magnitude : magnitude;
+    const unsigned magnitude = (half & 0x7fffu) << 13;
+    const float x = magnitude < 0x0f800000u ? float_of_bits(magnitude) * 0x1p112f : float_of_bits(magnitude | 0x7f800000u);
+    return half & 0x8000 ? -x : x;
 }
 DEVICE float float_of_one(unsigned short half) { return float_of_half_bits(half); }
 DEVICE float2 floats_of_halves(unsigned word) {
     return {float_of_half_bits((unsigned short)word), float_of_half_bits((unsigned short)(word >> 16))};
+}
+DEVICE float power_of_two(float x) {
+    const float y = std::exp2(x);
+    return y < 0x1p-126f ? 0.0f : y;
 }
 DEVICE unsigned short half_of_float(float x) {
     unsigned bits = bits_of_float(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
@@ -312,6 +315,7 @@ DEVICE unsigned short half_of_float(float x) {
     }
     return (unsigned short)(sign | ((magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13));
 }
+DEVICE unsigned halves_of_floats(float low, float high) { return half_of_float(low) | (unsigned)half_of_float(high) << 16; }
 
 template <class T> T shuffle(T x, int lane) {
     return emulator::exchange(&x, sizeof x, [lane](const uint32_t (*lanes)[6]) {
@@ -374,6 +378,46 @@ DEVICE void mma_signed(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsig
     mma_of<int8_t>(sum, a, b0, b1);
 }
 
+// By the operand maps of the PTX manual for m16n8k16 with halves. Each sum is rounded once, what devices don't promise.
+DEVICE void mma_halves(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    emulator::exchange(mine, sizeof mine, [&sum](const uint32_t (*lanes)[6]) {
+        const int lane = emulator::self().index.x % 32;
+        for (int c = 0; c < 4; c++) {
+            const int row = lane / 4 + 8 * (c >> 1), column = lane % 4 * 2 + (c & 1);
+            double total = sum[c];
+            for (int k = 0; k < 16; k++) {
+                const uint32_t a = lanes[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2] >> k % 2 * 16;
+                const uint32_t b = lanes[column * 4 + k % 8 / 2][4 + k / 8] >> k % 2 * 16;
+                total += (double)float_of_half_bits((unsigned short)a) * (double)float_of_half_bits((unsigned short)b);
+            }
+            sum[c] = (float)total;
+        }
+        return 0;
+    });
+}
+// By the maps of the PTX manual for ldmatrix: a lane's 32 bits of the matrix are halves `low` and `high`.
+template <class Place> void load_halves(unsigned (&to)[4], int offset, Place place) {
+    emulator::exchange(&offset, sizeof offset, [&to, place](const uint32_t (*lanes)[6]) {
+        const int lane = emulator::self().index.x % 32;
+        for (int m = 0; m < 4; m++) {
+            unsigned short halves[2];
+            for (int i = 0; i < 2; i++) {
+                const auto [row, column] = place(lane, i);
+                std::memcpy(&halves[i], shared_arena() + lanes[8 * m + row][0] + 2 * column, 2);
+            }
+            to[m] = halves[0] | (unsigned)halves[1] << 16;
+        }
+        return 0;
+    });
+}
+DEVICE void load_matrices(unsigned (&to)[4], int offset) {
+    load_halves(to, offset, [](int lane, int i) { return std::pair(lane / 4, lane % 4 * 2 + i); });
+}
+DEVICE void load_transposed(unsigned (&to)[4], int offset) {
+    load_halves(to, offset, [](int lane, int i) { return std::pair(lane % 4 * 2 + i, lane / 4); });
+}
+
 // By the operand maps of the PTX manual for wgmma m64nNk32 with A in registers and B in shared memory, its rows of columns
 // swizzled by 128 bytes. Operands are read as late as they may be, so that a missing wait shows.
 DEVICE void gather_begin() {}
@@ -425,7 +469,9 @@ DEVICE void copy_commit() { emulator::self().groups++; }
 template <int PENDING> DEVICE void copy_wait() {
     emulator::Thread& thread = emulator::self();
     while (!thread.copies.empty() && thread.copies.front().group < thread.groups - PENDING) {
-        std::memcpy(thread.copies.front().to, thread.copies.front().from, 16);
+        const emulator::Copy& copy = thread.copies.front();
+        if (copy.from) std::memcpy(copy.to, copy.from, 16);
+        if (!copy.from) std::memset(copy.to, 0, 16);
         thread.copies.pop_front();
     }
 }
@@ -433,6 +479,7 @@ template <int PENDING> DEVICE void copy_wait() {
 DEVICE void prefetch(const void*) {}
 DEVICE void pause() {}
 DEVICE void copy_async_kept(void* to, const void* from) { copy_async(to, from); }
+DEVICE void copy_async_or_zero(void* to, const void* from, bool there) { copy_async(to, there ? from : nullptr); }
 
 DEVICE int cluster_size() { return emulator::machine.cluster; }
 DEVICE int cluster_rank() { return blockIdx.x % emulator::machine.cluster; }

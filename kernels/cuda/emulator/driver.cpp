@@ -131,6 +131,7 @@ const std::map<std::string, void*> kernels = {
     {"linear_8", (void*)linear_8},       {"linear_16", (void*)linear_16},     {"linear_32", (void*)linear_32},
     {"linear_64", (void*)linear_64},     {"linear_128", (void*)linear_128}, {"linear_wide", (void*)linear_wide},   {"attend_rows", (void*)attend_rows},
     {"store_rows", (void*)store_rows}, {"norm_kept", (void*)norm_kept}, {"norm_short", (void*)norm_short},   {"attend_prompt", (void*)attend_prompt},
+    {"attend_tensor", (void*)attend_tensor}, {"attend_tensor_128", (void*)attend_tensor_128},
     {"pack_screen", (void*)pack_screen}, {"norm_screen", (void*)norm_screen}, {"screen_16", (void*)screen_16},
     {"screen_64", (void*)screen_64},     {"screen_128", (void*)screen_128}, {"screen_256", (void*)screen_256},   {"choose_rows", (void*)(BatchKernel)choose_rows},
     {"take_rows", (void*)take_rows},

@@ -30,7 +30,7 @@ struct Emulated : Machine {
             {"embed_rows", embed_rows}, {"norm_rows", norm_rows}, {"norm_kept", norm_kept}, {"norm_short", norm_short},     {"linear_8", linear_8},
             {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64},
             {"linear_128", linear_128}, {"linear_wide", linear_wide}, {"attend_rows", attend_rows}, {"store_rows", store_rows},
-            {"attend_prompt", attend_prompt}, {"pack_screen", pack_screen},
+            {"attend_prompt", attend_prompt}, {"attend_tensor", attend_tensor}, {"attend_tensor_128", attend_tensor_128}, {"pack_screen", pack_screen},
             {"norm_screen", norm_screen}, {"screen_16", screen_16},   {"screen_64", screen_64},
             {"screen_128", screen_128}, {"screen_256", screen_256}, {"choose_rows", choose_rows}, {"take_rows", take_rows}, {"draw_rows", draw_rows},
             {"rank_rows", rank_rows}, {"pick_rows", pick_rows},

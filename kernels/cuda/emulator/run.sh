@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compiles the kernels' own sources as C++ and runs the suite: no GPU, no CUDA, about a minute.
+# Compiles the kernels' own sources as C++ and runs the suite: no GPU, no CUDA, about two minutes.
 set -eu
 cd "$(dirname "$0")"
 out=${TMPDIR:-/tmp}/cuda-emulator.$$

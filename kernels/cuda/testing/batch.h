@@ -6,13 +6,14 @@
 #include "model.h"
 
 const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept", "norm_short", "linear_8",   "linear_16",  "linear_32",
-                                                "linear_64",  "linear_128", "linear_wide", "attend_rows", "store_rows", "attend_prompt",
+                                                "linear_64",  "linear_128", "linear_wide", "attend_rows", "store_rows", "attend_prompt", "attend_tensor", "attend_tensor_128",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",
                                                 "screen_128", "screen_256", "choose_rows", "draw_rows", "take_rows", "rank_rows", "pick_rows"};
 
-// Rows of one sequence in a step.
+// Rows of one sequence in a step; `tensor`: of a prompt whose attention is computed on tensor cores.
 struct Segment {
     int start, rows;
+    bool tensor = false;
 };
 
 // The launches of the layers of one step; embed first, without the head.
@@ -27,7 +28,8 @@ inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows&
         case PHASE_ATTEND:
             if (rows.prompts) launches.push_back(batch::store(loaded.step, rows, p));
             if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p));
-            if (rows.prompts) launches.push_back(batch::attend_prompt(loaded.step, rows, p, limits));
+            if (rows.prompt_tiles) launches.push_back(batch::attend_prompt(loaded.step, rows, p, limits));
+            if (rows.tensor_tiles) launches.push_back(batch::attend_tensor(loaded.step, rows, p));
             break;
         default: break;
         }
@@ -35,16 +37,21 @@ inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows&
     return launches;
 }
 
-// A step of several segments: those of one row first.
+// A step of several segments: those of one row first, those for tensor cores last.
 struct BatchStep {
     Loaded loaded;
     std::vector<Segment> segments;
-    BatchRows rows = {0, 0, 0};
+    BatchRows rows = {0, 0, 0, 0};
     std::vector<int> ids, positions, sequences, last;
     std::vector<std::array<int, 4>> tiles; // first row, rows, split, first position
     // Of each segment: two of three are drawn; the same and some among their best few.
     std::vector<Draw> draws, ranked;
 
+    // By the positions of its split that a tile sees.
+    static void longest_first(std::vector<std::array<int, 4>>& tiles, int length) {
+        const auto seen = [=](const std::array<int, 4>& t) { return std::min(t[3] + t[1] - t[2] * length, length); };
+        std::stable_sort(tiles.begin(), tiles.end(), [&](const auto& a, const auto& b) { return seen(a) > seen(b); });
+    }
     static int count(const std::vector<Segment>& segments) {
         int rows = 0;
         for (const Segment& s : segments) rows += s.rows;
@@ -52,11 +59,12 @@ struct BatchStep {
     }
     BatchStep(const Model& model, Machine& machine, const std::vector<Segment>& of)
         : loaded(model, machine, count(of), (int)of.size()), segments(of) {
-        const int tile = batch::prompt_pairs({machine.blocks(), machine.cluster_max()}) / loaded.step.group;
+        const int pairs = batch::prompt_pairs({machine.blocks(), machine.cluster_max()});
+        std::vector<std::array<int, 4>> tensor_tiles;
         for (int i = 0; i < (int)of.size(); i++) {
             int first = (int)ids.size();
             for (int r = 0; r < of[i].rows; r++) {
-                ids.push_back(((int)ids.size() * 7919 + 3) % model.shape.vocab);
+                ids.push_back(((of[i].start + r + 131 * i) * 7919 + 3) % model.shape.vocab);
                 positions.push_back(of[i].start + r);
                 sequences.push_back(i);
             }
@@ -69,16 +77,21 @@ struct BatchStep {
                 ranked.back().top_p = i % 2 ? 1.0f : 0.9f;
                 ranked.back().min_p = i % 4 == 3 ? 0.05f : 0.0f;
             }
-            bool decode = of[i].rows == 1 && rows.prompts == 0;
+            const bool tensor = of[i].tensor, decode = of[i].rows == 1 && !tensor && rows.prompts == 0;
             (decode ? rows.decodes : rows.prompts) += of[i].rows;
+            const int tile = (tensor ? (int)TENSOR_PAIRS : pairs) / loaded.step.group, length = tensor ? TENSOR_SPLIT : SPLIT;
             for (int r = 0; !decode && r < of[i].rows; r += tile) {
                 const int count = std::min(tile, of[i].rows - r), position = of[i].start + r;
-                for (int split = 0; split * SPLIT < position + count; split++) tiles.push_back({first + r, count, split, position});
+                for (int split = 0; split * length < position + count; split++) {
+                    (tensor ? tensor_tiles : tiles).push_back({first + r, count, split, position});
+                }
             }
         }
         rows.prompt_tiles = (int)tiles.size();
-        const auto seen = [](const std::array<int, 4>& t) { return std::min(t[3] + t[1] - t[2] * (int)SPLIT, (int)SPLIT); };
-        std::stable_sort(tiles.begin(), tiles.end(), [&](const auto& a, const auto& b) { return seen(a) > seen(b); });
+        rows.tensor_tiles = (int)tensor_tiles.size();
+        longest_first(tiles, SPLIT);
+        longest_first(tensor_tiles, TENSOR_SPLIT);
+        tiles.insert(tiles.end(), tensor_tiles.begin(), tensor_tiles.end());
         Step& s = loaded.step;
         s.sequences = machine.copy_of(sequences);
         s.prompt_tiles = (const int*)machine.copy_of(tiles);

@@ -1,24 +1,9 @@
 // What must hold on every machine that runs the kernels.
 #pragma once
 
-#include <cstdio>
 #include <string>
 
-#include "batch.h"
-
-inline int failures = 0;
-
-inline void expect(bool holds, const char* what) {
-    std::printf("%s  %s\n", holds ? "ok    " : "FAILED", what);
-    std::fflush(stdout);
-    failures += !holds;
-}
-
-inline size_t different(const float* a, const float* b, size_t count) {
-    size_t n = 0;
-    for (size_t i = 0; i < count; i++) n += reference::bits(a[i]) != reference::bits(b[i]);
-    return n;
-}
+#include "tensor.h"
 
 // Steps of `starts.size()` sequences with starts[i] positions behind them: all logits and tokens are the reference's, bit
 // for bit. `one_by_one` launches each phase alone.
@@ -280,6 +265,7 @@ inline void small_tokens_agree(Machine& machine) {
 }
 
 inline void small_suite(Machine& machine) {
+    small_tensor_suite(machine);
     small_tokens_agree(machine);
     rows_agree(machine, 132, false);
     rows_agree(machine, 132, true);
