@@ -21,6 +21,7 @@ use net::forwarded::Proxies;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::certificate::TlsFiles;
+use crate::gpu::PromptAttention;
 use crate::otlp::OtlpConfig;
 use crate::registry::AllowedDirectories;
 
@@ -110,6 +111,10 @@ pub struct Settings {
     /// GPUs to use: auto, off, or how many there must be [default: auto]
     #[arg(long, env = "BITNET_GPU")]
     pub gpu: Option<String>,
+    /// Attention of prompts on GPUs: exact, with the bits of a CPU's, or tensor, on tensor cores: sooner, from F16 and rounded
+    /// otherwise, so that a text may differ from a CPU's [default: exact]
+    #[arg(long, env = "BITNET_GPU_PROMPT_ATTENTION")]
+    pub gpu_prompt_attention: Option<String>,
     /// Instruction set of the kernels: portable, avx2, avx-vnni, avx512, avx512-vnni, amx-int8, neon-dotprod or neon-i8mm
     /// [default: the best there is]
     #[arg(long, env = "BITNET_ISA")]
@@ -255,6 +260,7 @@ pub struct Config {
     pub tuned: Tuned,
     pub device: DevicePreference,
     pub gpu: GpuChoice,
+    pub gpu_prompt_attention: PromptAttention,
     pub io: IoChoice,
     pub executor_spin: bool,
     pub steer_by_cpu: bool,
@@ -368,6 +374,7 @@ impl Settings {
             workers: self.workers.or(file.workers),
             device: self.device.or(file.device),
             gpu: self.gpu.or(file.gpu),
+            gpu_prompt_attention: self.gpu_prompt_attention.or(file.gpu_prompt_attention),
             isa: self.isa.or(file.isa),
             tuning_cache: self.tuning_cache.or(file.tuning_cache),
             io: self.io.or(file.io),
@@ -448,6 +455,7 @@ impl Settings {
             tuned: Tuned::default(),
             device: parse_device(self.device.as_deref())?,
             gpu: parse_gpu(self.gpu.as_deref())?,
+            gpu_prompt_attention: parse_prompt_attention(self.gpu_prompt_attention.as_deref())?,
             io: parse_io(self.io.as_deref())?,
             executor_spin: self.executor_spin.unwrap_or(true),
             steer_by_cpu: self.steer_by_cpu.unwrap_or(false),
@@ -642,6 +650,11 @@ fn parse_gpu(choice: Option<&str>) -> Result<GpuChoice, Error> {
             _ => Err(invalid("gpu", other, "auto, off and 1 to 64")),
         },
     }
+}
+
+fn parse_prompt_attention(name: Option<&str>) -> Result<PromptAttention, Error> {
+    let found = PromptAttention::ALL.into_iter().find(|form| form.name() == name.unwrap_or("exact"));
+    found.ok_or_else(|| invalid("gpu_prompt_attention", name.unwrap_or_default(), "exact and tensor"))
 }
 
 fn parse_io(name: Option<&str>) -> Result<IoChoice, Error> {

@@ -39,6 +39,10 @@ fn a_value_out_of_range_names_its_key() {
     let gpu = |choice: &str| Settings { gpu: Some(choice.into()), ..Settings::default() }.validate();
     assert_eq!(gpu("2").unwrap().gpu, GpuChoice::Count(2));
     assert!(gpu("0").is_err() && gpu("some").is_err());
+    let form = |name: &str| Settings { gpu_prompt_attention: Some(name.into()), ..Settings::default() }.validate();
+    assert_eq!(form("tensor").unwrap().gpu_prompt_attention, PromptAttention::Tensor);
+    assert!(form("fast").unwrap_err().to_string().ends_with("allowed are exact and tensor"));
+    assert_eq!(Settings::default().validate().unwrap().gpu_prompt_attention, PromptAttention::Exact);
 }
 
 #[test]

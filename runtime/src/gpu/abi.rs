@@ -96,6 +96,9 @@ pub(super) const THREADS: usize = 512;
 /// Row tiles of one block in one LINEAR phase.
 pub(super) const TILES_MAX: usize = 8;
 pub(super) const SPLIT: usize = 256;
+/// On tensor cores: pairs of a row and a query head in a tile of a prompt, and positions of its splits.
+pub(super) const TENSOR_PAIRS: usize = 64;
+pub(super) const TENSOR_SPLIT: usize = 1024;
 /// What the device is told of a tile of a prompt.
 pub(super) const TILE_WORDS: usize = 4;
 /// Pairs of a row and a query head in a tile of a prompt, on the devices where they are fewest.

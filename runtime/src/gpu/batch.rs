@@ -4,16 +4,19 @@
 use std::ffi::CStr;
 
 use super::abi::{
-    CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, EPILOGUE_ADD, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR, PHASE_QUANTIZE,
-    PICK_BYTES, PROMPT_PAIRS_LEAST, Phase, RANK_BYTES, REDUCED_BYTES, SPLIT, Step, THREADS, to_i32,
+    CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, EPILOGUE_ADD, HEAD_DIM_MAX, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR,
+    PHASE_QUANTIZE, PICK_BYTES, PROMPT_PAIRS_LEAST, Phase, RANK_BYTES, REDUCED_BYTES, SPLIT, Step, TENSOR_PAIRS,
+    THREADS, TILE_WORDS, to_i32,
 };
 
-/// Where the rows of a step go: single rows first, then those of prompts in tiles, each for one split.
+/// Where the rows of a step go: single rows first, then those of prompts in tiles, each for one split; tiles for tensor cores come
+/// after the others.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows {
     pub(super) decodes: usize,
     pub(super) prompts: usize,
     pub(super) prompt_tiles: usize,
+    pub(super) tensor_tiles: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +45,7 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 24] = [
+pub(super) const KERNELS: [&CStr; 26] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
@@ -56,6 +59,8 @@ pub(super) const KERNELS: [&CStr; 24] = [
     c"attend_rows",
     c"store_rows",
     c"attend_prompt",
+    c"attend_tensor",
+    c"attend_tensor_128",
     c"pack_screen",
     c"norm_screen",
     c"screen_16",
@@ -165,12 +170,15 @@ pub(super) fn launches<E>(
                 if rows.decodes > 0 {
                     launch(&attend(plain(c"attend_rows", 0, 0), rows.decodes))?;
                 }
-                if rows.prompts > 0 {
+                if rows.prompt_tiles > 0 {
                     let pairs = prompt_pairs(limits.cluster_max > 1);
                     let shared = (pairs * (SPLIT + 8 + size(step.head_dim)) + 8 * 256 + 4) * 4;
                     let mut attend = plain(c"attend_prompt", rows.prompt_tiles * size(step.kv_heads), shared);
                     attend.phase.items = to_i32(limits.multiprocessors);
                     launch(&Launch { threads: PROMPT_THREADS, ..attend })?;
+                }
+                if rows.tensor_tiles > 0 {
+                    launch(&attend_tensor(plain(c"", rows.tensor_tiles * size(step.kv_heads), 0), rows.prompt_tiles))?;
                 }
             }
             _ => {}
@@ -182,6 +190,17 @@ pub(super) fn launches<E>(
 /// Pairs of a row and a query head in one tile of a prompt.
 pub(super) fn prompt_pairs(sm_90: bool) -> usize {
     if sm_90 { 64 } else { PROMPT_PAIRS_LEAST }
+}
+
+/// Tiles for tensor cores, which come after `before` others.
+fn attend_tensor(launch: Launch, before: usize) -> Launch {
+    let dim = size(launch.step.head_dim);
+    let kernel = if dim == HEAD_DIM_MAX { c"attend_tensor_128" } else { c"attend_tensor" };
+    // Of a position.
+    let (key_bytes, value_bytes) = (dim.next_multiple_of(16) * 2, if dim <= 64 { 128 } else { 256 });
+    let shared_bytes = 128 * (key_bytes + value_bytes) + (2 * TENSOR_PAIRS + 4) * 4;
+    let prompt_tiles = launch.step.prompt_tiles + (before * TILE_WORDS * 4) as u64;
+    Launch { kernel, threads: 2 * TENSOR_PAIRS, shared_bytes, step: Step { prompt_tiles, ..launch.step }, ..launch }
 }
 
 /// A block for each row, which keeps it in registers where there is room.

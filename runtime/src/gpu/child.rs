@@ -119,7 +119,7 @@ impl Device for ChildDevice {
         }))
     }
 
-    fn submit(&mut self, step: &Step, tables: &BlockTables, wants: &[Want]) {
+    fn submit(&mut self, step: &Step, tables: &BlockTables, tensor_rows: &[usize], wants: &[Want]) {
         let Self { running, offsets, shape, orders, .. } = self;
         let region = &mut running.as_mut().expect("a device is given steps while it is up").region;
         let number = self.newest + 1;
@@ -127,7 +127,7 @@ impl Device for ChildDevice {
         let (before, own) = (place(self.newest), place(number));
         let capability = region.header().capability.load(Ordering::Relaxed).cast_signed();
         let sm_90 = image_for(capability / 10, capability % 10).is_some_and(|image| image.sm_90);
-        orders[own].arrange(step, prompt_pairs(sm_90) / shape.group());
+        orders[own].arrange(step, tensor_rows, (prompt_pairs(sm_90), shape.group()));
         let (order, before) = (&orders[own], &orders[before]);
         let (rows, stride, sequences) = (order.rows.len(), shape.table_stride(), step.segments.len());
         let fits = rows <= shape.rows_max as usize && sequences.max(wants.len()) <= shape.slots as usize;
@@ -181,6 +181,7 @@ impl Device for ChildDevice {
         words.decodes.store(word(order.decodes), Ordering::Relaxed);
         words.sequences.store(word(sequences), Ordering::Relaxed);
         words.tiles.store(word(order.tiles.len()), Ordering::Relaxed);
+        words.tensor_tiles.store(word(order.tensor_tiles), Ordering::Relaxed);
         words.chosen.store(word(wants.len() - self.scores[own]), Ordering::Relaxed);
         let drawn = wants.iter().any(|want| matches!(want, Want::Drawn(_)));
         words.drawn.store(u32::from(drawn), Ordering::Relaxed);

@@ -27,8 +27,9 @@ pub(super) trait Device {
     fn poll_start(&mut self) -> Result<Option<Started>, Fault>;
 
     /// Begins a step behind those under way, of which there are fewer than [`STEPS_MAX`]. For each entry of `step.logits`,
-    /// `wants` says what is wanted of it. A token may be [`token_of`] an entry of the step begun before.
-    fn submit(&mut self, step: &Step, tables: &BlockTables, wants: &[Want]);
+    /// `wants` says what is wanted of it; of each segment the first `tensor_rows` have their attention on tensor cores. A token may
+    /// be [`token_of`] an entry of the step begun before.
+    fn submit(&mut self, step: &Step, tables: &BlockTables, tensor_rows: &[usize], wants: &[Want]);
 
     /// Whether the oldest step is done.
     ///

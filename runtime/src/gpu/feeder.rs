@@ -15,7 +15,7 @@ use super::device::{Device, Fault, STEPS_MAX, Want, token_of};
 use super::health::Health;
 use super::route::Costs;
 use super::sampling::Samplers;
-use super::status::{State, Status};
+use super::status::{PromptAttention, State, Status};
 use crate::engine::{Event, GenerationId, Sampled, cached_event, next_event};
 use crate::forward::{Segment, Step};
 use crate::kv::BlockTables;
@@ -57,6 +57,7 @@ pub(super) struct FeederLimits {
     pub rows_max: usize,
     pub itl_target: Duration,
     pub prefix_cache: bool,
+    pub prompt_attention: PromptAttention,
     /// Threads that choose tokens from scores, this one included.
     pub samplers: usize,
     /// Where the others go, if this one has a cpu of its own.
@@ -95,6 +96,8 @@ enum Stage {
 struct Flight {
     step: Step,
     wants: Vec<Want>,
+    /// Rows of each segment whose attention is computed on tensor cores, the first ones.
+    tensor_rows: Vec<usize>,
     /// Who has the slot of each segment: it may be another stream's when the step is done.
     streams: Vec<StreamId>,
     begun: Instant,
@@ -132,7 +135,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             journal,
             served: None,
             samplers: Samplers::new(0, limits.slots, 1, None),
-            scheduler: Scheduler::new(limits.slots, limits.waiting_max),
+            scheduler: new_scheduler(&limits),
             tables: BlockTables::new(0, limits.slots, 0),
             pace: Pace::new(limits.itl_target),
             flights: VecDeque::with_capacity(STEPS_MAX),
@@ -313,7 +316,10 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         }
         let mut flight = self.spare.pop().expect("nothing is under way before a test");
         known.form(index, slots, &mut flight.step, &mut flight.wants);
-        self.device.submit(&flight.step, &self.tables, &flight.wants);
+        let by_tensor = known.is_near(index);
+        flight.tensor_rows.clear();
+        flight.tensor_rows.extend(flight.step.segments.iter().map(|segment| if by_tensor { segment.rows } else { 0 }));
+        self.device.submit(&flight.step, &self.tables, &flight.tensor_rows, &flight.wants);
         self.flights.push_back(flight);
         self.stage = Stage::Testing { index, begun: now };
         Rest::None
@@ -341,7 +347,8 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             }
             .map_err(Fault::WrongResult)?;
         }
-        let is_last = index + 1 == known.scores.len();
+        let steps = known.scores.len() + usize::from(self.limits.prompt_attention == PromptAttention::Tensor);
+        let is_last = index + 1 == steps;
         self.device.advance();
         self.observe_costs(&flight.step, elapsed);
         self.spare.push(flight);
@@ -393,9 +400,14 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         scheduler.form(&mut next.step, tables, limits.rows_max - ahead, budget);
         next.wants.clear();
         next.streams.clear();
+        next.tensor_rows.clear();
+        let by_tensor = limits.prompt_attention == PromptAttention::Tensor;
         for segment in &next.step.segments {
             let sequence = scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
             next.streams.push(sequence.stream);
+            // What follows the prompt has the bits that it was decoded with, also where it is computed once more.
+            let of_prompt = sequence.prompt_len.saturating_sub(segment.first_position).min(segment.rows);
+            next.tensor_rows.push(if by_tensor { of_prompt } else { 0 });
             sequence.computed += segment.rows;
             if sequence.computed == sequence.tokens.len() {
                 next.wants.push(want(sequence, segment.first_position + segment.rows, ranked_max));
@@ -408,7 +420,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             self.spare.push(next);
             return false;
         }
-        self.device.submit(&next.step, tables, &next.wants);
+        self.device.submit(&next.step, tables, &next.tensor_rows, &next.wants);
         next.begun = now;
         next.expected = Duration::try_from_secs_f64(pace.estimate_s(&rows(&next.step))).unwrap_or_default();
         self.flights.push_back(next);
@@ -421,6 +433,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         let elapsed = now.saturating_duration_since(flight.begun.max(self.done_at));
         self.done_at = now;
         self.observe_costs(&flight.step, elapsed);
+        self.status.tensor_rows.add(flight.tensor_rows.iter().sum::<usize>() as u64);
         #[expect(clippy::cast_precision_loss, reason = "rows are few")]
         let (rows, sequences) = (flight.step.tokens.len() as f64, flight.wants.len() as f64);
         self.status.steps.observe_duration(elapsed);
@@ -519,6 +532,7 @@ impl Flight {
         Self {
             step: Step::default(),
             wants: Vec::with_capacity(slots),
+            tensor_rows: Vec::with_capacity(slots),
             streams: Vec::with_capacity(slots),
             begun: now,
             expected: Duration::ZERO,
@@ -550,6 +564,7 @@ impl Flight {
             }
             next.step.push(segment.slot, sequence.computed, &[token_of(entries - 1)], true);
             next.streams.push(sequence.stream);
+            next.tensor_rows.push(0);
             sequence.computed += 1;
             next.wants.push(want(sequence, sequence.computed, ranked_max));
         }
@@ -589,6 +604,15 @@ fn goes_on(sequence: Option<&Sequence>, segment: &Segment, stream: StreamId) -> 
     let has_room = |sequence: &Sequence| sequence.generated() + 1 < sequence.tokens_max && sequence.pending() == 0;
     // The token of one with a guide is not known before it is chosen here.
     waits_for(sequence, segment, stream) && sequence.is_some_and(|sequence| has_room(sequence) && !sequence.is_guided())
+}
+
+/// On tensor cores, keys and values of a prompt are not the bits that decoding gives: nobody's prompt is another's answer.
+fn new_scheduler(limits: &FeederLimits) -> Scheduler {
+    let scheduler = Scheduler::new(limits.slots, limits.waiting_max);
+    match limits.prompt_attention {
+        PromptAttention::Exact => scheduler,
+        PromptAttention::Tensor => scheduler.sharing_prompts_only(),
+    }
 }
 
 /// What a panic says.

@@ -9,7 +9,7 @@ use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
 use super::feeder::{Feeder, FeederLimits, GpuCommand, Journal, Ports, Rest};
 use super::known::{KnownAnswer, chosen};
 use super::shape::Shape;
-use super::status::{Identity, State, Status};
+use super::status::{Identity, PromptAttention, State, Status};
 use crate::engine::{Event, Finish, GenerationId};
 use crate::forward::Step;
 use crate::guide::{Guided, Library};
@@ -59,7 +59,8 @@ impl Device for Mock {
         Ok(Some(Started { name: "mock".into(), kv_blocks: 64, memory_bytes: 0 }))
     }
 
-    fn submit(&mut self, step: &Step, _: &BlockTables, wants: &[Want]) {
+    fn submit(&mut self, step: &Step, _: &BlockTables, tensor_rows: &[usize], wants: &[Want]) {
+        assert_eq!(step.segments.len(), tensor_rows.len());
         assert!(step.logits.len() == wants.len() && self.under_way.len() < STEPS_MAX);
         let token = |row: usize| {
             let token = step.tokens[row];
@@ -179,6 +180,7 @@ impl Scene {
             waiting_max: 4,
             rows_max: 64,
             itl_target: Duration::from_millis(50),
+            prompt_attention: PromptAttention::Exact,
             prefix_cache: true,
             samplers: 2,
             sampler_cpus: None,

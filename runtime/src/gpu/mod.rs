@@ -2,7 +2,7 @@
 //!
 //! A shard that chooses a GPU for a sequence takes a credit of it and sends the sequence to its feeder; tokens come back
 //! as events like those of the shard's own leader. A device that fails hands every sequence back as it stands, and the
-//! CPU goes on with the same tokens, since both compute the same bits.
+//! CPU goes on with the same tokens, since both compute the same bits (but for prompts on tensor cores, where that is asked for).
 
 mod abi;
 mod assign;
@@ -53,7 +53,7 @@ pub use nvml::Reading;
 pub use ports::ShardPort;
 pub(crate) use ports::pair;
 pub use route::{Costs, Load, Work, choose};
-pub use status::{Identity, State, Status};
+pub use status::{Identity, PromptAttention, State, Status};
 
 use child::ChildDevice;
 use device::Fault;
@@ -82,6 +82,7 @@ pub struct Cards {
     listed: Result<Vec<Card>, String>,
     /// Numbers of those that are used: there are kernels for them, and the configuration allows so many.
     pub used: Vec<usize>,
+    prompt_attention: PromptAttention,
 }
 
 impl Cards {
@@ -97,7 +98,7 @@ impl Cards {
         };
         let usable = listed.iter().flatten().enumerate().filter(|(_, card)| card.image.is_some());
         let used = usable.map(|(ordinal, _)| ordinal).take(most).collect();
-        Self { listed, used }
+        Self { listed, used, prompt_attention: config.gpu_prompt_attention }
     }
 
     /// The nodes that the used ones hang on, where that is known.
@@ -135,6 +136,7 @@ impl Inventory {
                 memory_bytes: card.memory_bytes,
                 image: card.image.clone().unwrap_or_default(),
                 bus: card.bus.clone(),
+                prompt_attention: cards.prompt_attention,
             };
             Arc::new(Status::new(identity, SLOTS))
         });
@@ -278,6 +280,7 @@ fn feed(
         rows_max: ROWS_MAX,
         itl_target: config.itl_target,
         prefix_cache: config.prefix_cache,
+        prompt_attention: config.gpu_prompt_attention,
         samplers,
         sampler_cpus: cpus.as_ref().map(|cpus| Arc::clone(&cpus.others)),
     };
@@ -293,11 +296,12 @@ impl Journal for Log {
     fn up(&mut self, status: &Status) {
         let costs = status.costs();
         info!(
-            "{} ({}, {}) is up after its self test: {} KV blocks, {:.2} ms a step",
+            "{} ({}, {}) is up after its self test: {} KV blocks, attention of prompts {}, {:.2} ms a step",
             status.label(),
             status.name,
             status.image,
             status.kv_blocks(),
+            status.prompt_attention.name(),
             costs.decode_s * 1e3,
         );
     }

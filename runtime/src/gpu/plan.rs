@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::abi::{
     EPILOGUE_ADD, EPILOGUE_RELU2, EPILOGUE_SILU, EPILOGUE_STORE, PHASE_ATTEND, PHASE_CHOOSE, PHASE_COPY, PHASE_EMBED,
-    PHASE_GREEDY, PHASE_HEAD, PHASE_LINEAR, PHASE_QUANTIZE, PHASE_SCREEN, Phase, SPLIT, TILE_WORDS, TILES_MAX,
-    TOKEN_COLS_MAX, to_i32,
+    PHASE_GREEDY, PHASE_HEAD, PHASE_LINEAR, PHASE_QUANTIZE, PHASE_SCREEN, Phase, SPLIT, TENSOR_PAIRS, TENSOR_SPLIT,
+    TILE_WORDS, TILES_MAX, TOKEN_COLS_MAX, to_i32,
 };
 use super::layout::{Content, Matrix, ScreenLayout, WeightLayout, WorkLayout};
 use super::shape::Shape;
@@ -212,51 +212,70 @@ pub(super) struct Order {
     pub(super) segments: Vec<usize>,
     /// How many of the rows stand alone.
     pub(super) decodes: usize,
-    /// First row, rows, split and first position of each tile; those that see most positions of their split come first.
+    /// First row, rows, split and first position of each tile; those that see most positions of their split come first, and those
+    /// for tensor cores after the others.
     pub(super) tiles: Vec<[u32; TILE_WORDS]>,
+    pub(super) tensor_tiles: usize,
     /// Where the rows with logits are, in the order of the step's logits.
     pub(super) picks: Vec<usize>,
 }
 
+/// How the attention of a row is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Alone,
+    Exact,
+    Tensor,
+}
+
 impl Order {
-    /// Orders the rows of `step`; a tile holds at most `tile_rows`.
-    pub(super) fn arrange(&mut self, step: &Step, tile_rows: usize) {
-        let Self { rows, segments, decodes, tiles, picks } = self;
+    /// Orders the rows of `step`, of whose segments the first so many rows are for tensor cores; a tile holds at most `pairs` pairs
+    /// of a row and one of `group` query heads.
+    pub(super) fn arrange(&mut self, step: &Step, tensor_rows: &[usize], (pairs, group): (usize, usize)) {
+        let Self { rows, segments, decodes, tiles, tensor_tiles, picks } = self;
         rows.clear();
         segments.clear();
         tiles.clear();
         picks.clear();
         picks.resize(step.logits.len(), 0);
-        for (alone, index) in
-            [true, false].into_iter().flat_map(|alone| (0..step.segments.len()).map(move |i| (alone, i)))
-        {
-            let segment = step.segments[index];
-            if (segment.rows == 1) != alone {
-                continue;
-            }
-            let first = rows.len();
-            for row in segment.first_row..segment.first_row + segment.rows {
-                if let Ok(entry) = step.logits.binary_search(&row) {
-                    picks[entry] = rows.len();
+        for form in [Form::Alone, Form::Exact, Form::Tensor] {
+            let first_tile = tiles.len();
+            let (tile_rows, length) =
+                if form == Form::Tensor { (TENSOR_PAIRS / group, TENSOR_SPLIT) } else { (pairs / group, SPLIT) };
+            for (index, (segment, &tensor)) in step.segments.iter().zip(tensor_rows).enumerate() {
+                let own = match form {
+                    Form::Tensor => 0..tensor,
+                    _ if (form == Form::Alone) == (segment.rows == 1 && tensor == 0) => tensor..segment.rows,
+                    _ => 0..0,
+                };
+                let first = rows.len();
+                for row in own.clone().map(|row| segment.first_row + row) {
+                    if let Ok(entry) = step.logits.binary_search(&row) {
+                        picks[entry] = rows.len();
+                    }
+                    rows.push(row);
+                    segments.push(index);
                 }
-                rows.push(row);
-                segments.push(index);
-            }
-            if !alone {
-                for tile in (0..segment.rows).step_by(tile_rows) {
-                    let (count, position) = (tile_rows.min(segment.rows - tile), segment.first_position + tile);
-                    let of_split = |split| [first + tile, count, split, position];
-                    let splits = (0..(position + count).div_ceil(SPLIT)).map(of_split);
+                if form == Form::Alone || own.is_empty() {
+                    continue;
+                }
+                for tile in own.clone().step_by(tile_rows) {
+                    let (count, position) = (tile_rows.min(own.end - tile), segment.first_position + tile);
+                    let of_split = |split| [first + tile - own.start, count, split, position];
+                    let splits = (0..(position + count).div_ceil(length)).map(of_split);
                     tiles.extend(splits.map(|tile| tile.map(|value| u32::try_from(value).expect("rows are few"))));
                 }
             }
+            // In place, and the same order every time.
+            tiles[first_tile..].sort_unstable_by_key(|tile| {
+                let [first, rows, split, position] = *tile;
+                (Reverse((position + rows - split * length as u32).min(length as u32)), split, first)
+            });
+            *tensor_tiles = tiles.len() - first_tile;
+            if form == Form::Alone {
+                *decodes = rows.len();
+            }
         }
-        // In place, and the same order every time.
-        tiles.sort_unstable_by_key(|tile| {
-            let [first, rows, split, position] = *tile;
-            (Reverse((position + rows - split * SPLIT as u32).min(SPLIT as u32)), split, first)
-        });
-        *decodes = step.segments.iter().filter(|segment| segment.rows == 1).count();
     }
 }
 
@@ -273,7 +292,7 @@ mod tests {
         step.push(3, 7, &[5], true);
         let mut order = Order::default();
         for _ in 0..2 {
-            order.arrange(&step, 4);
+            order.arrange(&step, &[0; 4], (4, 1));
             assert_eq!(order.rows, [5, 8, 0, 1, 2, 3, 4, 6, 7]);
             assert_eq!(order.segments, [1, 3, 0, 0, 0, 0, 0, 2, 2]);
             assert_eq!(order.decodes, 2);
@@ -288,9 +307,34 @@ mod tests {
         step.push(0, 250, &[1; 10], true);
         step.push(1, 510, &[1; 3], true);
         let mut order = Order::default();
-        order.arrange(&step, 6);
+        order.arrange(&step, &[0; 2], (6, 1));
         let expected =
             [[0, 6, 0, 250], [6, 4, 0, 256], [10, 3, 0, 510], [10, 3, 1, 510], [6, 4, 1, 256], [10, 3, 2, 510]];
         assert_eq!(order.tiles, expected);
+    }
+
+    #[test]
+    fn rows_for_tensor_cores_come_last_and_never_alone() {
+        let mut step = Step::default();
+        step.push(0, 9, &[1], true);
+        step.push(1, 1020, &[1; 70], true);
+        step.push(2, 5, &[1; 2], true);
+        step.push(3, 5, &[1], true);
+        let mut order = Order::default();
+        order.arrange(&step, &[1, 69, 0, 0], (32, 2));
+        assert_eq!((order.decodes, order.rows.len(), order.tensor_tiles), (1, 74, 7));
+        assert_eq!(order.rows[..5], [73, 70, 71, 72, 0]);
+        let (exact, tensor) = order.tiles.split_at(order.tiles.len() - order.tensor_tiles);
+        assert_eq!(exact.iter().map(|tile| (tile[0], tile[1], tile[3])).collect::<Vec<_>>()[..2], [(1, 1, 1089); 2]);
+        let expected = [
+            [5, 32, 0, 1020],
+            [37, 32, 0, 1052],
+            [69, 5, 0, 1084],
+            [69, 5, 1, 1084],
+            [37, 32, 1, 1052],
+            [5, 32, 1, 1020],
+        ];
+        assert_eq!(tensor[..6], expected);
+        assert_eq!((tensor[6], &order.picks[..]), ([4, 1, 0, 9], &[4, 1, 3, 0][..]));
     }
 }

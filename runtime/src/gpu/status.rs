@@ -42,6 +42,28 @@ impl State {
     }
 }
 
+/// How GPUs compute the attention of prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PromptAttention {
+    /// With the bits of a CPU's.
+    #[default]
+    Exact,
+    /// On tensor cores.
+    Tensor,
+}
+
+impl PromptAttention {
+    pub const ALL: [Self; 2] = [Self::Exact, Self::Tensor];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Tensor => "tensor",
+        }
+    }
+}
+
 /// What a device is.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
@@ -52,6 +74,8 @@ pub struct Identity {
     pub image: String,
     /// Where it is on the bus.
     pub bus: String,
+    /// How it computes the attention of prompts.
+    pub prompt_attention: PromptAttention,
 }
 
 /// One device. The feeder writes, except for credits, which shards take.
@@ -62,6 +86,7 @@ pub struct Status {
     pub memory_bytes: u64,
     pub image: String,
     pub bus: String,
+    pub prompt_attention: PromptAttention,
     /// What the driver's management library says of it.
     pub readings: Readings,
     /// Sequences that it takes at a time.
@@ -81,6 +106,7 @@ pub struct Status {
     pub queue: Histogram,
     pub tokens: Cell,
     pub prompt_rows: Cell,
+    pub tensor_rows: Cell,
     pub starts: Cell,
     pub tests: Cell,
     pub returned: Cell,
@@ -94,13 +120,14 @@ impl Status {
     /// A device that is starting.
     #[must_use]
     pub fn new(identity: Identity, capacity: usize) -> Self {
-        let Identity { ordinal, name, memory_bytes, image, bus } = identity;
+        let Identity { ordinal, name, memory_bytes, image, bus, prompt_attention } = identity;
         Self {
             ordinal,
             name,
             memory_bytes,
             image,
             bus,
+            prompt_attention,
             readings: Readings::default(),
             capacity,
             generation: AtomicU32::new(UNTOLD.0),
@@ -117,6 +144,7 @@ impl Status {
             queue: Histogram::new(STEP_SECONDS),
             tokens: Cell::default(),
             prompt_rows: Cell::default(),
+            tensor_rows: Cell::default(),
             starts: Cell::default(),
             tests: Cell::default(),
             returned: Cell::default(),

@@ -61,6 +61,8 @@ pub(super) struct StepWords {
     pub(super) decodes: AtomicU32,
     pub(super) sequences: AtomicU32,
     pub(super) tiles: AtomicU32,
+    /// How many of the tiles are for tensor cores, the last ones.
+    pub(super) tensor_tiles: AtomicU32,
     /// Rows of which a token is wanted, whether any of them is drawn among all or among the best few, and rows of which all
     /// scores are wanted.
     pub(super) chosen: AtomicU32,
@@ -152,7 +154,8 @@ impl Offsets {
 pub(super) fn tiles_max(shape: &Shape) -> usize {
     // There is a shape without heads until a model is there.
     let group = (shape.heads / shape.kv_heads.max(1)).max(1) as usize;
-    let rows = (shape.rows_max as usize).div_ceil((PROMPT_PAIRS_LEAST / group).max(1)) + shape.slots as usize;
+    // The last tile of a sequence's rows may be less than whole, on tensor cores and without.
+    let rows = (shape.rows_max as usize).div_ceil((PROMPT_PAIRS_LEAST / group).max(1)) + 2 * shape.slots as usize;
     rows * (shape.context as usize).div_ceil(SPLIT)
 }
 
@@ -348,7 +351,7 @@ const TEXT_BYTES: usize = 256;
 const PAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 256;
 /// Names the layout of this file; a worker of another version refuses it.
-const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu6");
+const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu7");
 
 #[cfg(test)]
 mod tests {

@@ -275,9 +275,13 @@ impl<'r> Worker<'r> {
         let (words, offsets) = (&self.region.header().steps[place(number)], &self.offsets);
         let count = |word: &std::sync::atomic::AtomicU32| word.load(Ordering::Relaxed) as usize;
         let (rows, decodes, sequences) = (count(&words.rows), count(&words.decodes), count(&words.sequences));
-        let (tiles, chosen, scores) = (count(&words.tiles), count(&words.chosen), count(&words.scores));
+        let (tiles, tensor_tiles) = (count(&words.tiles), count(&words.tensor_tiles));
+        let (chosen, scores) = (count(&words.chosen), count(&words.scores));
         let draws = Draws { among_all: count(&words.drawn) == 1, among_best: count(&words.ranked) == 1 };
-        let fits = rows <= self.shape.rows_max as usize && decodes <= rows && tiles <= tiles_max(&self.shape);
+        let fits = rows <= self.shape.rows_max as usize
+            && decodes <= rows
+            && tensor_tiles <= tiles
+            && tiles <= tiles_max(&self.shape);
         assert!(fits && sequences.max(chosen + scores) <= self.shape.slots as usize, "a step fits the region");
         let bytes = offsets.tables - offsets.input + sequences * self.shape.table_stride() * 4;
         let from = self.region.address(offsets.of_step(number, offsets.input));
@@ -303,7 +307,7 @@ impl<'r> Worker<'r> {
             self.launch_decodes(number, step, head)?;
             whole = head != Head::Apart;
         } else {
-            self.launch_layers(step, decodes, tiles)?;
+            self.launch_layers(step, decodes, (tiles - tensor_tiles, tensor_tiles))?;
         }
         if !whole {
             self.launch_screened_heads(number, step, chosen, draws)?;
@@ -334,7 +338,7 @@ impl<'r> Worker<'r> {
 
     fn launch_rows(&self, number: u32, step: Step, head: Head) -> Result<(), Failure> {
         let rows = step.tokens.unsigned_abs() as usize;
-        self.launch_layers(step, rows, 0)?;
+        self.launch_layers(step, rows, (0, 0))?;
         let Head::Tokens(draws) = head else { return Ok(()) };
         self.launch_screened_heads(number, step, rows, draws)
     }
@@ -377,10 +381,11 @@ impl<'r> Worker<'r> {
         self.input + (self.offsets.of_step(number, offset) - self.offsets.input) as u64
     }
 
-    /// All rows through the layers, by the batch kernels.
-    fn launch_layers(&self, step: Step, decodes: usize, tiles: usize) -> Result<(), Failure> {
-        let rows = step.tokens.unsigned_abs() as usize;
-        let rows = batch::Rows { decodes, prompts: rows - decodes, prompt_tiles: tiles };
+    /// All rows through the layers, by the batch kernels; tiles of prompts, and those of them for tensor cores.
+    fn launch_layers(&self, step: Step, decodes: usize, tiles: (usize, usize)) -> Result<(), Failure> {
+        let prompts = step.tokens.unsigned_abs() as usize - decodes;
+        let (prompt_tiles, tensor_tiles) = tiles;
+        let rows = batch::Rows { decodes, prompts, prompt_tiles, tensor_tiles };
         let layers = &self.plan.phases[self.plan.layers.clone()];
         batch::launches(layers, &step, rows, self.limits(), |launch| self.context.launch_batch(launch))
     }

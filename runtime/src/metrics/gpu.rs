@@ -33,12 +33,17 @@ pub fn render_gpus(devices: &[Arc<Status>]) -> prometheus::Result<String> {
         })
     });
     families.push("bitnet_gpu_faults_total", "Failures of a GPU, by kind.", MetricType::COUNTER, faults.collect());
-    let counters: [Named<u64>; 5] = [
+    let counters: [Named<u64>; 6] = [
         ("bitnet_gpu_starts_total", "Times that a GPU was brought up.", |s| s.starts.get()),
         ("bitnet_gpu_self_tests_total", "Self tests that a GPU has passed.", |s| s.tests.get()),
         ("bitnet_device_fallbacks_total", "Sequences that a GPU gave back to the CPU.", |s| s.returned.get()),
         ("bitnet_gpu_tokens_total", "Tokens that a GPU has computed.", |s| s.tokens.get()),
         ("bitnet_gpu_prompt_rows_total", "Prompt positions that a GPU has computed.", |s| s.prompt_rows.get()),
+        (
+            "bitnet_gpu_tensor_prompt_rows_total",
+            "Prompt positions whose attention a GPU has computed on tensor cores.",
+            |s| s.tensor_rows.get(),
+        ),
     ];
     for (name, help, value) in counters {
         let metrics = devices

@@ -58,6 +58,8 @@ pub struct Scheduler {
     clients: Clients,
     /// Most rows of a step that give logits: one for each slot, and more for those that are scored.
     logits_max: usize,
+    /// Whether keys and values of answers are shared, as those of prompts are.
+    shares_answers: bool,
     /// What a prompt row takes, as far as is known.
     row_s: f64,
     counts: Counts,
@@ -76,6 +78,7 @@ impl Scheduler {
             prompts: Vec::with_capacity(slots),
             clients: Clients::with_capacity(waiting_max + slots),
             logits_max: slots,
+            shares_answers: true,
             row_s: 0.0,
             counts: Counts::default(),
         }
@@ -87,10 +90,25 @@ impl Scheduler {
         Self { logits_max: logits_max.max(self.logits_max), ..self }
     }
 
+    /// The same where keys and values of an answer are none for a prompt, nor the other way round.
+    #[must_use]
+    pub fn sharing_prompts_only(self) -> Self {
+        Self { shares_answers: false, ..self }
+    }
+
+    /// How many of `tokens` tokens are shared, where `prompt_len` of them are a prompt.
+    fn shared(&self, tokens: usize, prompt_len: usize) -> usize {
+        if self.shares_answers { tokens } else { tokens.min(prompt_len) }
+    }
+
     /// Forgets every sequence; what was counted stays.
     pub fn clear(&mut self) {
         let counts = std::mem::take(&mut self.counts);
-        *self = Self { counts, ..Self::new(self.slots.len(), self.waiting_max).with_logits(self.logits_max) };
+        *self = Self {
+            counts,
+            shares_answers: self.shares_answers,
+            ..Self::new(self.slots.len(), self.waiting_max).with_logits(self.logits_max)
+        };
     }
 
     /// Takes a sequence into the queue. Free slots count as places in it, since those who wait move on at the next
@@ -173,7 +191,8 @@ impl Scheduler {
     fn leave(&mut self, slot: usize, kv: &mut BlockTables) -> Option<Sequence> {
         self.order.retain(|other| *other != slot);
         let sequence = self.slots[slot].take()?;
-        kv.publish(slot, sequence.stored());
+        let stored = sequence.stored();
+        kv.publish(slot, &stored[..self.shared(stored.len(), sequence.prompt_len)]);
         kv.release(slot);
         Some(sequence)
     }
@@ -192,7 +211,9 @@ impl Scheduler {
         while let Some(next) = self.next() {
             let new = &self.waiting[next].new;
             let Some(slot) = self.slots.iter().position(Option::is_none) else { return };
-            let cached = kv.adopt(slot, new.adoptable());
+            let adoptable = new.adoptable();
+            let shared = self.shared(adoptable.len(), new.tokens.len() - new.generated);
+            let cached = kv.adopt(slot, &adoptable[..shared]);
             if kv.blocks_free() < new.blocks_wanted() - cached / BLOCK + self.blocks_owed(kv) {
                 kv.release(slot);
                 return;
@@ -244,8 +265,10 @@ impl Scheduler {
         }
         for &slot in &self.order {
             let sequence = self.taken(slot);
-            if sequence.stored().len() / BLOCK > kv.published(slot) {
-                kv.publish(slot, sequence.stored());
+            let stored = sequence.stored();
+            let shared = self.shared(stored.len(), sequence.prompt_len);
+            if shared / BLOCK > kv.published(slot) {
+                kv.publish(slot, &stored[..shared]);
             }
         }
     }
@@ -344,14 +367,16 @@ impl Scheduler {
 
     /// Lets the prompt in `slot` go on behind what others have computed meanwhile.
     fn adopt(&mut self, slot: usize, kv: &mut BlockTables) {
+        let sequence = self.taken(slot);
+        let end = self.shared(sequence.tokens.len() - 1, sequence.prompt_len);
         let sequence = self.slots[slot].as_mut().expect("ordered slots are taken");
-        if sequence.scoring.is_some() {
+        if sequence.scoring.is_some() || sequence.computed >= end {
             return;
         }
         if sequence.computed != kv.published(slot) * BLOCK || kv.table(slot).len() != kv.published(slot) {
             return;
         }
-        let adopted = kv.adopt(slot, &sequence.tokens[sequence.computed..sequence.tokens.len() - 1]);
+        let adopted = kv.adopt(slot, &sequence.tokens[sequence.computed..end]);
         sequence.computed += adopted;
         if sequence.is_first_time {
             sequence.cached += adopted;

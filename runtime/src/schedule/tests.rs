@@ -299,3 +299,29 @@ fn a_prompt_that_is_scored_takes_no_more_rows_than_may_have_logits_and_is_never_
     }
     assert_eq!(wanted, (0..39).collect::<Vec<_>>(), "each position but the last, once");
 }
+
+#[test]
+fn what_answers_leave_is_found_by_prompts_only_where_both_are_computed_alike() {
+    for (alike, cached) in [(true, 64), (false, 32)] {
+        let (scheduler, mut kv) = (Scheduler::new(1, 4), BlockTables::new(128, 1, 8).with_prefixes());
+        let mut scheduler = if alike { scheduler } else { scheduler.sharing_prompts_only() };
+        let mut step = Step::default();
+        let mut run = |scheduler: &mut Scheduler, kv: &mut BlockTables, new: NewSequence, steps: usize| {
+            scheduler.submit(new).unwrap();
+            admitted(scheduler, kv);
+            let found = scheduler.sequence(0).unwrap().computed;
+            for _ in 0..steps {
+                scheduler.form(&mut step, kv, 128, PromptBudget::of_rows(128));
+                compute(scheduler, &step);
+            }
+            scheduler.finish(0, kv);
+            found
+        };
+        assert_eq!(run(&mut scheduler, &mut kv, sequence(1, 32, 40, Priority::Normal), 37), 0);
+        let tokens: Vec<u32> = (0..32).chain([7; 36]).collect();
+        let longer = with_tokens(2, tokens.clone(), 4, Priority::Normal);
+        assert_eq!(run(&mut scheduler, &mut kv, longer, 2), cached);
+        let resumed = NewSequence { generated: 36, ..with_tokens(3, tokens, 40, Priority::Normal) };
+        assert_eq!(run(&mut scheduler, &mut kv, resumed, 1), cached);
+    }
+}

@@ -153,6 +153,7 @@ pub(super) fn device_list(shard: &Shard) -> Vec<Value> {
         let costs = used.map(|device| device.costs());
         json!({"id": format!("cuda:{ordinal}"), "kind": "gpu", "name": card.name, "state": state,
             "reason": reason, "compute_capability": card.capability, "kernels": card.image,
+            "prompt_attention": used.map(|device| device.prompt_attention.name()),
             "memory_bytes": card.memory_bytes, "multiprocessors": card.multiprocessors,
             "sequences": used.map(|device| device.in_flight()), "sequences_max": used.map(|device| device.capacity),
             "decode_step_ms": costs.map(|costs| costs.decode_s * 1e3),

@@ -45,6 +45,10 @@ fn the_gpu_says_what_the_cpu_says_whatever_the_sampling_and_both_are_listed() {
     let devices: Value = server.get("/v1/devices").json();
     let [cpu, gpu] = &devices["data"].as_array().unwrap()[..] else { panic!("{devices}") };
     assert_eq!((&cpu["kind"], &gpu["id"], &gpu["state"]), (&json!("cpu"), &json!("cuda:0"), &json!("healthy")));
+    assert_eq!(
+        (&gpu["prompt_attention"], count(&server, "bitnet_gpu_tensor_prompt_rows_total", "")),
+        (&json!("exact"), 0.0)
+    );
     assert!(gpu["decode_step_ms"].as_f64().unwrap() > 0.0, "{gpu}");
     assert_eq!(count(&server, "bitnet_gpu_tokens_total", ""), 61.0);
     assert_eq!(count(&server, "bitnet_device_fallbacks_total", ""), 0.0);
@@ -64,6 +68,42 @@ fn a_prompt_past_one_split_of_the_cache_says_what_it_says_on_the_cpu() {
     let (cpu, gpu) = (ask("cpu"), ask("gpu"));
     assert_eq!((&gpu["text"], &gpu["device_used"]), (&cpu["text"], &json!("cuda:0")));
     assert!(count(&server, "bitnet_gpu_prompt_rows_total", "") > 256.0);
+}
+
+#[test]
+fn prompts_on_tensor_cores_get_the_same_answer_whatever_came_before_and_beside() {
+    let server = &serve(&[], &["--gpu-prompt-attention", "tensor"]);
+    healthy(server, 1);
+    let ask = |prompt: &str| {
+        let mut body = request("gpu", 12);
+        let fields = json!({"prompt": prompt, "temperature": 1.5, "seed": 7});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let answer = server.ask("/v1/inference", &body);
+        assert_eq!(answer["device_used"], "cuda:0");
+        answer["text"].as_str().unwrap().to_owned()
+    };
+    let prompts: Vec<String> = (0..4).map(|i| "abba".repeat(90) + &"b".repeat(i)).collect();
+    let together = std::thread::scope(|scope| {
+        let answers: Vec<_> = prompts.iter().map(|prompt| scope.spawn(|| ask(prompt))).collect();
+        answers.into_iter().map(|answer| answer.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(count(server, "bitnet_gpu_tensor_prompt_rows_total", "") > 256.0);
+    // With the prompt known but for its last block, then after an answer that goes on from it.
+    let alone = ask(&prompts[0]);
+    assert_eq!(alone, together[0]);
+    let longer = prompts[0].clone() + &alone;
+    let first = ask(&longer);
+    assert_eq!([ask(&longer), ask(&prompts[0])], [first, alone]);
+    // The same from nothing.
+    let fresh = serve(&[], &["--gpu-prompt-attention", "tensor", "--prefix-cache", "false"]);
+    healthy(&fresh, 1);
+    let mut body = request("gpu", 12);
+    let fields = json!({"prompt": prompts[3], "temperature": 1.5, "seed": 7});
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    assert_eq!(fresh.ask("/v1/inference", &body)["text"], json!(together[3]));
+    let devices: Value = fresh.get("/v1/devices").json();
+    assert_eq!(devices["data"][1]["prompt_attention"], "tensor", "{devices}");
+    assert_eq!(count(&fresh, "bitnet_gpu_faults_total", ""), 0.0);
 }
 
 #[test]

@@ -198,7 +198,8 @@ fn server() -> Value {
     let cpu = all_of(json!({"id": {"const": "cpu"}, "kind": {"const": "cpu"}, "node": text(), "cpus": text(),
         "state": text(), "isa": text()}));
     let gpu = all_of(json!({"id": text(), "kind": {"const": "gpu"}, "name": text(), "state": text(),
-        "reason": maybe("string"), "compute_capability": text(), "kernels": maybe("string"), "memory_bytes": count(),
+        "reason": maybe("string"), "compute_capability": text(), "kernels": maybe("string"),
+        "prompt_attention": {"enum": ["exact", "tensor", null]}, "memory_bytes": count(),
         "multiprocessors": count(), "sequences": maybe("integer"), "sequences_max": maybe("integer"),
         "decode_step_ms": maybe("number"), "prefill_ms_per_token": maybe("number")}));
     json!({
