@@ -12,6 +12,7 @@ mod halves;
 mod tile;
 mod wide;
 
+pub use ahead::{NOTHING, Streams};
 pub use attend::{PART_ROWS_MAX, Parts, Queries, Scratch, Shape, attend, attend_splits, merge, part_vectors};
 pub use cache::{KvLayout, KvType, KvView, NoSuchKvType, store};
 pub use tile::RowState;

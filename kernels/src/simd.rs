@@ -102,8 +102,6 @@ pub(crate) trait Simd: Copy {
     /// Asks for the cache line of the first element, into L2: the misses of L1 are too few to keep memory busy (T0 gives
     /// three quarters of the bandwidth at context 4096). No effect on results.
     fn prefetch<T>(self, line: &[T]);
-    /// The same into L1.
-    fn prefetch_near(self, line: &[u16]);
 
     /// Up to 16 values; the lanes past the slice's end are `rest`.
     #[inline(always)]

@@ -4,8 +4,8 @@
 use std::cell::Cell;
 
 use kernels::attention::{
-    BLOCK, KvLayout, KvType, KvView, Parts, Queries, RowState, SPLIT, Scratch, Shape, attend, attend_splits, merge,
-    part_vectors, store,
+    BLOCK, KvLayout, KvType, KvView, NOTHING, Parts, Queries, RowState, SPLIT, Scratch, Shape, attend, attend_splits,
+    merge, part_vectors, store,
 };
 use kernels::math::{f16_to_f32, f32_to_f16};
 use kernels::{Columns, Isa};
@@ -94,7 +94,7 @@ impl Case {
                 outputs: &mut outputs[part.start * vectors..part.end * vectors],
             };
             let scratch = &mut Scratch::new(head_dim);
-            attend_splits(isa, self.shape, (self.view(), &[]), queries, (range, parts), scratch);
+            attend_splits(isa, self.shape, (self.view(), NOTHING), queries, (range, parts), scratch);
         }
         let mut out = vec![f32::NAN; rows * head_dim];
         let parts = Parts { states: &mut states, outputs: &mut outputs };
@@ -276,5 +276,5 @@ fn no_queries_write_nothing() {
     let kv = KvView { pool: &[], table: &[], layout, head: 0 };
     let shape = Shape { head_dim: 64, group: 4, scale: 0.125 };
     let none = Queries { first_position: 0, count: 0, values: &[], stride: 0 };
-    attend(Isa::detect(), shape, (kv, &[]), none, columns(&mut [], 0), &mut Scratch::new(64));
+    attend(Isa::detect(), shape, (kv, NOTHING), none, columns(&mut [], 0), &mut Scratch::new(64));
 }

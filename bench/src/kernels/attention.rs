@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 
-use kernels::attention::{BLOCK, KvLayout, KvType, KvView, Queries, Scratch, Shape as Heads, attend, store};
+use kernels::attention::{
+    BLOCK, KvLayout, KvType, KvView, NOTHING, Queries, Scratch, Shape as Heads, Streams, attend, store,
+};
 use kernels::{Columns, Isa};
 
 use super::linear::noise;
@@ -42,7 +44,7 @@ fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (u
     let width = group * dim;
     let q: Vec<f32> = (0..queries * width).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
     let asked = Queries { first_position: context - queries, count: queries, values: &q, stride: width };
-    let run = |isa, (call, head): (usize, usize), then: &[u16], out: &mut [f32], scratch: &mut Scratch| {
+    let run = |isa, (call, head): (usize, usize), then: Streams<'_>, out: &mut [f32], scratch: &mut Scratch| {
         let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride: width };
         attend(isa, heads, (view(call, head), then), asked, out, scratch);
     };
@@ -57,7 +59,7 @@ fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (u
     };
     let answer = |isa| {
         let mut out = vec![0.0; queries * width];
-        run(isa, (1, 0), &[], &mut out, &mut Scratch::new(dim));
+        run(isa, (1, 0), NOTHING, &mut out, &mut Scratch::new(dim));
         out
     };
     bench.check(&case.name, &answer(bench.isa), &answer(Isa::Portable))?;

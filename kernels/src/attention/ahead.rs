@@ -1,87 +1,149 @@
 //! Which part of the cache is wanted next: what a tile asks for while it computes with what it has.
 //!
-//! Blocks of keys and of values alternate by split, so the machine's own prefetching ends at every block. Memory is kept
-//! busy only by asking in that order, all the time, a block ahead.
+//! Blocks of keys and of values alternate by split, so the machine's own prefetching ends at every block, and alone it is
+//! too late at the start of a page. Memory is kept busy by asking in that order, all the time, some blocks ahead, in four
+//! pages at once: a request of ours holds one of the few that a first-level cache may have until the line is there,
+//! unless the machine, which follows each page, has asked before.
 
 use super::{BLOCK, KvView, SPLIT};
 use crate::simd::Simd;
+
+/// What is asked for side by side.
+pub type Streams<'a> = [&'a [u16]; STREAMS];
+
+/// Nothing to be asked for.
+pub const NOTHING: Streams<'_> = [&[]; STREAMS];
 
 /// The keys and values of a sequence in the order in which its tiles read them.
 pub(super) struct Ahead<'a> {
     kv: KvView<'a>,
     /// Positions that are read, from the start of a split on.
     end: usize,
-    /// First position of the block that is asked for.
+    /// First position of the blocks after `next`, and whether their values are meant.
     position: usize,
-    /// Whether it is its values.
     values: bool,
-    /// What is left of its two halves.
-    rest: [&'a [u16]; 2],
+    /// What is left of the blocks that are asked for.
+    rest: Streams<'a>,
+    /// The blocks after them, of which the first lines have been asked for.
+    next: Streams<'a>,
     /// First keys of what is read afterwards.
-    then: &'a [u16],
+    then: Streams<'a>,
 }
 
 impl<'a> Ahead<'a> {
     /// Behind the first keys of `split`, up to position `end`; `then` is likely to be read after that.
-    pub(super) fn new(kv: KvView<'a>, split: usize, end: usize, then: &'a [u16]) -> Self {
-        Self { kv, end, position: split * SPLIT, values: false, rest: [&[]; 2], then }
+    #[inline(always)]
+    pub(super) fn new<S: Simd>(s: S, kv: KvView<'a>, (split, end): (usize, usize), then: Streams<'a>) -> Self {
+        let mut ahead = Self { kv, end, position: split * SPLIT, values: false, rest: NOTHING, next: NOTHING, then };
+        if ahead.position < end {
+            ahead.following(s);
+            ahead.next = ahead.following(s);
+        }
+        ahead
     }
 
     /// Asks for nothing.
     pub(super) fn nothing(kv: KvView<'a>) -> Self {
-        Self::new(kv, 0, 0, &[])
+        Self { kv, end: 0, position: 0, values: false, rest: NOTHING, next: NOTHING, then: NOTHING }
     }
 
-    /// The next `len` elements in order, half of them from each half of a block, so that the machine follows two pages at
-    /// once; fewer at the end of a block.
+    /// The next `len` elements in order, a quarter of them from each stream; fewer at the end of a group of blocks.
     #[inline(always)]
-    pub(super) fn take<S: Simd>(&mut self, s: S, len: usize) -> [&'a [u16]; 2] {
+    pub(super) fn take<S: Simd>(&mut self, s: S, len: usize) -> Streams<'a> {
         if self.rest[0].is_empty() {
             self.advance(s);
         }
-        let [first, second] = self.rest;
-        let half = (len / 2).max(LINE);
-        let (first, first_rest) = first.split_at(half.min(first.len()));
-        let (second, second_rest) = second.split_at(half.min(second.len()));
-        self.rest = [first_rest, second_rest];
-        [first, second]
+        let part = (len / STREAMS).max(2 * LINE);
+        let mut taken = NOTHING;
+        for (taken, rest) in taken.iter_mut().zip(&mut self.rest) {
+            (*taken, *rest) = rest.split_at(part.min(rest.len()));
+        }
+        taken
     }
 
     fn advance<S: Simd>(&mut self, s: S) {
-        if self.position < self.end {
-            let split_end = (self.position / SPLIT * SPLIT + SPLIT).min(self.end);
-            self.position += BLOCK;
-            if self.position >= split_end {
-                self.values = !self.values;
-                if self.values {
-                    // Back to the start of the split, for its values.
-                    self.position = (split_end - 1) / SPLIT * SPLIT;
-                }
+        self.rest = std::mem::replace(&mut self.next, NOTHING);
+        self.next = self.following(s);
+        // Their pages are looked up meanwhile: a machine that is emulated by another one has small ones.
+        for stream in self.next {
+            s.prefetch(stream);
+        }
+    }
+
+    /// The blocks from `position` on that are read together.
+    fn following<S: Simd>(&mut self, s: S) -> Streams<'a> {
+        if self.position >= self.end {
+            return std::mem::replace(&mut self.then, NOTHING);
+        }
+        let split_end = (self.position / SPLIT * SPLIT + SPLIT).min(self.end);
+        let (first, last) = (self.position / BLOCK, split_end.div_ceil(BLOCK));
+        let count = self.kv.together().min(last - first);
+        let streams = self.kv.streams(first, count, self.values);
+        for block in first..first + count {
+            let scales = self.kv.half(block, self.values).1;
+            if !scales.is_empty() {
+                s.prefetch(scales);
             }
         }
-        let next = if self.position < self.end {
-            let (next, scales) = self.kv.half(self.position / BLOCK, self.values);
-            s.prefetch(scales);
-            next
-        } else {
-            std::mem::take(&mut self.then)
-        };
-        let (first, second) = next.split_at((next.len() / 2).next_multiple_of(LINE).min(next.len()));
-        self.rest = [first, second];
+        self.position += count * BLOCK;
+        if self.position >= split_end {
+            self.values = !self.values;
+            if self.values {
+                // Back to the start of the split, for its values.
+                self.position = (split_end - 1) / SPLIT * SPLIT;
+            }
+        }
+        streams
     }
 }
 
-/// Asks for what step `step` of a loop is to ask for that reads W times 32 bytes in a step.
+impl<'a> KvView<'a> {
+    /// What is read first from `position` on, the start of a split.
+    #[must_use]
+    pub fn first_keys(&self, position: usize) -> Streams<'a> {
+        let first = position / BLOCK;
+        if first >= self.table.len() {
+            return NOTHING;
+        }
+        self.streams(first, self.together().min(self.table.len() - first), false)
+    }
+
+    /// Blocks whose keys, or values, are asked for together.
+    fn together(&self) -> usize {
+        (TOGETHER / self.half(0, false).0.len()).clamp(1, STREAMS)
+    }
+
+    /// The keys or values of up to [`STREAMS`] blocks, in as many parts.
+    fn streams(&self, first: usize, count: usize, values: bool) -> Streams<'a> {
+        let mut streams = NOTHING;
+        let of_each = if count == 3 { 1 } else { STREAMS / count };
+        for (block, parts) in (first..first + count).zip(streams.chunks_mut(of_each)) {
+            let half = self.half(block, values).0;
+            let len = (half.len() / of_each).next_multiple_of(LINE);
+            for (part, lines) in parts.iter_mut().zip(half.chunks(len)) {
+                *part = lines;
+            }
+        }
+        streams
+    }
+}
+
+/// Asks for what step `step` of a loop is to ask for that reads W times 32 bytes in a step: two lines for every two read.
 #[inline(always)]
-pub(super) fn ask<S: Simd, const W: usize>(s: S, next: [&[u16]; 2], step: usize) {
+pub(super) fn ask<S: Simd, const W: usize>(s: S, next: &Streams<'_>, step: usize) {
     if (step * W).is_multiple_of(4) {
-        for half in next {
-            if let Some(line) = half.get(step * W / 4 * LINE..) {
-                s.prefetch(line);
-            }
+        let pair = step * W / 4;
+        let first = pair / STREAMS * 2 * LINE;
+        if let Some(lines) = next[pair % STREAMS].get(first..first + 2 * LINE) {
+            s.prefetch(lines);
+            s.prefetch(&lines[LINE..]);
         }
     }
 }
 
+/// Parts that are asked for in turn.
+const STREAMS: usize = 4;
+/// Elements of the blocks that are asked for together: four pages.
+const TOGETHER: usize = 8192;
 /// Elements of a cache line.
 pub(super) const LINE: usize = 32;

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Streams};
 use super::bytes::Bytes;
 use super::halves::Halves;
 use super::tile::{Divisor, Format, RowState, Tile, TileScratch, column, merge_row};
@@ -100,7 +100,7 @@ impl Scratch {
 pub fn attend(
     isa: Isa,
     shape: Shape,
-    (kv, then): (KvView<'_>, &[u16]),
+    (kv, then): (KvView<'_>, Streams<'_>),
     queries: Queries<'_>,
     out: Columns<'_>,
     scratch: &mut Scratch,
@@ -115,7 +115,7 @@ pub fn attend(
 pub fn attend_splits(
     isa: Isa,
     shape: Shape,
-    (kv, then): (KvView<'_>, &[u16]),
+    (kv, then): (KvView<'_>, Streams<'_>),
     queries: Queries<'_>,
     (splits, parts): (Range<usize>, Parts<'_>),
     scratch: &mut Scratch,
@@ -152,7 +152,7 @@ fn run(isa: Isa, call: Attend<'_>) {
 struct Attend<'a> {
     shape: Shape,
     kv: KvView<'a>,
-    then: &'a [u16],
+    then: Streams<'a>,
     queries: Queries<'a>,
     scratch: &'a mut Scratch,
     to: To<'a>,
@@ -248,7 +248,7 @@ impl<'a> Attend<'a> {
             To::Results { .. } => 0..seen.div_ceil(SPLIT),
             To::Parts { splits, .. } => splits.clone(),
         };
-        let mut ahead = Ahead::new(self.kv, splits.start, seen.min(splits.end * SPLIT), self.then);
+        let mut ahead = Ahead::new(format.simd(), self.kv, (splits.start, seen.min(splits.end * SPLIT)), self.then);
         for (nth, split) in splits.enumerate() {
             for tile in (0..count).step_by(F::S::TILE_ROWS) {
                 let rows = (count - tile).min(F::S::TILE_ROWS);

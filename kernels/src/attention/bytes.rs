@@ -6,10 +6,10 @@
 
 #![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
 
-use super::ahead::{Ahead, ask};
+use super::ahead::{Ahead, NOTHING, Streams, ask};
 use super::cache::greatest_magnitude;
 use super::halves::widest;
-use super::tile::{Format, Tile, TileScratch, column};
+use super::tile::{Aligned, Format, Tile, TileScratch, column};
 use super::{BLOCK, GROUP, SPLIT};
 use crate::simd::{LANES, Pairs, Simd, pair};
 
@@ -56,9 +56,9 @@ impl<P: Pairs> Format for Bytes<P> {
                 let keys = &keys[group * pairs..];
                 let next = tile.ahead.take(self.simd(), P::Floats::TILE_WIDTH * pairs * GROUP);
                 if P::Floats::TILE_WIDTH == 2 {
-                    score_groups::<P, R, 2>(self.0, tile, (keys, &scales[group..]), next, place);
+                    score_groups::<P, R, 2>(self.0, tile, (keys, &scales[group..]), &next, place);
                 } else {
-                    score_groups::<P, R, 1>(self.0, tile, (keys, &scales[group..]), next, place);
+                    score_groups::<P, R, 1>(self.0, tile, (keys, &scales[group..]), &next, place);
                 }
             }
         }
@@ -75,8 +75,8 @@ impl<P: Pairs> Format for Bytes<P> {
             steps[r] = round_weights(s, tile, r, longest);
         }
         let TileScratch { outputs, weight_pairs, sums, .. } = &mut *tile.scratch;
-        sums[..vectors * R].fill([0; LANES]);
-        let weights = weight_pairs.first_chunk::<R>().expect("a tile has ROWS_MAX rows at most");
+        sums[..vectors * R].fill(Aligned([0; LANES]));
+        let weights = weight_pairs.0.first_chunk::<R>().expect("a tile has ROWS_MAX rows at most");
         for start in (0..longest).step_by(BLOCK) {
             let values = tile.kv.byte_values((tile.split * SPLIT + start) / BLOCK).0;
             let mixing = Mixing { head_dim, values, weights, start };
@@ -84,8 +84,8 @@ impl<P: Pairs> Format for Bytes<P> {
         }
         for (v, sums) in sums[..vectors * R].as_chunks::<R>().0.iter().enumerate() {
             for r in 0..R {
-                let sum = self.0.to_floats(self.0.load_sums(&sums[r]));
-                s.store(s.mul(sum, s.splat(steps[r])), &mut outputs[v * R + r]);
+                let sum = self.0.to_floats(self.0.load_sums(&sums[r].0));
+                s.store(s.mul(sum, s.splat(steps[r])), &mut outputs[v * R + r].0);
             }
         }
     }
@@ -109,7 +109,7 @@ fn store_whole<S: Simd>(s: S, v: S::F, whole: &mut [i16; LANES]) {
 fn round_weights<S: Simd, const R: usize>(s: S, tile: &mut Tile<'_, '_, R>, r: usize, end: usize) -> f32 {
     let (seen, first) = (tile.seen[r], tile.split * (SPLIT / BLOCK));
     let TileScratch { weights, weight_pairs, .. } = &mut *tile.scratch;
-    let groups = weights[r].as_chunks_mut::<LANES>().0;
+    let groups = weights.0[r].as_chunks_mut::<LANES>().0;
     let groups = &mut groups[..end / LANES];
     let mut most = s.splat(0.0);
     for (g, group) in groups.iter_mut().enumerate() {
@@ -126,7 +126,7 @@ fn round_weights<S: Simd, const R: usize>(s: S, tile: &mut Tile<'_, '_, R>, r: u
     }
     let (step, inverse) = step_of(s.greatest(most));
     let mut whole = [0; LANES];
-    for (group, pairs) in groups.iter().zip(weight_pairs[r].as_chunks_mut::<{ LANES / 2 }>().0) {
+    for (group, pairs) in groups.iter().zip(weight_pairs.0[r].as_chunks_mut::<{ LANES / 2 }>().0) {
         store_whole(s, s.mul(s.load(group), s.splat(inverse)), &mut whole);
         for (out, [low, high]) in pairs.iter_mut().zip(whole.as_chunks().0) {
             *out = pair(*low, *high);
@@ -141,33 +141,59 @@ fn score_groups<P: Pairs, const R: usize, const W: usize>(
     p: P,
     tile: &mut Tile<'_, '_, R>,
     (keys, scales): (&[[u16; GROUP]], &[[u16; LANES]]),
-    next: [&[u16]; 2],
+    next: &Streams<'_>,
     place: usize,
 ) {
     let pairs = tile.q.len();
-    let keys = &keys[..W * pairs];
-    let mut sum = [[p.zero(); W]; R];
-    for (d, q) in tile.q.iter().enumerate() {
-        ask::<P::Floats, W>(p.floats(), next, d);
-        let mut k = [p.zero(); W];
-        for w in 0..W {
-            k[w] = p.load_pairs(&keys[w * pairs + d]);
+    let mut groups = [keys; W];
+    for (w, group) in groups.iter_mut().enumerate() {
+        *group = &keys[w * pairs..][..pairs];
+    }
+    // The sums are exact, so that odd pairs may have their own: one sum would wait for itself.
+    let apart = P::Floats::TILE_WIDTH == 2 && R * W <= 8;
+    let mut sums = [[[p.zero(); W]; R]; 2];
+    let (twos, last) = tile.q.as_chunks::<2>();
+    for (i, q) in twos.iter().enumerate() {
+        for odd in 0..2 {
+            let d = 2 * i + odd;
+            ask::<P::Floats, W>(p.floats(), next, d);
+            let chain = if apart { odd } else { 0 };
+            sums[chain] = multiply(p, &q[odd], groups.map(|group| &group[d]), sums[chain]);
         }
-        for r in 0..R {
-            let q = p.splat_pair(q[r]);
-            for w in 0..W {
-                sum[r][w] = p.add_products(sum[r][w], q, k[w]);
-            }
-        }
+    }
+    if let [q] = last {
+        sums[0] = multiply(p, q, groups.map(|group| &group[pairs - 1]), sums[0]);
     }
     let s = p.floats();
     for w in 0..W {
         let scale = s.load_f16(&scales[w]);
         for r in 0..R {
-            let score = s.mul(s.mul(p.to_floats(sum[r][w]), scale), s.splat(tile.factors[r]));
-            s.store(score, &mut tile.scratch.weights[r][place..].as_chunks_mut::<LANES>().0[w]);
+            let score =
+                s.mul(s.mul(p.to_floats(p.add_sums(sums[0][r][w], sums[1][r][w])), scale), s.splat(tile.factors[r]));
+            s.store(score, &mut tile.scratch.weights.0[r][place..].as_chunks_mut::<LANES>().0[w]);
         }
     }
+}
+
+/// Adds the products of one pair of dimensions.
+#[inline(always)]
+fn multiply<P: Pairs, const R: usize, const W: usize>(
+    p: P,
+    q: &[u32; R],
+    keys: [&[u16; GROUP]; W],
+    mut sum: [[P::I; W]; R],
+) -> [[P::I; W]; R] {
+    let mut k = [p.zero(); W];
+    for w in 0..W {
+        k[w] = p.load_pairs(keys[w]);
+    }
+    for r in 0..R {
+        let q = p.splat_pair(q[r]);
+        for w in 0..W {
+            sum[r][w] = p.add_products(sum[r][w], q, k[w]);
+        }
+    }
+    sum
 }
 
 /// Values of one block times the weights of R rows.
@@ -182,7 +208,7 @@ struct Mixing<'a, const R: usize> {
 impl<const R: usize> Mixing<'_, R> {
     /// Adds to `sums[vector * R..][..R]` for every vector.
     #[inline(always)]
-    fn run<P: Pairs>(&self, p: P, sums: &mut [[i32; LANES]], ahead: &mut Ahead<'_>) {
+    fn run<P: Pairs>(&self, p: P, sums: &mut [Aligned<[i32; LANES]>], ahead: &mut Ahead<'_>) {
         let vectors = self.head_dim.div_ceil(LANES);
         let widest = widest::<P::Floats, R>();
         let mut v = 0;
@@ -192,12 +218,12 @@ impl<const R: usize> Mixing<'_, R> {
             }
             // As for F16.
             let width = if v + widest <= vectors { widest } else { 1 };
-            let next = if pass % 8 == 7 { [&[][..]; 2] } else { ahead.take(p.floats(), width * BLOCK / 2 * LANES) };
+            let next = if pass % 8 == 7 { NOTHING } else { ahead.take(p.floats(), width * BLOCK / 2 * LANES) };
             let sums = &mut sums[v * R..];
             match width {
-                4 => self.columns::<P, 4>(p, v, sums, next),
-                2 => self.columns::<P, 2>(p, v, sums, next),
-                _ => self.columns::<P, 1>(p, v, sums, next),
+                4 => self.columns::<P, 4>(p, v, sums, &next),
+                2 => self.columns::<P, 2>(p, v, sums, &next),
+                _ => self.columns::<P, 1>(p, v, sums, &next),
             }
             v += width;
         }
@@ -205,13 +231,19 @@ impl<const R: usize> Mixing<'_, R> {
 
     /// W vectors of the values, from vector `v` on.
     #[inline(always)]
-    fn columns<P: Pairs, const W: usize>(&self, p: P, v: usize, sums: &mut [[i32; LANES]], next: [&[u16]; 2]) {
+    fn columns<P: Pairs, const W: usize>(
+        &self,
+        p: P,
+        v: usize,
+        sums: &mut [Aligned<[i32; LANES]>],
+        next: &Streams<'_>,
+    ) {
         let mut columns = [0; W];
         let mut sum = [[p.zero(); W]; R];
         for w in 0..W {
             columns[w] = column(v + w, self.head_dim);
             for r in 0..R {
-                sum[r][w] = p.load_sums(&sums[w * R + r]);
+                sum[r][w] = p.load_sums(&sums[w * R + r].0);
             }
         }
         for (i, values) in self.values.chunks_exact(self.head_dim).enumerate() {
@@ -230,7 +262,7 @@ impl<const R: usize> Mixing<'_, R> {
         }
         for w in 0..W {
             for r in 0..R {
-                p.store_sums(sum[r][w], &mut sums[w * R + r]);
+                p.store_sums(sum[r][w], &mut sums[w * R + r].0);
             }
         }
     }

@@ -169,12 +169,6 @@ impl<'a> KvView<'a> {
         let half = if values { halves.1 } else { halves.0 };
         half.split_at(half.len() - if self.layout.kv_type == KvType::Int8 { BLOCK } else { 0 })
     }
-
-    /// What is read first from `position` on, the start of a split.
-    #[must_use]
-    pub fn first_keys(&self, position: usize) -> &'a [u16] {
-        self.half(position / BLOCK, false).0
-    }
 }
 
 struct Store<'a> {

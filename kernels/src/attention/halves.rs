@@ -2,8 +2,8 @@
 
 #![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
 
-use super::ahead::{Ahead, ask};
-use super::tile::{Format, Tile, TileScratch, column};
+use super::ahead::{Ahead, NOTHING, Streams, ask};
+use super::tile::{Aligned, Format, Tile, TileScratch, column};
 use super::{BLOCK, CHAIN, GROUP, SPLIT};
 use crate::simd::{LANES, Simd};
 
@@ -50,9 +50,9 @@ impl<S: Simd> Format for Halves<S> {
                 let keys = &keys[group * tile.head_dim..][..width * tile.head_dim];
                 let next = tile.ahead.take(self.0, width * tile.head_dim * GROUP);
                 if width == 2 {
-                    score_groups::<S, R, 2>(self.0, tile, keys, next, place);
+                    score_groups::<S, R, 2>(self.0, tile, keys, &next, place);
                 } else {
-                    score_groups::<S, R, 1>(self.0, tile, keys, next, place);
+                    score_groups::<S, R, 1>(self.0, tile, keys, &next, place);
                 }
             }
         }
@@ -65,9 +65,9 @@ impl<S: Simd> Format for Halves<S> {
         let (head_dim, kv, seen, rows) = (tile.head_dim, tile.kv, tile.seen, tile.states.len());
         let vectors = head_dim.div_ceil(LANES);
         let TileScratch { weights, outputs, .. } = &mut *tile.scratch;
-        outputs[..vectors * R].fill([0.0; LANES]);
+        outputs[..vectors * R].fill(Aligned([0.0; LANES]));
         let common = seen[..rows].iter().copied().min().unwrap_or(0);
-        let weights = weights.first_chunk::<R>().expect("a tile has ROWS_MAX rows at most");
+        let weights = weights.0.first_chunk::<R>().expect("a tile has ROWS_MAX rows at most");
         for start in (0..common).step_by(BLOCK) {
             let values = kv.block((tile.split * SPLIT + start) / BLOCK).1;
             let count = (common - start).min(BLOCK);
@@ -123,7 +123,7 @@ fn score_groups<S: Simd, const R: usize, const W: usize>(
     s: S,
     tile: &mut Tile<'_, '_, R>,
     keys: &[[u16; GROUP]],
-    next: [&[u16]; 2],
+    next: &Streams<'_>,
     place: usize,
 ) {
     let mut total = [[s.splat(0.0); W]; R];
@@ -133,25 +133,16 @@ fn score_groups<S: Simd, const R: usize, const W: usize>(
             *keys_of_chain = &keys[w * tile.head_dim + chain * CHAIN..][..q.len()];
         }
         let mut sum = [[s.splat(0.0); W]; R];
-        for (d, q) in q.iter().enumerate() {
-            ask::<S, W>(s, next, chain * CHAIN + d);
-            if d % 2 == 0 {
-                for w in 0..W {
-                    if let Some(line) = keys.get(w * tile.head_dim + chain * CHAIN + d + NEAR_DIMENSIONS) {
-                        s.prefetch_near(line);
-                    }
-                }
+        let (twos, last) = q.as_chunks::<2>();
+        for (i, q) in twos.iter().enumerate() {
+            for odd in 0..2 {
+                let d = 2 * i + odd;
+                ask::<S, W>(s, next, chain * CHAIN + d);
+                sum = multiply(s, &q[odd], keys_of_chain.map(|keys| &keys[d]), sum);
             }
-            let mut k = [s.splat(0.0); W];
-            for w in 0..W {
-                k[w] = s.load_f16(&keys_of_chain[w][d]);
-            }
-            for r in 0..R {
-                let q = s.splat(f32::from_bits(q[r]));
-                for w in 0..W {
-                    sum[r][w] = s.fma(q, k[w], sum[r][w]);
-                }
-            }
+        }
+        if let [q] = last {
+            sum = multiply(s, q, keys_of_chain.map(|keys| &keys[keys.len() - 1]), sum);
         }
         for r in 0..R {
             for w in 0..W {
@@ -161,11 +152,32 @@ fn score_groups<S: Simd, const R: usize, const W: usize>(
     }
     for r in 0..R {
         let scale = s.splat(tile.factors[r]);
-        let scores = tile.scratch.weights[r][place..][..W * GROUP].as_chunks_mut::<LANES>().0;
+        let scores = tile.scratch.weights.0[r][place..][..W * GROUP].as_chunks_mut::<LANES>().0;
         for w in 0..W {
             s.store(s.mul(total[r][w], scale), &mut scores[w]);
         }
     }
+}
+
+/// Adds the products of one dimension.
+#[inline(always)]
+fn multiply<S: Simd, const R: usize, const W: usize>(
+    s: S,
+    q: &[u32; R],
+    keys: [&[u16; GROUP]; W],
+    mut sum: [[S::F; W]; R],
+) -> [[S::F; W]; R] {
+    let mut k = [s.splat(0.0); W];
+    for w in 0..W {
+        k[w] = s.load_f16(keys[w]);
+    }
+    for r in 0..R {
+        let q = s.splat(f32::from_bits(q[r]));
+        for w in 0..W {
+            sum[r][w] = s.fma(q, k[w], sum[r][w]);
+        }
+    }
+    sum
 }
 
 /// Values of one block times the weights of R rows.
@@ -182,7 +194,13 @@ struct Mixing<'a, const R: usize> {
 impl<const R: usize> Mixing<'_, R> {
     /// Adds to `outputs[vector * stride + row..][..R]` for every vector.
     #[inline(always)]
-    fn run<S: Simd>(&self, s: S, outputs: &mut [[f32; LANES]], (stride, row): (usize, usize), ahead: &mut Ahead<'_>) {
+    fn run<S: Simd>(
+        &self,
+        s: S,
+        outputs: &mut [Aligned<[f32; LANES]>],
+        (stride, row): (usize, usize),
+        ahead: &mut Ahead<'_>,
+    ) {
         let vectors = self.head_dim.div_ceil(LANES);
         let widest = widest::<S, R>();
         let mut v = 0;
@@ -192,12 +210,12 @@ impl<const R: usize> Mixing<'_, R> {
             }
             // The softmax has asked for a block, so that an eighth of what the passes could ask for is left out.
             let width = if v + widest <= vectors { widest } else { 1 };
-            let next = if pass % 8 == 7 { [&[][..]; 2] } else { ahead.take(s, width * BLOCK * LANES) };
+            let next = if pass % 16 == 15 { NOTHING } else { ahead.take(s, width * BLOCK * LANES) };
             let outputs = &mut outputs[v * stride + row..];
             match width {
-                4 => self.columns::<S, 4>(s, v, (outputs, stride), next),
-                2 => self.columns::<S, 2>(s, v, (outputs, stride), next),
-                _ => self.columns::<S, 1>(s, v, (outputs, stride), next),
+                4 => self.columns::<S, 4>(s, v, (outputs, stride), &next),
+                2 => self.columns::<S, 2>(s, v, (outputs, stride), &next),
+                _ => self.columns::<S, 1>(s, v, (outputs, stride), &next),
             }
             v += width;
         }
@@ -209,24 +227,19 @@ impl<const R: usize> Mixing<'_, R> {
         &self,
         s: S,
         v: usize,
-        (outputs, stride): (&mut [[f32; LANES]], usize),
-        next: [&[u16]; 2],
+        (outputs, stride): (&mut [Aligned<[f32; LANES]>], usize),
+        next: &Streams<'_>,
     ) {
         let mut columns = [0; W];
         let mut sum = [[s.splat(0.0); W]; R];
         for w in 0..W {
             columns[w] = column(v + w, self.head_dim);
             for r in 0..R {
-                sum[r][w] = s.load(&outputs[w * stride + r]);
+                sum[r][w] = s.load(&outputs[w * stride + r].0);
             }
         }
         for (p, values) in self.values.chunks_exact(self.head_dim).take(self.count).enumerate() {
             ask::<S, W>(s, next, p);
-            for w in (0..W).step_by(2) {
-                if let Some(line) = self.values.get((p + NEAR_POSITIONS) * self.head_dim + columns[w]..) {
-                    s.prefetch_near(line);
-                }
-            }
             let mut value = [s.splat(0.0); W];
             for w in 0..W {
                 let (values, _) = values[columns[w]..].as_chunks::<LANES>();
@@ -241,7 +254,7 @@ impl<const R: usize> Mixing<'_, R> {
         }
         for w in 0..W {
             for r in 0..R {
-                s.store(sum[r][w], &mut outputs[w * stride + r]);
+                s.store(sum[r][w], &mut outputs[w * stride + r].0);
             }
         }
     }
@@ -252,7 +265,3 @@ impl<const R: usize> Mixing<'_, R> {
 pub(super) const fn widest<S: Simd, const R: usize>() -> usize {
     if S::TILE_WIDTH == 2 && R <= 4 { 4 } else { S::TILE_WIDTH }
 }
-
-/// How far ahead what has come to L2 is fetched into L1.
-const NEAR_DIMENSIONS: usize = 16;
-const NEAR_POSITIONS: usize = 8;

@@ -38,25 +38,30 @@ pub(super) trait Format: Copy {
     fn mix<const R: usize>(self, tile: &mut Tile<'_, '_, R>);
 }
 
+/// What begins at a cache line: of vectors that don't, one in two loads takes two.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Aligned<T>(pub(super) T);
+
 /// Working memory of a tile.
 #[derive(Debug)]
 pub(super) struct TileScratch {
     /// Scores, then softmax weights, of each row.
-    pub(super) weights: Box<[[f32; SPLIT]; ROWS_MAX]>,
+    pub(super) weights: Box<Aligned<[[f32; SPLIT]; ROWS_MAX]>>,
     /// Weighted values of the split, `[vector][row]`.
-    pub(super) outputs: Vec<[f32; LANES]>,
+    pub(super) outputs: Vec<Aligned<[f32; LANES]>>,
     /// Of an int8 cache the weights as pairs of 16 bits, and the sums of the values.
-    pub(super) weight_pairs: Box<[[u32; SPLIT / 2]; ROWS_MAX]>,
-    pub(super) sums: Vec<[i32; LANES]>,
+    pub(super) weight_pairs: Box<Aligned<[[u32; SPLIT / 2]; ROWS_MAX]>>,
+    pub(super) sums: Vec<Aligned<[i32; LANES]>>,
 }
 
 impl TileScratch {
     pub(super) fn new(vectors_max: usize) -> Self {
         Self {
-            weights: Box::new([[0.0; SPLIT]; ROWS_MAX]),
-            outputs: vec![[0.0; LANES]; vectors_max * ROWS_MAX],
-            weight_pairs: Box::new([[0; SPLIT / 2]; ROWS_MAX]),
-            sums: vec![[0; LANES]; vectors_max * ROWS_MAX],
+            weights: Box::new(Aligned([[0.0; SPLIT]; ROWS_MAX])),
+            outputs: vec![Aligned([0.0; LANES]); vectors_max * ROWS_MAX],
+            weight_pairs: Box::new(Aligned([[0; SPLIT / 2]; ROWS_MAX])),
+            sums: vec![Aligned([0; LANES]); vectors_max * ROWS_MAX],
         }
     }
 }
@@ -101,18 +106,18 @@ impl<const R: usize> Tile<'_, '_, R> {
         let mut parts = [RowState::default(); R];
         for (r, part) in parts.iter_mut().enumerate() {
             if self.seen[r] > 0 {
-                part.max = greatest(s, &mut self.scratch.weights[r], self.seen[r]);
+                part.max = greatest(s, &mut self.scratch.weights.0[r], self.seen[r]);
             }
         }
         // Memory would be idle meanwhile.
-        let next = self.ahead.take(s, usize::MAX);
-        let lines = next[0].len().div_ceil(LINE);
+        let pairs = self.head_dim / 4;
+        let next = self.ahead.take(s, 2 * pairs * LINE);
         for (r, part) in parts.iter_mut().enumerate() {
             if self.seen[r] > 0 {
-                for line in r * lines / R..(r + 1) * lines / R {
-                    ask::<_, 4>(s, next, line);
+                for pair in r * pairs / R..(r + 1) * pairs / R {
+                    ask::<_, 4>(s, &next, pair);
                 }
-                *part = soften(s, &mut self.scratch.weights[r], self.seen[r], part.max);
+                *part = soften(s, &mut self.scratch.weights.0[r], self.seen[r], part.max);
             }
         }
         format.mix(&mut self);
@@ -133,11 +138,11 @@ impl<const R: usize> Tile<'_, '_, R> {
         if self.fresh {
             *state = part;
             for (output, part) in outputs.iter_mut().zip(parts) {
-                *output = part[r];
+                *output = part[r].0;
             }
             return;
         }
-        merge_row(s, (state, outputs), part, parts.iter().map(|part| &part[r]));
+        merge_row(s, (state, outputs), part, parts.iter().map(|part| &part[r].0));
     }
 }
 

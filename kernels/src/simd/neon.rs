@@ -254,11 +254,6 @@ impl Simd for Neon {
     fn prefetch<T>(self, line: &[T]) {
         neon::prefetch_far(line, 0);
     }
-
-    #[inline(always)]
-    fn prefetch_near(self, line: &[u16]) {
-        neon::prefetch(line, 0);
-    }
 }
 
 /// Pairs lie apart: first the first numbers of all lanes as 16 numbers of 16 bits, then the second ones.
@@ -354,6 +349,16 @@ impl Pairs for Neon {
             all[lanes + 1] = unsafe { vmlal_high_s16(all[lanes + 1], a, b) };
         }
         all
+    }
+
+    #[inline(always)]
+    fn add_sums(self, a: Self::I, b: Self::I) -> Self::I {
+        let mut sums = a;
+        for (sum, b) in sums.iter_mut().zip(b) {
+            // SAFETY: self proves NEON.
+            *sum = unsafe { vaddq_s32(*sum, b) };
+        }
+        sums
     }
 
     #[inline(always)]

@@ -128,7 +128,4 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch<T>(self, _line: &[T]) {}
-
-    #[inline(always)]
-    fn prefetch_near(self, _line: &[u16]) {}
 }

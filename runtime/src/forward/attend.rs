@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kernels::Columns;
-use kernels::attention::{self, Parts, Queries, RowState, SPLIT, Shape};
+use kernels::attention::{self, NOTHING, Parts, Queries, RowState, SPLIT, Shape, Streams};
 
 use super::buffers::Scratch;
 use super::pass::{Pass, QUERY_TILE, QUERY_TILE_MAX};
@@ -115,7 +115,7 @@ impl Pass<'_> {
             let (piece, head) = (pieces[unit / kv_heads], unit % kv_heads);
             // What this worker is likely to go on with.
             let next = unit + member.team_size();
-            let then = pieces.get(next / kv_heads).map_or(&[][..], |piece| {
+            let then = pieces.get(next / kv_heads).map_or(NOTHING, |piece| {
                 // SAFETY: keys and values were stored before the last barrier; nobody stores in this phase.
                 let kv = unsafe { self.kv.view(piece.segment.slot, layer, next % kv_heads) };
                 kv.first_keys(piece.cut.map_or(0, |cut| cut.start * SPLIT))
@@ -147,7 +147,7 @@ impl Pass<'_> {
         Queries { first_position: piece.segment.first_position + piece.first, count, values, stride: width }
     }
 
-    fn attend_whole(&self, scratch: &mut Scratch, (layer, head): (usize, usize), piece: Piece, then: &[u16]) {
+    fn attend_whole(&self, scratch: &mut Scratch, (layer, head): (usize, usize), piece: Piece, then: Streams<'_>) {
         let columns = self.attend_columns(head);
         let queries = self.attend_queries(piece, &columns);
         // SAFETY: keys and values were stored before the last barrier; nobody stores in this phase.
@@ -161,7 +161,7 @@ impl Pass<'_> {
         scratch: &mut Scratch,
         (layer, head): (usize, usize),
         (piece, cut): (Piece, Cut),
-        then: &[u16],
+        then: Streams<'_>,
     ) {
         let (params, shape) = (&self.weights.params, self.attend_shape());
         let (columns, vectors) = (self.attend_columns(head), attention::part_vectors(params.head_dim));
