@@ -145,55 +145,29 @@ fn score_groups<P: Pairs, const R: usize, const W: usize>(
     place: usize,
 ) {
     let pairs = tile.q.len();
-    let mut groups = [keys; W];
-    for (w, group) in groups.iter_mut().enumerate() {
-        *group = &keys[w * pairs..][..pairs];
-    }
-    // The sums are exact, so that odd pairs may have their own: one sum would wait for itself.
-    let apart = P::Floats::TILE_WIDTH == 2 && R * W <= 8;
-    let mut sums = [[[p.zero(); W]; R]; 2];
-    let (twos, last) = tile.q.as_chunks::<2>();
-    for (i, q) in twos.iter().enumerate() {
-        for odd in 0..2 {
-            let d = 2 * i + odd;
-            ask::<P::Floats, W>(p.floats(), next, d);
-            let chain = if apart { odd } else { 0 };
-            sums[chain] = multiply(p, &q[odd], groups.map(|group| &group[d]), sums[chain]);
+    let keys = &keys[..W * pairs];
+    let mut sum = [[p.zero(); W]; R];
+    for (d, q) in tile.q.iter().enumerate() {
+        ask::<P::Floats, W>(p.floats(), next, d);
+        let mut k = [p.zero(); W];
+        for w in 0..W {
+            k[w] = p.load_pairs(&keys[w * pairs + d]);
         }
-    }
-    if let [q] = last {
-        sums[0] = multiply(p, q, groups.map(|group| &group[pairs - 1]), sums[0]);
+        for r in 0..R {
+            let q = p.splat_pair(q[r]);
+            for w in 0..W {
+                sum[r][w] = p.add_products(sum[r][w], q, k[w]);
+            }
+        }
     }
     let s = p.floats();
     for w in 0..W {
         let scale = s.load_f16(&scales[w]);
         for r in 0..R {
-            let score =
-                s.mul(s.mul(p.to_floats(p.add_sums(sums[0][r][w], sums[1][r][w])), scale), s.splat(tile.factors[r]));
+            let score = s.mul(s.mul(p.to_floats(sum[r][w]), scale), s.splat(tile.factors[r]));
             s.store(score, &mut tile.scratch.weights.0[r][place..].as_chunks_mut::<LANES>().0[w]);
         }
     }
-}
-
-/// Adds the products of one pair of dimensions.
-#[inline(always)]
-fn multiply<P: Pairs, const R: usize, const W: usize>(
-    p: P,
-    q: &[u32; R],
-    keys: [&[u16; GROUP]; W],
-    mut sum: [[P::I; W]; R],
-) -> [[P::I; W]; R] {
-    let mut k = [p.zero(); W];
-    for w in 0..W {
-        k[w] = p.load_pairs(keys[w]);
-    }
-    for r in 0..R {
-        let q = p.splat_pair(q[r]);
-        for w in 0..W {
-            sum[r][w] = p.add_products(sum[r][w], q, k[w]);
-        }
-    }
-    sum
 }
 
 /// Values of one block times the weights of R rows.

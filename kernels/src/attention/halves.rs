@@ -138,11 +138,11 @@ fn score_groups<S: Simd, const R: usize, const W: usize>(
             for odd in 0..2 {
                 let d = 2 * i + odd;
                 ask::<S, W>(s, next, chain * CHAIN + d);
-                sum = multiply(s, &q[odd], keys_of_chain.map(|keys| &keys[d]), sum);
+                sum = multiply(s, &q[odd], (&keys_of_chain, d), sum);
             }
         }
         if let [q] = last {
-            sum = multiply(s, q, keys_of_chain.map(|keys| &keys[keys.len() - 1]), sum);
+            sum = multiply(s, q, (&keys_of_chain, 2 * twos.len()), sum);
         }
         for r in 0..R {
             for w in 0..W {
@@ -159,17 +159,17 @@ fn score_groups<S: Simd, const R: usize, const W: usize>(
     }
 }
 
-/// Adds the products of one dimension.
+/// Adds the products of dimension `d`.
 #[inline(always)]
 fn multiply<S: Simd, const R: usize, const W: usize>(
     s: S,
     q: &[u32; R],
-    keys: [&[u16; GROUP]; W],
+    (keys, d): (&[&[[u16; GROUP]]; W], usize),
     mut sum: [[S::F; W]; R],
 ) -> [[S::F; W]; R] {
     let mut k = [s.splat(0.0); W];
     for w in 0..W {
-        k[w] = s.load_f16(keys[w]);
+        k[w] = s.load_f16(&keys[w][d]);
     }
     for r in 0..R {
         let q = s.splat(f32::from_bits(q[r]));

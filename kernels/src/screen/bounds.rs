@@ -137,7 +137,7 @@ impl ScreenInput {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, target_arch = "x86_64"))]
     pub(super) fn planes(&self) -> Planes<'_> {
         Planes { dwords: &self.dwords, lines: &self.lines, count: self.planes, tiles: tiles_per_row(self.cols) }
     }

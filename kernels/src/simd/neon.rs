@@ -352,16 +352,6 @@ impl Pairs for Neon {
     }
 
     #[inline(always)]
-    fn add_sums(self, a: Self::I, b: Self::I) -> Self::I {
-        let mut sums = a;
-        for (sum, b) in sums.iter_mut().zip(b) {
-            // SAFETY: self proves NEON.
-            *sum = unsafe { vaddq_s32(*sum, b) };
-        }
-        sums
-    }
-
-    #[inline(always)]
     fn to_floats(self, v: Self::I) -> [float32x4_t; 4] {
         let mut floats = self.splat(0.0);
         for (float, v) in floats.iter_mut().zip(v) {

@@ -34,7 +34,6 @@ pub(crate) trait Pairs: Copy {
     fn splat_pair(self, pair: u32) -> Self::I;
     /// `sum` and both products of `a` and `b` in each lane.
     fn add_products(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
-    fn add_sums(self, a: Self::I, b: Self::I) -> Self::I;
     /// The nearest floats.
     fn to_floats(self, v: Self::I) -> <Self::Floats as Simd>::F;
 }
@@ -149,11 +148,6 @@ impl Pairs for Portable {
     }
 
     #[inline(always)]
-    fn add_sums(self, a: Self::I, b: Self::I) -> Self::I {
-        std::array::from_fn(|l| a[l].wrapping_add(b[l]))
-    }
-
-    #[inline(always)]
     fn to_floats(self, v: Self::I) -> [f32; LANES] {
         v.map(|sum| sum as f32)
     }
@@ -238,15 +232,6 @@ macro_rules! pairs_of_256_bits {
             }
 
             #[inline(always)]
-            fn add_sums(self, a: Self::I, b: Self::I) -> Self::I {
-                // SAFETY: self proves AVX2.
-                let low = unsafe { _mm256_add_epi32(a[0], b[0]) };
-                // SAFETY: self proves AVX2.
-                let high = unsafe { _mm256_add_epi32(a[1], b[1]) };
-                [low, high]
-            }
-
-            #[inline(always)]
             fn to_floats(self, v: Self::I) -> <Avx2 as Simd>::F {
                 // SAFETY: self proves AVX.
                 let low = unsafe { _mm256_cvtepi32_ps(v[0]) };
@@ -320,12 +305,6 @@ macro_rules! pairs_of_512_bits {
             #[inline(always)]
             fn add_products(self, $sum: __m512i, $a: __m512i, $b: __m512i) -> __m512i {
                 $sums
-            }
-
-            #[inline(always)]
-            fn add_sums(self, a: __m512i, b: __m512i) -> __m512i {
-                // SAFETY: self proves AVX-512 F.
-                unsafe { _mm512_add_epi32(a, b) }
             }
 
             #[inline(always)]

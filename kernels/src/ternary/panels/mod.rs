@@ -11,7 +11,6 @@ mod neon;
 
 pub use interleave::interleave;
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use super::layout::{TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, padded_cols};
@@ -393,7 +392,7 @@ impl<'a> PanelJob<'a> {
     /// The first cell of each run of 16 results of pair `index` and the activation rows `rows`.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    pub(super) fn for_each_line(&self, index: usize, rows: Range<usize>, mut each: impl FnMut(&Cell<f32>)) {
+    pub(super) fn for_each_line(&self, index: usize, rows: Range<usize>, mut each: impl FnMut(&std::cell::Cell<f32>)) {
         let tiles = if self.gated() { index..index + 1 } else { index * PAIR..(index + 1) * PAIR };
         for t in rows {
             for tile in tiles.clone() {
