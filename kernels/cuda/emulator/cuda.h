@@ -161,7 +161,7 @@ struct Machine {
     size_t done = 0;
     Context scheduler;
     std::function<void()> body;
-    int threads_per_block = 0, cluster = 1;
+    int threads_per_block = 0, cluster = 1, shared_bytes = 0, begun = 0; // begun: blocks
     std::vector<Meeting> clusters;
     std::vector<Bulk> bulks;
 };
@@ -171,7 +171,11 @@ inline Machine machine;
 inline Thread& self() { return *machine.current; }
 inline Warp& warp() { return self().block->warps[self().index.x / 32]; }
 inline void stop() { emulator_switch(&self().context, &machine.scheduler); }
+void begin_cluster();
+
+// What it waits for may come from blocks that have not begun.
 inline void yield() {
+    begin_cluster();
     machine.ready.push_back(machine.current);
     stop();
 }
@@ -200,36 +204,51 @@ inline void make_thread(Thread& thread, Block& block, int index) {
     make_context(thread.context, thread.stack.get(), stack_bytes, enter);
 }
 
-// Runs `body` as every thread of a grid. Shared memory starts as garbage. Aborts where no thread can go on.
+// Begins the next cluster's threads, if there is one. Shared memory starts as garbage.
+inline void begin_cluster() {
+    Machine& m = machine;
+    const int end = m.begun == (int)m.blocks.size() ? m.begun : m.begun + m.cluster;
+    for (; m.begun < end; m.begun++) {
+        Block& block = m.blocks[m.begun];
+        block.arena.assign(m.shared_bytes, 0xa5);
+        block.warps.resize(m.threads_per_block / 32);
+        for (Warp& warp : block.warps) warp.meeting.size = 32;
+        block.meeting.size = m.threads_per_block;
+        for (Meeting& group : block.groups) group.size = 128;
+        block.index.x = m.begun;
+        for (int t = 0; t < m.threads_per_block; t++) {
+            Thread& thread = m.threads[m.begun * m.threads_per_block + t];
+            make_thread(thread, block, t);
+            m.ready.push_back(&thread);
+        }
+    }
+}
+
+// Runs `body` as every thread of a grid; a cluster begins when no thread of those before can go on or one of them waits for
+// memory to change, so that few stacks are needed at a time. Aborts where no thread can go on.
 inline void launch(int grid, int cluster, int threads, int shared_bytes, std::function<void()> body) {
     Machine& m = machine;
     m.body = std::move(body);
     m.threads_per_block = threads;
     m.cluster = cluster;
+    m.shared_bytes = shared_bytes;
+    m.begun = 0;
     m.clusters = std::vector<Meeting>(grid / cluster);
     for (Meeting& meeting : m.clusters) meeting.size = cluster * threads;
     m.blocks = std::vector<Block>(grid);
     m.threads = std::vector<Thread>(grid * threads);
-    for (int b = 0; b < grid; b++) {
-        Block& block = m.blocks[b];
-        block.arena.assign(shared_bytes, 0xa5);
-        block.warps.resize(threads / 32);
-        for (Warp& warp : block.warps) warp.meeting.size = 32;
-        block.meeting.size = threads;
-        for (Meeting& group : block.groups) group.size = 128;
-        block.index.x = b;
-        for (int t = 0; t < threads; t++) make_thread(m.threads[b * threads + t], block, t);
-    }
     m.done = 0;
-    for (Thread& thread : m.threads) m.ready.push_back(&thread);
     while (m.done < m.threads.size()) {
+        if (m.ready.empty()) begin_cluster();
         if (m.ready.empty()) {
             std::fprintf(stderr, "emulator: threads wait for each other for ever\n");
             std::abort();
         }
         m.current = m.ready.front();
         m.ready.pop_front();
+        const size_t done = m.done;
         emulator_switch(&m.scheduler, &m.current->context);
+        if (m.done > done) m.current->stack.reset();
     }
 }
 
