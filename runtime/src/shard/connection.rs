@@ -99,7 +99,10 @@ async fn converse(shard: &Rc<Shard>, peer: &Rc<Peer>, writer: &mut Writer) {
         if !together && writer.flush().await.is_err() {
             return;
         }
-        executor::give_way().await;
+        // Who sends many requests at once must not hold the executor; others wait for their socket before the next one.
+        if !peer.inbox.borrow().is_empty() || connection.phase() != Phase::Idle {
+            executor::give_way().await;
+        }
     }
 }
 
