@@ -8,7 +8,7 @@
 use super::{BLOCK, KvView, SPLIT};
 use crate::simd::Simd;
 
-/// What is asked for side by side.
+/// Runs of the cache's elements (F16, or two bytes of an int8 cache) that are asked for side by side, each up to a page long.
 pub type Streams<'a> = [&'a [u16]; STREAMS];
 
 /// Nothing to be asked for.

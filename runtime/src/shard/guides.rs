@@ -62,8 +62,8 @@ impl Drop for Waiting<'_> {
 /// A guide for each of `count` answers, none where they may be anything; `None` where the client has gone meanwhile.
 ///
 /// # Errors
-/// 400 with the reason where the constraint can't be compiled; 503 where too many are compiled already, or other answers' guides take the
-/// memory for all.
+/// 400 with the reason where the constraint can't be compiled; 503 where too many are compiled already, or other answers'
+/// guides take the memory for all.
 pub(super) async fn make(
     shard: &Shard,
     peer: &Peer,

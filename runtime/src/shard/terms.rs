@@ -1,5 +1,5 @@
-//! Who may do what, and by which certificate the server is known, as the operator said last: a chain whose last link holds. Whoever wants to know goes to its end, without a
-//! lock; a link that all have passed is freed.
+//! Who may do what, and by which certificate the server is known, as the operator said last: a chain whose last link holds.
+//! Whoever wants to know goes to its end, without a lock; a link that all have passed is freed.
 
 use std::sync::{Arc, OnceLock};
 
