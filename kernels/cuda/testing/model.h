@@ -381,6 +381,9 @@ struct Loaded {
         token.back().order = choose.order + 1;
         token_count = (int)token.size();
         copy_count = (int)copied.size();
+        // Tags wrap in the third launch.
+        const unsigned first_tag = 0u - 2 * (unsigned)token.back().order;
+        machine.upload(step.barrier + 1, &first_tag, sizeof first_tag);
         token_there = machine.copy_of(token);
         copy_there = machine.copy_of(copied);
     }

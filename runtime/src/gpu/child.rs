@@ -19,7 +19,7 @@ use super::images::image_for;
 use super::pack::Packer;
 use super::plan::Order;
 use super::shape::Shape;
-use super::wire::{FAILED, Offsets, READY, Region, STAGE_BYTES, place};
+use super::wire::{BEFORE_FIRST, FAILED, Offsets, READY, Region, STAGE_BYTES, place};
 use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::Model;
@@ -34,8 +34,8 @@ pub(super) struct ChildDevice {
     offsets: Offsets,
     running: Option<Running>,
     /// Numbers of the newest step and of the last one whose results were used; the order of the rows of those between.
-    newest: u32,
-    used: u32,
+    newest: u64,
+    used: u64,
     orders: [Order; STEPS_MAX],
     /// Rows of scores of the steps between.
     scores: [usize; STEPS_MAX],
@@ -62,8 +62,8 @@ impl ChildDevice {
             shape,
             offsets: Offsets::new(&shape),
             running: None,
-            newest: 0,
-            used: 0,
+            newest: BEFORE_FIRST,
+            used: BEFORE_FIRST,
             orders: Default::default(),
             scores: [0; STEPS_MAX],
             looked: Instant::now(),
@@ -96,7 +96,7 @@ impl Device for ChildDevice {
         }
         let child = worker.stdin(Stdio::from(input)).stdout(Stdio::null()).spawn().map_err(spawn)?;
         let packer = Some(Packer::new(self.shape, weights));
-        (self.newest, self.used) = (0, 0);
+        (self.newest, self.used) = (BEFORE_FIRST, BEFORE_FIRST);
         self.running = Some(Running { child, region, packer, beat: 0, beat_at: Instant::now() });
         Ok(())
     }
@@ -123,7 +123,7 @@ impl Device for ChildDevice {
         let Self { running, offsets, shape, orders, .. } = self;
         let region = &mut running.as_mut().expect("a device is given steps while it is up").region;
         let number = self.newest + 1;
-        assert!(number - self.used <= STEPS_MAX as u32, "a step has a place");
+        assert!(number - self.used <= STEPS_MAX as u64, "a step has a place");
         let (before, own) = (place(self.newest), place(number));
         let capability = region.header().capability.load(Ordering::Relaxed).cast_signed();
         let sm_90 = image_for(capability / 10, capability % 10).is_some_and(|image| image.sm_90);
@@ -174,7 +174,7 @@ impl Device for ChildDevice {
         draws.iter_mut().zip(scored(false)).for_each(|(to, (_, want))| *to = draw_words(want));
         // SAFETY: as above.
         let number_there: &mut [u64] = unsafe { region.write(at(offsets.input), 1) };
-        number_there[0] = u64::from(number);
+        number_there[0] = number;
         self.scores[own] = wants.iter().filter(|want| **want == Want::Scores).count();
         let words = &region.header().steps[own];
         words.rows.store(word(rows), Ordering::Relaxed);

@@ -46,7 +46,7 @@ pub(super) struct Header {
     pub(super) stage_offset: [AtomicU64; 2],
     /// 1 after the last stage was filled.
     pub(super) weights_end: AtomicU32,
-    /// Number of the newest step, at most [`STEPS_MAX`] after the last one that is done.
+    /// Low half of the number of the newest step, at most [`STEPS_MAX`] after the last one that is done.
     pub(super) submitted: AtomicU32,
     pub(super) steps: [StepWords; STEPS_MAX],
     /// 1 while the worker sleeps on `submitted`.
@@ -140,12 +140,12 @@ impl Offsets {
     }
 
     /// The place of a part of the input of step `number`.
-    pub(super) fn of_step(&self, number: u32, input: usize) -> usize {
+    pub(super) fn of_step(&self, number: u64, input: usize) -> usize {
         input + place(number) * self.input_bytes
     }
 
     /// The place of the tokens of step `number`, chosen ones among them.
-    pub(super) fn chosen_of(&self, number: u32) -> usize {
+    pub(super) fn chosen_of(&self, number: u64) -> usize {
         self.chosen + place(number) * self.ids_bytes
     }
 }
@@ -170,8 +170,13 @@ pub(super) struct Region {
 unsafe impl Send for Region {}
 
 /// Which of the places of steps is that of step `number`.
-pub(super) fn place(number: u32) -> usize {
-    number as usize % STEPS_MAX
+pub(super) fn place(number: u64) -> usize {
+    low_half(number) as usize % STEPS_MAX
+}
+
+/// As much of a step's number as `submitted` holds.
+pub(super) fn low_half(number: u64) -> u32 {
+    u32::try_from(number & u64::from(u32::MAX)).expect("32 bits")
 }
 
 impl Region {
@@ -186,8 +191,12 @@ impl Region {
         let file = unsafe { File::from_raw_fd(fd) };
         let bytes = Offsets::new(shape).bytes;
         file.set_len(bytes as u64)?;
-        let region = Self::map(file, bytes)?;
+        let mut region = Self::map(file, bytes)?;
+        // SAFETY: nobody else has the region yet.
+        let done: &mut [u64] = unsafe { region.write(Offsets::new(shape).done, 1) };
+        done[0] = BEFORE_FIRST;
         let header = region.header();
+        header.submitted.store(low_half(BEFORE_FIRST), Ordering::Relaxed);
         for (word, value) in header.shape.iter().zip(shape.words()) {
             word.store(value, Ordering::Relaxed);
         }
@@ -243,12 +252,12 @@ impl Region {
         unsafe { self.base.as_ptr().add(offset).cast() }
     }
 
-    /// The number of the last step whose results are here, as its low 32 bits.
-    pub(super) fn done(&self, offsets: &Offsets) -> u32 {
-        // SAFETY: eight aligned bytes of the mapping, which only the device writes.
+    /// The number of the last step whose results are here.
+    pub(super) fn done(&self, offsets: &Offsets) -> u64 {
+        // SAFETY: eight aligned bytes of the mapping, which only the device writes once a worker has it.
         let word = unsafe { self.address(offsets.done).cast::<u64>().read_volatile() };
         fence(Ordering::Acquire);
-        u32::try_from(word & u64::from(u32::MAX)).expect("32 bits")
+        word
     }
 
     /// `count` values from `offset` on, to read.
@@ -300,8 +309,8 @@ impl Header {
     }
 
     /// Gives the worker a step, whose parts are written.
-    pub(super) fn submit(&self, number: u32) {
-        self.submitted.store(number, Ordering::SeqCst);
+    pub(super) fn submit(&self, number: u64) {
+        self.submitted.store(low_half(number), Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if self.asleep.swap(0, Ordering::SeqCst) == 1 {
             // SAFETY: the word outlives the call.
@@ -309,8 +318,14 @@ impl Header {
         }
     }
 
-    /// Sleeps until the number of the newest step is no longer `seen`, at most `timeout`.
-    pub(super) fn wait_for_step(&self, seen: u32, timeout: Duration) {
+    /// Whether `begun` is no longer the newest step.
+    pub(super) fn has_step_after(&self, begun: u64) -> bool {
+        self.submitted.load(Ordering::Acquire) != low_half(begun)
+    }
+
+    /// Sleeps until `begun` is no longer the newest step, at most `timeout`.
+    pub(super) fn wait_for_step(&self, begun: u64, timeout: Duration) {
+        let seen = low_half(begun);
         self.asleep.store(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if self.submitted.load(Ordering::SeqCst) == seen {
@@ -351,7 +366,9 @@ const TEXT_BYTES: usize = 256;
 const PAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 256;
 /// Names the layout of this file; a worker of another version refuses it.
-const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu7");
+const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu8");
+/// Where the numbers of steps begin: shortly before their low half wraps, so that no worker and no test lives without it.
+pub(super) const BEFORE_FIRST: u64 = u32::MAX as u64 - 16;
 
 #[cfg(test)]
 mod tests {

@@ -21,7 +21,7 @@ use super::images::Image;
 use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
 use super::plan::{Addresses, Plan};
 use super::shape::Shape;
-use super::wire::{LOADING, Offsets, READY, Region, STAGE_BYTES, place, tiles_max};
+use super::wire::{BEFORE_FIRST, LOADING, Offsets, READY, Region, STAGE_BYTES, place, tiles_max};
 use crate::log;
 
 /// The cpu of a worker's own thread, and those of the threads that the driver starts.
@@ -162,6 +162,10 @@ impl<'r> Worker<'r> {
         // The last block is that of rows which only fill up a step.
         let kv_pool = context.allocate((blocks + 1) * shape.block_bytes())?;
         context.zero(work, work_layout.bytes)?;
+        // step_1's tags wrap in its third launch. By then every value that it reads was written, none has the tag 0 of before.
+        let last_order = plan.phases[plan.token.clone()].last().map_or(0, |phase| phase.order.cast_unsigned());
+        let first_tag = [0_u32.wrapping_sub(2 * last_order)];
+        context.upload(work + work_layout.barrier as u64 + 4, first_tag.as_ptr().cast(), 4)?;
         let (own_block, own_table) = ([to_word(blocks)], shape.slots as usize * shape.table_stride() * 4);
         for place in 0..STEPS_MAX {
             let table = place * offsets.input_bytes + offsets.tables - offsets.input + own_table;
@@ -196,10 +200,10 @@ impl<'r> Worker<'r> {
         self.record_steps()?;
         let header = self.region.header();
         header.state.store(READY, Ordering::Release);
-        let mut begun = 0;
+        let mut begun = BEFORE_FIRST;
         loop {
             header.beat.fetch_add(1, Ordering::Relaxed);
-            if header.submitted.load(Ordering::Acquire) != begun {
+            if header.has_step_after(begun) {
                 begun += 1;
                 self.step(begun)?;
             } else if self.region.done(&self.offsets) == begun {
@@ -214,7 +218,7 @@ impl<'r> Worker<'r> {
     fn record_steps(&self) -> Result<(), Failure> {
         for rows in buckets(self.shape.slots as usize) {
             for number in 0..STEPS_MAX {
-                self.recorded(to_word(number), rows, 1, Head::Tokens(Draws::default()))?;
+                self.recorded(number as u64, rows, 1, Head::Tokens(Draws::default()))?;
             }
             self.region.header().beat.fetch_add(1, Ordering::Relaxed);
         }
@@ -247,18 +251,18 @@ impl<'r> Worker<'r> {
                 if end {
                     return Ok(());
                 }
-                header.wait_for_step(0, Duration::from_millis(1));
+                header.wait_for_step(BEFORE_FIRST, Duration::from_millis(1));
             }
         }
     }
 
     /// Waits for a step after `begun`: asking for a while, then asleep.
-    fn wait_for_step(&self, begun: u32) {
+    fn wait_for_step(&self, begun: u64) {
         let header = self.region.header();
         let until = Instant::now() + SPIN_BEFORE_SLEEP;
         loop {
             for _ in 0..SPINS_PER_LOOK {
-                if header.submitted.load(Ordering::Acquire) != begun {
+                if header.has_step_after(begun) {
                     return;
                 }
                 std::hint::spin_loop();
@@ -271,7 +275,7 @@ impl<'r> Worker<'r> {
     }
 
     /// Begins all that step `number` asks for: one copy in, its launches, copies out, and last its number.
-    fn step(&self, number: u32) -> Result<(), Failure> {
+    fn step(&self, number: u64) -> Result<(), Failure> {
         let (words, offsets) = (&self.region.header().steps[place(number)], &self.offsets);
         let count = |word: &std::sync::atomic::AtomicU32| word.load(Ordering::Relaxed) as usize;
         let (rows, decodes, sequences) = (count(&words.rows), count(&words.decodes), count(&words.sequences));
@@ -319,7 +323,7 @@ impl<'r> Worker<'r> {
     }
 
     /// Rows that decode and nothing else, with their tokens where `head` says so: replayed, if the driver records.
-    fn launch_decodes(&self, number: u32, step: Step, head: Head) -> Result<(), Failure> {
+    fn launch_decodes(&self, number: u64, step: Step, head: Head) -> Result<(), Failure> {
         let (rows, splits) = (step.tokens.unsigned_abs() as usize, step.splits_max.unsigned_abs() as usize);
         match self.recorded(number, rows, splits, head)? {
             Some(graph) => self.context.replay(graph),
@@ -328,7 +332,7 @@ impl<'r> Worker<'r> {
     }
 
     /// The recording for the bucket of such a step.
-    fn recorded(&self, number: u32, rows: usize, splits: usize, head: Head) -> Result<Option<Graph>, Failure> {
+    fn recorded(&self, number: u64, rows: usize, splits: usize, head: Head) -> Result<Option<Graph>, Failure> {
         let rows = padded_rows(rows, self.shape.slots as usize);
         let splits = padded_splits(splits, self.shape.context as usize);
         let key = Key { rows, splits, head, place: place(number) };
@@ -336,7 +340,7 @@ impl<'r> Worker<'r> {
         self.graphs.borrow_mut().get(&self.context, key, || self.launch_rows(number, step, head))
     }
 
-    fn launch_rows(&self, number: u32, step: Step, head: Head) -> Result<(), Failure> {
+    fn launch_rows(&self, number: u64, step: Step, head: Head) -> Result<(), Failure> {
         let rows = step.tokens.unsigned_abs() as usize;
         self.launch_layers(step, rows, (0, 0))?;
         let Head::Tokens(draws) = head else { return Ok(()) };
@@ -344,7 +348,7 @@ impl<'r> Worker<'r> {
     }
 
     /// The tokens of the first `count` picked rows.
-    fn launch_screened_heads(&self, number: u32, step: Step, count: usize, draws: Draws) -> Result<(), Failure> {
+    fn launch_screened_heads(&self, number: u64, step: Step, count: usize, draws: Draws) -> Result<(), Failure> {
         for first in (0..count).step_by(SCREEN_ROWS) {
             let picked = self.input_of(number, self.offsets.picked + 4 * first);
             let drawn = self.input_of(number, self.offsets.draws + 4 * DRAW_WORDS * first);
@@ -358,7 +362,7 @@ impl<'r> Worker<'r> {
     }
 
     /// All logits of `count` picked rows after the first `before`, copied to where the server looks for them.
-    fn launch_heads(&self, number: u32, step: Step, before: usize, count: usize) -> Result<(), Failure> {
+    fn launch_heads(&self, number: u64, step: Step, before: usize, count: usize) -> Result<(), Failure> {
         let row_bytes = self.shape.vocab as usize * 4;
         for first in (0..count).step_by(self.head_rows()) {
             let some = (count - first).min(self.head_rows());
@@ -377,7 +381,7 @@ impl<'r> Worker<'r> {
     }
 
     /// The place of a part of the input of step `number` on the device.
-    fn input_of(&self, number: u32, offset: usize) -> Address {
+    fn input_of(&self, number: u64, offset: usize) -> Address {
         self.input + (self.offsets.of_step(number, offset) - self.offsets.input) as u64
     }
 
@@ -418,7 +422,7 @@ impl<'r> Worker<'r> {
     }
 
     /// Buffers and shape of a launch of so many rows of step `number`.
-    fn arguments(&self, number: u32, rows: usize, splits: usize) -> Step {
+    fn arguments(&self, number: u64, rows: usize, splits: usize) -> Step {
         let (shape, work, offsets) = (&self.shape, &self.work_layout, &self.offsets);
         let buffer = |offset: usize| self.work + offset as u64;
         let rope = self.layout.offset(Content::Rope).expect("the layout holds every part") as u64;
@@ -470,10 +474,10 @@ impl<'r> Worker<'r> {
 
     /// Waits until step `begun` is done or there is another one to begin. The device's own word comes soonest; now and then
     /// the driver is asked whether there will be one.
-    fn look(&self, begun: u32) -> Result<(), Failure> {
+    fn look(&self, begun: u64) -> Result<(), Failure> {
         let header = self.region.header();
         for _ in 0..LOOKS_PER_QUERY {
-            if self.region.done(&self.offsets) == begun || header.submitted.load(Ordering::Acquire) != begun {
+            if self.region.done(&self.offsets) == begun || header.has_step_after(begun) {
                 return Ok(());
             }
             std::hint::spin_loop();
