@@ -9,12 +9,14 @@ mod attend;
 mod bytes;
 mod cache;
 mod halves;
+mod pool;
 mod tile;
 mod wide;
 
 pub use ahead::{NOTHING, Streams};
 pub use attend::{PART_ROWS_MAX, Parts, Queries, Scratch, Shape, attend, attend_splits, merge, part_vectors};
 pub use cache::{KvLayout, KvType, KvView, NoSuchKvType, store};
+pub use pool::{KvPool, Run};
 pub use tile::RowState;
 
 /// Positions interleaved in K: the lanes of one vector.

@@ -143,8 +143,8 @@ pub(crate) fn prefetch<T>(bytes: &[T], ahead: usize) {
 
 /// The same into L2.
 #[inline(always)]
-pub(crate) fn prefetch_far<T>(bytes: &[T], ahead: usize) {
-    let line = bytes.as_ptr().cast::<u8>().wrapping_add(ahead);
+pub(crate) fn prefetch_far<T>(bytes: *const T, ahead: usize) {
+    let line = bytes.cast::<u8>().wrapping_add(ahead);
     // SAFETY: as above.
     unsafe { asm!("prfm pldl2keep, [{}]", in(reg) line, options(nostack, preserves_flags, readonly)) }
 }

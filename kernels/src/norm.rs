@@ -61,7 +61,7 @@ impl Kernel for RmsNorm<'_> {
         let (out, out_last) = out.as_chunks_mut::<2>();
         for (i, ((x, w), out)) in x.iter().zip(weight).zip(out).enumerate() {
             if let Some(line) = late.get(i) {
-                s.prefetch(line);
+                s.prefetch(line.as_ptr());
             }
             for side in 0..2 {
                 let y = s.mul(s.mul(s.load(&x[side]), scale), s.load(&w[side]));
@@ -112,7 +112,7 @@ fn factor<S: Simd>(s: S, x: &[f32], eps: f32, ahead: &[[f32; LANES]]) -> f32 {
     let (pairs, last) = vectors.as_chunks::<2>();
     for (i, [first, second]) in pairs.iter().enumerate() {
         if let Some(line) = ahead.get(i) {
-            s.prefetch(line);
+            s.prefetch(line.as_ptr());
         }
         let (a, b) = (s.load(first), s.load(second));
         squares[0] = s.add_f64(squares[0], s.mul(a, a));

@@ -99,9 +99,9 @@ pub(crate) trait Simd: Copy {
     fn add_f64(self, acc: Self::D, v: Self::F) -> Self::D;
     fn store_f64(self, v: Self::D, out: &mut [f64; LANES]);
 
-    /// Asks for the cache line of the first element, into L2: the misses of L1 are too few to keep memory busy (T0 gives
+    /// Asks for the cache line of an address, into L2: the misses of L1 are too few to keep memory busy (T0 gives
     /// three quarters of the bandwidth at context 4096). No effect on results.
-    fn prefetch<T>(self, line: &[T]);
+    fn prefetch<T>(self, line: *const T);
 
     /// Up to 16 values; the lanes past the slice's end are `rest`.
     #[inline(always)]

@@ -4,8 +4,8 @@
 use std::cell::Cell;
 
 use kernels::attention::{
-    BLOCK, KvLayout, KvType, KvView, NOTHING, Parts, Queries, RowState, SPLIT, Scratch, Shape, attend, attend_splits,
-    merge, part_vectors, store,
+    BLOCK, KvLayout, KvPool, KvType, KvView, NOTHING, Parts, Queries, RowState, SPLIT, Scratch, Shape, attend,
+    attend_splits, merge, part_vectors, store,
 };
 use kernels::math::{f16_to_f32, f32_to_f16};
 use kernels::{Columns, Isa};
@@ -59,7 +59,7 @@ impl Case {
     }
 
     fn view(&self) -> KvView<'_> {
-        KvView { pool: &self.pool, table: &self.table, layout: self.layout, head: 1 }
+        KvView { pool: KvPool::from(&self.pool[..]), table: &self.table, layout: self.layout, head: 1 }
     }
 
     fn queries(&self, first_position: usize, count: usize) -> Queries<'_> {
@@ -273,7 +273,7 @@ fn great_scores_do_not_overflow() {
 #[test]
 fn no_queries_write_nothing() {
     let layout = KvLayout { kv_type: KvType::F16, head_dim: 64, heads: 1 };
-    let kv = KvView { pool: &[], table: &[], layout, head: 0 };
+    let kv = KvView { pool: KvPool::from(&[][..] as &[u16]), table: &[], layout, head: 0 };
     let shape = Shape { head_dim: 64, group: 4, scale: 0.125 };
     let none = Queries { first_position: 0, count: 0, values: &[], stride: 0 };
     attend(Isa::detect(), shape, (kv, NOTHING), none, columns(&mut [], 0), &mut Scratch::new(64));

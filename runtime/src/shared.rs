@@ -115,11 +115,11 @@ impl<T: Copy + Default> Shared<T> {
     /// Elements `range` as cells, of which the caller uses some: columns of a matrix whose other columns are others'.
     ///
     /// # Safety
-    /// No other thread reads or writes in this phase what the caller reads or writes through them.
+    /// No other thread writes in this phase what the caller reads or writes through them, nor reads what it writes.
     #[must_use]
     pub unsafe fn cells(&self, range: Range<usize>) -> &[Cell<T>] {
         let cells = &self.cell_slice()[range];
-        // SAFETY: `Cell<T>` has the layout of `UnsafeCell<T>`; the caller vouches that threads use different elements.
+        // SAFETY: `Cell<T>` has the layout of `UnsafeCell<T>`; the caller vouches that threads write elements that no other one uses.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<Cell<T>>(), cells.len()) }
     }
 

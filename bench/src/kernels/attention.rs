@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use kernels::attention::{
-    BLOCK, KvLayout, KvType, KvView, NOTHING, Queries, Scratch, Shape as Heads, Streams, attend, store,
+    BLOCK, KvLayout, KvPool, KvType, KvView, NOTHING, Queries, Scratch, Shape as Heads, Streams, attend, store,
 };
 use kernels::{Columns, Isa};
 
@@ -36,7 +36,7 @@ fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (u
     let table: Vec<u32> = (0..u32::try_from(sequences * blocks)?).collect();
     // A call is a layer of one of the sequences.
     let view = |call: usize, head: usize| KvView {
-        pool: &pool,
+        pool: KvPool::from(&pool[..]),
         table: &table[call / LAYERS % sequences * blocks..][..blocks],
         layout,
         head: call % LAYERS * shape.kv_heads + head,

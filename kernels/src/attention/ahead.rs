@@ -5,14 +5,15 @@
 //! pages at once: a request of ours holds one of the few that a first-level cache may have until the line is there,
 //! unless the machine, which follows each page, has asked before.
 
+use super::pool::Run;
 use super::{BLOCK, KvView, SPLIT};
 use crate::simd::Simd;
 
 /// Runs of the cache's elements (F16, or two bytes of an int8 cache) that are asked for side by side, each up to a page long.
-pub type Streams<'a> = [&'a [u16]; STREAMS];
+pub type Streams<'a> = [Run<'a>; STREAMS];
 
 /// Nothing to be asked for.
-pub const NOTHING: Streams<'_> = [&[]; STREAMS];
+pub const NOTHING: Streams<'_> = [Run::NOTHING; STREAMS];
 
 /// The keys and values of a sequence in the order in which its tiles read them.
 pub(super) struct Ahead<'a> {
@@ -50,13 +51,13 @@ impl<'a> Ahead<'a> {
     /// The next `len` elements in order, a quarter of them from each stream; fewer at the end of a group of blocks.
     #[inline(always)]
     pub(super) fn take<S: Simd>(&mut self, s: S, len: usize) -> Streams<'a> {
-        if self.rest[0].is_empty() {
+        if self.rest[0].len() == 0 {
             self.advance(s);
         }
         let part = (len / STREAMS).max(2 * LINE);
         let mut taken = NOTHING;
         for (taken, rest) in taken.iter_mut().zip(&mut self.rest) {
-            (*taken, *rest) = rest.split_at(part.min(rest.len()));
+            (*taken, *rest) = rest.split_at(part);
         }
         taken
     }
@@ -66,7 +67,7 @@ impl<'a> Ahead<'a> {
         self.next = self.following(s);
         // Their pages are looked up meanwhile: a machine that is emulated by another one has small ones.
         for stream in self.next {
-            s.prefetch(stream);
+            s.prefetch(stream.place(0));
         }
     }
 
@@ -81,8 +82,8 @@ impl<'a> Ahead<'a> {
         let streams = self.kv.streams(first, count, self.values);
         for block in first..first + count {
             let scales = self.kv.half(block, self.values).1;
-            if !scales.is_empty() {
-                s.prefetch(scales);
+            if scales.len() > 0 {
+                s.prefetch(scales.place(0));
             }
         }
         self.position += count * BLOCK;
@@ -118,10 +119,10 @@ impl<'a> KvView<'a> {
         let mut streams = NOTHING;
         let of_each = if count == 3 { 1 } else { STREAMS / count };
         for (block, parts) in (first..first + count).zip(streams.chunks_mut(of_each)) {
-            let half = self.half(block, values).0;
-            let len = (half.len() / of_each).next_multiple_of(LINE);
-            for (part, lines) in parts.iter_mut().zip(half.chunks(len)) {
-                *part = lines;
+            let mut rest = self.half(block, values).0;
+            let len = (rest.len() / of_each).next_multiple_of(LINE);
+            for part in parts {
+                (*part, rest) = rest.split_at(len);
             }
         }
         streams
@@ -134,9 +135,10 @@ pub(super) fn ask<S: Simd, const W: usize>(s: S, next: &Streams<'_>, step: usize
     if (step * W).is_multiple_of(4) {
         let pair = step * W / 4;
         let first = pair / STREAMS * 2 * LINE;
-        if let Some(lines) = next[pair % STREAMS].get(first..first + 2 * LINE) {
-            s.prefetch(lines);
-            s.prefetch(&lines[LINE..]);
+        let run = next[pair % STREAMS];
+        if first + 2 * LINE <= run.len() {
+            s.prefetch(run.place(first));
+            s.prefetch(run.place(first + LINE));
         }
     }
 }

@@ -11,6 +11,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::pool::{KvPool, Run};
 use super::{BLOCK, GROUP};
 use crate::Isa;
 use crate::math;
@@ -126,7 +127,7 @@ pub fn store(isa: Isa, layout: &KvLayout, block: &mut [u16], slot: usize, k: &[f
 #[derive(Clone, Copy, Debug)]
 pub struct KvView<'a> {
     /// All blocks.
-    pub pool: &'a [u16],
+    pub pool: KvPool<'a>,
     /// Block that holds positions `i * BLOCK ..`, for each i.
     pub table: &'a [u32],
     pub layout: KvLayout,
@@ -138,8 +139,8 @@ impl<'a> KvView<'a> {
     /// Keys and values of table entry `index`, each with its scales.
     #[inline(always)]
     fn halves(&self, index: usize) -> (&'a [u16], &'a [u16]) {
-        let start = self.layout.start(self.table[index] as usize, self.head);
-        self.pool[start..start + self.layout.head_block_len()].split_at(self.layout.keys_len())
+        let start = self.start(index);
+        self.pool.read(start..start + self.layout.head_block_len()).split_at(self.layout.keys_len())
     }
 
     /// F16 keys (`[BLOCK / GROUP][head_dim]` vectors) and values (`[BLOCK][head_dim]`) of table entry `index`.
@@ -162,12 +163,19 @@ impl<'a> KvView<'a> {
         self.halves(index).1.split_last_chunk().expect("values have scales")
     }
 
-    /// Keys or values of table entry `index`, and their scales, of which F16 has none.
+    /// Where keys or values of table entry `index` are, and their scales, of which F16 has none.
     #[inline(always)]
-    pub(super) fn half(&self, index: usize, values: bool) -> (&'a [u16], &'a [u16]) {
-        let halves = self.halves(index);
-        let half = if values { halves.1 } else { halves.0 };
-        half.split_at(half.len() - if self.layout.kv_type == KvType::Int8 { BLOCK } else { 0 })
+    pub(super) fn half(&self, index: usize, values: bool) -> (Run<'a>, Run<'a>) {
+        let (start, keys) = (self.start(index), self.layout.keys_len());
+        let half = if values { keys..self.layout.head_block_len() } else { 0..keys };
+        let scales = if self.layout.kv_type == KvType::Int8 { BLOCK } else { 0 };
+        self.pool.run(start + half.start..start + half.end).split_at(half.len() - scales)
+    }
+
+    /// First element of the head block of table entry `index`.
+    #[inline(always)]
+    fn start(&self, index: usize) -> usize {
+        self.layout.start(self.table[index] as usize, self.head)
     }
 }
 

@@ -176,7 +176,7 @@ impl<'a> Wide<'a> {
         }
         for row in rows.end..self.states.len().min(rows.end + rows.len()) {
             for line in self.query(row).chunks(LANES) {
-                s.prefetch(line);
+                s.prefetch(line.as_ptr());
             }
         }
     }

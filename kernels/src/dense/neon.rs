@@ -151,6 +151,6 @@ impl Lanes for Neon {
 
     #[inline(always)]
     fn prefetch(self, bytes: &[u8], ahead: usize) {
-        neon::prefetch_far(bytes, ahead);
+        neon::prefetch_far(bytes.as_ptr(), ahead);
     }
 }

@@ -187,9 +187,9 @@ impl Simd for Avx512Bw {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, line: &[T]) {
+    fn prefetch<T>(self, line: *const T) {
         // SAFETY: a hint that reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
     }
 }
 

@@ -251,7 +251,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, line: &[T]) {
+    fn prefetch<T>(self, line: *const T) {
         neon::prefetch_far(line, 0);
     }
 }

@@ -127,5 +127,5 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _line: &[T]) {}
+    fn prefetch<T>(self, _line: *const T) {}
 }

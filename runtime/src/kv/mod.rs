@@ -133,8 +133,8 @@ impl KvCache {
     #[expect(unsafe_code, reason = "workers read while others may store into other heads")]
     pub(crate) unsafe fn view(&self, slot: usize, layer: usize, head: usize) -> KvView<'_> {
         KvView {
-            // SAFETY: the caller vouches for the parts that the kernel reads through the table and layout below.
-            pool: unsafe { self.pool.read(0..self.pool.len()) },
+            // SAFETY: the caller vouches for what the kernel reads, which is this layer and head of the blocks in the table.
+            pool: unsafe { self.pool.cells(0..self.pool.len()) }.into(),
             table: self.tables.table(slot),
             layout: self.layout,
             head: layer * self.kv_heads + head,

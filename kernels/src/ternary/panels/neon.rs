@@ -50,7 +50,7 @@ pub(super) fn linear<M: Multiply>(proof: M, job: &PanelJob<'_>, room: &mut Room<
 fn ask(job: &PanelJob<'_>, pair: usize, columns: Range<usize>) {
     for side in 0..PAIR {
         if let Some(tiles) = job.upcoming(pair, side) {
-            tiles[columns.clone()].iter().for_each(|tile| prefetch_far(tile, 0));
+            tiles[columns.clone()].iter().for_each(|tile| prefetch_far(tile.as_ptr(), 0));
         }
     }
 }
