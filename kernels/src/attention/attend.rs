@@ -9,7 +9,7 @@ use super::bytes::Bytes;
 use super::halves::Halves;
 use super::tile::{Divisor, Format, RowState, Tile, TileScratch, column, merge_row};
 use super::wide::{WIDE_ROWS_MAX, Wide, WideScratch};
-use super::{KvType, KvView, SPLIT};
+use super::{CHAIN, KvType, KvView, SPLIT};
 use crate::simd::{Kernel, LANES, PairKernel, Pairs, Simd, dispatch, dispatch_pairs};
 use crate::{Columns, Isa};
 
@@ -62,8 +62,8 @@ pub struct Scratch {
     /// Packed queries, each tile `[..][tile rows]`, and the factors of their scores.
     packed: Vec<u32>,
     factors: Vec<f32>,
-    /// Queries of many rows, rounded to F16.
-    q: Vec<f32>,
+    /// Queries of many rows, rounded to F16, in chains.
+    q: Vec<[f32; CHAIN]>,
     states: Vec<RowState>,
     /// Unscaled outputs, `[row][vectors]`.
     outputs: Vec<[f32; LANES]>,
@@ -80,7 +80,7 @@ impl Scratch {
             head_dim_max,
             packed: vec![0; WIDE_ROWS_MAX * head_dim_max],
             factors: vec![0.0; WIDE_ROWS_MAX],
-            q: vec![0.0; WIDE_ROWS_MAX * head_dim_max],
+            q: vec![[0.0; CHAIN]; WIDE_ROWS_MAX * head_dim_max.div_ceil(CHAIN)],
             states: vec![RowState::default(); WIDE_ROWS_MAX],
             outputs: vec![[0.0; LANES]; WIDE_ROWS_MAX * vectors],
             tile: TileScratch::new(vectors),
@@ -308,6 +308,7 @@ impl<'a> Attend<'a> {
     fn wide<S: Simd>(&mut self, s: S, first: usize, count: usize) {
         let Shape { head_dim, group, scale } = self.shape;
         let To::Results { out } = self.to else { return };
+        let end = self.position(first + count - 1) + 1;
         let scratch = &mut *self.scratch;
         let wide = Wide {
             head_dim,
@@ -317,7 +318,8 @@ impl<'a> Attend<'a> {
             group,
             queries: self.queries,
             out,
-            q: &mut scratch.q[..count * head_dim],
+            q: &mut scratch.q[..count * head_dim.div_ceil(CHAIN)],
+            ahead: Ahead::new(s, self.kv, (0, end), self.then),
             scratch: &mut scratch.wide,
             states: &mut scratch.states[..count],
             outputs: &mut scratch.outputs[..count * part_vectors(head_dim)],

@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::ahead::{Ahead, LINE};
 use super::halves::round;
 use super::tile::{Divisor, RowState, column, greatest, merged, soften};
 use super::{BLOCK, CHAIN, GROUP, KvView, Queries, SPLIT};
@@ -24,6 +25,16 @@ pub(super) struct WideScratch {
     wide: Vec<Line>,
     /// What the merge multiplies a row's old and new sums by.
     factors: Vec<[f32; 2]>,
+    places: Vec<Place>,
+}
+
+/// Where a row belongs: worked out once, since a division by the group takes as long as 20 products.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    position: usize,
+    /// First value of its query, and of its results.
+    query: usize,
+    result: usize,
 }
 
 /// A vector that crosses no cache line: one in two loads of others takes two.
@@ -42,6 +53,7 @@ impl WideScratch {
             weights: vec![Weights([0.0; SPLIT]); WIDE_ROWS_MAX],
             wide: vec![Line([0.0; LANES]); (head_dim_max * BLOCK / GROUP).max(2 * SPLIT)],
             factors: vec![[0.0; 2]; WIDE_ROWS_MAX],
+            places: vec![Place::default(); WIDE_ROWS_MAX],
         }
     }
 }
@@ -56,8 +68,10 @@ pub(super) struct Wide<'a> {
     pub(super) group: usize,
     pub(super) queries: Queries<'a>,
     pub(super) out: Columns<'a>,
-    /// Room for queries rounded to F16, `[row][head_dim]`.
-    pub(super) q: &'a mut [f32],
+    /// Room for queries rounded to F16, `[chain][row]`: the rows of a tile lie a fixed distance apart, so that its products
+    /// need no sums of addresses.
+    pub(super) q: &'a mut [[f32; CHAIN]],
+    pub(super) ahead: Ahead<'a>,
     pub(super) scratch: &'a mut WideScratch,
     pub(super) states: &'a mut [RowState],
     /// `[row][vector]`.
@@ -104,10 +118,11 @@ impl<'a> Wide<'a> {
     #[inline(always)]
     pub(super) fn run<S: Simd>(mut self, s: S) {
         let rows = self.states.len();
+        self.place();
         for split in 0..=self.position(rows - 1) / SPLIT {
             // Earlier rows have seen all that they see.
-            let first = (0..rows).find(|&row| self.seen(row, split) > 0).expect("the last row sees its own position");
-            self.score(s, split, first);
+            let first = self.first_that_sees(split * SPLIT);
+            self.score(s, split);
             for start in (first..rows).step_by(SOFT_ROWS) {
                 self.soften(s, split, start..rows.min(start + SOFT_ROWS));
             }
@@ -116,21 +131,41 @@ impl<'a> Wide<'a> {
     }
 
     #[inline(always)]
+    fn place(&mut self) {
+        let (Queries { first_position, stride, .. }, group) = (self.queries, self.group);
+        let (mut query, mut head) = (self.first_row / group, self.first_row % group);
+        for place in &mut self.scratch.places[..self.states.len()] {
+            let at = head * self.head_dim;
+            let (position, result) = (first_position + query, query * self.out.stride + at);
+            *place = Place { position, query: query * stride + at, result };
+            head += 1;
+            if head == group {
+                (query, head) = (query + 1, 0);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn position(&self, row: usize) -> usize {
-        self.queries.first_position + (self.first_row + row) / self.group
+        self.scratch.places[row].position
     }
 
     #[inline(always)]
     fn query(&self, row: usize) -> &'a [f32] {
-        let (row, Queries { values, stride, .. }) = (self.first_row + row, self.queries);
-        &values[row / self.group * stride + row % self.group * self.head_dim..][..self.head_dim]
+        &self.queries.values[self.scratch.places[row].query..][..self.head_dim]
     }
 
     /// Where the results of a row belong.
     #[inline(always)]
     fn result(&self, row: usize) -> &'a [Cell<f32>] {
-        let (row, Columns { cells, stride }) = (self.first_row + row, self.out);
-        &cells[row / self.group * stride + row % self.group * self.head_dim..][..self.head_dim]
+        &self.out.cells[self.scratch.places[row].result..][..self.head_dim]
+    }
+
+    /// The first row that sees `position`, which the last one does.
+    #[inline(always)]
+    fn first_that_sees(&self, position: usize) -> usize {
+        let row = position.saturating_sub(self.queries.first_position) * self.group;
+        row.saturating_sub(self.first_row)
     }
 
     /// Positions of the split that a row sees.
@@ -139,19 +174,28 @@ impl<'a> Wide<'a> {
         (self.position(row) + 1).saturating_sub(split * SPLIT).min(SPLIT)
     }
 
-    /// Scores of the rows from `first` on, a block of keys after the other; keys that no row of a tile sees are left out.
+    /// Scores of the rows that see anything of the split, a block of keys after the other; keys that no row of a tile sees
+    /// are left out. What is read next, keys and values of a block for each block of keys, is asked for meanwhile.
     #[inline(always)]
-    fn score<S: Simd>(&mut self, s: S, split: usize, first: usize) {
+    fn score<S: Simd>(&mut self, s: S, split: usize) {
         let rows = self.states.len();
         let longest = self.seen(rows - 1, split);
         for start in (0..longest).step_by(BLOCK) {
             let keys = self.kv.block((split * SPLIT + start) / BLOCK).0;
-            let keys = &keys[..(longest - start).div_ceil(GROUP).min(BLOCK / GROUP) * self.head_dim];
-            for (key, wide) in keys.iter().zip(&mut self.scratch.wide) {
-                s.store(s.load_f16(key), &mut wide.0);
+            let groups = (longest - start).div_ceil(GROUP).min(BLOCK / GROUP);
+            for (group, keys) in keys.chunks_exact(self.head_dim).take(groups).enumerate() {
+                for (key, wide) in keys.iter().zip(self.scratch.wide.as_chunks_mut::<{ BLOCK / GROUP }>().0) {
+                    s.store(s.load_f16(key), &mut wide[group].0);
+                }
             }
-            let first = (first..rows).find(|&row| self.seen(row, split) > start).expect("the last row sees it");
+            let first = self.first_that_sees(split * SPLIT + start);
+            let asked = 2 * BLOCK * self.head_dim * S::TILE_ROWS / (rows - first);
             in_tiles!(S, first, rows, |row, R| {
+                for run in self.ahead.take(s, asked) {
+                    for line in (0..run.len()).step_by(LINE) {
+                        s.prefetch(run.place(line));
+                    }
+                }
                 if split == 0 && start == 0 {
                     self.round_queries(s, row..row + R);
                 }
@@ -171,10 +215,13 @@ impl<'a> Wide<'a> {
     /// all at once they would be waited for.
     #[inline(always)]
     fn round_queries<S: Simd>(&mut self, s: S, rows: Range<usize>) {
+        let count = self.states.len();
         for row in rows.clone() {
-            round(s, self.query(row), &mut self.q[row * self.head_dim..][..self.head_dim]);
+            for (chain, part) in self.query(row).chunks(CHAIN).enumerate() {
+                round(s, part, &mut self.q[chain * count + row][..part.len()]);
+            }
         }
-        for row in rows.end..self.states.len().min(rows.end + rows.len()) {
+        for row in rows.end..count.min(rows.end + rows.len()) {
             for line in self.query(row).chunks(LANES) {
                 s.prefetch(line.as_ptr());
             }
@@ -184,35 +231,23 @@ impl<'a> Wide<'a> {
     /// Scores of R rows and W groups of keys, to position `place` of the split and the following.
     #[inline(always)]
     fn score_tile<S: Simd, const R: usize, const W: usize>(&mut self, s: S, row: usize, group: usize, place: usize) {
-        let head_dim = self.head_dim;
-        let keys = &self.scratch.wide[group * head_dim..][..W * head_dim];
-        let q = &self.q[row * head_dim..][..R * head_dim];
+        let (head_dim, rows) = (self.head_dim, self.states.len());
         let mut total = [[s.splat(0.0); W]; R];
-        let whole = head_dim / CHAIN;
-        for chain in 0..whole {
-            let mut q_of_chain = [&[0.0; CHAIN]; R];
-            for r in 0..R {
-                q_of_chain[r] = q[r * head_dim + chain * CHAIN..].first_chunk().expect("a whole chain");
+        let keys = &self.scratch.wide.as_chunks().0[..head_dim];
+        for (chain, keys) in keys.chunks(CHAIN).enumerate() {
+            let q = self.q[chain * rows + row..].first_chunk().expect("rows of the pass");
+            let sum = match keys.first_chunk::<CHAIN>() {
+                Some(keys) => multiply(s, q, keys, group),
+                None => multiply(s, q, keys, group),
+            };
+            if chain == 0 {
+                // A sum of products of halves is no negative zero, so that adding it to nothing changes nothing.
+                total = sum;
+                continue;
             }
-            let mut keys_of_chain = [&[Line([0.0; LANES]); CHAIN]; W];
-            for w in 0..W {
-                keys_of_chain[w] = keys[w * head_dim + chain * CHAIN..].first_chunk().expect("a whole chain");
-            }
-            let sum = multiply(s, q_of_chain, keys_of_chain);
             for r in 0..R {
                 for w in 0..W {
                     total[r][w] = s.add(total[r][w], sum[r][w]);
-                }
-            }
-        }
-        if whole * CHAIN < head_dim {
-            for r in 0..R {
-                for w in 0..W {
-                    let mut sum = s.splat(0.0);
-                    for d in whole * CHAIN..head_dim {
-                        sum = s.fma(s.splat(q[r * head_dim + d]), s.load(&keys[w * head_dim + d].0), sum);
-                    }
-                    total[r][w] = s.add(total[r][w], sum);
                 }
             }
         }
@@ -328,18 +363,20 @@ impl<'a> Wide<'a> {
 /// Rows whose weights are made together: their scores fit a first-level cache.
 const SOFT_ROWS: usize = 8;
 
-/// Products of a chain of dimensions.
+/// Products of a chain of dimensions with the keys of W groups from `group` on.
 #[inline(always)]
 fn multiply<S: Simd, const R: usize, const W: usize>(
     s: S,
-    q: [&[f32; CHAIN]; R],
-    keys: [&[Line; CHAIN]; W],
+    q: &[[f32; CHAIN]; R],
+    keys: &[[Line; BLOCK / GROUP]],
+    group: usize,
 ) -> [[S::F; W]; R] {
     let mut sum = [[s.splat(0.0); W]; R];
-    for d in 0..CHAIN {
+    for (d, keys) in keys.iter().enumerate().take(CHAIN) {
+        let keys: &[Line; W] = keys[group..].first_chunk().expect("groups of the block");
         let mut k = [s.splat(0.0); W];
         for w in 0..W {
-            k[w] = s.load(&keys[w][d].0);
+            k[w] = s.load(&keys[w].0);
         }
         for r in 0..R {
             let q = s.splat(q[r][d]);
