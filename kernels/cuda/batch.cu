@@ -72,14 +72,21 @@ KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 
 }
 
 // Decode rows: RoPE, cache write and attention, a block for each split of a row and kv head.
-KERNEL void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) attend_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+template <int ROOM> DEVICE void attend_decodes(const Phase& p, const Step& s) {
     if (s.group < DECODE_HEADS) {
-        attend_split<1, 0>(s, p.rows);
+        attend_split<1, 0, ROOM>(s, p.rows, p.items);
     } else if (s.head_dim == HEAD_DIM_MAX) {
-        attend_split<DECODE_HEADS, HEAD_DIM_MAX>(s, p.rows);
+        attend_split<DECODE_HEADS, HEAD_DIM_MAX, ROOM>(s, p.rows, p.items);
     } else {
-        attend_split<DECODE_HEADS, 0>(s, p.rows);
+        attend_split<DECODE_HEADS, 0, ROOM>(s, p.rows, p.items);
     }
+}
+KERNEL void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) attend_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    attend_decodes<SPLIT / KV_BLOCK>(p, s);
+}
+// Blocks so few that each may have more shared memory.
+KERNEL void __launch_bounds__(DECODE_THREADS, 2) attend_few(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    attend_decodes<0>(p, s);
 }
 KERNEL void __launch_bounds__(THREADS) store_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();

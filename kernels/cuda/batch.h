@@ -90,15 +90,20 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
     const int stages = tile == 64 ? 6 : 4;
     const int shared = tile <= 32 ? tile * 512 + held * item : stages * item;
     const int facts = tile <= 32 ? 128 + tile * 16 : groups ? tile * 16 : 128 + tile * 8;
-    return {kernel, blocks * cluster, cluster, 256, shared + facts, p, s};
+    // Blocks that have a multiprocessor each shall not share one, when they begin beside those of a norm.
+    const bool alone = groups && blocks * cluster <= limits.multiprocessors;
+    return {kernel, blocks * cluster, cluster, 256, alone ? 116 << 10 : shared + facts, p, s};
 }
 
-// Decode rows, the first of the batch: a block for each split of a row and kv head.
-inline Launch attend(Step s, int decodes, const Phase& p) {
+// Decode rows, the first of the batch: a block for each split of a row and kv head. Where blocks are few, each has room for all keys
+// and values of a split at once, or for those of three quarters of one.
+inline Launch attend(Step s, int decodes, Phase p, const BatchLimits& limits) {
     s.tokens = decodes;
     s.unit_heads = s.group;
-    const int shared = SPLIT * s.head_dim * 2 + SPLIT * 16 + s.group * s.head_dim * 4 + 160 + s.head_dim * 4;
-    return {"attend_rows", decodes * s.kv_heads * s.splits_max, 1, SPLIT, shared, p, s};
+    const int blocks = decodes * s.kv_heads * s.splits_max, rest = SPLIT * 16 + s.group * s.head_dim * 4 + 160 + s.head_dim * 4;
+    const int each = divided(blocks, limits.multiprocessors), whole = SPLIT / KV_BLOCK;
+    p.items = limits.cluster_max == 1 || each > 2 ? whole : each == 2 ? whole * 3 / 2 : whole * 2;
+    return {p.items > whole ? "attend_few" : "attend_rows", blocks, 1, SPLIT, p.items * KV_BLOCK * s.head_dim * 2 + rest, p, s};
 }
 
 // Prompt rows follow the decode rows: RoPE and cache write of all, then attention tile by tile.

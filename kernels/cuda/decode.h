@@ -1,6 +1,6 @@
 // Attention of decode rows by the batch kernels: a block for each split of a row and kv head, with all query heads of the
-// group. Keys and values lie in shared memory, up to half a split both at once, so that all loads of a block are under way
-// before it waits for the queries; of more positions the values take the keys' place. The bits of kernels/src/attention, as
+// group. Keys and values lie in shared memory, both at once where there is room, so that all loads of a block are under way before it
+// waits for the queries; of more positions the values take the keys' place. The bits of kernels/src/attention, as
 // in attention.h.
 #pragma once
 
@@ -15,10 +15,11 @@ enum { DECODE_BLOCKS = 2 };
 enum { DECODE_BLOCKS = 3 };
 #endif
 
-// Shared memory of a block. DIM is the head's size, or 0 where it is not one that is worth its own code.
-template <int DIM> struct DecodeArea {
-    int head_dim;
-    uint4* blocks;       // [SPLIT / KV_BLOCK] keys or values of a cache block
+// Shared memory of a block. DIM is the head's size, or 0 where it is not one that is worth its own code; ROOM is how many cache blocks'
+// keys or values have room, or 0 where the host says so.
+template <int DIM, int ROOM> struct DecodeArea {
+    int head_dim, told;
+    uint4* blocks;       // [room()] keys or values of a cache block
     float4* weights;     // [SPLIT], of DECODE_HEADS heads at a time
     float* queries;      // [group][head_dim]
     float* greatest;     // [DECODE_HEADS][DECODE_WARPS]
@@ -27,10 +28,12 @@ template <int DIM> struct DecodeArea {
     unsigned short* own; // [2][head_dim]: key and value of the position itself
 
     DEVICE int dim() const { return DIM ? DIM : head_dim; }
-    DEVICE void place(unsigned char* at, int size, int group) {
+    DEVICE int room() const { return ROOM ? ROOM : told; }
+    DEVICE void place(unsigned char* at, int size, int group, int blocks_told) {
         head_dim = size;
+        told = blocks_told;
         blocks = (uint4*)at;
-        weights = (float4*)(at + SPLIT * dim() * 2);
+        weights = (float4*)(at + room() * KV_BLOCK * dim() * 2);
         queries = (float*)(weights + SPLIT);
         greatest = queries + group * dim();
         sums = greatest + DECODE_HEADS * DECODE_WARPS;
@@ -60,20 +63,20 @@ struct Turn {
 };
 
 // The cache blocks of a split, and how many positions of it are stored: the position itself is not among them.
-template <int DIM> struct DecodeCache {
+template <int DIM, int ROOM> struct DecodeCache {
     const Step& s;
     const Unit& u;
-    const DecodeArea<DIM>& area;
+    const DecodeArea<DIM, ROOM>& area;
     const int layer;
     int stored, count; // positions; cache blocks with one that is seen
 
-    DEVICE DecodeCache(const Step& step, const Unit& unit, const DecodeArea<DIM>& of, int at) : s(step), u(unit), area(of), layer(at) {
+    DEVICE DecodeCache(const Step& step, const Unit& unit, const DecodeArea<DIM, ROOM>& of, int at) : s(step), u(unit), area(of), layer(at) {
         stored = u.last ? u.seen - 1 : u.seen;
         count = (u.seen + KV_BLOCK - 1) / KV_BLOCK;
     }
     // Whether keys and values have room at once: the values from the middle on.
-    DEVICE bool both() const { return 2 * count <= DECODE_WARPS; }
-    DEVICE const uint4* values() const { return area.blocks + (both() ? DECODE_WARPS / 2 * area.block_vectors() : 0); }
+    DEVICE bool both() const { return 2 * count <= area.room(); }
+    DEVICE uint4* values() const { return area.blocks + (both() ? area.room() / 2 * area.block_vectors() : 0); }
     // By its number in the pool.
     DEVICE unsigned short* block(int number) const {
         return s.kv_pool + (((long long)number * s.layers + layer) * s.kv_heads + u.kv_head) * 2 * KV_BLOCK * area.dim();
@@ -99,8 +102,8 @@ template <int DIM> struct DecodeCache {
     // What is sure to have room at once.
     DEVICE void begin() const {
         load_keys();
-        const int i = warp_id() - DECODE_WARPS / 2;
-        if (both() && i >= 0 && i < count) load_values(i, area.blocks + warp_id() * area.block_vectors());
+        const int i = (warp_id() + DECODE_WARPS / 2) % DECODE_WARPS;
+        if (both() && i < count) load_values(i, values() + i * area.block_vectors());
         copy_commit();
     }
     // Values in the place of keys that all have done with.
@@ -139,8 +142,8 @@ template <int DIM> struct DecodeCache {
 };
 
 // Queries, rounded to F16, and, for the last split, the position's own key and value. A thread has one dimension.
-template <int DIM>
-DEVICE void project_split(const Step& s, const Unit& u, const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache, const Turn& turn,
+template <int DIM, int ROOM>
+DEVICE void project_split(const Step& s, const Unit& u, const DecodeArea<DIM, ROOM>& area, const DecodeCache<DIM, ROOM>& cache, const Turn& turn,
                           int own) {
     enum { AHEAD = 3 };
     const int dim = area.dim(), d = (int)threadIdx.x % dim, step = DECODE_THREADS / dim;
@@ -171,7 +174,7 @@ DEVICE void project_split(const Step& s, const Unit& u, const DecodeArea<DIM>& a
 }
 
 // Scores of the thread's position against H queries: chains of 32 dimensions, added in their order.
-template <int H, int DIM> DEVICE void score_key(const DecodeArea<DIM>& area, const float* queries, float (&total)[H]) {
+template <int H, int DIM, int ROOM> DEVICE void score_key(const DecodeArea<DIM, ROOM>& area, const float* queries, float (&total)[H]) {
     const int dim = area.dim();
     const uint4* key = area.blocks + warp_id() * area.block_vectors() + lane_id();
 #pragma unroll 1
@@ -206,8 +209,8 @@ DEVICE float greatest_of_warps(const float* parts) {
 }
 
 // Scores become weights exp(score - greatest), 0 past what the query sees; values take the keys' place meanwhile.
-template <int H, int DIM>
-DEVICE void soften_scores(const Step& s, const Unit& u, const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache, const float (&total)[H]) {
+template <int H, int DIM, int ROOM>
+DEVICE void soften_scores(const Step& s, const Unit& u, const DecodeArea<DIM, ROOM>& area, const DecodeCache<DIM, ROOM>& cache, const float (&total)[H]) {
     const bool seen = (int)threadIdx.x < u.seen;
     float score[H];
 #pragma unroll
@@ -256,8 +259,8 @@ struct MixLoads {
 
 // Weighted values of dimension d for H heads, in the order of positions; the loads of some positions run ahead. Past the last
 // position lies what was never written, past the split the weights and queries: never used.
-template <int H, int DIM>
-DEVICE void mix_values(const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache, int d, float (&sum)[H]) {
+template <int H, int DIM, int ROOM>
+DEVICE void mix_values(const DecodeArea<DIM, ROOM>& area, const DecodeCache<DIM, ROOM>& cache, int d, float (&sum)[H]) {
     const int dim = area.dim(), seen = cache.u.seen;
     const unsigned short* values = (const unsigned short*)cache.values() + d;
     const float4* weights = area.weights;
@@ -287,7 +290,7 @@ DEVICE float* split_part(const Step& s, const Unit& u, int head) {
 }
 
 // The sum of a head's weights, by one warp: lane p % 16 adds those of position p in order, lanes merge by a tree.
-template <int DIM> DEVICE void sum_split_weights(const Step& s, const Unit& u, const DecodeArea<DIM>& area, int h, int head) {
+template <int DIM, int ROOM> DEVICE void sum_split_weights(const Step& s, const Unit& u, const DecodeArea<DIM, ROOM>& area, int h, int head) {
     const float* weights = (const float*)area.weights + h;
     float part[SPLIT / 16], all = 0.0f;
 #pragma unroll
@@ -306,17 +309,17 @@ template <int DIM> DEVICE void sum_split_weights(const Step& s, const Unit& u, c
 
 // Some heads of the split, from `first` of the group on: results where it is the only one, else the split's part of them.
 // Heads past the group are copies of its last whose results are dropped.
-template <int H, int DIM>
-DEVICE void attend_heads(const Step& s, const Unit& u, const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache, int first) {
+template <int H, int DIM, int ROOM>
+DEVICE void attend_heads(const Step& s, const Unit& u, const DecodeArea<DIM, ROOM>& area, const DecodeCache<DIM, ROOM>& cache, int first) {
     const int dim = area.dim(), d = threadIdx.x;
     const int from = min(first, s.group - H), skipped = first - from;
     float total[H] = {}, sum[H] = {};
-    if (warp_id() < cache.count) score_key<H, DIM>(area, area.queries + from * dim, total);
-    soften_scores<H, DIM>(s, u, area, cache, total);
+    if (warp_id() < cache.count) score_key<H, DIM, ROOM>(area, area.queries + from * dim, total);
+    soften_scores<H, DIM, ROOM>(s, u, area, cache, total);
     launch_next();
-    if (d < dim) mix_values<H, DIM>(area, cache, d, sum);
+    if (d < dim) mix_values<H, DIM, ROOM>(area, cache, d, sum);
     const int summed = DECODE_WARPS - 1 - warp_id();
-    if (summed < H) sum_split_weights<DIM>(s, u, area, summed, from + summed);
+    if (summed < H) sum_split_weights<DIM, ROOM>(s, u, area, summed, from + summed);
     __syncthreads();
     if (d >= dim) return;
 #pragma unroll
@@ -331,33 +334,33 @@ DEVICE void attend_heads(const Step& s, const Unit& u, const DecodeArea<DIM>& ar
 }
 
 // All heads of the group.
-template <int H, int DIM>
-DEVICE void attend_group(const Step& s, const Unit& u, const DecodeArea<DIM>& area, const DecodeCache<DIM>& cache) {
+template <int H, int DIM, int ROOM>
+DEVICE void attend_group(const Step& s, const Unit& u, const DecodeArea<DIM, ROOM>& area, const DecodeCache<DIM, ROOM>& cache) {
 #pragma unroll 1
     for (int h = 0;;) {
-        attend_heads<H, DIM>(s, u, area, cache, h);
+        attend_heads<H, DIM, ROOM>(s, u, area, cache, h);
         h += H;
         if (h >= s.group) break;
         cache.restore();
     }
 }
 
-template <int H, int DIM> DEVICE void attend_split(const Step& s, int layer) {
+template <int H, int DIM, int ROOM> DEVICE void attend_split(const Step& s, int layer, int room) {
     settle(layer); // nothing in common with the code of other sizes, which would take registers
-    DecodeArea<DIM> area;
-    area.place(shared_arena(), s.head_dim, s.group);
+    DecodeArea<DIM, ROOM> area;
+    area.place(shared_arena(), s.head_dim, s.group, room);
     const Unit u = find_unit(s, blockIdx.x);
     if (u.split >= u.splits) return;
-    const DecodeCache<DIM> cache(s, u, area, layer);
+    const DecodeCache<DIM, ROOM> cache(s, u, area, layer);
     cache.begin();
     Turn turn;
     turn.find(s, u.position, (int)threadIdx.x % area.dim());
     const int own = u.table[(u.seen - 1) / KV_BLOCK];
     // All before is of steps before this one, or of launches that the one before has waited for.
     wait_prior();
-    project_split<DIM>(s, u, area, cache, turn, own);
+    project_split<DIM, ROOM>(s, u, area, cache, turn, own);
     copy_wait<0>();
     __syncthreads();
-    attend_group<H, DIM>(s, u, area, cache);
+    attend_group<H, DIM, ROOM>(s, u, area, cache);
     merge_splits<DECODE_THREADS>(s, u, area.merges, UnitSource<false>{0});
 }

@@ -30,7 +30,8 @@
 // columns ascending in each: lane 4 g + t holds four words, word i the columns 16 (i / 2) + 4 t .. + 4 of row g + 8 (i % 2).
 // Rows are padded to 16, columns to 128, with zeros. Beside it four floats a row: scale, error, norm and 0; see screen.h.
 //
-// Rows of step_1 are tagged: 8 bytes a value, the float and then the tag of who wrote it. Zero before the first launch.
+// Rows of step_1 are tagged: 8 bytes a value, the float and then the tag of who wrote it. Zero before the first launch. Tags may wrap
+// in a later one, since only those of this launch and the one before are ever there.
 enum PhaseKind {
     PHASE_EMBED,
     PHASE_QUANTIZE,
@@ -53,7 +54,8 @@ struct Phase {
     float* output;         // `rows` floats of each row (`rows / 2` for RELU2 and SILU); ADD: not written by the phase before.
     int kind, epilogue;
     int rows, cols;        // of the matrix; ATTEND: `rows` is the layer.
-    int tiles, items;      // row tiles; 512-byte loads of one row tile. ATTEND of prompts: `items` multiprocessors.
+    int tiles, items;      // row tiles; 512-byte loads of one row tile. ATTEND of prompts: `items` multiprocessors; of decode rows by
+                           // the batch kernels: keys or values of so many cache blocks have room.
     int stride;            // floats from one output row to the next
     int first_block;       // block of row tile 0: continues where the phase before ended, so that loads even out. The step kernels deal
                            // tiles to the blocks from there on in turn, step_1 in runs.
@@ -103,7 +105,7 @@ struct Step {
     int* quantized_sum;
     float* logits;         // rows of vocab floats
     unsigned long long* best; // of each row: ordered logit << 32 | ~token; zero between steps
-    unsigned* barrier;     // two words, zero before the first launch: the meetings of blocks, and step_1's last tag
+    unsigned* barrier;     // two words: the meetings of blocks, zero before the first launch, and step_1's last tag
     long long* trace;      // null, or two clock values of block 0 for each phase: before and after the barrier
     const int* sequences;  // of each row: its sequence in block_table
     unsigned short* queries; // batch kernels: rows of heads * head_dim rotated F16 queries, for prompts
@@ -130,6 +132,7 @@ enum {
     UNIT_HEADS_MAX = 4,
     HEAD_TOKENS_MAX = 2,
     GATHERED_ROWS = 128,
+    EARLY_ROWS_MAX = 256,  // rows of a norm whose next launch begins beside it
     RANKED_MAX = 256,
     GROUPS_MAX = 4,        // step_1: column groups of 128 of one warp, so rows of up to 8192
     REDUCED_BYTES = 1152,  // shared memory of a block's reductions

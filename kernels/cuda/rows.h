@@ -83,8 +83,8 @@ template <int COUNT> DEVICE void norm_kept_row(const Phase& p, const Step& s) {
     const float* row = p.input + (long long)t * width;
     KeptRow<COUNT> kept;
     kept.width = width;
-    // The next one's weights come from now on, where its blocks have room beside those of more rows.
-    if (s.tokens <= 32) launch_next();
+    // The next one's weights come from now on, where its blocks have room beside these.
+    if (s.tokens <= EARLY_ROWS_MAX) launch_next();
     kept.load_gamma(p.gamma);
     wait_prior();
     kept.load(row);

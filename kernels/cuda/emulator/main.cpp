@@ -29,7 +29,7 @@ struct Emulated : Machine {
         static const std::map<std::string, void (*)(const Phase, const Step)> kernels = {
             {"embed_rows", embed_rows}, {"norm_rows", norm_rows}, {"norm_kept", norm_kept}, {"norm_short", norm_short},     {"linear_8", linear_8},
             {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64},
-            {"linear_128", linear_128}, {"linear_wide", linear_wide}, {"attend_rows", attend_rows}, {"store_rows", store_rows},
+            {"linear_128", linear_128}, {"linear_wide", linear_wide}, {"attend_rows", attend_rows}, {"attend_few", attend_few}, {"store_rows", store_rows},
             {"attend_prompt", attend_prompt}, {"attend_tensor", attend_tensor}, {"attend_tensor_128", attend_tensor_128}, {"pack_screen", pack_screen},
             {"norm_screen", norm_screen}, {"screen_16", screen_16},   {"screen_64", screen_64},
             {"screen_128", screen_128}, {"screen_256", screen_256}, {"choose_rows", choose_rows}, {"take_rows", take_rows}, {"draw_rows", draw_rows},

@@ -6,7 +6,7 @@
 #include "model.h"
 
 const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept", "norm_short", "linear_8",   "linear_16",  "linear_32",
-                                                "linear_64",  "linear_128", "linear_wide", "attend_rows", "store_rows", "attend_prompt", "attend_tensor", "attend_tensor_128",
+                                                "linear_64",  "linear_128", "linear_wide", "attend_rows", "attend_few", "store_rows", "attend_prompt", "attend_tensor", "attend_tensor_128",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",
                                                 "screen_128", "screen_256", "choose_rows", "draw_rows", "take_rows", "rank_rows", "pick_rows"};
 
@@ -27,7 +27,7 @@ inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows&
         case PHASE_LINEAR: launches.push_back(batch::linear(loaded.step, p, limits)); break;
         case PHASE_ATTEND:
             if (rows.prompts) launches.push_back(batch::store(loaded.step, rows, p));
-            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p));
+            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p, limits));
             if (rows.prompt_tiles) launches.push_back(batch::attend_prompt(loaded.step, rows, p, limits));
             if (rows.tensor_tiles) launches.push_back(batch::attend_tensor(loaded.step, rows, p));
             break;

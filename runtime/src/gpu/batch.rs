@@ -3,6 +3,8 @@
 
 use std::ffi::CStr;
 
+use kernels::attention::BLOCK;
+
 use super::abi::{
     CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, EPILOGUE_ADD, HEAD_DIM_MAX, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR,
     PHASE_QUANTIZE, PICK_BYTES, PROMPT_PAIRS_LEAST, Phase, RANK_BYTES, REDUCED_BYTES, SPLIT, Step, TENSOR_PAIRS,
@@ -45,7 +47,7 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 26] = [
+pub(super) const KERNELS: [&CStr; 27] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
@@ -57,6 +59,7 @@ pub(super) const KERNELS: [&CStr; 26] = [
     c"linear_128",
     c"linear_wide",
     c"attend_rows",
+    c"attend_few",
     c"store_rows",
     c"attend_prompt",
     c"attend_tensor",
@@ -168,7 +171,7 @@ pub(super) fn launches<E>(
                     launch(&store)?;
                 }
                 if rows.decodes > 0 {
-                    launch(&attend(plain(c"attend_rows", 0, 0), rows.decodes))?;
+                    launch(&attend(plain(c"", 0, 0), rows.decodes, limits))?;
                 }
                 if rows.prompt_tiles > 0 {
                     let pairs = prompt_pairs(limits.cluster_max > 1);
@@ -214,13 +217,22 @@ fn norm(launch: Launch) -> Launch {
     Launch { kernel: c"norm_rows", shared_bytes: REDUCED_BYTES + cols * 8, ..launch }
 }
 
-/// Single rows: a block for each split of a row and KV head.
-fn attend(launch: Launch, decodes: usize) -> Launch {
+/// Single rows: a block for each split of a row and KV head. Where blocks are few, each has room for all keys and values of a split
+/// at once, or for those of three quarters of one.
+fn attend(launch: Launch, decodes: usize, limits: Limits) -> Launch {
     let step = Step { tokens: to_i32(decodes), unit_heads: launch.step.group, ..launch.step };
     let (dim, group) = (size(step.head_dim), size(step.group));
     let grid = decodes * size(step.kv_heads) * size(step.splits_max);
-    let shared_bytes = SPLIT * dim * 2 + SPLIT * 16 + group * dim * 4 + 160 + dim * 4;
-    Launch { grid, threads: SPLIT, shared_bytes, step, ..launch }
+    let whole = SPLIT / BLOCK;
+    let room = match grid.div_ceil(limits.multiprocessors) {
+        0..=1 if limits.cluster_max > 1 => 2 * whole,
+        2 if limits.cluster_max > 1 => whole * 3 / 2,
+        _ => whole,
+    };
+    let kernel = if room > whole { c"attend_few" } else { c"attend_rows" };
+    let shared_bytes = room * BLOCK * dim * 2 + SPLIT * 16 + group * dim * 4 + 160 + dim * 4;
+    let phase = Phase { items: to_i32(room), ..launch.phase };
+    Launch { kernel, grid, threads: SPLIT, shared_bytes, phase, step, ..launch }
 }
 
 /// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor, while each
@@ -259,7 +271,9 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
         _ if groups => tile * 16,
         _ => 128 + tile * 8,
     };
-    let shared_bytes = sums + held * item_bytes + facts;
+    // Blocks that have a multiprocessor each shall not share one, when they begin beside those of a norm.
+    let alone = groups && blocks * cluster <= limits.multiprocessors;
+    let shared_bytes = if alone { ALONE_BYTES } else { sums + held * item_bytes + facts };
     Launch { kernel, grid: blocks * cluster, cluster, threads: LINEAR_THREADS, shared_bytes, ..launch }
 }
 
@@ -275,3 +289,5 @@ const SHORT_COLUMNS_MAX: usize = 3072;
 const PROMPT_THREADS: usize = 256;
 /// Shared memory for the weights and activations that a block of few rows holds at a time.
 const FEW_ITEM_BYTES: usize = 80 << 10;
+/// More than half of the shared memory of a multiprocessor from 9.0 on.
+const ALONE_BYTES: usize = 116 << 10;
