@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::faults;
 use super::pool::Pool;
 use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
-use crate::forward::{Forward, Segment, Step};
+use crate::forward::{Forward, Reach, Segment, Step};
 use crate::guide::Guide;
 use crate::kv::{KvCache, SWEEPS_KEPT};
 use crate::metrics::{GenerationMetrics, ShardMetrics};
@@ -96,29 +96,58 @@ impl Lane {
         self.id
     }
 
-    /// Steps of one row, so that every page and every code path of a step is warm, the model's scores are known to be
-    /// numbers, and the last one tells what a step costs.
+    /// Steps of one row, so that every page and every code path of a step is warm and the model's scores are known to be
+    /// numbers, then one of several that decode and one of a prompt: before the first request comes it is known what a step
+    /// costs, and what each kind of row adds to it.
     ///
     /// # Panics
     /// When they are not.
+    #[expect(clippy::cast_possible_truncation, reason = "a vocabulary fits 32 bits")]
     pub(super) fn warm_up(&mut self, team: &Team, metrics: &ShardMetrics) {
-        self.kv.reserve(0, 1).expect("a cache holds one sequence");
-        self.step.clear();
-        self.step.push(0, 0, &[self.model.tokenizer.bos().unwrap_or(0)], true);
-        let Self { model, forward, kv, step, .. } = self;
-        let mut elapsed = Duration::ZERO;
-        for _ in 0..WARM_UP_STEPS {
-            let started = Instant::now();
-            forward.run(team, &model.weights, kv, step, &|_, logits, _| {
-                assert!(logits.iter().all(|logit| logit.is_finite()), "the model's first scores are no numbers");
-            });
-            elapsed = started.elapsed();
+        let token = self.model.tokenizer.bos().unwrap_or(0);
+        for _ in 1..WARM_UP_STEPS {
+            self.try_step(team, &[token], 1);
         }
         let mut rows = StepRows::default();
         rows.add_decode(0, 1);
+        let elapsed = self.try_step(team, &[token], 1);
         self.pace.observe(&rows, elapsed);
+        if self.pool.is_none() {
+            let params = &self.model.weights.params;
+            let most = self.forward.limits().rows_max.min(params.context);
+            let tokens: Vec<u32> = (0..WARM_UP_PROMPT.min(most) as u32).map(|i| i % params.vocab as u32).collect();
+            let count = WARM_UP_DECODES.min(tokens.len()).min(self.forward.limits().logits_max);
+            let (mut decodes, mut prompt) = (StepRows::default(), StepRows::default());
+            decodes.add_decode(0, count);
+            prompt.add_prompt(0, tokens.len());
+            for (rows, count, scored) in [(decodes, count, count), (prompt, tokens.len(), 1)] {
+                let elapsed = self.try_step(team, &tokens[..count], scored);
+                self.pace.foresee(&rows, elapsed);
+            }
+        }
         metrics.set_costs(self.pace.decode_costs(), self.pace.prefill_row_s());
+    }
+
+    /// How long a step takes of `tokens` one after the other, of which the last `scored` ones are each followed by the best.
+    fn try_step(&mut self, team: &Team, tokens: &[u32], scored: usize) -> Duration {
+        self.kv.reserve(0, tokens.len()).expect("a cache holds one sequence");
+        let Self { model, forward, kv, step, .. } = self;
+        step.clear();
+        step.push(0, 0, tokens, false);
+        for row in tokens.len() - scored..tokens.len() {
+            step.logits.push(row);
+            if tokens.len() > 1 {
+                step.want_best(Reach { count: 1, distance: 0.0, draw: None }, std::iter::empty());
+            }
+        }
+        let started = Instant::now();
+        forward.run(team, &model.weights, kv, step, &|_, logits, _| {
+            let is_score = |logit: &f32| logit.is_finite() || *logit == f32::NEG_INFINITY && tokens.len() > 1;
+            assert!(logits.iter().all(is_score), "the model's first scores are no numbers");
+        });
+        let elapsed = started.elapsed();
         self.kv.release(0);
+        elapsed
     }
 
     /// Begins anew after a panic in one of its steps: without sequences and without known blocks. Its buffers hold nothing
@@ -509,3 +538,6 @@ pub(crate) fn choose(
 }
 
 const WARM_UP_STEPS: usize = 2;
+/// Rows of the steps that tell what many sequences and prompts cost, 0.2 s of a model of two billion weights on two cores.
+const WARM_UP_DECODES: usize = 32;
+const WARM_UP_PROMPT: usize = 64;

@@ -244,6 +244,10 @@ impl Scheduler {
         self.row_s = budget.row_s;
         self.publish(kv);
         self.push_decodes(step, kv, rows_max);
+        if step.tokens.is_empty() && budget.rows_max == 0 {
+            // Whoever was to decode alone has been pushed out.
+            budget = PromptBudget::of_rows(BLOCK);
+        }
         budget.rows_max = budget.rows_max.min(rows_max - step.tokens.len());
         self.push_prompts(step, kv, budget);
         // Whoever waits for a token that is on its way goes on after it.
