@@ -8,6 +8,11 @@ use crate::AmxInt8;
 /// Rows of a tile, 64 bytes each.
 pub(crate) const TILE_ROWS: usize = 16;
 
+/// Steps, each two by two products of tiles, after which something is stored: the first store of a tile for more than some 2200
+/// cycles takes 850 cycles more than others, where a step takes 64 or more. Which tile is stored does not matter; stores of
+/// vectors do not help.
+pub(crate) const STEPS_BETWEEN_STORES: usize = 16;
+
 /// The tiles of this thread while they are configured: 0 and 1 hold the sums of the first tile of activations, 2 and 3 those of
 /// the second, 4 and 5 activations, 6 and 7 what both meet.
 pub(crate) struct Tiles {

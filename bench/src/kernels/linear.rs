@@ -60,20 +60,24 @@ pub(super) fn ternary(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Resul
                 let want = linear(Isa::Portable);
                 bench.check(&case.name, &linear(bench.isa), &want)?;
                 let mut out = vec![0.0; n * part.len()];
-                in_panels(bench.isa, matrix(0), (part.clone(), 0), &input, &mut out, &mut PanelScratch::new(width, n));
+                let mut scratch = PanelScratch::new(width, n);
+                in_panels(bench.isa, matrix(0), (part.clone(), 0), (&input, 0..n), &mut out, &mut scratch);
                 bench.check(&case.name, &out, &want)?;
             }
             // As a forward pass does it.
             let (isa, unit, panels) =
                 (bench.isa, unit_rows(height, bench.workers()), ternary::prefers_panels(bench.isa, n));
+            let (units, at_once) = (height.div_ceil(unit), ternary::rows_at_once(isa, n, width));
             bench.time(case, &|member, call| {
-                while let Some(claimed) = member.claim(0, height.div_ceil(unit)) {
+                while let Some(claimed) = member.claim(0, n.div_ceil(at_once) * units) {
+                    let (first, claimed) = (claimed / units * at_once, claimed % units);
+                    let rows = first..n.min(first + at_once);
                     let part = claimed * unit..height.min((claimed + 1) * unit);
-                    with_worker(n * part.len(), |out, worker| {
+                    with_worker(rows.len() * part.len(), |out, worker| {
                         if panels {
                             let scratch = worker.panels_for(width, n);
                             let next = part.start + unit * member.team_size();
-                            in_panels(isa, matrix(call), (part.clone(), next), &input, out, scratch);
+                            in_panels(isa, matrix(call), (part.clone(), next), (&input, rows), out, scratch);
                         } else {
                             ternary::linear(isa, matrix(call), part.clone(), input.view(), out);
                         }
@@ -131,12 +135,12 @@ pub(super) fn dense(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result<
     Ok(())
 }
 
-/// The rows `range` in panels; the worker goes on with row `next`.
+/// The rows `range` with some rows of the input in panels; the worker goes on with row `next`.
 fn in_panels(
     isa: Isa,
     matrix: TernaryMatrix<'_>,
     (range, next): (Range<usize>, usize),
-    input: &Quantized,
+    (input, rows): (&Quantized, Range<usize>),
     out: &mut [f32],
     scratch: &mut PanelScratch,
 ) {
@@ -148,7 +152,7 @@ fn in_panels(
         Panels { q: &input.panels, order: PanelOrder::Interleaved, scale, sum }
     };
     let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride };
-    ternary::linear_panels(isa, product, range, next, x, out, scratch);
+    ternary::linear_panels(isa, product, range, next, x.part(rows), out, scratch);
 }
 
 /// Quantised activations, in rows and in panels.

@@ -34,6 +34,6 @@ pub use linear::{Activations, activation_stride, linear, linear_raw};
 pub use pack::{Code3Found, pack_codes, pack_i2s};
 pub use panels::{
     Factored, Gating, PANEL_ROWS_MAX, PANEL_UNIT_ROWS, PanelOrder, PanelScratch, Panels, Product, interleave,
-    linear_panels, panel_count, panel_rows, prefers_panels, prefers_rows,
+    linear_panels, panel_count, panel_rows, prefers_panels, prefers_rows, rows_at_once,
 };
 pub use quantize::{Quantized, quantize, quantize_within};

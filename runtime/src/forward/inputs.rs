@@ -1,6 +1,8 @@
 //! The inputs of linear layers: rows of a buffer, normalised and rounded to int8, in rows or in panels.
 #![expect(unsafe_code, reason = "workers write disjoint parts of shared buffers, see each SAFETY line")]
 
+use std::ops::Range;
+
 use kernels::norm;
 use kernels::ternary::{self, Activations, PanelOrder, Panels};
 
@@ -16,6 +18,23 @@ use crate::team::Member;
 pub(super) struct Input<'a> {
     pub(super) quantized: Quantized<'a>,
     pub(super) floats: &'a [f32],
+    width: usize,
+}
+
+impl Input<'_> {
+    /// Some of the rows.
+    pub(super) fn part(self, rows: Range<usize>) -> Self {
+        let quantized = match self.quantized {
+            Quantized::Rows(x) => Quantized::Rows(Activations {
+                q: &x.q[rows.start * x.stride..],
+                scale: &x.scale[rows.clone()],
+                sum: &x.sum[rows.clone()],
+                ..x
+            }),
+            Quantized::Panels(x) => Quantized::Panels(x.part(rows.clone())),
+        };
+        Self { quantized, floats: &self.floats[rows.start * self.width..rows.end * self.width], ..self }
+    }
 }
 
 /// Many rows go in panels where the instruction set prefers it.
@@ -220,6 +239,7 @@ impl Pass<'_> {
                     sum: own.sum,
                 }),
                 floats: &own.row[..width],
+                width,
             };
         }
         let stride = ternary::activation_stride(width);
@@ -240,7 +260,7 @@ impl Pass<'_> {
         } else {
             Quantized::Rows(Activations { q, stride, scale, sum })
         };
-        Input { quantized, floats }
+        Input { quantized, floats, width }
     }
 }
 

@@ -213,77 +213,91 @@ impl Pass<'_> {
         }
     }
 
-    /// Puts the columns `range` of `product` in their places in a buffer of rows of `width`; `next` is where this worker is
-    /// likely to go on.
+    /// Puts the part `own` of `product` in its place in a buffer of rows of `width`; this worker is likely to go on with the row
+    /// of W that is `ahead` of its first one.
     fn write_directly(
         &self,
         product: Product<'_>,
         x: Panels<'_>,
-        (range, next): (Range<usize>, usize),
+        (own, ahead): (&Part, usize),
         (buffer, width): (SharedFrom<'_, f32>, usize),
         panels: &mut PanelScratch,
     ) {
-        let end = (x.scale.len() - 1) * width + range.end;
-        // SAFETY: the columns of `range` were claimed by this worker alone.
-        let cells = unsafe { buffer.cells(range.start..end) };
-        ternary::linear_panels(self.isa, product, range, next, x, Columns { cells, stride: width }, panels);
+        let (rows, range) = (own.rows.clone(), own.range.clone());
+        // SAFETY: these columns of these rows were claimed by this worker alone.
+        let cells = unsafe { buffer.cells(rows.start * width + range.start..(rows.end - 1) * width + range.end) };
+        let next = range.start + ahead;
+        ternary::linear_panels(self.isa, product, range, next, x.part(rows), Columns { cells, stride: width }, panels);
     }
 
     /// Queries, keys and values: a unit is a run of whole heads, rotated and stored by the worker that computed it.
     fn project(&self, member: Member<'_>, scratch: &mut Scratch, (index, layer): (usize, &Layer), counter: usize) {
         let (params, n) = (&self.weights.params, self.rows());
         let unit = head_unit_rows(params.head_dim);
-        let kv_units = layer.k.rows.div_ceil(unit);
-        let units = kv_units + layer.q.rows.div_ceil(unit);
+        let of_kv = self.parts(&layer.k, unit);
+        let of_q = Parts { height: layer.q.rows, units: layer.q.rows.div_ceil(unit), ..of_kv };
         let inputs = InputNorms::of([&layer.q, &layer.k, &layer.v]);
-        while let Some(claimed) = member.claim(counter, units) {
-            let (own, first, second, mut work) = scratch.split();
-            let [q_input, k_input, v_input] = [0, 1, 2].map(|i| self.input_of(own, inputs.place(i), params.hidden, n));
-            if claimed < kv_units {
-                let range = claimed * unit..layer.k.rows.min((claimed + 1) * unit);
-                let (k, v) = (&mut first[..n * range.len()], &mut second[..n * range.len()]);
-                self.linear(&layer.k, range.clone(), k_input, k, &mut work);
-                self.linear(&layer.v, range.clone(), v_input, v, &mut work);
-                self.rotate(range.len(), layer.k_norm.as_deref(), k);
-                self.store(index, range, k, v);
+        // Of the same rows first keys and values, then queries.
+        while let Some(claimed) = member.claim(counter, of_kv.blocks * (of_kv.units + of_q.units)) {
+            let (block, claimed) = (claimed / (of_kv.units + of_q.units), claimed % (of_kv.units + of_q.units));
+            let (scratch_row, first, second, mut work) = scratch.split();
+            let [q_input, k_input, v_input] =
+                [0, 1, 2].map(|i| self.input_of(scratch_row, inputs.place(i), params.hidden, n));
+            if claimed < of_kv.units {
+                let own = of_kv.part(block, claimed);
+                let len = own.rows.len() * own.range.len();
+                let (k, v) = (&mut first[..len], &mut second[..len]);
+                let [k_input, v_input] = [k_input, v_input].map(|input| input.part(own.rows.clone()));
+                self.linear(&layer.k, own.range.clone(), k_input, k, &mut work);
+                self.linear(&layer.v, own.range.clone(), v_input, v, &mut work);
+                self.rotate(own.range.len(), layer.k_norm.as_deref(), own.rows.clone(), k);
+                self.store(index, &own, k, v);
             } else {
-                let start = (claimed - kv_units) * unit;
-                let range = start..layer.q.rows.min(start + unit);
+                let own = of_q.part(block, claimed - of_kv.units);
                 let width = params.attention_width();
                 let q_norm = layer.q_norm.as_deref();
                 if let Some((w, x)) = self.direct(&layer.q, q_input) {
-                    let place = (range.clone(), start + unit * member.team_size());
+                    let place = (&own, unit * member.team_size());
                     self.write_directly(Product::Plain(w), x, place, (self.buffers.q, width), work.panels);
-                    self.rotate_queries(width, q_norm, range);
+                    self.rotate_queries(width, q_norm, &own);
                 } else {
-                    let q = &mut first[..n * range.len()];
-                    self.linear(&layer.q, range.clone(), q_input, q, &mut work);
-                    self.rotate(range.len(), q_norm, q);
-                    self.scatter(self.buffers.q, width, range, q);
+                    let q = &mut first[..own.rows.len() * own.range.len()];
+                    self.linear(&layer.q, own.range.clone(), q_input.part(own.rows.clone()), q, &mut work);
+                    self.rotate(own.range.len(), q_norm, own.rows.clone(), q);
+                    self.scatter(self.buffers.q, width, &own, q);
                 }
             }
         }
     }
 
+    /// How the work of a layer is cut for all rows of the step.
+    fn parts(&self, linear: &Linear, unit: usize) -> Parts {
+        Parts::of(self.isa, self.rows(), linear, unit)
+    }
+
+    /// Rows of the step, and for each the slot and the position that it belongs to.
+    fn placed(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> {
+        self.step.segments.iter().flat_map(move |segment| {
+            let end = rows.end.min(segment.first_row + segment.rows);
+            let own = rows.start.max(segment.first_row)..end;
+            own.map(move |row| (row, segment.slot, segment.first_position + row - segment.first_row))
+        })
+    }
+
     /// Applies the norm of a head, where there is one, and RoPE to `rows x width` values, each row whole heads.
-    fn rotate(&self, width: usize, norm: Option<&[f32]>, values: &mut [f32]) {
-        for segment in &self.step.segments {
-            for i in 0..segment.rows {
-                let row = &mut values[(segment.first_row + i) * width..][..width];
-                self.rotate_row(segment.first_position + i, norm, row);
-            }
+    fn rotate(&self, width: usize, norm: Option<&[f32]>, rows: Range<usize>, values: &mut [f32]) {
+        for (row, _, position) in self.placed(rows.clone()) {
+            self.rotate_row(position, norm, &mut values[(row - rows.start) * width..][..width]);
         }
     }
 
-    /// The same for the columns `range` of the queries, in their places.
-    fn rotate_queries(&self, width: usize, norm: Option<&[f32]>, range: Range<usize>) {
-        for segment in &self.step.segments {
-            for i in 0..segment.rows {
-                let at = (segment.first_row + i) * width;
-                // SAFETY: the columns of `range` were claimed by this worker alone.
-                let row = unsafe { self.buffers.q.write(at + range.start..at + range.end) };
-                self.rotate_row(segment.first_position + i, norm, row);
-            }
+    /// The same for queries in their places.
+    fn rotate_queries(&self, width: usize, norm: Option<&[f32]>, own: &Part) {
+        for (row, _, position) in self.placed(own.rows.clone()) {
+            let at = row * width;
+            // SAFETY: these columns of these rows were claimed by this worker alone.
+            let row = unsafe { self.buffers.q.write(at + own.range.start..at + own.range.end) };
+            self.rotate_row(position, norm, row);
         }
     }
 
@@ -297,28 +311,25 @@ impl Pass<'_> {
         }
     }
 
-    /// Puts keys and values of the heads in `range` into the cache.
-    fn store(&self, layer: usize, range: Range<usize>, k: &[f32], v: &[f32]) {
-        let (head_dim, width) = (self.weights.params.head_dim, range.len());
-        for segment in &self.step.segments {
-            for i in 0..segment.rows {
-                let (row, position) = (segment.first_row + i, segment.first_position + i);
-                for (j, head) in (range.start / head_dim..range.end / head_dim).enumerate() {
-                    // SAFETY: the heads of `range` were claimed by this worker alone; attention reads after a barrier.
-                    let block = unsafe { self.kv.head_block(segment.slot, layer, head, position) };
-                    let at = row * width + j * head_dim;
-                    let (k, v) = (&k[at..at + head_dim], &v[at..at + head_dim]);
-                    attention::store(self.isa, self.kv.layout(), block, position % attention::BLOCK, k, v);
-                }
+    /// Puts keys and values of whole heads into the cache.
+    fn store(&self, layer: usize, own: &Part, k: &[f32], v: &[f32]) {
+        let (head_dim, width) = (self.weights.params.head_dim, own.range.len());
+        for (row, slot, position) in self.placed(own.rows.clone()) {
+            for (j, head) in (own.range.start / head_dim..own.range.end / head_dim).enumerate() {
+                // SAFETY: these heads of these rows were claimed by this worker alone; attention reads after a barrier.
+                let block = unsafe { self.kv.head_block(slot, layer, head, position) };
+                let at = (row - own.rows.start) * width + j * head_dim;
+                let (k, v) = (&k[at..at + head_dim], &v[at..at + head_dim]);
+                attention::store(self.isa, self.kv.layout(), block, position % attention::BLOCK, k, v);
             }
         }
     }
 
-    /// Copies `rows x range` values to the columns `range` of a shared buffer.
-    fn scatter(&self, buffer: SharedFrom<'_, f32>, width: usize, range: Range<usize>, values: &[f32]) {
-        for (row, part) in values.chunks_exact(range.len()).enumerate() {
-            // SAFETY: the columns of `range` were claimed by this worker alone.
-            let to = unsafe { buffer.write(row * width + range.start..row * width + range.end) };
+    /// Copies `rows x range` values to their places in a shared buffer.
+    fn scatter(&self, buffer: SharedFrom<'_, f32>, width: usize, own: &Part, values: &[f32]) {
+        for (row, part) in own.rows.clone().zip(values.chunks_exact(own.range.len())) {
+            // SAFETY: these columns of these rows were claimed by this worker alone.
+            let to = unsafe { buffer.write(row * width + own.range.start..row * width + own.range.end) };
             to.copy_from_slice(part);
         }
     }
@@ -333,28 +344,29 @@ impl Pass<'_> {
     ) {
         let (n, hidden) = (self.rows(), self.weights.params.hidden);
         let unit = unit_rows(linear.rows, n, member.team_size());
-        while let Some(claimed) = member.claim(counter, linear.rows.div_ceil(unit)) {
-            let range = claimed * unit..linear.rows.min((claimed + 1) * unit);
-            let (own, first, _, mut work) = scratch.split();
-            let input = self.input(own, linear.cols, n);
+        let parts = self.parts(linear, unit);
+        while let Some(claimed) = member.claim(counter, parts.blocks * parts.units) {
+            let own = parts.part(claimed / parts.units, claimed % parts.units);
+            let (scratch_row, first, _, mut work) = scratch.split();
+            let input = self.input(scratch_row, linear.cols, n);
             if let Some((w, x)) = self.direct(linear, input) {
                 let (product, to) = match post_norm {
                     None => (Product::Added(w), self.buffers.x),
                     Some(_) => (Product::Plain(w), self.buffers.added),
                 };
-                let place = (range.clone(), range.start + unit * member.team_size());
-                self.write_directly(product, x, place, (to, hidden), work.panels);
+                self.write_directly(product, x, (&own, unit * member.team_size()), (to, hidden), work.panels);
                 continue;
             }
-            let out = &mut first[..n * range.len()];
-            self.linear(linear, range.clone(), input, out, &mut work);
+            let out = &mut first[..own.rows.len() * own.range.len()];
+            self.linear(linear, own.range.clone(), input.part(own.rows.clone()), out, &mut work);
             if post_norm.is_some() {
-                self.scatter(self.buffers.added, hidden, range, out);
+                self.scatter(self.buffers.added, hidden, &own, out);
                 continue;
             }
-            for (row, part) in out.chunks_exact(range.len()).enumerate() {
-                // SAFETY: the columns of `range` were claimed by this worker alone.
-                let x = unsafe { self.buffers.x.write(row * hidden + range.start..row * hidden + range.end) };
+            for (row, part) in own.rows.clone().zip(out.chunks_exact(own.range.len())) {
+                let at = row * hidden;
+                // SAFETY: these columns of these rows were claimed by this worker alone.
+                let x = unsafe { self.buffers.x.write(at + own.range.start..at + own.range.end) };
                 activation::add_assign(self.isa, x, part);
             }
         }
@@ -388,23 +400,25 @@ impl Pass<'_> {
             Activation::Gelu => None,
         };
         let gating = gating.filter(|_| inputs.count == 1);
-        while let Some(claimed) = member.claim(counter, params.feed_forward.div_ceil(unit)) {
-            let range = claimed * unit..params.feed_forward.min((claimed + 1) * unit);
-            let (own, first, second, mut work) = scratch.split();
-            let [input, up_input] = [0, 1].map(|i| self.input_of(own, inputs.place(i), params.hidden, n));
+        let parts = self.parts(&layer.gate, unit);
+        while let Some(claimed) = member.claim(counter, parts.blocks * parts.units) {
+            let own = parts.part(claimed / parts.units, claimed % parts.units);
+            let (scratch_row, first, second, mut work) = scratch.split();
+            let [input, up_input] = [0, 1].map(|i| self.input_of(scratch_row, inputs.place(i), params.hidden, n));
             let direct = (self.direct(&layer.gate, input), self.direct(&layer.up, input), gating);
             if let (Some((gate, x)), Some((up, _)), Some(gating)) = direct {
-                let to = (self.buffers.ffn, params.feed_forward);
-                let place = (range.clone(), range.start + unit * member.team_size());
-                self.write_directly(Product::Gated { gate, up, gating }, x, place, to, work.panels);
+                let (product, to) = (Product::Gated { gate, up, gating }, (self.buffers.ffn, params.feed_forward));
+                self.write_directly(product, x, (&own, unit * member.team_size()), to, work.panels);
                 continue;
             }
-            let (gate, up) = (&mut first[..n * range.len()], &mut second[..n * range.len()]);
+            let (range, width) = (&own.range, own.range.len());
+            let (gate, up) = (&mut first[..own.rows.len() * width], &mut second[..own.rows.len() * width]);
+            let [input, up_input] = [input, up_input].map(|input| input.part(own.rows.clone()));
             self.linear(&layer.gate, range.clone(), input, gate, &mut work);
             self.linear(&layer.up, range.clone(), up_input, up, &mut work);
-            for (row, (gate, up)) in gate.chunks_exact(range.len()).zip(up.chunks_exact(range.len())).enumerate() {
+            for (row, (gate, up)) in own.rows.clone().zip(gate.chunks_exact(width).zip(up.chunks_exact(width))) {
                 let at = row * params.feed_forward;
-                // SAFETY: the columns of `range` were claimed by this worker alone.
+                // SAFETY: these columns of these rows were claimed by this worker alone.
                 let out = unsafe { self.buffers.ffn.write(at + range.start..at + range.end) };
                 match params.family.activation() {
                     Activation::SquaredRelu => activation::relu2_mul(self.isa, gate, up, out),
@@ -423,11 +437,12 @@ impl Pass<'_> {
         self.prepare(member, scratch, &rows, 1);
         let unit = unit_rows(vocab, n, member.team_size());
         while let Some(claimed) = member.claim(2, vocab.div_ceil(unit)) {
-            let range = claimed * unit..vocab.min((claimed + 1) * unit);
-            let (own, first, _, mut work) = scratch.split();
-            let out = &mut first[..n * range.len()];
-            self.linear(head, range.clone(), self.input(own, weights.params.hidden, n), out, &mut work);
-            self.scatter(self.logits, vocab, range, out);
+            let own = Part { rows: 0..n, range: claimed * unit..vocab.min((claimed + 1) * unit) };
+            let (scratch_row, first, _, mut work) = scratch.split();
+            let out = &mut first[..n * own.range.len()];
+            let input = self.input(scratch_row, weights.params.hidden, n);
+            self.linear(head, own.range.clone(), input, out, &mut work);
+            self.scatter(self.logits, vocab, &own, out);
         }
     }
 
@@ -443,6 +458,36 @@ impl Pass<'_> {
             floats: !self.weights.head().is_ternary(),
             gated: false,
         }
+    }
+}
+
+/// What a worker claims of a linear layer: some rows of the input, and some rows of W, columns of the output.
+struct Part {
+    rows: Range<usize>,
+    range: Range<usize>,
+}
+
+/// All of a linear layer: blocks of input rows that stay in a cache while all units of rows of W meet them.
+#[derive(Clone, Copy)]
+struct Parts {
+    n: usize,
+    at_once: usize,
+    height: usize,
+    unit: usize,
+    blocks: usize,
+    units: usize,
+}
+
+impl Parts {
+    fn of(isa: Isa, n: usize, linear: &Linear, unit: usize) -> Self {
+        let at_once = if linear.is_ternary() { ternary::rows_at_once(isa, n, linear.cols) } else { n };
+        let (height, units) = (linear.rows, linear.rows.div_ceil(unit));
+        Self { n, at_once, height, unit, blocks: n.div_ceil(at_once.max(1)), units }
+    }
+
+    fn part(&self, block: usize, unit: usize) -> Part {
+        let cut = |index: usize, size: usize, end: usize| index * size..end.min((index + 1) * size);
+        Part { rows: cut(block, self.at_once, self.n), range: cut(unit, self.unit, self.height) }
     }
 }
 

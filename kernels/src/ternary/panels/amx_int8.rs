@@ -1,46 +1,59 @@
-//! Panels on AMX: tiles of 16 activation rows x 64 columns meet tiles of 64 columns x 16 rows of W, which are unpacked a
-//! block at a time. A field of a row tile is a row of such a tile as it is, and four tiles of sums lie as [`Sums`] do.
+//! Panels on AMX: tiles of 16 activation rows x 64 columns meet tiles of 64 columns x 16 rows of W, which are unpacked three
+//! steps before. A field of a row tile is a row of such a tile as it is, and four tiles of sums lie as [`Sums`] do.
+//!
+//! Every group of activation rows unpacks the weights for itself, into a ring that stays in the first-level cache: vector
+//! units and stores are idle while tiles multiply, the packed weights of a pair take a quarter of the room that codes do, and
+//! sums stay in tiles over all columns.
 #![expect(unsafe_code, reason = "instructions without intrinsics, and calls of functions with target features")]
 
 use std::arch::asm;
 
-use super::avx512_vnni::{prefetch_tiles, prefetch_to_write, unpack_pair};
-use super::{BLOCK_PAIRS, BLOCK_TILES_MIN, Codes, GROUP_ROWS_MAX, PanelJob, Room, Sums, parts};
-use crate::tiles::{TILE_ROWS, Tiles, tile_rows};
+use super::super::layout::Tile;
+use super::avx512_vnni::{prefetch_tile, unpack_both};
+use super::{Codes, GROUP_ROWS_MAX, PAIR, PanelJob, RING_STEPS, Room, STEP_RUNS, Sums};
+use crate::tiles::{STEPS_BETWEEN_STORES, TILE_ROWS, Tiles, tile_rows};
 use crate::{AmxInt8, Avx512Bw};
 
 pub(super) fn linear(proof: AmxInt8, job: &PanelJob<'_>, stride: usize, room: &mut Room<'_>) {
     let tiles = Tiles::new(proof, tile_rows(job.n()));
     // SAFETY: the token proves that AVX-512 VNNI exists, and what that proves.
-    unsafe { blocks(proof.vnni().bw(), &tiles, job, stride, room) }
+    unsafe { pairs(proof.vnni().bw(), &tiles, job, stride, room) }
 }
 
-/// What multiplies.
+/// What multiplies. Sums of two row tiles with `N` tiles of activations, one or two, are made step by step, and each step in
+/// four parts, so that codes can be unpacked in between.
 trait Multiply {
-    fn multiply(&self, block: Block<'_>);
+    /// Sums become zero.
+    fn begin<const N: usize>(&self);
+
+    /// Part `PART` of a step.
+    fn part<const N: usize, const PART: usize>(&self, codes: &StepCodes, x: Strip<'_>);
+
+    /// Writes the sums, one for each row.
+    fn end<const N: usize>(&self, sums: &mut [Sums]);
+
+    /// Stores something where sums will be: see [`STEPS_BETWEEN_STORES`].
+    fn keep_awake(&self, sums: &mut [Sums]);
 }
 
-/// Some columns of a pair of row tiles and of a group of activation rows.
-struct Block<'a> {
-    codes: &'a [Codes],
-    /// From the first column of the first row on.
+/// Codes of 64 columns of a pair of row tiles.
+type StepCodes = [Codes; STEP_RUNS];
+
+/// Activation rows of a group, from the first column of a step on.
+#[derive(Clone, Copy)]
+struct Strip<'a> {
     x: &'a [i8],
     stride: usize,
     rows: [usize; 2],
-    /// For each row; they begin at zero with the `first` block.
-    sums: &'a mut [Sums],
-    first: bool,
 }
 
-impl Block<'_> {
-    /// Pairs of tiles, each 64 columns.
-    fn steps(&self) -> usize {
-        let steps = self.codes.len() / TILE_RUNS;
+impl Strip<'_> {
+    /// That 64 columns of all rows are there.
+    #[inline(always)]
+    fn check<const N: usize>(&self) {
         let rows = self.rows[0] + self.rows[1];
-        assert!(steps > 0 && self.codes.len().is_multiple_of(TILE_RUNS), "whole tiles");
-        assert!(self.rows[0] > 0 && self.sums.len() == rows, "sums for each row");
-        assert!(self.x.len() >= (rows - 1) * self.stride + steps * TILE_COLS, "activations hold all rows");
-        steps
+        assert!(rows > 0 && (N == 2) == (self.rows[1] > 0), "one or two tiles");
+        assert!(self.x.len() >= (rows - 1) * self.stride + TILE_COLS, "activations hold all rows");
     }
 }
 
@@ -65,176 +78,239 @@ fn groups(n: usize) -> impl ExactSizeIterator<Item = Group> {
     })
 }
 
-/// Blocks of row tiles, blocks of columns, pairs, groups, so that codes stay in the first-level cache while the activations of
-/// these columns pass by from the second-level one. A single group has nothing to pass by: pair after pair there, and what
-/// is read ahead is a whole pair away.
+/// Tiles in the order in which they are multiplied: all of a pair for each group, then those of the next pair. Behind the last
+/// one they go on with that pair: what is unpacked then is not used.
+struct Feed<'a, 'b> {
+    job: &'b PanelJob<'a>,
+    tiles: [&'a [StepTiles]; PAIR],
+    pair: usize,
+    group: usize,
+    groups: usize,
+    step: usize,
+}
+
+type StepTiles = [Tile; TILES];
+
+impl<'a, 'b> Feed<'a, 'b> {
+    fn new(job: &'b PanelJob<'a>, groups: usize) -> Self {
+        Self { job, tiles: tiles_of(job, 0), pair: 0, group: 0, groups, step: 0 }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> [&'a StepTiles; PAIR] {
+        let found = [&self.tiles[0][self.step], &self.tiles[1][self.step]];
+        self.step += 1;
+        if self.step == self.tiles[0].len() {
+            (self.step, self.group) = (0, self.group + 1);
+            if self.group == self.groups {
+                (self.group, self.pair) = (0, (self.pair + 1).min(self.job.pairs() - 1));
+                self.tiles = tiles_of(self.job, self.pair);
+            }
+        }
+        found
+    }
+}
+
+/// Both row tiles of a pair, in steps. Of a pair of one the other one is the same: what it gives is not looked at.
+fn tiles_of<'a>(job: &PanelJob<'a>, pair: usize) -> [&'a [StepTiles]; PAIR] {
+    let first = job.row_tile(pair, 0).expect("a pair has a row tile");
+    [first.as_chunks().0, job.row_tile(pair, 1).unwrap_or(first).as_chunks().0]
+}
+
+/// Pairs, groups, steps. Meanwhile asks for the next pair. Lines of the output aren't asked for: they are written all at once.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn blocks(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usize, room: &mut Room<'_>) {
-    let steps = job.tiles_per_row() / TILES;
-    let (blocks, group_count) = (job.tiles_per_row().div_ceil(BLOCK_TILES_MIN), job.n().div_ceil(GROUP_ROWS_MAX));
-    let block_columns = |block: usize| TILES * (block * steps / blocks)..TILES * ((block + 1) * steps / blocks);
-    let pairs_max = if group_count == 1 { 1 } else { BLOCK_PAIRS };
-    for first in (0..job.pairs()).step_by(pairs_max) {
-        let pairs = first..(first + pairs_max).min(job.pairs());
-        for block in 0..blocks {
-            let (columns, last) = (block_columns(block), block + 1 == blocks);
-            let codes = &mut room.codes[..4 * columns.len()];
-            for (i, pair) in pairs.clone().enumerate() {
-                unpack_pair(job, pair, columns.clone(), codes);
-                let (next, ahead) = match (pair + 1 < pairs.end, last) {
-                    _ if group_count == 1 => (pair + 1, columns.clone()),
-                    (true, _) => (pair + 1, columns.clone()),
-                    (false, false) => (first, block_columns(block + 1)),
-                    (false, true) => (pairs.end, block_columns(0)),
-                };
-                for (index, (group, ahead)) in groups(job.n()).zip(parts(ahead, group_count)).enumerate() {
-                    prefetch_tiles(job, next, ahead);
-                    let count = group.rows[0] + group.rows[1];
-                    let place = if blocks == 1 { 0 } else { (i * group_count + index) * GROUP_ROWS_MAX };
-                    let sums = &mut room.sums[place..place + count];
-                    let x = &job.activations()[group.first * stride + columns.start * COLS..];
-                    let new = group.first + group.known..group.first + count;
-                    let lines = new.start + block * new.len() / blocks..new.start + (block + 1) * new.len() / blocks;
-                    job.for_each_line(pair, lines, prefetch_to_write);
-                    unit.multiply(Block { codes, x, stride, rows: group.rows, sums, first: block == 0 });
-                    if last {
-                        job.finish(proof, pair, new.start, &sums[group.known..]);
-                    }
+fn pairs(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usize, room: &mut Room<'_>) {
+    let count = job.n().div_ceil(GROUP_ROWS_MAX);
+    let ring: &mut [StepCodes; RING_STEPS] = room.codes.as_chunks_mut().0.first_chunk_mut().expect("room for a ring");
+    let mut ring = Ring { ring, at: 0, feed: Feed::new(job, count) };
+    for slot in 0..AHEAD {
+        let tiles = ring.feed.next();
+        unpack_both([tiles[0], tiles[1]], &mut ring.ring[slot]);
+    }
+    for pair in 0..job.pairs() {
+        let next = [0, 1].map(|side| job.upcoming(pair + 1, side).unwrap_or_default().as_chunks().0);
+        for (index, group) in groups(job.n()).enumerate() {
+            let rows = group.rows[0] + group.rows[1];
+            let new = group.first + group.known..group.first + rows;
+            let strip = Strip { x: &job.activations()[group.first * stride..], stride, rows: group.rows };
+            let mut ahead = Ahead { tiles: next, due: index, apart: count };
+            let sums = &mut room.sums[..rows];
+            if group.rows[1] == 0 {
+                multiply::<1>(unit, &mut ring, strip, &mut ahead, sums);
+            } else {
+                multiply::<2>(unit, &mut ring, strip, &mut ahead, sums);
+            }
+            job.finish(proof, pair, new.start, &sums[group.known..]);
+        }
+    }
+}
+
+/// Tiles of the next pair, each of so many groups asks for its share of the steps.
+struct Ahead<'a> {
+    tiles: [&'a [StepTiles]; PAIR],
+    /// The next step that is asked for, and how far apart they are.
+    due: usize,
+    apart: usize,
+}
+
+impl Ahead<'_> {
+    #[inline(always)]
+    fn ask(&mut self, step: usize) {
+        if step == self.due {
+            self.due += self.apart;
+            for tiles in self.tiles {
+                if let Some(tiles) = tiles.get(step) {
+                    tiles.iter().for_each(prefetch_tile);
                 }
             }
         }
     }
 }
 
+/// Codes of the next steps.
+struct Ring<'a, 'b, 'c> {
+    ring: &'c mut [StepCodes; RING_STEPS],
+    /// Steps so far.
+    at: usize,
+    feed: Feed<'a, 'b>,
+}
+
+/// All steps of a group.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn multiply<const N: usize>(
+    unit: &impl Multiply,
+    ring: &mut Ring<'_, '_, '_>,
+    strip: Strip<'_>,
+    ahead: &mut Ahead<'_>,
+    sums: &mut [Sums],
+) {
+    unit.begin::<N>();
+    for step in 0..ring.feed.tiles[0].len() {
+        let x = Strip { x: &strip.x[step * TILE_COLS..], ..strip };
+        let (now, later, tiles) = (ring.at % RING_STEPS, (ring.at + AHEAD) % RING_STEPS, ring.feed.next());
+        ring.at += 1;
+        macro_rules! part {
+            ($part:literal) => {
+                unit.part::<N, $part>(&ring.ring[now], x);
+                let codes = &mut ring.ring[later].as_chunks_mut::<4>().0[$part];
+                unpack_both([&tiles[0][$part..=$part], &tiles[1][$part..=$part]], codes);
+            };
+        }
+        part!(0);
+        part!(1);
+        part!(2);
+        part!(3);
+        ahead.ask(step);
+        if ring.at.is_multiple_of(STEPS_BETWEEN_STORES) {
+            unit.keep_awake(sums);
+        }
+    }
+    unit.end::<N>(sums);
+}
+
+/// Tiles hold sums and operands from one call to the next: what is in them is no business of the compiler's, which has no
+/// use for them without the target features that this crate enables nowhere.
 impl Multiply for Tiles {
-    /// Tiles hold nothing between calls: what is in them is no business of the compiler's.
-    fn multiply(&self, block: Block<'_>) {
-        let steps = block.steps();
-        assert!(
-            block.rows[0] == self.rows()[0] && (block.rows[1] == 0 || block.rows[1] == self.rows()[1]),
-            "tiles of this size"
-        );
-        let (codes, x, sums) = (block.codes.as_ptr(), block.x.as_ptr(), block.sums.as_mut_ptr());
-        if block.rows[1] == 0 {
-            // SAFETY: as below, with one tile of activations.
-            unsafe { one_tile((codes.cast(), x), block.stride, sums.cast(), steps, block.first) }
-        } else {
-            // SAFETY: `steps` has checked that the slices hold what tiles of the configured size read and write in so many
-            // steps; `new` had the proof that the instructions exist, and configured them.
-            unsafe { two_tiles((codes.cast(), x), block.stride, sums.cast(), steps, block.first) }
+    #[inline(always)]
+    fn begin<const N: usize>(&self) {
+        // SAFETY: tiles are configured, `new` had the proof that the instructions exist; they touch tiles only.
+        unsafe { asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem, preserves_flags)) };
+        if N == 2 {
+            // SAFETY: as above.
+            unsafe { asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem, preserves_flags)) };
+        }
+    }
+
+    #[inline(always)]
+    fn part<const N: usize, const PART: usize>(&self, codes: &StepCodes, strip: Strip<'_>) {
+        assert!(strip.rows[0] == self.rows()[0] && (N == 1 || strip.rows[1] == self.rows()[1]), "tiles of this size");
+        strip.check::<N>();
+        let (codes, stride, x) = (codes.as_ptr(), strip.stride, strip.x.as_ptr());
+        macro_rules! load {
+            ($line:literal, $from:ident, $line_bytes:expr) => {
+                // SAFETY: `check` has seen that rows of the configured size are there, and codes are as large as tiles; `new`
+                // had the proof that the instruction exists. Memory is read only.
+                unsafe {
+                    asm!($line, from = in(reg) $from, line = in(reg) $line_bytes,
+                         options(nostack, readonly, preserves_flags))
+                }
+            };
+        }
+        macro_rules! dot {
+            ($line:literal) => {
+                // SAFETY: the same proof; tiles are configured, and nothing else is touched.
+                unsafe { asm!($line, options(nostack, nomem, preserves_flags)) }
+            };
+        }
+        match PART {
+            0 => {
+                load!("tileloadd tmm6, [{from} + {line}*1]", codes, size_of::<Codes>());
+                load!("tileloadd tmm4, [{from} + {line}*1]", x, stride);
+            }
+            1 => {
+                dot!("tdpbsud tmm0, tmm4, tmm6");
+                load!("tileloadd tmm7, [{from} + {line}*1 + 64]", codes, size_of::<Codes>());
+            }
+            2 => {
+                dot!("tdpbsud tmm1, tmm4, tmm7");
+                if N == 2 {
+                    let x = x.wrapping_add(TILE_ROWS * stride);
+                    load!("tileloadd tmm5, [{from} + {line}*1]", x, stride);
+                }
+            }
+            _ if N == 2 => {
+                dot!("tdpbsud tmm2, tmm5, tmm6");
+                dot!("tdpbsud tmm3, tmm5, tmm7");
+            }
+            _ => {}
+        }
+    }
+
+    #[inline(always)]
+    fn end<const N: usize>(&self, sums: &mut [Sums]) {
+        let rows: usize = self.rows()[..N].iter().sum();
+        assert_eq!(sums.len(), rows, "sums for each row");
+        let (to, line) = (sums.as_mut_ptr(), size_of::<Sums>());
+        // SAFETY: `sums` has as many rows as the tiles; `new` had the proof that the instructions exist.
+        unsafe {
+            asm!("tilestored [{to} + {line}*1], tmm0", "tilestored [{to} + {line}*1 + 64], tmm1",
+                 to = in(reg) to, line = in(reg) line, options(nostack, preserves_flags));
+        }
+        if N == 2 {
+            // SAFETY: as above.
+            unsafe {
+                asm!("tilestored [{to} + {line}*1 + 2048], tmm2", "tilestored [{to} + {line}*1 + 2112], tmm3",
+                     to = in(reg) to, line = in(reg) line, options(nostack, preserves_flags));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn keep_awake(&self, sums: &mut [Sums]) {
+        let to = sums.first_mut().expect("a group has rows");
+        // SAFETY: all rows of the tile go to the first 64 bytes of `to`; `new` had the proof that the instruction exists.
+        unsafe {
+            asm!("tilestored [{to} + {line}*1], tmm6", to = in(reg) &raw mut *to, line = in(reg) 0_usize,
+                 options(nostack, preserves_flags));
         }
     }
 }
 
-/// Adds the products of two tiles of activations, the second 16 rows behind the first, with both row tiles.
-///
-/// # Safety
-/// Tiles are configured, and `steps`, at least 1, times what they read and write is there.
-#[inline]
-unsafe fn two_tiles((codes, x): (*const u8, *const i8), stride: usize, sums: *mut u8, steps: usize, first: bool) {
-    // SAFETY: as the caller says; flags and tiles are clobbered, memory is written at `sums` only.
-    unsafe {
-        asm!(
-            "test {first}, {first}",
-            "jz 2f",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "jmp 3f",
-            "2:",
-            "tileloadd tmm0, [{sums} + {line}*1]",
-            "tileloadd tmm1, [{sums} + {line}*1 + 64]",
-            "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
-            "tileloadd tmm3, [{sums} + {line}*1 + 2112]",
-            "3:",
-            "tileloadd tmm6, [{codes} + {line}*1]",
-            "tileloadd tmm4, [{x} + {stride}*1]",
-            "tileloadd tmm7, [{codes} + {line}*1 + 64]",
-            "tdpbsud tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{y} + {stride}*1]",
-            "tdpbsud tmm1, tmm4, tmm7",
-            "tdpbsud tmm2, tmm5, tmm6",
-            "tdpbsud tmm3, tmm5, tmm7",
-            "add {x}, 64",
-            "add {y}, 64",
-            "add {codes}, 2048",
-            "dec {steps}",
-            "jnz 3b",
-            "tilestored [{sums} + {line}*1], tmm0",
-            "tilestored [{sums} + {line}*1 + 64], tmm1",
-            "tilestored [{sums} + {line}*1 + 2048], tmm2",
-            "tilestored [{sums} + {line}*1 + 2112], tmm3",
-            first = in(reg) usize::from(first),
-            sums = in(reg) sums,
-            line = in(reg) size_of::<Codes>(),
-            stride = in(reg) stride,
-            codes = inout(reg) codes => _,
-            x = inout(reg) x => _,
-            y = inout(reg) x.wrapping_add(TILE_ROWS * stride) => _,
-            steps = inout(reg) steps => _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
-/// The same for one tile of activations.
-///
-/// # Safety
-/// As [`two_tiles`].
-#[inline]
-unsafe fn one_tile((codes, x): (*const u8, *const i8), stride: usize, sums: *mut u8, steps: usize, first: bool) {
-    // SAFETY: as the caller says; flags and tiles are clobbered, memory is written at `sums` only.
-    unsafe {
-        asm!(
-            "test {first}, {first}",
-            "jz 2f",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "jmp 3f",
-            "2:",
-            "tileloadd tmm0, [{sums} + {line}*1]",
-            "tileloadd tmm1, [{sums} + {line}*1 + 64]",
-            "3:",
-            "tileloadd tmm6, [{codes} + {line}*1]",
-            "tileloadd tmm4, [{x} + {stride}*1]",
-            "tileloadd tmm7, [{codes} + {line}*1 + 64]",
-            "tdpbsud tmm0, tmm4, tmm6",
-            "tdpbsud tmm1, tmm4, tmm7",
-            "add {x}, 64",
-            "add {codes}, 2048",
-            "dec {steps}",
-            "jnz 3b",
-            "tilestored [{sums} + {line}*1], tmm0",
-            "tilestored [{sums} + {line}*1 + 64], tmm1",
-            first = in(reg) usize::from(first),
-            sums = in(reg) sums,
-            line = in(reg) size_of::<Codes>(),
-            stride = in(reg) stride,
-            codes = inout(reg) codes => _,
-            x = inout(reg) x => _,
-            steps = inout(reg) steps => _,
-            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
 // `line` is the distance of rows of codes and of sums, a row tile of a pair half of it; 2048 bytes are 16 of them.
-const _: () = assert!(size_of::<Codes>() == 128 && size_of::<Sums>() == 128 && TILE_RUNS == TILE_ROWS);
+const _: () = assert!(size_of::<Codes>() == 128 && size_of::<Sums>() == 128 && STEP_RUNS == TILE_ROWS);
+const _: () = assert!(TILES * 4 == STEP_RUNS && AHEAD < RING_STEPS);
 
-/// Columns of a tile of activations, a byte each, and the runs of four that a tile of codes has of them.
+/// Columns of a tile of activations, a byte each, and how many of a row tile's tiles have as many.
 const TILE_COLS: usize = 64;
-const TILE_RUNS: usize = TILE_COLS / 4;
-/// Columns of a row tile's tile, and how many of these make one here.
-const COLS: usize = super::TILE_COLS;
-const TILES: usize = TILE_COLS / COLS;
+const TILES: usize = TILE_COLS / super::TILE_COLS;
+/// Steps from the stores of codes to the loads of them as tiles, which wait until stores have reached the cache: one step took 1.7
+/// times as long as two.
+const AHEAD: usize = 3;
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
 
     use super::super::super::{TernaryMatrix, activation_stride, pack_codes, packed_bytes, padded_cols};
     use super::super::{Factored, Gating, PanelOrder, PanelScratch, Panels, Product, linear_panels};
@@ -242,34 +318,44 @@ mod tests {
     use crate::tiles::emulated::Emulated;
     use crate::{Avx512Vnni, Columns, Isa};
 
-    impl Multiply for Emulated {
-        fn multiply(&self, block: Block<'_>) {
-            let steps = block.steps();
-            let x: Vec<u8> = block.x.iter().map(|q| q.cast_unsigned()).collect();
-            for (half, tiles) in [(0, [0, 1]), (1, [2, 3])].into_iter().take(if block.rows[1] == 0 { 1 } else { 2 }) {
-                assert_eq!(block.rows[half], self.rows(tiles[0]), "tiles of this size");
-                let own = half * TILE_ROWS;
-                for (side, &tile) in tiles.iter().enumerate() {
-                    let mut sums = [[0; 16]; TILE_ROWS];
-                    if !block.first {
-                        for (sums, before) in sums.iter_mut().zip(&block.sums[own..]) {
-                            *sums = before.0[side];
-                        }
-                    }
-                    for step in 0..steps {
-                        let a = self.load(4 + half, &x[own * block.stride + step * TILE_COLS..], block.stride);
-                        let mut codes = [[0; 64]; TILE_ROWS];
-                        for (row, codes) in codes.iter_mut().enumerate() {
-                            *codes = block.codes[step * TILE_RUNS + row].0[side];
-                        }
-                        self.dot(&mut sums, (4 + half, &a), (6 + side, &codes));
-                    }
-                    for (memory, sums) in block.sums[own..].iter_mut().zip(sums).take(self.rows(tile)) {
-                        memory.0[side] = sums;
-                    }
+    /// Tiles whose sums are here.
+    struct Unit {
+        tiles: Emulated,
+        sums: RefCell<[[[i32; 16]; TILE_ROWS]; 4]>,
+    }
+
+    impl Multiply for Unit {
+        fn begin<const N: usize>(&self) {
+            self.sums.borrow_mut()[..2 * N].fill([[0; 16]; TILE_ROWS]);
+        }
+
+        fn part<const N: usize, const PART: usize>(&self, codes: &StepCodes, strip: Strip<'_>) {
+            strip.check::<N>();
+            if PART != 0 {
+                return;
+            }
+            let x: Vec<u8> = strip.x.iter().map(|q| q.cast_unsigned()).collect();
+            for half in 0..N {
+                assert_eq!(strip.rows[half], self.tiles.rows(4 + half), "tiles of this size");
+                let a = self.tiles.load(4 + half, &x[half * TILE_ROWS * strip.stride..], strip.stride);
+                for side in 0..PAIR {
+                    let codes = std::array::from_fn(|row| codes[row].0[side]);
+                    self.tiles.dot(&mut self.sums.borrow_mut()[2 * half + side], (4 + half, &a), (6 + side, &codes));
                 }
             }
         }
+
+        fn end<const N: usize>(&self, sums: &mut [Sums]) {
+            let rows: usize = (0..N).map(|half| self.tiles.rows(4 + half)).sum();
+            assert_eq!(sums.len(), rows, "sums for each row");
+            for (row, memory) in sums.iter_mut().enumerate() {
+                for (side, memory) in memory.0.iter_mut().enumerate() {
+                    *memory = self.sums.borrow()[row / TILE_ROWS * 2 + side][row % TILE_ROWS];
+                }
+            }
+        }
+
+        fn keep_awake(&self, _: &mut [Sums]) {}
     }
 
     #[test]
@@ -290,7 +376,7 @@ mod tests {
     #[test]
     fn emulated_tiles_give_the_bits_of_the_definition() {
         let Some(proof) = Avx512Vnni::detect() else { return };
-        let shapes = [(16, 64), (37, 300), (160, 448), (33, 449), (70, 2048)];
+        let shapes = [(16, 64), (37, 300), (160, 448), (33, 449), (70, 2048), (48, 128)];
         for (at, n) in [1, 2, 15, 16, 17, 31, 32, 33, 40, 48, 49, 64, 70, 97].into_iter().enumerate() {
             for (rows, cols) in [shapes[at % shapes.len()], shapes[(at + 2) % shapes.len()]] {
                 let noise = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 16) as u8;
@@ -317,9 +403,9 @@ mod tests {
                     linear_panels(Isa::Portable, product, 0..rows, 0, x, out(&want), &mut scratch);
                     let job = PanelJob::new(Isa::Portable, product, (0..rows, 0), x, out(&got));
                     let mut room = Room { codes: &mut scratch.codes, sums: &mut scratch.sums };
-                    let unit = Emulated::new(tile_rows(n));
+                    let unit = Unit { tiles: Emulated::new(tile_rows(n)), sums: RefCell::default() };
                     // SAFETY: the token proves that these instructions exist.
-                    unsafe { blocks(proof.bw(), &unit, &job, stride, &mut room) };
+                    unsafe { pairs(proof.bw(), &unit, &job, stride, &mut room) };
                     for (got, want) in got.iter().zip(&want) {
                         assert_eq!(got.get().to_bits(), want.get().to_bits(), "{rows}x{cols}, n {n}");
                     }

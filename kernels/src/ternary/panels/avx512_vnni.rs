@@ -278,22 +278,16 @@ impl Ahead<'_> {
     }
 }
 
-/// Asks for tiles of a pair that are unpacked next.
+/// Asks for a tile that is unpacked later.
 #[inline(always)]
-pub(super) fn prefetch_tiles(job: &PanelJob<'_>, pair: usize, columns: Range<usize>) {
-    for side in 0..PAIR {
-        if let Some(tiles) = job.upcoming(pair, side) {
-            for tile in &tiles[columns.clone()] {
-                prefetch::<_MM_HINT_T1>(tile, 0);
-            }
-        }
-    }
+pub(super) fn prefetch_tile(tile: &Tile) {
+    prefetch::<_MM_HINT_T1>(tile, 0);
 }
 
 /// Asks for a line of the output, to write it: it takes long to come, and is needed when the sums are complete. Asked for to
 /// read, it would come as a copy where another worker wrote it before, and the first store would wait for it once more.
 #[inline(always)]
-pub(super) fn prefetch_to_write(line: &Cell<f32>) {
+fn prefetch_to_write(line: &Cell<f32>) {
     // SAFETY: a prefetch changes nothing that a program can see and never faults; where the instruction does not exist,
     // every 64-bit processor takes it for none.
     unsafe { asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags, readonly)) }
@@ -301,7 +295,7 @@ pub(super) fn prefetch_to_write(line: &Cell<f32>) {
 
 /// Codes of the tiles `columns` of a pair; zeros for a tile that it lacks.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn unpack_pair(job: &PanelJob<'_>, pair: usize, columns: Range<usize>, codes: &mut [Codes]) {
+fn unpack_pair(job: &PanelJob<'_>, pair: usize, columns: Range<usize>, codes: &mut [Codes]) {
     if let (Some(first), Some(second)) = (job.row_tile(pair, 0), job.row_tile(pair, 1)) {
         return unpack_both([&first[columns.clone()], &second[columns]], codes);
     }
@@ -316,7 +310,7 @@ pub(super) fn unpack_pair(job: &PanelJob<'_>, pair: usize, columns: Range<usize>
 /// Codes of both row tiles of a pair, a byte each. One after the other takes 1.3 times as long.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn unpack_both(tiles: [&[Tile]; PAIR], codes: &mut [Codes]) {
+pub(super) fn unpack_both(tiles: [&[Tile]; PAIR], codes: &mut [Codes]) {
     let mask = _mm512_set1_epi8(3);
     for ((first, second), codes) in tiles[0].iter().zip(tiles[1]).zip(codes.as_chunks_mut::<4>().0) {
         let (mut first, mut second) = (load(first), load(second));

@@ -30,8 +30,11 @@ pub(super) const BLOCK_PAIRS: usize = 4;
 /// Tiles of a row tile that are unpacked at a time: 80 KiB of codes, which every panel reads from a second-level cache as
 /// fast as from a first-level one, so that the sums of 2560 columns stay in registers.
 const BLOCK_TILES: usize = 160;
-/// The same for AMX's tiles: 14 KiB of codes, beside as much of 32 activation rows.
-pub(super) const BLOCK_TILES_MIN: usize = 28;
+/// Steps of 64 columns whose codes AMX's tiles have at a time: 8 KiB beside a pair's packed weights and what passes by of the
+/// activations.
+pub(super) const RING_STEPS: usize = 4;
+/// Codes of a step.
+pub(super) const STEP_RUNS: usize = 16;
 
 /// Most activation rows that tiles multiply at a time: two of 16.
 pub(super) const GROUP_ROWS_MAX: usize = 32;
@@ -138,6 +141,18 @@ pub fn prefers_rows(isa: Isa, n: usize) -> bool {
     matches!(isa, Isa::AmxInt8(_)) && n >= TILES_FROM_ROWS
 }
 
+/// How many of `n` activation rows of `cols` columns are best multiplied with all weights before the next ones: as many as stay in
+/// a second-level cache, near-equal parts of all, or all of them where they are read faster than they are multiplied.
+#[must_use]
+pub fn rows_at_once(isa: Isa, n: usize, cols: usize) -> usize {
+    if !prefers_rows(isa, n) {
+        return n;
+    }
+    let most =
+        (AT_ONCE_BYTES / padded_cols(cols)).clamp(2 * GROUP_ROWS_MAX, AT_ONCE_ROWS) / GROUP_ROWS_MAX * GROUP_ROWS_MAX;
+    n.div_ceil(n.div_ceil(most)).next_multiple_of(GROUP_ROWS_MAX).min(n)
+}
+
 /// Quantised rows, and for each row its scale and sum (see [`Quantized`](super::Quantized)).
 #[derive(Clone, Copy, Debug)]
 pub struct Panels<'a> {
@@ -145,6 +160,24 @@ pub struct Panels<'a> {
     pub order: PanelOrder,
     pub scale: &'a [f32],
     pub sum: &'a [i32],
+}
+
+impl Panels<'_> {
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// Where they are not all of them and lie interleaved.
+    #[must_use]
+    pub fn part(self, rows: Range<usize>) -> Self {
+        let q = match self.order {
+            PanelOrder::Interleaved => {
+                assert_eq!(rows, 0..self.scale.len(), "panels are taken whole");
+                self.q
+            }
+            PanelOrder::Rows { stride } => &self.q[rows.start * stride..],
+        };
+        Self { q, scale: &self.scale[rows.clone()], sum: &self.sum[rows], ..self }
+    }
 }
 
 /// How quantised rows lie one beside another.
@@ -199,9 +232,9 @@ impl PanelScratch {
     pub fn new(cols_max: usize, n_max: usize) -> Self {
         let tiles = padded_cols(cols_max) / TILE_COLS;
         let rows = n_max.max(1).next_multiple_of(GROUP_ROWS_MAX);
-        let sums = if tiles > BLOCK_TILES_MIN { rows * BLOCK_PAIRS } else { GROUP_ROWS_MAX };
+        let sums = if tiles > BLOCK_TILES { rows * BLOCK_PAIRS } else { GROUP_ROWS_MAX };
         Self {
-            codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); 4 * tiles.min(BLOCK_TILES)],
+            codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); (4 * tiles.min(BLOCK_TILES)).max(RING_STEPS * STEP_RUNS)],
             sums: vec![Sums([[0; TILE_ROWS]; PAIR]); sums],
             inverses: vec![0.0; n_max],
         }
@@ -529,6 +562,10 @@ const NEON_PANELS_FROM_ROWS: usize = 6;
 /// From so many rows on tiles are worth their unpacked codes: a product takes them as long for one row as for 16. Tiles beside
 /// panels, 16 workers, 6912 x 2560: 6 rows 60 us and 53, 8 rows 62 and 64, 12 rows 64 and 84, 16 rows 63 and 122.
 const TILES_FROM_ROWS: usize = 9;
+/// What tiles read of activations at a time, of a second-level cache of 2 MiB.
+const AT_ONCE_BYTES: usize = 900 << 10;
+/// More rows are slower all the same, 256 of 2560 columns by 6 to 15 %: results pass through that cache too.
+const AT_ONCE_ROWS: usize = 128;
 /// Rows that go by fields, up to two panels; fewer have fields with sums of their own. Short rows of tiles begin too often.
 const FIELDS_ROWS: std::ops::RangeInclusive<usize> = 6..=2 * PANEL_ROWS_MAX;
 const FIELDS_TILES_MIN: usize = 64;
