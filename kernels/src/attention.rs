@@ -5,11 +5,14 @@
 //! queries are cut into calls and tiles changes nothing.
 
 mod ahead;
+#[cfg(target_arch = "x86_64")]
+mod amx_bytes;
 mod attend;
 mod bytes;
 mod cache;
 mod halves;
 mod pool;
+mod rows;
 mod tile;
 mod wide;
 

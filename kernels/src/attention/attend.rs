@@ -5,12 +5,19 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::ahead::{Ahead, Streams};
+#[cfg(target_arch = "x86_64")]
+use super::amx_bytes::{AmxBytes, ByteScratch, HEAD_DIM_MAX};
 use super::bytes::Bytes;
 use super::halves::Halves;
+use super::rows::{RowPlace, Rows, WIDE_ROWS_MAX};
 use super::tile::{Divisor, Format, RowState, Tile, TileScratch, column, merge_row};
-use super::wide::{WIDE_ROWS_MAX, Wide, WideScratch};
+use super::wide::{Wide, WideScratch};
 use super::{CHAIN, KvType, KvView, SPLIT};
+#[cfg(target_arch = "x86_64")]
+use crate::AmxInt8;
 use crate::simd::{Kernel, LANES, PairKernel, Pairs, Simd, dispatch, dispatch_pairs};
+#[cfg(target_arch = "x86_64")]
+use crate::tiles::{TILE_ROWS, Tiles};
 use crate::{Columns, Isa};
 
 /// What the heads of a call have in common.
@@ -64,11 +71,14 @@ pub struct Scratch {
     factors: Vec<f32>,
     /// Queries of many rows, rounded to F16, in chains.
     q: Vec<[f32; CHAIN]>,
+    places: Vec<RowPlace>,
     states: Vec<RowState>,
     /// Unscaled outputs, `[row][vectors]`.
     outputs: Vec<[f32; LANES]>,
     tile: TileScratch,
     wide: WideScratch,
+    #[cfg(target_arch = "x86_64")]
+    bytes: ByteScratch,
 }
 
 impl Scratch {
@@ -81,10 +91,13 @@ impl Scratch {
             packed: vec![0; WIDE_ROWS_MAX * head_dim_max],
             factors: vec![0.0; WIDE_ROWS_MAX],
             q: vec![[0.0; CHAIN]; WIDE_ROWS_MAX * head_dim_max.div_ceil(CHAIN)],
+            places: vec![RowPlace::default(); WIDE_ROWS_MAX],
             states: vec![RowState::default(); WIDE_ROWS_MAX],
             outputs: vec![[0.0; LANES]; WIDE_ROWS_MAX * vectors],
             tile: TileScratch::new(vectors),
             wide: WideScratch::new(head_dim_max),
+            #[cfg(target_arch = "x86_64")]
+            bytes: ByteScratch::new(head_dim_max),
         }
     }
 }
@@ -145,7 +158,11 @@ fn run(isa: Isa, call: Attend<'_>) {
     assert_eq!(head_dim, layout.head_dim, "the cache's head_dim");
     match layout.kv_type {
         KvType::F16 => dispatch(isa, call),
-        KvType::Int8 => dispatch_pairs(isa, call),
+        KvType::Int8 => match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::AmxInt8(proof) if call.fits_tiles() => dispatch_pairs(isa, OnTiles { call, proof }),
+            _ => dispatch_pairs(isa, call),
+        },
     }
 }
 
@@ -184,7 +201,50 @@ impl PairKernel for Attend<'_> {
     }
 }
 
+/// Rows of an int8 cache that go by AMX's tiles.
+#[cfg(target_arch = "x86_64")]
+struct OnTiles<'a> {
+    call: Attend<'a>,
+    proof: AmxInt8,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl PairKernel for OnTiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<P: Pairs>(self, p: P) {
+        let Attend { shape, kv, then, queries, scratch, to } = self.call;
+        let (Shape { head_dim, group, scale }, To::Results { out }) = (shape, to) else {
+            return;
+        };
+        let (rows, tiles) = (queries.count * group, Tiles::new(self.proof, [TILE_ROWS; 2]));
+        for first in (0..rows).step_by(WIDE_ROWS_MAX) {
+            let count = (rows - first).min(WIDE_ROWS_MAX);
+            let end = queries.first_position + (first + count - 1) / group + 1;
+            let call = AmxBytes {
+                scale,
+                kv,
+                rows: Rows::new((head_dim, group), first, queries, out, &mut scratch.places[..count]),
+                ahead: Ahead::new(p.floats(), kv, (1, end), then),
+                scratch: &mut scratch.bytes,
+                states: &mut scratch.states[..count],
+                outputs: &mut scratch.outputs[..count * part_vectors(head_dim)],
+            };
+            call.run(p, &tiles);
+        }
+    }
+}
+
 impl<'a> Attend<'a> {
+    /// Whether there are rows enough, and none too long, for AMX's tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn fits_tiles(&self) -> bool {
+        let rows = self.queries.count * self.shape.group;
+        let whole = matches!(self.to, To::Results { .. });
+        whole && rows >= AMX_ROWS_MIN && self.shape.head_dim <= HEAD_DIM_MAX
+    }
+
     #[inline(always)]
     fn compute<F: Format>(mut self, format: F) {
         let rows = self.queries.count * self.shape.group;
@@ -311,13 +371,9 @@ impl<'a> Attend<'a> {
         let end = self.position(first + count - 1) + 1;
         let scratch = &mut *self.scratch;
         let wide = Wide {
-            head_dim,
             scale,
             kv: self.kv,
-            first_row: first,
-            group,
-            queries: self.queries,
-            out,
+            rows: Rows::new((head_dim, group), first, self.queries, out, &mut scratch.places[..count]),
             q: &mut scratch.q[..count * head_dim.div_ceil(CHAIN)],
             ahead: Ahead::new(s, self.kv, (0, end), self.then),
             scratch: &mut scratch.wide,
@@ -394,3 +450,6 @@ fn tile_width<F: Format>(rows: usize) -> usize {
 pub const PART_ROWS_MAX: usize = WIDE_ROWS_MAX;
 /// From so many tiles of rows on, keys and values are widened to f32 for all of them.
 const WIDE_TILES_MIN: usize = 3;
+/// From so many rows on, keys and values are laid out as tiles for all of them.
+#[cfg(target_arch = "x86_64")]
+const AMX_ROWS_MIN: usize = 16;

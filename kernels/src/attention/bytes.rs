@@ -10,7 +10,7 @@ use super::ahead::{Ahead, NOTHING, Streams, ask};
 use super::cache::greatest_magnitude;
 use super::halves::widest;
 use super::tile::{Aligned, Format, Tile, TileScratch, column};
-use super::{BLOCK, GROUP, SPLIT};
+use super::{BLOCK, GROUP, KvView, SPLIT};
 use crate::simd::{LANES, Pairs, Simd, pair};
 
 /// The format, computed with the operations of `P`.
@@ -93,13 +93,13 @@ impl<P: Pairs> Format for Bytes<P> {
 
 /// The step of numbers whose greatest magnitude is `most`, and its inverse; none of either where they are all but 0.
 #[inline(always)]
-fn step_of(most: f32) -> (f32, f32) {
+pub(super) fn step_of(most: f32) -> (f32, f32) {
     if most > LEAST { (most / WHOLE_MAX, WHOLE_MAX / most) } else { (0.0, 0.0) }
 }
 
 /// The nearest whole numbers, a NaN being the least.
 #[inline(always)]
-fn store_whole<S: Simd>(s: S, v: S::F, whole: &mut [i16; LANES]) {
+pub(super) fn store_whole<S: Simd>(s: S, v: S::F, whole: &mut [i16; LANES]) {
     s.store_i16(s.min(s.max(v, s.splat(-WHOLE_MAX)), s.splat(WHOLE_MAX)), whole);
 }
 
@@ -107,32 +107,42 @@ fn store_whole<S: Simd>(s: S, v: S::F, whole: &mut [i16; LANES]) {
 /// see up to `end`. Their step.
 #[inline(always)]
 fn round_weights<S: Simd, const R: usize>(s: S, tile: &mut Tile<'_, '_, R>, r: usize, end: usize) -> f32 {
-    let (seen, first) = (tile.seen[r], tile.split * (SPLIT / BLOCK));
     let TileScratch { weights, weight_pairs, .. } = &mut *tile.scratch;
-    let groups = weights.0[r].as_chunks_mut::<LANES>().0;
-    let groups = &mut groups[..end / LANES];
-    let mut most = s.splat(0.0);
-    for (g, group) in groups.iter_mut().enumerate() {
-        let live = seen.saturating_sub(g * LANES).min(LANES);
-        if live == 0 {
-            *group = [0.0; LANES];
-            continue;
-        }
-        let scales = tile.kv.byte_values(first + g / 2).1.as_chunks().0;
-        // Nobody has written the others' scales.
-        let weight = s.first_lanes(s.mul(s.load(group), s.load_f16(&scales[g % 2])), live, s.splat(0.0));
-        most = s.max(weight, most);
-        s.store(weight, group);
-    }
-    let (step, inverse) = step_of(s.greatest(most));
+    let weights = &mut weights.0[r].as_chunks_mut().0[..end / LANES];
+    let (step, inverse) = scale_weights(s, (&tile.kv, tile.split), weights, tile.seen[r]);
     let mut whole = [0; LANES];
-    for (group, pairs) in groups.iter().zip(weight_pairs.0[r].as_chunks_mut::<{ LANES / 2 }>().0) {
+    for (group, pairs) in weights.iter().zip(weight_pairs.0[r].as_chunks_mut::<{ LANES / 2 }>().0) {
         store_whole(s, s.mul(s.load(group), s.splat(inverse)), &mut whole);
         for (out, [low, high]) in pairs.iter_mut().zip(whole.as_chunks().0) {
             *out = pair(*low, *high);
         }
     }
     step
+}
+
+/// Multiplies the weights of a row by the scales of the values, and makes those past the first `seen` 0; their step and its
+/// inverse.
+#[inline(always)]
+pub(super) fn scale_weights<S: Simd>(
+    s: S,
+    (kv, split): (&KvView<'_>, usize),
+    weights: &mut [[f32; LANES]],
+    seen: usize,
+) -> (f32, f32) {
+    let mut most = s.splat(0.0);
+    for (g, group) in weights.iter_mut().enumerate() {
+        let live = seen.saturating_sub(g * LANES).min(LANES);
+        if live == 0 {
+            *group = [0.0; LANES];
+            continue;
+        }
+        let scales = kv.byte_values(split * (SPLIT / BLOCK) + g / 2).1.as_chunks().0;
+        // Nobody has written the others' scales.
+        let weight = s.first_lanes(s.mul(s.load(group), s.load_f16(&scales[g % 2])), live, s.splat(0.0));
+        most = s.max(weight, most);
+        s.store(weight, group);
+    }
+    step_of(s.greatest(most))
 }
 
 /// Scores of W groups of keys, to position `place` of the split and the following.

@@ -2,19 +2,14 @@
 
 #![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use super::ahead::{Ahead, LINE};
 use super::halves::round;
+use super::rows::{Rows, WIDE_ROWS_MAX};
 use super::tile::{Divisor, RowState, column, greatest, merged, soften};
-use super::{BLOCK, CHAIN, GROUP, KvView, Queries, SPLIT};
-use crate::Columns;
+use super::{BLOCK, CHAIN, GROUP, KvView, SPLIT};
 use crate::simd::{LANES, Simd};
-
-/// Most rows of one pass: 256 KiB of weights and 128 KiB each of queries and outputs (`head_dim` 128) in a second-level
-/// cache, where widening costs 2 % of the products.
-pub(super) const WIDE_ROWS_MAX: usize = 256;
 
 /// Working memory of a pass.
 #[derive(Debug)]
@@ -25,16 +20,6 @@ pub(super) struct WideScratch {
     wide: Vec<Line>,
     /// What the merge multiplies a row's old and new sums by.
     factors: Vec<[f32; 2]>,
-    places: Vec<Place>,
-}
-
-/// Where a row belongs: worked out once, since a division by the group takes as long as 20 products.
-#[derive(Clone, Copy, Debug, Default)]
-struct Place {
-    position: usize,
-    /// First value of its query, and of its results.
-    query: usize,
-    result: usize,
 }
 
 /// A vector that crosses no cache line: one in two loads of others takes two.
@@ -53,21 +38,15 @@ impl WideScratch {
             weights: vec![Weights([0.0; SPLIT]); WIDE_ROWS_MAX],
             wide: vec![Line([0.0; LANES]); (head_dim_max * BLOCK / GROUP).max(2 * SPLIT)],
             factors: vec![[0.0; 2]; WIDE_ROWS_MAX],
-            places: vec![Place::default(); WIDE_ROWS_MAX],
         }
     }
 }
 
 /// Rows of ascending positions over all splits that they see.
 pub(super) struct Wide<'a> {
-    pub(super) head_dim: usize,
     pub(super) scale: f32,
     pub(super) kv: KvView<'a>,
-    /// Row i is head `(first_row + i) % group` of query `(first_row + i) / group`.
-    pub(super) first_row: usize,
-    pub(super) group: usize,
-    pub(super) queries: Queries<'a>,
-    pub(super) out: Columns<'a>,
+    pub(super) rows: Rows<'a>,
     /// Room for queries rounded to F16, `[chain][row]`: the rows of a tile lie a fixed distance apart, so that its products
     /// need no sums of addresses.
     pub(super) q: &'a mut [[f32; CHAIN]],
@@ -117,11 +96,10 @@ macro_rules! in_tiles {
 impl<'a> Wide<'a> {
     #[inline(always)]
     pub(super) fn run<S: Simd>(mut self, s: S) {
-        let rows = self.states.len();
-        self.place();
-        for split in 0..=self.position(rows - 1) / SPLIT {
+        let rows = self.rows.count();
+        for split in 0..self.rows.splits() {
             // Earlier rows have seen all that they see.
-            let first = self.first_that_sees(split * SPLIT);
+            let first = self.rows.first_that_sees(split * SPLIT);
             self.score(s, split);
             for start in (first..rows).step_by(SOFT_ROWS) {
                 self.soften(s, split, start..rows.min(start + SOFT_ROWS));
@@ -130,66 +108,22 @@ impl<'a> Wide<'a> {
         }
     }
 
-    #[inline(always)]
-    fn place(&mut self) {
-        let (Queries { first_position, stride, .. }, group) = (self.queries, self.group);
-        let (mut query, mut head) = (self.first_row / group, self.first_row % group);
-        for place in &mut self.scratch.places[..self.states.len()] {
-            let at = head * self.head_dim;
-            let (position, result) = (first_position + query, query * self.out.stride + at);
-            *place = Place { position, query: query * stride + at, result };
-            head += 1;
-            if head == group {
-                (query, head) = (query + 1, 0);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn position(&self, row: usize) -> usize {
-        self.scratch.places[row].position
-    }
-
-    #[inline(always)]
-    fn query(&self, row: usize) -> &'a [f32] {
-        &self.queries.values[self.scratch.places[row].query..][..self.head_dim]
-    }
-
-    /// Where the results of a row belong.
-    #[inline(always)]
-    fn result(&self, row: usize) -> &'a [Cell<f32>] {
-        &self.out.cells[self.scratch.places[row].result..][..self.head_dim]
-    }
-
-    /// The first row that sees `position`, which the last one does.
-    #[inline(always)]
-    fn first_that_sees(&self, position: usize) -> usize {
-        let row = position.saturating_sub(self.queries.first_position) * self.group;
-        row.saturating_sub(self.first_row)
-    }
-
-    /// Positions of the split that a row sees.
-    #[inline(always)]
-    fn seen(&self, row: usize, split: usize) -> usize {
-        (self.position(row) + 1).saturating_sub(split * SPLIT).min(SPLIT)
-    }
-
     /// Scores of the rows that see anything of the split, a block of keys after the other; keys that no row of a tile sees
     /// are left out. What is read next, keys and values of a block for each block of keys, is asked for meanwhile.
     #[inline(always)]
     fn score<S: Simd>(&mut self, s: S, split: usize) {
-        let rows = self.states.len();
-        let longest = self.seen(rows - 1, split);
+        let rows = self.rows.count();
+        let longest = self.rows.seen(rows - 1, split);
         for start in (0..longest).step_by(BLOCK) {
             let keys = self.kv.block((split * SPLIT + start) / BLOCK).0;
             let groups = (longest - start).div_ceil(GROUP).min(BLOCK / GROUP);
-            for (group, keys) in keys.chunks_exact(self.head_dim).take(groups).enumerate() {
+            for (group, keys) in keys.chunks_exact(self.rows.head_dim).take(groups).enumerate() {
                 for (key, wide) in keys.iter().zip(self.scratch.wide.as_chunks_mut::<{ BLOCK / GROUP }>().0) {
                     s.store(s.load_f16(key), &mut wide[group].0);
                 }
             }
-            let first = self.first_that_sees(split * SPLIT + start);
-            let asked = 2 * BLOCK * self.head_dim * S::TILE_ROWS / (rows - first);
+            let first = self.rows.first_that_sees(split * SPLIT + start);
+            let asked = 2 * BLOCK * self.rows.head_dim * S::TILE_ROWS / (rows - first);
             in_tiles!(S, first, rows, |row, R| {
                 for run in self.ahead.take(s, asked) {
                     for line in (0..run.len()).step_by(LINE) {
@@ -199,7 +133,7 @@ impl<'a> Wide<'a> {
                 if split == 0 && start == 0 {
                     self.round_queries(s, row..row + R);
                 }
-                let groups = (self.seen(row + R - 1, split) - start).div_ceil(GROUP).min(BLOCK / GROUP);
+                let groups = (self.rows.seen(row + R - 1, split) - start).div_ceil(GROUP).min(BLOCK / GROUP);
                 if groups == 2 && S::TILE_WIDTH == 2 {
                     self.score_tile::<S, R, 2>(s, row, 0, start);
                 } else {
@@ -215,14 +149,14 @@ impl<'a> Wide<'a> {
     /// all at once they would be waited for.
     #[inline(always)]
     fn round_queries<S: Simd>(&mut self, s: S, rows: Range<usize>) {
-        let count = self.states.len();
+        let count = self.rows.count();
         for row in rows.clone() {
-            for (chain, part) in self.query(row).chunks(CHAIN).enumerate() {
+            for (chain, part) in self.rows.query(row).chunks(CHAIN).enumerate() {
                 round(s, part, &mut self.q[chain * count + row][..part.len()]);
             }
         }
         for row in rows.end..count.min(rows.end + rows.len()) {
-            for line in self.query(row).chunks(LANES) {
+            for line in self.rows.query(row).chunks(LANES) {
                 s.prefetch(line.as_ptr());
             }
         }
@@ -231,7 +165,7 @@ impl<'a> Wide<'a> {
     /// Scores of R rows and W groups of keys, to position `place` of the split and the following.
     #[inline(always)]
     fn score_tile<S: Simd, const R: usize, const W: usize>(&mut self, s: S, row: usize, group: usize, place: usize) {
-        let (head_dim, rows) = (self.head_dim, self.states.len());
+        let (head_dim, rows) = (self.rows.head_dim, self.rows.count());
         let mut total = [[s.splat(0.0); W]; R];
         let keys = &self.scratch.wide.as_chunks().0[..head_dim];
         for (chain, keys) in keys.chunks(CHAIN).enumerate() {
@@ -265,11 +199,11 @@ impl<'a> Wide<'a> {
     fn soften<S: Simd>(&mut self, s: S, split: usize, rows: Range<usize>) {
         let mut max = [0.0; SOFT_ROWS];
         for (row, max) in rows.clone().zip(&mut max) {
-            let count = self.seen(row, split);
+            let count = self.rows.seen(row, split);
             *max = greatest(s, &mut self.scratch.weights[row].0, count);
         }
         for (row, max) in rows.zip(max) {
-            let count = self.seen(row, split);
+            let count = self.rows.seen(row, split);
             let part = soften(s, &mut self.scratch.weights[row].0, count, max);
             (self.states[row], self.scratch.factors[row]) =
                 if split == 0 { (part, [0.0; 2]) } else { merged(self.states[row], part) };
@@ -279,18 +213,18 @@ impl<'a> Wide<'a> {
     /// Adds the weighted values of the split to the outputs of the rows from `first` on, some columns after the other.
     #[inline(always)]
     fn mix<S: Simd>(&mut self, s: S, split: usize, first: usize) {
-        let (rows, vectors) = (self.states.len(), self.head_dim.div_ceil(LANES));
-        let longest = self.seen(rows - 1, split);
+        let (rows, vectors) = (self.rows.count(), self.rows.head_dim.div_ceil(LANES));
+        let longest = self.rows.seen(rows - 1, split);
         let mut v = 0;
         while v < vectors {
             let width = if v + 1 < vectors { S::TILE_WIDTH } else { 1 };
             for start in (0..longest).step_by(BLOCK) {
                 let values = self.kv.block((split * SPLIT + start) / BLOCK).1;
                 let wide = self.scratch.wide[start * width..].chunks_exact_mut(width);
-                let values = values.chunks_exact(self.head_dim).take(longest - start);
+                let values = values.chunks_exact(self.rows.head_dim).take(longest - start);
                 for (values, wide) in values.zip(wide) {
                     for w in 0..width {
-                        let values = values[column(v + w, self.head_dim)..].first_chunk().expect("a whole vector");
+                        let values = values[column(v + w, self.rows.head_dim)..].first_chunk().expect("a whole vector");
                         s.store(s.load_f16(values), &mut wide[w].0);
                     }
                 }
@@ -310,10 +244,10 @@ impl<'a> Wide<'a> {
     /// one the results: stores to lines that are far wait beside the products of the next tile.
     #[inline(always)]
     fn mix_tile<S: Simd, const R: usize, const W: usize>(&mut self, s: S, split: usize, row: usize, v: usize) {
-        let vectors = self.head_dim.div_ceil(LANES);
+        let vectors = self.rows.head_dim.div_ceil(LANES);
         let weights = self.scratch.weights[row..].first_chunk::<R>().expect("rows of the pass");
         let wide = self.scratch.wide.as_chunks::<W>().0.first_chunk::<SPLIT>().expect("room for a split");
-        let (common, longest) = (self.seen(row, split), self.seen(row + R - 1, split));
+        let (common, longest) = (self.rows.seen(row, split), self.rows.seen(row + R - 1, split));
         let mut sum = [[s.splat(0.0); W]; R];
         assert!(common <= SPLIT && longest <= SPLIT, "positions of a split");
         for p in 0..common {
@@ -331,7 +265,7 @@ impl<'a> Wide<'a> {
         // A position that a row does not see never enters its sum.
         for p in common..longest {
             for r in 0..R {
-                if p < self.seen(row + r, split) {
+                if p < self.rows.seen(row + r, split) {
                     let weight = s.splat(weights[r].0[p]);
                     for w in 0..W {
                         sum[r][w] = s.fma(weight, s.load(&wide[p][w].0), sum[r][w]);
@@ -341,8 +275,8 @@ impl<'a> Wide<'a> {
         }
         for r in 0..R {
             let [old, new] = self.scratch.factors[row + r];
-            let last = self.position(row + r) / SPLIT == split;
-            let (to, divisor) = (self.result(row + r), Divisor::of(s, self.states[row + r]));
+            let last = self.rows.position(row + r) / SPLIT == split;
+            let (to, divisor) = (self.rows.result(row + r), Divisor::of(s, self.states[row + r]));
             let outputs = &mut self.outputs[(row + r) * vectors + v..][..W];
             for (w, output) in outputs.iter_mut().enumerate() {
                 let mut value = sum[r][w];
@@ -350,7 +284,7 @@ impl<'a> Wide<'a> {
                     value = s.fma(value, s.splat(new), s.mul(s.load(output), s.splat(old)));
                 }
                 if last {
-                    let to = to[column(v + w, self.head_dim)..].first_chunk().expect("a whole vector");
+                    let to = to[column(v + w, self.rows.head_dim)..].first_chunk().expect("a whole vector");
                     s.store_cells(divisor.divide(s, value), to);
                 } else {
                     s.store(value, output);
