@@ -7,7 +7,7 @@ use super::avx512_vnni::{few, fine};
 use super::bounds::{Job, Planes, Sums, TILE_COLS};
 use super::layout::Tile;
 use crate::AmxInt8;
-use crate::tiles::{TILE_ROWS, Tiles, tile_rows};
+use crate::tiles::{STEPS_BETWEEN_STORES, TILE_ROWS, Tiles, tile_rows};
 
 pub(super) fn run(proof: AmxInt8, job: Job<'_>, sums: &mut [Sums]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -102,15 +102,20 @@ struct Operands {
     steps: usize,
 }
 
-/// Asks for the 32 lines that lie at `ahead`.
-macro_rules! prefetch {
+/// Asks for the tiles behind the next ones of both tile rows, and stores something from time to time ([`STEPS_BETWEEN_STORES`]):
+/// the sums of the first plane, which are not known yet.
+///
+/// So near and in the order of the loads, the machine's own prefetching helps: loops of such steps on one core read 16.7 GB/s of
+/// 16.0 to 16.4, with the two tile rows behind these asked for as one stream 12.5, as two 15.4, with nothing asked for 13.0.
+macro_rules! between {
     () => {
-        ".irp at,0,64,128,192,256,320,384,448,512,576,640,704,768,832,896,960,1024,1088,1152,1216,1280,1344,1408,1472,1536,\
-         1600,1664,1728,1792,1856,1920,1984\nprefetcht1 [{ahead} + \\at]\n.endr"
+        ".irp at,2048,2112,2176,2240,2304,2368,2432,2496,2560,2624,2688,2752,2816,2880,2944,3008\nprefetcht0 [{low} + \\at]\n\
+         prefetcht0 [{high} + \\at]\n.endr\n\
+         test {steps:e}, 15\njnz 3f\ntilestored [{low_sums} + {same}*1], tmm6\n3:"
     };
 }
 
-/// Sums of both tile rows with two tiles of planes; meanwhile asks for the two tile rows behind these.
+/// Sums of both tile rows with two tiles of planes.
 ///
 /// # Safety
 /// Tiles are configured, and what they read and write in so many steps, at least 1, is there.
@@ -132,12 +137,11 @@ unsafe fn two_tiles(o: &Operands) {
             "tdpbsud tmm1, tmm4, tmm7",
             "tdpbsud tmm2, tmm5, tmm6",
             "tdpbsud tmm3, tmm5, tmm7",
-            prefetch!(),
+            between!(),
             "add {x}, 64",
             "add {y}, 64",
             "add {low}, 1024",
             "add {high}, 1024",
-            "add {ahead}, 2048",
             "dec {steps}",
             "jnz 2b",
             "tilestored [{low_sums} + {line}*1], tmm0",
@@ -146,7 +150,7 @@ unsafe fn two_tiles(o: &Operands) {
             "tilestored [{high_sums} + {line}*1 + 1024], tmm3",
             low = inout(reg) o.w[0] => _,
             high = inout(reg) o.w[1] => _,
-            ahead = inout(reg) o.w[0].wrapping_add(2 * o.steps * TILE_RUNS) => _,
+            same = in(reg) 0_usize,
             line = in(reg) size_of::<Tile>(),
             x = inout(reg) o.x => _,
             y = inout(reg) o.x.wrapping_add(TILE_ROWS * o.stride) => _,
@@ -178,18 +182,17 @@ unsafe fn one_tile(o: &Operands) {
             "tileloadd tmm7, [{high} + {line}*1]",
             "tdpbsud tmm0, tmm4, tmm6",
             "tdpbsud tmm1, tmm4, tmm7",
-            prefetch!(),
+            between!(),
             "add {x}, 64",
             "add {low}, 1024",
             "add {high}, 1024",
-            "add {ahead}, 2048",
             "dec {steps}",
             "jnz 2b",
             "tilestored [{low_sums} + {line}*1], tmm0",
             "tilestored [{high_sums} + {line}*1], tmm1",
             low = inout(reg) o.w[0] => _,
             high = inout(reg) o.w[1] => _,
-            ahead = inout(reg) o.w[0].wrapping_add(2 * o.steps * TILE_RUNS) => _,
+            same = in(reg) 0_usize,
             line = in(reg) size_of::<Tile>(),
             x = inout(reg) o.x => _,
             stride = in(reg) o.stride,
@@ -204,6 +207,7 @@ unsafe fn one_tile(o: &Operands) {
 
 // `line` is the distance of tiles of the copy and of sums; 1024 bytes are 16 of either.
 const _: () = assert!(size_of::<Tile>() == 64 && size_of::<Sums>() == 64 && TILE_RUNS == TILE_ROWS);
+const _: () = assert!(STEPS_BETWEEN_STORES == 16, "as `between` counts");
 
 /// Tiles of the copy, four columns each, that make one here.
 const TILE_RUNS: usize = TILE_COLS / 4;
