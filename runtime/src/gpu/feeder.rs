@@ -19,7 +19,7 @@ use super::status::{PromptAttention, State, Status};
 use crate::engine::{Event, GenerationId, Sampled, cached_event, next_event};
 use crate::forward::{Segment, Step};
 use crate::kv::BlockTables;
-use crate::schedule::{NewSequence, Pace, Scheduler, Sequence, StepRows, StreamId};
+use crate::schedule::{LONGER_ON_GPUS, NewSequence, Pace, Scheduler, Sequence, StepRows, StreamId};
 
 /// From a shard to a feeder.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             samplers: Samplers::new(0, limits.slots, 1, None),
             scheduler: new_scheduler(&limits),
             tables: BlockTables::new(0, limits.slots, 0),
-            pace: Pace::new(limits.itl_target),
+            pace: Pace::new(limits.itl_target).with_longer(LONGER_ON_GPUS),
             flights: VecDeque::with_capacity(STEPS_MAX),
             spare: (0..STEPS_MAX).map(|_| Flight::new(limits.slots, now)).collect(),
             done_at: now,
@@ -190,7 +190,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         self.status.set_state(State::Starting);
         self.served = Some(assignment);
         self.samplers = self.new_samplers();
-        self.pace = Pace::new(self.limits.itl_target);
+        self.pace = Pace::new(self.limits.itl_target).with_longer(LONGER_ON_GPUS);
         self.health = Health::default();
         self.stage = Stage::Down { retry_at: now };
     }

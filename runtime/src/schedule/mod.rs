@@ -25,7 +25,7 @@ use crate::kv::BlockTables;
 pub use clients::ClientId;
 use clients::{Clients, QUANTUM_ROWS};
 pub use cost::{CostModel, PromptBudget, StepRows};
-pub use pace::{Demand, Pace, prompt_seconds};
+pub use pace::{Demand, LONGER, LONGER_ON_GPUS, Pace, prompt_seconds};
 pub use sequence::{NewSequence, Priority, Scoring, Sequence, StreamId};
 use sequence::{Rank, Waiting};
 

@@ -1,7 +1,7 @@
 //! How much of a step prompts may take: pure arithmetic on the measured cost of earlier steps.
 //!
 //! Running streams wait for every row of a step, and prompts for every decode row. A lone prompt makes steps
-//! [`LONGER`] times as long, also where decoding alone misses the inter-token target. The last of many prompts would do so
+//! [`LONGER`] times as long (on a GPU [`LONGER_ON_GPUS`]), also where decoding alone misses the inter-token target. The last of many prompts would do so
 //! when all others decode, so that streams will see steps of that length in any case: all steps with prompts may take as
 //! much. Few long steps do more than many short ones, as rows cost less where they are many. Within the target, who waits
 //! for a first token counts as much as who waits for a next one: prompts get as much time as decode rows take, times the
@@ -26,6 +26,7 @@ pub struct Demand {
 #[derive(Debug)]
 pub struct Pace {
     itl_target_s: f64,
+    longer: f64,
     model: CostModel,
     /// Most prompt rows that a step has had.
     prompt_rows_seen: usize,
@@ -42,12 +43,19 @@ impl Pace {
     pub fn new(itl_target: Duration) -> Self {
         Self {
             itl_target_s: itl_target.as_secs_f64(),
+            longer: LONGER,
             model: CostModel::default(),
             prompt_rows_seen: 0,
             mixed: 0,
             decode_s: 0.0,
             decode_rows: 0.0,
         }
+    }
+
+    /// The same, whose lone prompts make steps `longer` times as long.
+    #[must_use]
+    pub fn with_longer(self, longer: f64) -> Self {
+        Self { longer, ..self }
     }
 
     /// Learns from a step.
@@ -83,7 +91,7 @@ impl Pace {
         let left_s = self.itl_target_s - step_s - beside_s;
         let seconds = if decodes.decode_rows > 0 {
             let crowd_s = self.model.estimate_s(crowd) + beside_s;
-            prompt_seconds((step_s + beside_s, crowd_s), left_s, *prompts, decodes.decode_rows)
+            prompt_seconds((step_s + beside_s, crowd_s), left_s, *prompts, decodes.decode_rows, self.longer)
         } else if beside_s > 0.0 {
             left_s.max(beside_s)
         } else {
@@ -123,12 +131,19 @@ impl Pace {
 }
 
 /// What `prompts` prompts get of a step, in seconds, where `decoding` sequences wait `waited_s` between two tokens without
-/// them, all but the last prompt will wait `crowd_s`, and `left_s` is left of the target.
+/// them, all but the last prompt will wait `crowd_s`, `left_s` is left of the target, and a lone prompt makes steps `longer`
+/// times as long.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "sequences are few")]
-pub fn prompt_seconds((waited_s, crowd_s): (f64, f64), left_s: f64, prompts: usize, decoding: usize) -> f64 {
+pub fn prompt_seconds(
+    (waited_s, crowd_s): (f64, f64),
+    left_s: f64,
+    prompts: usize,
+    decoding: usize,
+    longer: f64,
+) -> f64 {
     let each_s = waited_s * (prompts as f64 / decoding as f64);
-    each_s.min(left_s).max(crowd_s.max(waited_s) * LONGER - waited_s)
+    each_s.min(left_s).max(crowd_s.max(waited_s) * longer - waited_s)
 }
 
 fn average(value: &mut f64, sample: f64) {
@@ -140,7 +155,9 @@ const LEARN_ROWS_MIN: usize = 8;
 /// Steps take at most so many times the prompt rows that one has had before.
 const ROWS_GROWTH: usize = 4;
 /// How many times as long a lone prompt makes steps: the longest gaps beside it stay under twice those without it.
-const LONGER: f64 = 1.6;
+pub const LONGER: f64 = 1.6;
+/// The same on a GPU, where a step with prompts has a price of its own, its launches, so that fewer parts are cheaper.
+pub const LONGER_ON_GPUS: f64 = 1.75;
 /// After so many steps with prompts and rows that decode one has the latter alone, so that what these take stays known.
 const MIXED_MAX: u32 = 32;
 /// While nobody waits for a next token a step may take so many targets: new arrivals and cancellations wait for it.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use net::error::{ApiError, Code};
 
-use crate::schedule::{Priority, prompt_seconds};
+use crate::schedule::{LONGER, Priority, prompt_seconds};
 
 /// Shares of what a shard can have, above which requests that would wait are refused.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -214,7 +214,7 @@ pub(super) fn prompt_share(target_s: f64, (decode_s, crowd_s): (f64, f64), decod
     if decoding == 0 || decode_s <= 0.0 {
         return 1.0;
     }
-    let prompt_s = prompt_seconds((decode_s, crowd_s), target_s - decode_s, prompts + 1, decoding);
+    let prompt_s = prompt_seconds((decode_s, crowd_s), target_s - decode_s, prompts + 1, decoding, LONGER);
     prompt_s / (prompt_s + decode_s)
 }
 
