@@ -30,6 +30,11 @@ pub(super) const BLOCK_PAIRS: usize = 4;
 /// Tiles of a row tile that are unpacked at a time: 80 KiB of codes, which every panel reads from a second-level cache as
 /// fast as from a first-level one, so that the sums of 2560 columns stay in registers.
 const BLOCK_TILES: usize = 160;
+/// Most tiles of a row tile that every kernel of this architecture takes in one block, so that no sums wait for the next.
+#[cfg(target_arch = "aarch64")]
+const ONE_BLOCK_TILES: usize = neon::BLOCK_TILES;
+#[cfg(not(target_arch = "aarch64"))]
+const ONE_BLOCK_TILES: usize = BLOCK_TILES;
 /// Steps of 64 columns whose codes AMX's tiles have at a time: 8 KiB beside a pair's packed weights and what passes by of the
 /// activations.
 pub(super) const RING_STEPS: usize = 4;
@@ -232,7 +237,7 @@ impl PanelScratch {
     pub fn new(cols_max: usize, n_max: usize) -> Self {
         let tiles = padded_cols(cols_max) / TILE_COLS;
         let rows = n_max.max(1).next_multiple_of(GROUP_ROWS_MAX);
-        let sums = if tiles > BLOCK_TILES { rows * BLOCK_PAIRS } else { GROUP_ROWS_MAX };
+        let sums = if tiles > ONE_BLOCK_TILES { rows * BLOCK_PAIRS } else { GROUP_ROWS_MAX };
         Self {
             codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); (4 * tiles.min(BLOCK_TILES)).max(RING_STEPS * STEP_RUNS)],
             sums: vec![Sums([[0; TILE_ROWS]; PAIR]); sums],

@@ -271,7 +271,7 @@ fn dot_at(sum: int32x4_t, a: int8x16_t, b: int8x16_t, lane: usize) -> int32x4_t 
 }
 
 /// Tiles of a row tile that are unpacked at a time: 20 KiB of codes, in a first-level cache.
-const BLOCK_TILES: usize = 40;
+pub(super) const BLOCK_TILES: usize = 40;
 /// Activation rows that meet a row tile together: 24 sums leave 8 of 32 registers for codes and activations.
 const DWORD_ROWS: usize = 6;
 /// The same in twos.
