@@ -124,6 +124,7 @@ impl Lane {
                 let elapsed = self.try_step(team, &tokens[..count], scored);
                 self.pace.foresee(&rows, elapsed);
             }
+            self.forward.forget_logits();
         }
         metrics.set_costs(self.pace.decode_costs(), self.pace.prefill_row_s());
     }

@@ -216,6 +216,12 @@ impl Forward {
         Self { tuned: tuned.clone(), ..self }
     }
 
+    /// Takes new memory for all logits, none of it touched yet: what steps of many rows left would stay resident, 16 MiB of
+    /// 32 rows of 128,256 tokens.
+    pub fn forget_logits(&mut self) {
+        self.logits = Shared::new(self.logits.len());
+    }
+
     /// The limits it was made for.
     #[must_use]
     pub fn limits(&self) -> Limits {
