@@ -313,7 +313,7 @@ fn take_inventory(config: &Config, plan: &Plan, model: &crate::model::Model) -> 
     if config.gpu == GpuChoice::Off {
         return Ok(Inventory::default());
     }
-    let inventory = Inventory::take(&plan.cards, model);
+    let inventory = Inventory::take(&plan.cards, model, config.waiting_max);
     for card in &inventory.cards {
         let image = card.image.as_deref().unwrap_or("none");
         info!(
@@ -425,8 +425,8 @@ fn start_shard(
     let place = plan.placement.shards[index].clone();
     let shards = plan.placement.shards.len();
     let (slots_max, waiting_max) = (config.slots_max.div_ceil(shards), config.waiting_max.div_ceil(shards));
-    let gpu_capacity: usize = gpus.iter().map(|port| port.status.capacity).sum();
-    let sequences_max = slots_max + waiting_max + gpu_capacity;
+    let gpu_slots: usize = gpus.iter().map(|port| port.status.slots).sum();
+    let sequences_max = slots_max + waiting_max + gpu_slots;
     let (commands_in, commands) = rtrb::RingBuffer::new(COMMANDS_PER_SLOT * sequences_max + ORDERS_MAX);
     let (orders_in, orders) = rtrb::RingBuffer::new(ORDERS_MAX);
     let (closed, closed_out) = rtrb::RingBuffer::new(LANES_MAX);

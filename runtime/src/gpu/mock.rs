@@ -185,7 +185,7 @@ impl Scene {
             samplers: 2,
             sampler_cpus: None,
         };
-        let status = Arc::new(Status::new(Identity::default(), 4));
+        let status = Arc::new(Status::new(Identity::default(), 4, 0));
         let now = Instant::now();
         let shape = Shape::of(&model.weights, limits.slots, limits.rows_max).unwrap();
         let feeder = Feeder::new(device, Silent, limits, Arc::clone(&status), now);

@@ -121,9 +121,9 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// The used ones of `cards`; says why they don't run `model`, if so.
+    /// The used ones of `cards`, at each of which so many sequences may wait; says why they don't run `model`, if so.
     #[must_use]
-    pub fn take(cards: &Cards, model: &Model) -> Self {
+    pub fn take(cards: &Cards, model: &Model, waiting_max: usize) -> Self {
         let listed = match &cards.listed {
             Ok(listed) => listed.clone(),
             Err(reason) => return Self { unused: Some(reason.clone()), ..Self::default() },
@@ -138,7 +138,7 @@ impl Inventory {
                 bus: card.bus.clone(),
                 prompt_attention: cards.prompt_attention,
             };
-            Arc::new(Status::new(identity, SLOTS))
+            Arc::new(Status::new(identity, SLOTS, waiting_max))
         });
         let devices: Vec<Arc<Status>> = devices.collect();
         let none = devices.is_empty().then(|| "no device of compute capability 8.0 or above".to_owned());
@@ -276,7 +276,7 @@ fn feed(
     }
     let limits = FeederLimits {
         slots: SLOTS,
-        waiting_max: SLOTS,
+        waiting_max: config.waiting_max,
         rows_max: ROWS_MAX,
         itl_target: config.itl_target,
         prefix_cache: config.prefix_cache,

@@ -30,7 +30,7 @@ pub(crate) struct FeederPort {
 pub(crate) fn pair(status: &Arc<Status>, bell: &Arc<Doorbell>) -> (ShardPort, FeederPort) {
     // A start and a cancellation of each sequence that the device takes at most, and the ends of generations.
     let (commands_in, commands) = RingBuffer::new(2 * status.capacity + LANES_MAX);
-    let (events, events_out) = RingBuffer::new(EVENTS_PER_SEQUENCE * status.capacity);
+    let (events, events_out) = RingBuffer::new(EVENTS_PER_SEQUENCE * status.slots + status.capacity);
     let shard = ShardPort {
         status: Arc::clone(status),
         events: RefCell::new(events_out),

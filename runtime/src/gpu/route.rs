@@ -45,8 +45,9 @@ impl Load {
         let step_s = decode_s * (batch / decode_rows.max(1.0)).max(1.0).powf(FURTHER_ROWS);
         let row_s = if prefill_row_s > 0.0 { prefill_row_s } else { decode_s };
         let own_s = work.prompt_tokens as f64 * row_s + work.tokens_max.min(ANSWER_TOKENS) as f64 * step_s;
-        let rounds = (self.sequences / self.slots.max(1)) as f64;
-        Some(own_s * (1.0 + rounds))
+        // Those before it keep their slots about as long.
+        let ahead = (self.sequences + 1).saturating_sub(self.slots) as f64;
+        Some(own_s * (1.0 + ahead / self.slots.max(1) as f64))
     }
 }
 
@@ -113,6 +114,18 @@ mod tests {
             let gpu = Load { sequences, slots: 256, ..gpu };
             assert_eq!(choose(cpu, &[Some(gpu)], WORK), Some(0), "{sequences} sequences");
         }
+    }
+
+    #[test]
+    fn a_full_device_is_waited_for_as_long_as_the_cpu_would_take_longer() {
+        let cpu = load(0.03, 0.002, 0);
+        let at = |sequences| Some(Load { sequences, slots: 256, ..load(0.0003, 0.0001, 0) });
+        // 0.5 s by 256 rows there, 3.2 s on the CPU.
+        for sequences in [255, 256, 511, 1000] {
+            assert_eq!(choose(cpu, &[at(sequences)], WORK), Some(0), "{sequences} sequences");
+        }
+        assert_eq!(choose(cpu, &[at(2000)], WORK), None);
+        assert_eq!(choose(cpu, &[at(300), at(256)], WORK), Some(1), "the shorter queue");
     }
 
     #[test]

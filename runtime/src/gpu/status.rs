@@ -89,7 +89,8 @@ pub struct Status {
     pub prompt_attention: PromptAttention,
     /// What the driver's management library says of it.
     pub readings: Readings,
-    /// Sequences that it takes at a time.
+    /// Sequences that it computes at a time, and that it takes: more may wait there.
+    pub slots: usize,
     pub capacity: usize,
     generation: AtomicU32,
     state: AtomicU8,
@@ -117,9 +118,9 @@ pub struct Status {
 }
 
 impl Status {
-    /// A device that is starting.
+    /// A device that is starting, at which `waiting_max` sequences may wait for one of its `slots`.
     #[must_use]
-    pub fn new(identity: Identity, capacity: usize) -> Self {
+    pub fn new(identity: Identity, slots: usize, waiting_max: usize) -> Self {
         let Identity { ordinal, name, memory_bytes, image, bus, prompt_attention } = identity;
         Self {
             ordinal,
@@ -129,7 +130,8 @@ impl Status {
             bus,
             prompt_attention,
             readings: Readings::default(),
-            capacity,
+            slots,
+            capacity: slots + waiting_max,
             generation: AtomicU32::new(UNTOLD.0),
             state: AtomicU8::new(State::Starting as u8),
             in_flight: AtomicUsize::new(0),
@@ -265,7 +267,7 @@ mod tests {
 
     #[test]
     fn credits_are_given_while_the_device_is_healthy_and_has_room() {
-        let status = Status::new(Identity { ordinal: 1, ..Identity::default() }, 2);
+        let status = Status::new(Identity { ordinal: 1, ..Identity::default() }, 1, 1);
         assert!(!status.take_credit(), "it is only starting");
         status.set_state(State::Healthy);
         assert!(status.take_credit() && status.take_credit() && !status.take_credit());
@@ -279,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_device_that_fails_to_come_back_is_not_waited_for() {
-        let status = Status::new(Identity::default(), 2);
+        let status = Status::new(Identity::default(), 2, 0);
         assert!(status.is_coming() && status.may_serve(GenerationId(3)), "it starts");
         status.set_generation(GenerationId(2));
         assert!(status.may_serve(GenerationId(2)) && !status.may_serve(GenerationId(3)));

@@ -157,7 +157,7 @@ const ROWS_GROWTH: usize = 4;
 /// How many times as long a lone prompt makes steps: the longest gaps beside it stay under twice those without it.
 pub const LONGER: f64 = 1.6;
 /// The same on a GPU, where a step with prompts has a price of its own, its launches, so that fewer parts are cheaper.
-pub const LONGER_ON_GPUS: f64 = 1.75;
+pub const LONGER_ON_GPUS: f64 = 1.95;
 /// After so many steps with prompts and rows that decode one has the latter alone, so that what these take stays known.
 const MIXED_MAX: u32 = 32;
 /// While nobody waits for a next token a step may take so many targets: new arrivals and cancellations wait for it.

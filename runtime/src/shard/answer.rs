@@ -155,7 +155,7 @@ pub(super) fn device_list(shard: &Shard) -> Vec<Value> {
             "reason": reason, "compute_capability": card.capability, "kernels": card.image,
             "prompt_attention": used.map(|device| device.prompt_attention.name()),
             "memory_bytes": card.memory_bytes, "multiprocessors": card.multiprocessors,
-            "sequences": used.map(|device| device.in_flight()), "sequences_max": used.map(|device| device.capacity),
+            "sequences": used.map(|device| device.in_flight()), "sequences_max": used.map(|device| device.slots),
             "decode_step_ms": costs.map(|costs| costs.decode_s * 1e3),
             "prefill_ms_per_token": costs.map(|costs| costs.prefill_row_s * 1e3)})
     });

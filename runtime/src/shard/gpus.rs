@@ -35,9 +35,9 @@ impl Gpus {
         Self { ports, kinds, placed: RefCell::default(), waiting: Cell::new(0) }
     }
 
-    /// Sequences that all devices take together.
-    pub(super) fn capacity(&self) -> usize {
-        self.ports.iter().map(|port| port.status.capacity).sum()
+    /// Sequences that all devices compute at a time, together.
+    pub(super) fn slots(&self) -> usize {
+        self.ports.iter().map(|port| port.status.slots).sum()
     }
 
     /// Streams that are on devices.
@@ -92,7 +92,7 @@ impl Gpus {
         if !self.is_coming(generation) {
             return Ok(None);
         }
-        if self.waiting.get() >= self.capacity() {
+        if self.waiting.get() >= self.slots() {
             return Err(super::generation::queue_full());
         }
         self.waiting.set(self.waiting.get() + 1);
@@ -180,7 +180,7 @@ impl Drop for Waiting<'_> {
 fn load(port: &ShardPort, kind: usize, generation: GenerationId) -> Option<Load> {
     let status = &port.status;
     let usable = status.state() == gpu::State::Healthy && status.generation() == generation;
-    let load = Load { costs: status.costs(), sequences: status.in_flight(), slots: status.capacity, kind };
+    let load = Load { costs: status.costs(), sequences: status.in_flight(), slots: status.slots, kind };
     (usable && load.costs != Costs::default()).then_some(load)
 }
 
@@ -202,11 +202,12 @@ mod tests {
     #[test]
     fn every_device_takes_its_full_number_of_sequences_and_their_cancellations() {
         const DEVICES: usize = 4;
+        const WAITING: usize = 100;
         let bell = Arc::new(Doorbell::new().unwrap());
-        let statuses = (0..DEVICES).map(|_| Arc::new(Status::new(Identity::default(), SLOTS)));
+        let statuses = (0..DEVICES).map(|_| Arc::new(Status::new(Identity::default(), SLOTS, WAITING)));
         let (ports, feeders): (Vec<_>, Vec<_>) = statuses.map(|status| pair(&status, &bell)).unzip();
         let gpus = Gpus::new(ports);
-        for number in 0..DEVICES * SLOTS {
+        for number in 0..DEVICES * (SLOTS + WAITING) {
             let device = number % DEVICES;
             assert!(gpus.has_room(device), "no room for sequence {number}");
             let stream = StreamId(number as u64);
@@ -216,7 +217,7 @@ mod tests {
                 NewSequence::new(stream, vec![1], 1, SamplingParams::default(), Instant::now()),
             );
         }
-        for number in 0..DEVICES * SLOTS {
+        for number in 0..DEVICES * (SLOTS + WAITING) {
             assert!(gpus.cancel(StreamId(number as u64)));
         }
         drop(feeders);

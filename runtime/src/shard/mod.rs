@@ -323,7 +323,7 @@ impl Shard {
             jobs: RefCell::default(),
             comparing: Cell::new(false),
             streams: RefCell::default(),
-            sequences_max: slots_max + waiting_max + gpus.capacity(),
+            sequences_max: slots_max + waiting_max + gpus.slots(),
             admission,
             slots_max,
             gpus,
@@ -437,7 +437,7 @@ impl Shard {
     /// How full it is, and how soon it computes prompts.
     fn standing(&self) -> Standing {
         // As the executor counts them: the leader counts one that has ended for a moment longer.
-        let (sequences, slots) = (self.own_streams(), self.slots_max + self.gpus.capacity());
+        let (sequences, slots) = (self.own_streams(), self.slots_max + self.gpus.slots());
         Standing { sequences, slots, ..self.standing_of(self.index) }
     }
 
