@@ -7,9 +7,10 @@
 #![expect(unsafe_code, reason = "instructions without intrinsics, and calls of functions with target features")]
 
 use std::arch::asm;
+use std::ops::Range;
 
 use super::super::layout::Tile;
-use super::avx512_vnni::{prefetch_tile, unpack_both};
+use super::avx512_vnni::{prefetch_tile, prefetch_to_write, unpack_both};
 use super::{Codes, GROUP_ROWS_MAX, PAIR, PanelJob, RING_STEPS, Room, STEP_RUNS, Sums};
 use crate::tiles::{STEPS_BETWEEN_STORES, TILE_ROWS, Tiles, tile_rows};
 use crate::{AmxInt8, Avx512Bw};
@@ -117,7 +118,8 @@ fn tiles_of<'a>(job: &PanelJob<'a>, pair: usize) -> [&'a [StepTiles]; PAIR] {
     [first.as_chunks().0, job.row_tile(pair, 1).unwrap_or(first).as_chunks().0]
 }
 
-/// Pairs, groups, steps. Meanwhile asks for the next pair. Lines of the output aren't asked for: they are written all at once.
+/// Pairs, groups, steps. Meanwhile asks for the next pair, and for the lines of the output that the group's results go to: tiles
+/// wait until codes are stored, and these for all stores before them.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn pairs(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usize, room: &mut Room<'_>) {
     let count = job.n().div_ceil(GROUP_ROWS_MAX);
@@ -127,13 +129,15 @@ fn pairs(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usiz
         let tiles = ring.feed.next();
         unpack_both([tiles[0], tiles[1]], &mut ring.ring[slot]);
     }
+    let share = GROUP_ROWS_MAX.div_ceil(ring.feed.tiles[0].len().max(1));
     for pair in 0..job.pairs() {
-        let next = [0, 1].map(|side| job.upcoming(pair + 1, side).unwrap_or_default().as_chunks().0);
+        let tiles = [following(job, pair + 1, 0), following(job, pair + 1, 1)];
         for (index, group) in groups(job.n()).enumerate() {
             let rows = group.rows[0] + group.rows[1];
             let new = group.first + group.known..group.first + rows;
             let strip = Strip { x: &job.activations()[group.first * stride..], stride, rows: group.rows };
-            let mut ahead = Ahead { tiles: next, due: index, apart: count };
+            let lines = Lines { job, pair, rows: new.clone(), share };
+            let mut ahead = Ahead { tiles, due: index, apart: count, lines };
             let sums = &mut room.sums[..rows];
             if group.rows[1] == 0 {
                 multiply::<1>(unit, &mut ring, strip, &mut ahead, sums);
@@ -145,17 +149,25 @@ fn pairs(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usiz
     }
 }
 
-/// Tiles of the next pair, each of so many groups asks for its share of the steps.
-struct Ahead<'a> {
+/// A row tile of a pair in steps, or of what this thread is likely to go on with; nothing where there is none.
+fn following<'a>(job: &PanelJob<'a>, pair: usize, side: usize) -> &'a [StepTiles] {
+    job.upcoming(pair, side).unwrap_or_default().as_chunks().0
+}
+
+/// What is asked for during the steps of a group.
+struct Ahead<'a, 'b> {
+    /// Tiles of the next pair, each of so many groups asks for its share of the steps.
     tiles: [&'a [StepTiles]; PAIR],
     /// The next step that is asked for, and how far apart they are.
     due: usize,
     apart: usize,
+    lines: Lines<'a, 'b>,
 }
 
-impl Ahead<'_> {
+impl Ahead<'_, '_> {
     #[inline(always)]
     fn ask(&mut self, step: usize) {
+        self.lines.ask();
         if step == self.due {
             self.due += self.apart;
             for tiles in self.tiles {
@@ -164,6 +176,23 @@ impl Ahead<'_> {
                 }
             }
         }
+    }
+}
+
+/// Lines of the output that a group writes, those of so many rows in each step.
+struct Lines<'a, 'b> {
+    job: &'b PanelJob<'a>,
+    pair: usize,
+    rows: Range<usize>,
+    share: usize,
+}
+
+impl Lines<'_, '_> {
+    #[inline(always)]
+    fn ask(&mut self) {
+        let next = self.rows.end.min(self.rows.start + self.share);
+        self.job.for_each_line(self.pair, self.rows.start..next, prefetch_to_write);
+        self.rows.start = next;
     }
 }
 
@@ -182,7 +211,7 @@ fn multiply<const N: usize>(
     unit: &impl Multiply,
     ring: &mut Ring<'_, '_, '_>,
     strip: Strip<'_>,
-    ahead: &mut Ahead<'_>,
+    ahead: &mut Ahead<'_, '_>,
     sums: &mut [Sums],
 ) {
     unit.begin::<N>();

@@ -33,7 +33,7 @@ fn direct(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
         let first = job.row_tile(pair, 0).expect("a pair has a row tile");
         // A pair of one only: what the other one gives is not looked at.
         let tiles = [first, job.row_tile(pair, 1).unwrap_or(first)];
-        let mut next = [0, 1].map(|side| job.upcoming(pair + 1, side).unwrap_or(tiles[side]));
+        let mut next = [upcoming(job, pair + 1, 0, tiles[0]), upcoming(job, pair + 1, 1, tiles[1])];
         for rows in parts(0..job.n(), panel_count(job.n())) {
             let (x, sums) = (job.panel(&rows), &mut room.sums[..rows.len()]);
             job.for_each_line(pair, rows.clone(), prefetch_to_write);
@@ -204,8 +204,10 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
             let (columns, last) = (block_columns(block), block + 1 == blocks);
             let codes = &mut room.codes[..4 * columns.len()];
             for (i, pair) in pairs.clone().enumerate() {
-                let mut packed = job.both(pair).map(|tiles| tiles.map(|tiles| &tiles[columns.clone()]));
-                if packed.is_none() {
+                let mut packed = None;
+                if let Some([first, second]) = job.both(pair) {
+                    packed = Some([&first[columns.clone()], &second[columns.clone()]]);
+                } else {
                     unpack_pair(job, pair, columns.clone(), codes);
                 }
                 let (next, ahead) = match (pair + 1 < pairs.end, last) {
@@ -215,7 +217,7 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
                 };
                 let mut coming = parts(0..n, panels).skip(1);
                 let next_column = ahead.start;
-                let upcoming = [0, 1].map(|side| job.upcoming(next, side).unwrap_or_default());
+                let following = [upcoming(job, next, 0, &[]), upcoming(job, next, 1, &[])];
                 // In even parts over the panels: while they multiply, memory is idle.
                 for (rows, ahead) in parts(0..n, panels).zip(parts(ahead, panels)) {
                     let x = &job.panel(&rows)[4 * columns.start * rows.len()..][..codes.len() * rows.len()];
@@ -227,7 +229,8 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
                     let place = if blocks == 1 { 0 } else { i * n + rows.start };
                     let (sums, behind) = room.sums[place..].split_at_mut(rows.len());
                     let lines = if last { rows.clone() } else { rows.start..rows.start };
-                    let tiles = upcoming.map(|tiles| tiles.get(ahead.clone()).unwrap_or_default());
+                    let [first, second] = following;
+                    let tiles = [part(first, &ahead), part(second, &ahead)];
                     let ahead = Ahead { job, pair, lines, sums: if block > 0 { behind } else { &[] }, tiles };
                     match packed.take() {
                         Some(tiles) => multiply_packed((tiles, codes), x, sums, block == 0, &ahead),
@@ -240,6 +243,17 @@ fn blocks(proof: Avx512Bw, job: &PanelJob<'_>, room: &mut Room<'_>) {
             }
         }
     }
+}
+
+/// What is worth reading ahead, or `else_these`. No closure of a library function's in these loops: the array that it fills is read
+/// before its stores are done, which waits for all stores before them, lines of the output that no cache holds among them.
+fn upcoming<'a>(job: &PanelJob<'a>, pair: usize, side: usize, else_these: &'a [Tile]) -> &'a [Tile] {
+    job.upcoming(pair, side).unwrap_or(else_these)
+}
+
+/// Some tiles, none where there are not as many.
+fn part<'a>(tiles: &'a [Tile], range: &Range<usize>) -> &'a [Tile] {
+    tiles.get(range.clone()).unwrap_or_default()
 }
 
 /// What is wanted when the products of a panel are done: its lines of the output, if it is then complete, and the sums that
@@ -287,7 +301,7 @@ pub(super) fn prefetch_tile(tile: &Tile) {
 /// Asks for a line of the output, to write it: it takes long to come, and is needed when the sums are complete. Asked for to
 /// read, it would come as a copy where another worker wrote it before, and the first store would wait for it once more.
 #[inline(always)]
-fn prefetch_to_write(line: &Cell<f32>) {
+pub(super) fn prefetch_to_write(line: &Cell<f32>) {
     // SAFETY: a prefetch changes nothing that a program can see and never faults; where the instruction does not exist,
     // every 64-bit processor takes it for none.
     unsafe { asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags, readonly)) }

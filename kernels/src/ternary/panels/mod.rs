@@ -11,6 +11,7 @@ mod neon;
 
 pub use interleave::interleave;
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::layout::{TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, padded_cols};
@@ -430,7 +431,7 @@ impl<'a> PanelJob<'a> {
     /// The first cell of each run of 16 results of pair `index` and the activation rows `rows`.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    pub(super) fn for_each_line(&self, index: usize, rows: Range<usize>, mut each: impl FnMut(&std::cell::Cell<f32>)) {
+    pub(super) fn for_each_line(&self, index: usize, rows: Range<usize>, mut each: impl FnMut(&Cell<f32>)) {
         let tiles = if self.gated() { index..index + 1 } else { index * PAIR..(index + 1) * PAIR };
         for t in rows {
             for tile in tiles.clone() {
@@ -447,67 +448,84 @@ impl<'a> PanelJob<'a> {
     /// instruction in it becomes a call (a gated unit with SiLU took 2.6 times as long).
     #[inline(always)]
     pub(super) fn finish<S: Simd>(&self, s: S, index: usize, first: usize, sums: &[Sums]) {
+        let rows = first..first + sums.len();
+        let (scales, offsets) = (&self.x.scale[rows.clone()], &self.x.sum[rows.clone()]);
+        // Where there are none they are not looked at.
+        let inverses = &self.inverses.unwrap_or(self.x.scale)[rows];
+        let places = self.out.cells[first * self.out.stride..].chunks(self.out.stride);
+        let whole = scales.iter().zip(offsets).zip(inverses).zip(sums).zip(places);
         match self.product {
-            Product::Plain(w) => self.finish_pair(s, w, index, first, sums, false),
-            Product::Added(w) => self.finish_pair(s, w, index, first, sums, true),
+            Product::Plain(w) | Product::Added(w) => {
+                let added = matches!(self.product, Product::Added(_));
+                let (w, row) = (factors(s, w), index * PAIR * TILE_ROWS);
+                for ((((&scale, &offset), &inverse), sums), place) in whole {
+                    let x = Row { scale: s.splat(scale), inverse: s.splat(inverse), offset };
+                    let place = &place[row..self.rows];
+                    put(s, place, self.value(s, w, &x, &sums.0[0]), added);
+                    if let Some(place) = place.get(TILE_ROWS..) {
+                        put(s, place, self.value(s, w, &x, &sums.0[1]), added);
+                    }
+                }
+            }
             Product::Gated { gate, up, gating } => {
-                for (t, sums) in (first..).zip(sums) {
-                    let (gate, up) = (self.value(s, gate, t, &sums.0[0]), self.value(s, up, t, &sums.0[1]));
+                let (gate, up) = (factors(s, gate), factors(s, up));
+                for ((((&scale, &offset), &inverse), sums), place) in whole {
+                    let x = Row { scale: s.splat(scale), inverse: s.splat(inverse), offset };
+                    let (gate, up) = (self.value(s, gate, &x, &sums.0[0]), self.value(s, up, &x, &sums.0[1]));
                     let value = match gating {
                         Gating::SquaredRelu => relu2_lanes(s, gate, up),
                         Gating::Silu => silu_lanes(s, gate, up),
                     };
-                    self.put(s, t, index * TILE_ROWS, value, false);
+                    put(s, &place[index * TILE_ROWS..self.rows], value, false);
                 }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn finish_pair<S: Simd>(&self, s: S, w: Factored<'_>, index: usize, first: usize, sums: &[Sums], added: bool) {
-        for side in 0..PAIR {
-            let row = (index * PAIR + side) * TILE_ROWS;
-            if row >= self.rows {
-                return;
-            }
-            for (t, sums) in (first..).zip(sums) {
-                self.put(s, t, row, self.value(s, w, t, &sums.0[side]), added);
             }
         }
     }
 
     /// What becomes of the sums of `code * q`.
     #[inline(always)]
-    fn value<S: Simd>(&self, s: S, w: Factored<'_>, t: usize, sums: &[i32; TILE_ROWS]) -> S::F {
+    fn value<S: Simd>(&self, s: S, [scale, factor]: [S::F; 2], x: &Row<S::F>, sums: &[i32; TILE_ROWS]) -> S::F {
         let mut exact = [0.0; LANES];
         for l in 0..LANES {
-            exact[l] = sums[l].wrapping_sub(self.x.sum[t]) as f32;
+            exact[l] = sums[l].wrapping_sub(x.offset) as f32;
         }
-        let (exact, scale) = (s.load(&exact), self.x.scale[t]);
+        let exact = s.load(&exact);
         let quotient = match self.inverses {
-            Some(inverses) => s.quotient(exact, s.splat(scale), s.splat(inverses[t])),
-            None => s.div(exact, s.splat(scale)),
+            Some(_) => s.quotient(exact, x.scale, x.inverse),
+            None => s.div(exact, x.scale),
         };
-        s.mul(s.mul(quotient, s.splat(w.matrix.scale())), s.splat(w.factor))
+        s.mul(s.mul(quotient, scale), factor)
     }
+}
 
-    /// Puts values in their places in activation row `t`, from output row `row` on, or adds them to what is there.
-    #[inline(always)]
-    fn put<S: Simd>(&self, s: S, t: usize, row: usize, value: S::F, added: bool) {
-        let cells = &self.out.cells[t * self.out.stride..][..self.rows][row..];
-        if let Some(cells) = cells.first_chunk() {
-            return s.store_cells(if added { s.add(s.load_cells(cells), value) } else { value }, cells);
+/// An activation row in each lane: its scale, one over it, and what it adds to every sum.
+struct Row<F> {
+    scale: F,
+    inverse: F,
+    offset: i32,
+}
+
+/// Scale and factor of a matrix.
+#[inline(always)]
+fn factors<S: Simd>(s: S, w: Factored<'_>) -> [S::F; 2] {
+    [s.splat(w.matrix.scale()), s.splat(w.factor)]
+}
+
+/// Puts values in their places, the first of `cells`, or adds them to what is there.
+#[inline(always)]
+fn put<S: Simd>(s: S, cells: &[Cell<f32>], value: S::F, added: bool) {
+    if let Some(cells) = cells.first_chunk() {
+        return s.store_cells(if added { s.add(s.load_cells(cells), value) } else { value }, cells);
+    }
+    let mut lanes = [0.0; LANES];
+    if added {
+        for (lane, cell) in lanes.iter_mut().zip(cells) {
+            *lane = cell.get();
         }
-        let mut lanes = [0.0; LANES];
-        if added {
-            for (lane, cell) in lanes.iter_mut().zip(cells) {
-                *lane = cell.get();
-            }
-        }
-        s.store(if added { s.add(s.load(&lanes), value) } else { value }, &mut lanes);
-        for (lane, cell) in lanes.iter().zip(cells) {
-            cell.set(*lane);
-        }
+    }
+    s.store(if added { s.add(s.load(&lanes), value) } else { value }, &mut lanes);
+    for (lane, cell) in lanes.iter().zip(cells) {
+        cell.set(*lane);
     }
 }
 
