@@ -7,7 +7,7 @@ use kernels::norm;
 use kernels::ternary::{self, Activations, PanelOrder, Panels};
 
 use super::buffers::{INPUTS_MAX, Scratch};
-use super::pass::Pass;
+use super::pass::{Pass, UNITS_PER_WORKER};
 use super::probe::{Phase, Probe};
 use crate::model::Linear;
 use crate::shared::SharedFrom;
@@ -129,12 +129,16 @@ impl Pass<'_> {
                 ternary::interleave(self.isa, together, padded, (panel.len(), rows.count), q);
             }
         } else {
-            while let Some(index) = member.claim(counter, rows.count * inputs) {
-                let (input, row) = (index / rows.count, index % rows.count);
-                let first = (input * self.buffers.rows_max + row) * stride;
-                // SAFETY: the row was claimed by this worker alone.
-                let q = unsafe { self.buffers.quantized.write(first..first + padded) };
-                self.prepare_row(rows, (input, row), (&mut scratch.row, &mut scratch.probe), q);
+            let together = (rows.count / (UNITS_PER_WORKER * member.team_size())).clamp(1, ROWS_TOGETHER_MAX);
+            let units = rows.count.div_ceil(together);
+            while let Some(index) = member.claim(counter, units * inputs) {
+                let (input, first) = (index / units, index % units * together);
+                for row in first..rows.count.min(first + together) {
+                    let first = (input * self.buffers.rows_max + row) * stride;
+                    // SAFETY: the row was claimed by this worker alone.
+                    let q = unsafe { self.buffers.quantized.write(first..first + padded) };
+                    self.prepare_row(rows, (input, row), (&mut scratch.row, &mut scratch.probe), q);
+                }
             }
         }
         Self::barrier(member, scratch, Phase::Prepare);
@@ -267,5 +271,8 @@ impl Pass<'_> {
 /// Up to so many rows every worker puts all of them in panels for itself, which takes less than waiting for whoever
 /// quantises the last panel.
 pub(super) const OWN_PANELS_ROWS_MAX: usize = 64;
+/// Most rows that a worker takes at a time where they stay in rows: it asks for the row behind the one that it normalises, which
+/// should be its own.
+const ROWS_TOGETHER_MAX: usize = 8;
 /// Of so many rows a benchmark looks at one: to look at all of them would take as long as to quantise them.
 const PROBED_ROWS: usize = 16;
