@@ -17,7 +17,7 @@ mod tile;
 mod wide;
 
 pub use ahead::{NOTHING, Streams};
-pub use attend::{PART_ROWS_MAX, Parts, Queries, Scratch, Shape, attend, attend_splits, merge, part_vectors};
+pub use attend::{PART_ROWS_MAX, Parts, Queries, Scratch, Shape, Then, attend, attend_splits, merge, part_vectors};
 pub use cache::{KvLayout, KvType, KvView, NoSuchKvType, store};
 pub use pool::{KvPool, Run};
 pub use tile::RowState;

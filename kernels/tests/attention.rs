@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use kernels::attention::{
-    BLOCK, KvLayout, KvPool, KvType, KvView, NOTHING, Parts, Queries, RowState, SPLIT, Scratch, Shape, attend,
+    BLOCK, KvLayout, KvPool, KvType, KvView, NOTHING, Parts, Queries, RowState, SPLIT, Scratch, Shape, Then, attend,
     attend_splits, merge, part_vectors, store,
 };
 use kernels::math::{f16_to_f32, f32_to_f16};
@@ -70,7 +70,7 @@ impl Case {
         let width = self.shape.group * self.shape.head_dim;
         let mut out = vec![f32::NAN; queries * width];
         let view = self.view();
-        let then = view.first_keys(0);
+        let then = Then { keys: view.first_keys(0), queries: &self.q };
         attend(isa, self.shape, (view, then), self.queries(first, queries), columns(&mut out, width), scratch);
         out
     }
@@ -276,5 +276,5 @@ fn no_queries_write_nothing() {
     let kv = KvView { pool: KvPool::from(&[][..] as &[u16]), table: &[], layout, head: 0 };
     let shape = Shape { head_dim: 64, group: 4, scale: 0.125 };
     let none = Queries { first_position: 0, count: 0, values: &[], stride: 0 };
-    attend(Isa::detect(), shape, (kv, NOTHING), none, columns(&mut [], 0), &mut Scratch::new(64));
+    attend(Isa::detect(), shape, (kv, Then::NOTHING), none, columns(&mut [], 0), &mut Scratch::new(64));
 }

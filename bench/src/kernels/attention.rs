@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use kernels::attention::{
-    BLOCK, KvLayout, KvPool, KvType, KvView, NOTHING, Queries, Scratch, Shape as Heads, Streams, attend, store,
+    BLOCK, KvLayout, KvPool, KvType, KvView, Queries, Scratch, Shape as Heads, Then, attend, store,
 };
 use kernels::{Columns, Isa};
 
@@ -44,7 +44,7 @@ fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (u
     let width = group * dim;
     let q: Vec<f32> = (0..queries * width).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
     let asked = Queries { first_position: context - queries, count: queries, values: &q, stride: width };
-    let run = |isa, (call, head): (usize, usize), then: Streams<'_>, out: &mut [f32], scratch: &mut Scratch| {
+    let run = |isa, (call, head): (usize, usize), then: Then<'_>, out: &mut [f32], scratch: &mut Scratch| {
         let out = Columns { cells: Cell::from_mut(out).as_slice_of_cells(), stride: width };
         attend(isa, heads, (view(call, head), then), asked, out, scratch);
     };
@@ -59,7 +59,7 @@ fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (u
     };
     let answer = |isa| {
         let mut out = vec![0.0; queries * width];
-        run(isa, (1, 0), NOTHING, &mut out, &mut Scratch::new(dim));
+        run(isa, (1, 0), Then::NOTHING, &mut out, &mut Scratch::new(dim));
         out
     };
     bench.check(&case.name, &answer(bench.isa), &answer(Isa::Portable))?;
@@ -72,7 +72,8 @@ fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (u
         while let Some(unit) = member.claim(0, heads * member.team_size()) {
             let place = |unit: usize| (call * member.team_size() + unit / heads, unit % heads);
             let next = place(unit + member.team_size());
-            run(isa, place(unit), view(next.0, next.1).first_keys(0), out, scratch);
+            let then = Then { keys: view(next.0, next.1).first_keys(0), queries: &q };
+            run(isa, place(unit), then, out, scratch);
         }
         AREA.set(area);
     });

@@ -401,7 +401,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::super::rows::RowPlace;
-    use super::super::{KvLayout, KvPool, KvType, NOTHING, Queries, Scratch, Shape, attend, part_vectors, store};
+    use super::super::{KvLayout, KvPool, KvType, Queries, Scratch, Shape, Then, attend, part_vectors, store};
     use super::*;
     use crate::simd::Portable;
     use crate::testing::Draw;
@@ -455,7 +455,7 @@ mod tests {
             let (want, got) = (vec![Cell::new(0.0); count * width], vec![Cell::new(0.0); count * width]);
             let shape = Shape { head_dim, group, scale };
             let out = Columns { cells: &want, stride: width };
-            attend(Isa::Portable, shape, (kv, NOTHING), queries, out, &mut Scratch::new(head_dim));
+            attend(Isa::Portable, shape, (kv, Then::NOTHING), queries, out, &mut Scratch::new(head_dim));
             let mut places = vec![RowPlace::default(); (count * group).min(WIDE_ROWS_MAX)];
             let rows = places.len();
             let out = Columns { cells: &got, stride: width };

@@ -73,6 +73,12 @@ impl<'a> Rows<'a> {
         &self.out.cells[self.places[row].result..][..self.head_dim]
     }
 
+    /// As much of the queries `next`, which are read after these, as lies where this row's part from `start` on is.
+    #[inline(always)]
+    pub(super) fn following<'q>(&self, next: &'q [f32], row: usize, start: usize) -> &'q [f32] {
+        next.get(self.places[row].query.saturating_sub(self.places[0].query) + start..).unwrap_or(&[])
+    }
+
     /// Positions of the split that a row sees.
     #[inline(always)]
     pub(super) fn seen(&self, row: usize, split: usize) -> usize {

@@ -225,7 +225,13 @@ pub(super) struct Divisor<F> {
 impl<F: Copy> Divisor<F> {
     #[inline(always)]
     pub(super) fn of<S: Simd<F = F>>(s: S, state: RowState) -> Self {
-        Self { sum: s.splat(state.sum), inverse: s.splat(1.0 / state.sum), usual: SUMS.contains(&state.sum) }
+        Self::new(s, state.sum, 1.0 / state.sum)
+    }
+
+    /// Of a sum and 1 over it.
+    #[inline(always)]
+    pub(super) fn new<S: Simd<F = F>>(s: S, sum: f32, inverse: f32) -> Self {
+        Self { sum: s.splat(sum), inverse: s.splat(inverse), usual: SUMS.contains(&sum) }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::ahead::{Ahead, LINE};
 use super::halves::round;
 use super::rows::{Rows, WIDE_ROWS_MAX};
-use super::tile::{Divisor, RowState, column, greatest, merged, soften};
+use super::tile::{Divisor, RowState, column, merged, soften};
 use super::{BLOCK, CHAIN, GROUP, KvView, SPLIT};
 use crate::simd::{LANES, Simd};
 
@@ -18,8 +18,7 @@ pub(super) struct WideScratch {
     weights: Vec<Weights>,
     /// The keys of a block, or two columns of vectors of a split's values.
     wide: Vec<Line>,
-    /// What the merge multiplies a row's old and new sums by.
-    factors: Vec<[f32; 2]>,
+    merges: Vec<Merge>,
 }
 
 /// A vector that crosses no cache line: one in two loads of others takes two.
@@ -30,14 +29,29 @@ struct Line([f32; LANES]);
 /// Weights of a row, in whole cache lines.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Weights([f32; SPLIT]);
+struct Weights {
+    of: [f32; SPLIT],
+    /// Of each lane the greatest score so far; it keeps rows from lying in the same lines of a first-level cache, too.
+    greatest: [f32; LANES],
+}
+
+/// What becomes of a row's sums of a split.
+#[derive(Clone, Copy, Debug, Default)]
+struct Merge {
+    /// Factors of the sums before and of these.
+    old: f32,
+    new: f32,
+    /// Of all weights so far, and 1 over it.
+    sum: f32,
+    inverse: f32,
+}
 
 impl WideScratch {
     pub(super) fn new(head_dim_max: usize) -> Self {
         Self {
-            weights: vec![Weights([0.0; SPLIT]); WIDE_ROWS_MAX],
+            weights: vec![Weights { of: [0.0; SPLIT], greatest: [0.0; LANES] }; WIDE_ROWS_MAX],
             wide: vec![Line([0.0; LANES]); (head_dim_max * BLOCK / GROUP).max(2 * SPLIT)],
-            factors: vec![[0.0; 2]; WIDE_ROWS_MAX],
+            merges: vec![Merge::default(); WIDE_ROWS_MAX],
         }
     }
 }
@@ -51,6 +65,8 @@ pub(super) struct Wide<'a> {
     /// need no sums of addresses.
     pub(super) q: &'a mut [[f32; CHAIN]],
     pub(super) ahead: Ahead<'a>,
+    /// Queries that are likely to be read next.
+    pub(super) next: &'a [f32],
     pub(super) scratch: &'a mut WideScratch,
     pub(super) states: &'a mut [RowState],
     /// `[row][vector]`.
@@ -135,10 +151,10 @@ impl<'a> Wide<'a> {
                 }
                 let groups = (self.rows.seen(row + R - 1, split) - start).div_ceil(GROUP).min(BLOCK / GROUP);
                 if groups == 2 && S::TILE_WIDTH == 2 {
-                    self.score_tile::<S, R, 2>(s, row, 0, start);
+                    self.score_tile::<S, R, 2>(s, row, 0, (split, start));
                 } else {
                     for group in 0..groups {
-                        self.score_tile::<S, R, 1>(s, row, group, start + group * GROUP);
+                        self.score_tile::<S, R, 1>(s, row, group, (split, start + group * GROUP));
                     }
                 }
             });
@@ -162,9 +178,16 @@ impl<'a> Wide<'a> {
         }
     }
 
-    /// Scores of R rows and W groups of keys, to position `place` of the split and the following.
+    /// Scores of R rows and W groups of keys, to position `place` of the split and the following, and the greatest so far;
+    /// minus infinity where a row does not see.
     #[inline(always)]
-    fn score_tile<S: Simd, const R: usize, const W: usize>(&mut self, s: S, row: usize, group: usize, place: usize) {
+    fn score_tile<S: Simd, const R: usize, const W: usize>(
+        &mut self,
+        s: S,
+        row: usize,
+        group: usize,
+        (split, place): (usize, usize),
+    ) {
         let (head_dim, rows) = (self.rows.head_dim, self.rows.count());
         let mut total = [[s.splat(0.0); W]; R];
         let keys = &self.scratch.wide.as_chunks().0[..head_dim];
@@ -185,12 +208,29 @@ impl<'a> Wide<'a> {
                 }
             }
         }
-        let scale = s.splat(self.scale);
+        let (scale, nothing) = (s.splat(self.scale), s.splat(f32::NEG_INFINITY));
         for r in 0..R {
-            let scores = self.scratch.weights[row + r].0[place..][..W * GROUP].as_chunks_mut::<LANES>().0;
             for w in 0..W {
-                s.store(s.mul(total[r][w], scale), &mut scores[w]);
+                total[r][w] = s.mul(total[r][w], scale);
             }
+        }
+        if self.rows.seen(row, split) < place + W * GROUP {
+            for r in 0..R {
+                for w in 0..W {
+                    let live = self.rows.seen(row + r, split).saturating_sub(place + w * GROUP);
+                    total[r][w] = s.first_lanes(total[r][w], live, nothing);
+                }
+            }
+        }
+        for r in 0..R {
+            let Weights { of, greatest } = &mut self.scratch.weights[row + r];
+            let mut most = if place == 0 { nothing } else { s.load(greatest) };
+            let scores = of[place..][..W * GROUP].as_chunks_mut::<LANES>().0;
+            for w in 0..W {
+                most = s.max(total[r][w], most);
+                s.store(total[r][w], &mut scores[w]);
+            }
+            s.store(most, greatest);
         }
     }
 
@@ -199,14 +239,14 @@ impl<'a> Wide<'a> {
     fn soften<S: Simd>(&mut self, s: S, split: usize, rows: Range<usize>) {
         let mut max = [0.0; SOFT_ROWS];
         for (row, max) in rows.clone().zip(&mut max) {
-            let count = self.rows.seen(row, split);
-            *max = greatest(s, &mut self.scratch.weights[row].0, count);
+            *max = s.greatest(s.load(&self.scratch.weights[row].greatest));
         }
         for (row, max) in rows.zip(max) {
             let count = self.rows.seen(row, split);
-            let part = soften(s, &mut self.scratch.weights[row].0, count, max);
-            (self.states[row], self.scratch.factors[row]) =
-                if split == 0 { (part, [0.0; 2]) } else { merged(self.states[row], part) };
+            let part = soften(s, &mut self.scratch.weights[row].of, count, max);
+            let (state, [old, new]) = if split == 0 { (part, [0.0; 2]) } else { merged(self.states[row], part) };
+            self.states[row] = state;
+            self.scratch.merges[row] = Merge { old, new, sum: state.sum, inverse: 1.0 / state.sum };
         }
     }
 
@@ -218,16 +258,9 @@ impl<'a> Wide<'a> {
         let mut v = 0;
         while v < vectors {
             let width = if v + 1 < vectors { S::TILE_WIDTH } else { 1 };
-            for start in (0..longest).step_by(BLOCK) {
-                let values = self.kv.block((split * SPLIT + start) / BLOCK).1;
-                let wide = self.scratch.wide[start * width..].chunks_exact_mut(width);
-                let values = values.chunks_exact(self.rows.head_dim).take(longest - start);
-                for (values, wide) in values.zip(wide) {
-                    for w in 0..width {
-                        let values = values[column(v + w, self.rows.head_dim)..].first_chunk().expect("a whole vector");
-                        s.store(s.load_f16(values), &mut wide[w].0);
-                    }
-                }
+            match width {
+                2 => self.widen_values::<S, 2>(s, (split, longest), v),
+                _ => self.widen_values::<S, 1>(s, (split, longest), v),
             }
             in_tiles!(S, first, rows, |row, R| {
                 if width == 2 {
@@ -240,6 +273,49 @@ impl<'a> Wide<'a> {
         }
     }
 
+    /// W vectors of the values of the first `longest` positions, and of those that share their blocks. All loads of some
+    /// positions before their stores: a load waits for a store to the same place of another page.
+    #[inline(always)]
+    fn widen_values<S: Simd, const W: usize>(&mut self, s: S, (split, longest): (usize, usize), v: usize) {
+        let head_dim = self.rows.head_dim;
+        let wide = self.scratch.wide.as_chunks_mut::<W>().0.as_chunks_mut::<BLOCK>().0;
+        let columns: [usize; W] = std::array::from_fn(|w| column(v + w, head_dim));
+        for (block, wide) in wide.iter_mut().take(longest.div_ceil(BLOCK)).enumerate() {
+            let values = self.kv.block(split * (SPLIT / BLOCK) + block).1;
+            for (values, wide) in values.chunks_exact(8 * head_dim).zip(wide.as_chunks_mut::<8>().0) {
+                let mut loaded = [[s.splat(0.0); W]; 8];
+                for (values, loaded) in values.chunks_exact(head_dim).zip(&mut loaded) {
+                    for w in 0..W {
+                        loaded[w] = s.load_f16(values[columns[w]..].first_chunk().expect("a whole vector"));
+                    }
+                }
+                for (wide, loaded) in wide.iter_mut().zip(loaded) {
+                    for w in 0..W {
+                        s.store(loaded[w], &mut wide[w].0);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for what is far, of some rows behind their last split: where the results of the next columns belong, and as many
+    /// columns of the queries that come next.
+    #[inline(always)]
+    fn ask_far<S: Simd, const W: usize>(&self, s: S, split: usize, rows: Range<usize>, v: usize) {
+        for row in rows {
+            if self.rows.position(row) / SPLIT > split {
+                continue;
+            }
+            for w in 0..W {
+                let start = (v + w) * LANES;
+                if let Some(result) = self.rows.result(row).get(start + W * LANES..) {
+                    s.prefetch(result.as_ptr());
+                }
+                s.prefetch(self.rows.following(self.next, row, start).as_ptr());
+            }
+        }
+    }
+
     /// The sums of R rows and W vectors, in the order of positions, merged with what the splits before gave; behind the last
     /// one the results: stores to lines that are far wait beside the products of the next tile.
     #[inline(always)]
@@ -248,6 +324,7 @@ impl<'a> Wide<'a> {
         let weights = self.scratch.weights[row..].first_chunk::<R>().expect("rows of the pass");
         let wide = self.scratch.wide.as_chunks::<W>().0.first_chunk::<SPLIT>().expect("room for a split");
         let (common, longest) = (self.rows.seen(row, split), self.rows.seen(row + R - 1, split));
+        self.ask_far::<S, W>(s, split, row..row + R, v);
         let mut sum = [[s.splat(0.0); W]; R];
         assert!(common <= SPLIT && longest <= SPLIT, "positions of a split");
         for p in 0..common {
@@ -256,7 +333,7 @@ impl<'a> Wide<'a> {
                 value[w] = s.load(&wide[p][w].0);
             }
             for r in 0..R {
-                let weight = s.splat(weights[r].0[p]);
+                let weight = s.splat(weights[r].of[p]);
                 for w in 0..W {
                     sum[r][w] = s.fma(weight, value[w], sum[r][w]);
                 }
@@ -266,7 +343,7 @@ impl<'a> Wide<'a> {
         for p in common..longest {
             for r in 0..R {
                 if p < self.rows.seen(row + r, split) {
-                    let weight = s.splat(weights[r].0[p]);
+                    let weight = s.splat(weights[r].of[p]);
                     for w in 0..W {
                         sum[r][w] = s.fma(weight, s.load(&wide[p][w].0), sum[r][w]);
                     }
@@ -274,9 +351,9 @@ impl<'a> Wide<'a> {
             }
         }
         for r in 0..R {
-            let [old, new] = self.scratch.factors[row + r];
+            let Merge { old, new, sum: weight, inverse } = self.scratch.merges[row + r];
             let last = self.rows.position(row + r) / SPLIT == split;
-            let (to, divisor) = (self.rows.result(row + r), Divisor::of(s, self.states[row + r]));
+            let (to, divisor) = (self.rows.result(row + r), Divisor::new(s, weight, inverse));
             let outputs = &mut self.outputs[(row + r) * vectors + v..][..W];
             for (w, output) in outputs.iter_mut().enumerate() {
                 let mut value = sum[r][w];

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kernels::Columns;
-use kernels::attention::{self, NOTHING, Parts, Queries, RowState, SPLIT, Shape, Streams};
+use kernels::attention::{self, Parts, Queries, RowState, SPLIT, Shape, Streams, Then};
 
 use super::buffers::Scratch;
 use super::pass::{Pass, QUERY_TILE, QUERY_TILE_MAX};
@@ -115,14 +115,15 @@ impl Pass<'_> {
             let (piece, head) = (pieces[unit / kv_heads], unit % kv_heads);
             // What this worker is likely to go on with.
             let next = unit + member.team_size();
-            let then = pieces.get(next / kv_heads).map_or(NOTHING, |piece| {
+            let then = pieces.get(next / kv_heads).map_or(Then::NOTHING, |piece| {
                 // SAFETY: keys and values were stored before the last barrier; nobody stores in this phase.
                 let kv = unsafe { self.kv.view(piece.segment.slot, layer, next % kv_heads) };
-                kv.first_keys(piece.cut.map_or(0, |cut| cut.start * SPLIT))
+                let keys = kv.first_keys(piece.cut.map_or(0, |cut| cut.start * SPLIT));
+                Then { keys, queries: self.attend_queries(*piece, &self.attend_columns(next % kv_heads)).values }
             });
             match piece.cut {
                 None => self.attend_whole(scratch, (layer, head), piece, then),
-                Some(cut) => self.attend_cut(scratch, (layer, head), (piece, cut), then),
+                Some(cut) => self.attend_cut(scratch, (layer, head), (piece, cut), then.keys),
             }
         }
     }
@@ -147,7 +148,7 @@ impl Pass<'_> {
         Queries { first_position: piece.segment.first_position + piece.first, count, values, stride: width }
     }
 
-    fn attend_whole(&self, scratch: &mut Scratch, (layer, head): (usize, usize), piece: Piece, then: Streams<'_>) {
+    fn attend_whole(&self, scratch: &mut Scratch, (layer, head): (usize, usize), piece: Piece, then: Then<'_>) {
         let columns = self.attend_columns(head);
         let queries = self.attend_queries(piece, &columns);
         // SAFETY: keys and values were stored before the last barrier; nobody stores in this phase.
