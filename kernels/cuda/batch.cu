@@ -1,5 +1,6 @@
 // The batch kernels: a launch for each part of a layer, any number of rows. batch.h tells their order.
 #include "decode.h"
+#include "decode_bytes.h"
 #include "draw.h"
 #include "few.h"
 #include "gemm.h"
@@ -8,6 +9,7 @@
 #endif
 #include "head.h"
 #include "prompt.h"
+#include "prompt_bytes.h"
 #include "rank.h"
 #include "rows.h"
 #include "tensor.h"
@@ -96,7 +98,23 @@ KERNEL void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt(const GRID_CONSTA
     wait_prior();
     attend_prompt_tile(s, p.rows, p.items);
 }
-// The same on tensor cores, for heads of 128 and for any.
+// The same over an int8 cache.
+KERNEL void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) attend_byte_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    if (s.head_dim == HEAD_DIM_MAX) {
+        attend_bytes<HEAD_DIM_MAX>(s, p.rows);
+    } else {
+        attend_bytes<0>(s, p.rows);
+    }
+}
+KERNEL void __launch_bounds__(THREADS) store_byte_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    store_byte_row(s, p.rows, p.first_block + (int)blockIdx.x);
+}
+KERNEL void __launch_bounds__(PROMPT_THREADS, 2) attend_byte_prompt(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    wait_prior();
+    attend_byte_tile(s, p.rows, p.items);
+}
+// Attention of prompts on tensor cores, for heads of 128 and for any.
 KERNEL void __launch_bounds__(TENSOR_THREADS, 3) attend_tensor_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     wait_prior();
     attend_tensor_tile<HEAD_DIM_MAX>(s, p.rows);

@@ -46,6 +46,9 @@ namespace batch {
 
 inline int divided(int a, int b) { return (a + b - 1) / b; }
 
+// Of an int8 cache.
+inline int head_block_bytes(int head_dim) { return divided(head_dim, 32) * 1024 + divided(head_dim, 16) * 512 + 4 * KV_BLOCK; }
+
 inline Launch embed(const Step& s, const Phase& p) {
     return {"embed_rows", divided(s.tokens * (s.hidden / 8), THREADS), 1, THREADS, 0, p, s};
 }
@@ -100,6 +103,11 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
 inline Launch attend(Step s, int decodes, Phase p, const BatchLimits& limits) {
     s.tokens = decodes;
     s.unit_heads = s.group;
+    if (p.plain) {
+        // ByteArea.
+        const int fours = divided(s.group, 4), shared = SPLIT / KV_BLOCK * (head_block_bytes(s.head_dim) + 256) + SPLIT * 16 + 288;
+        return {"attend_byte_rows", decodes * s.kv_heads * s.splits_max, 1, SPLIT, shared + fours * (divided(s.head_dim, 32) * 256 + 16), p, s};
+    }
     const int blocks = decodes * s.kv_heads * s.splits_max, rest = SPLIT * 16 + s.group * s.head_dim * 4 + 160 + s.head_dim * 4;
     const int each = divided(blocks, limits.multiprocessors), whole = SPLIT / KV_BLOCK;
     p.items = limits.cluster_max == 1 || each > 2 ? whole : each == 2 ? whole * 3 / 2 : whole * 2;
@@ -109,13 +117,19 @@ inline Launch attend(Step s, int decodes, Phase p, const BatchLimits& limits) {
 // Prompt rows follow the decode rows: RoPE and cache write of all, then attention tile by tile.
 inline Launch store(const Step& s, const BatchRows& rows, Phase p) {
     p.first_block = rows.decodes;
-    return {"store_rows", rows.prompts, 1, THREADS, 0, p, s};
+    return {p.plain ? "store_byte_rows" : "store_rows", rows.prompts, 1, THREADS, 0, p, s};
 }
 // Pairs of a row and a query head in a tile of a prompt, whose rows are that by `group`.
 inline int prompt_pairs(const BatchLimits& limits) { return limits.cluster_max > 1 ? 64 : 32; }
 inline Launch attend_prompt(const Step& s, const BatchRows& rows, Phase p, const BatchLimits& limits) {
     p.items = limits.multiprocessors;
-    const int pairs = prompt_pairs(limits), shared = (pairs * (SPLIT + 8 + s.head_dim) + 8 * 256 + 4) * 4; // TileArea
+    const int pairs = prompt_pairs(limits);
+    if (p.plain) {
+        // ByteTileArea.
+        const int shared = pairs * ((SPLIT + 4 + 6) * 4 + divided(s.head_dim, 32) * 64) + SPLIT * 4 + 16;
+        return {"attend_byte_prompt", rows.prompt_tiles * s.kv_heads, 1, 256, shared, p, s};
+    }
+    const int shared = (pairs * (SPLIT + 8 + s.head_dim) + 8 * 256 + 4) * 4; // TileArea
     return {"attend_prompt", rows.prompt_tiles * s.kv_heads, 1, 256, shared, p, s};
 }
 inline Launch attend_tensor(Step s, const BatchRows& rows, const Phase& p) {

@@ -22,7 +22,7 @@ PREBUILT = HERE / "prebuilt"
 WHEEL = "nvidia-cuda-nvrtc-cu12==12.4.127"
 VERSION = (12, 4)
 PROGRAMS = ["step", "batch"]
-HEADERS = ["attention.h", "decode.h", "device.h", "draw.h", "few.h", "gemm.h", "group.h", "head.h", "linear.h", "norm.h", "plan.h", "prompt.h", "rank.h", "rows.h", "screen.h", "tensor.h", "token.h", "wide.h"]
+HEADERS = ["attention.h", "bytes.h", "decode.h", "decode_bytes.h", "device.h", "draw.h", "few.h", "gemm.h", "group.h", "head.h", "linear.h", "norm.h", "plan.h", "prompt.h", "prompt_bytes.h", "rank.h", "rows.h", "screen.h", "tensor.h", "token.h", "token_bytes.h", "wide.h"]
 FLAGS = ["--std=c++17", "--fmad=false", "--ptxas-options=-v", "--extra-device-vectorization"]
 TARGETS = ["sm_80", "sm_90a", "compute_80"]
 

@@ -97,6 +97,14 @@ DEVICE void mma_signed(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsig
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same with unsigned bytes in `b`.
+DEVICE void mma_by_unsigned(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // sum (16 x 8, floats) += a (16 x 16, halves) * b (16 x 8, halves): exact products, added in an order and with a rounding of the
 // device's own, the same for every row and column.
 DEVICE void mma_halves(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {

@@ -26,6 +26,10 @@
 //
 // KV cache, F16: [block][layer][kv head][key: head_dim / 8 x 32 positions x 8, then value: 32 positions x head_dim].
 //
+// KV cache, int8: [block][layer][kv head][tiles of keys, tiles of values, F16 scales of 32 keys, of 32 values]. A tile is one of 512 bytes as the
+// screen has: of keys 16 positions x 32 dimensions, [position / 16][dimension / 32]; of values 16 dimensions x 32 positions. Either is an operand
+// of mma.m16n8k32, 16 bytes a lane. What pads dimensions is never used.
+//
 // Screen of the head: the same rows rounded to bytes. A tile is 16 rows x 32 columns in 512 bytes, row tile after row tile,
 // columns ascending in each: lane 4 g + t holds four words, word i the columns 16 (i / 2) + 4 t .. + 4 of row g + 8 (i % 2).
 // Rows are padded to 16, columns to 128, with zeros. Beside it four floats a row: scale, error, norm and 0; see screen.h.
@@ -62,7 +66,8 @@ struct Phase {
     float eps;
     int order;             // step_1: phases that wait for nothing of each other share it; input is of `order - 1`
     int residual;          // step_1, ADD: order of who last wrote `output`
-    int plain;             // QUANTIZE, and LINEAR with gamma: no norm, rows are rounded as they are; gamma holds ones.
+    int plain;             // QUANTIZE, and LINEAR with gamma: no norm, rows are rounded as they are; gamma holds ones. ATTEND: keys and
+                           // values are bytes, by other kernels.
     int wide;              // EMBED, HEAD, CHOOSE, and SCREEN where it is made: pieces hold floats.
 };
 
@@ -118,6 +123,7 @@ struct Step {
     const int* earlier;    // token_ids of the step before, which has not been waited for
     const Draw* draws;     // batch kernels, SCREEN: of each picked row; null: greatest logits
     Chosen* chosen;        // likewise: the best of each 2048 tokens
+    float* query_factors;  // batch kernels, int8 cache: of each row and query head; `queries` are whole numbers of 16 bits then
 };
 
 enum {

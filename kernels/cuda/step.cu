@@ -82,7 +82,11 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
 // One row; devices before 9.0 have too little shared memory for it and take step_8.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 KERNEL void __launch_bounds__(THREADS) step_1(const Phase* phases, int count, const GRID_CONSTANT Step step) {
-    run_token(phases, count, step);
+    run_token<false>(phases, count, step);
+}
+// The same over an int8 cache.
+KERNEL void __launch_bounds__(THREADS) step_1_bytes(const Phase* phases, int count, const GRID_CONSTANT Step step) {
+    run_token<true>(phases, count, step);
 }
 #endif
 KERNEL void __launch_bounds__(THREADS) step_8(const Phase* phases, int count, const GRID_CONSTANT Step step) {

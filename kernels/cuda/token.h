@@ -3,6 +3,7 @@
 #pragma once
 
 #include "screen.h"
+#include "token_bytes.h"
 
 // A warp rounds every 16th group of 128 columns of the row; the first ones, which finish rows, and the last one, which orders weights,
 // are those without one more.
@@ -401,7 +402,9 @@ DEVICE void prefetch_norms(const Phase* phases, int count) {
     }
 }
 
-DEVICE void token_attend(const Step& s, int layer, unsigned char* work, const FirstUnit* first_unit, unsigned tag) {
+// BYTES: over an int8 cache.
+template <bool BYTES> DEVICE void token_attend(const Step& s, int layer, unsigned char* work, const FirstUnit* first_unit, unsigned tag) {
+    if (BYTES) return attend_byte_units(s, layer, work, first_unit, tag);
     UnitKeys keys;
     attend_ahead(s, layer, work, first_unit, keys);
     attend(s, layer, work, first_unit, keys, UnitSource<true>{tag});
@@ -509,7 +512,7 @@ DEVICE void choose_token(const Phase& p, const Step& s, unsigned char* work) {
 
 // The phases' work area follows the reductions. Every phase has a meeting of the block: a phase's description is overwritten two
 // phases later.
-DEVICE void run_token(const Phase* phases, int count, const Step& s) {
+template <bool BYTES> DEVICE void run_token(const Phase* phases, int count, const Step& s) {
     Stream* streams = Ring::streams();
     Reduced* reduced = (Reduced*)((unsigned char*)streams + count * (int)sizeof(Stream));
     FirstUnit* first_unit = (FirstUnit*)((unsigned char*)reduced + REDUCED_BYTES);
@@ -546,7 +549,7 @@ DEVICE void run_token(const Phase* phases, int count, const Step& s) {
         case PHASE_LINEAR:
             if (multiplies) token_linear(p, streams[i], streams, i, count, tag, supply, taken, used, reduced, area);
             break;
-        case PHASE_ATTEND: token_attend(s, p.rows, work, first_unit, tag - 1); break;
+        case PHASE_ATTEND: token_attend<BYTES>(s, p.rows, work, first_unit, tag - 1); break;
         case PHASE_SCREEN: screen_token(p, streams[i], s, tag - 1, work, reduced); break;
         case PHASE_CHOOSE: choose_token(p, s, work); break;
         case PHASE_COPY: copy_token(p, tag - 1); break;

@@ -165,7 +165,7 @@ pub struct Settings {
     /// Memory for the KV cache in MiB, over all shards [default: what the slots need, at most a third of the free memory]
     #[arg(long, env = "BITNET_KV_CACHE_MB")]
     pub kv_cache_mb: Option<u64>,
-    /// How the KV cache keeps keys and values: f16, or int8 in half the memory, on CPUs only and with a slightly different
+    /// How the KV cache keeps keys and values: f16, or int8 in half the memory, with a slightly different
     /// output (docs/BENCHMARKS.md says how different) [default: f16]
     #[arg(long, env = "BITNET_KV_CACHE_TYPE")]
     pub kv_cache_type: Option<String>,
@@ -427,6 +427,7 @@ impl Settings {
         let host = self.host.unwrap_or(IpAddr::from([127, 0, 0, 1]));
         let slots_max = within("max_concurrent_requests", self.max_concurrent_requests.unwrap_or(100), 1, 4096)?;
         let rows_max = within("max_batch_size", self.max_batch_size.unwrap_or(512), 1, 4096)?;
+        let kv_type = parse_kv_type(self.kv_cache_type.as_deref())?;
         Ok(Config {
             listen: tcp.then(|| self.listen.unwrap_or(SocketAddr::new(host, self.port.unwrap_or(8080)))),
             listen_unix: self.listen_unix.map(|path| (path, unix_mode)),
@@ -455,7 +456,7 @@ impl Settings {
             tuned: Tuned::default(),
             device: parse_device(self.device.as_deref())?,
             gpu: parse_gpu(self.gpu.as_deref())?,
-            gpu_prompt_attention: parse_prompt_attention(self.gpu_prompt_attention.as_deref())?,
+            gpu_prompt_attention: parse_prompt_attention(self.gpu_prompt_attention.as_deref(), kv_type)?,
             io: parse_io(self.io.as_deref())?,
             executor_spin: self.executor_spin.unwrap_or(true),
             steer_by_cpu: self.steer_by_cpu.unwrap_or(false),
@@ -474,7 +475,7 @@ impl Settings {
                 Some(mb) => Some(within("kv_cache_mb", mb, 1, KV_CACHE_MB_MAX)? << 20),
                 None => None,
             },
-            kv_type: parse_kv_type(self.kv_cache_type.as_deref())?,
+            kv_type,
             prefix_cache: self.prefix_cache.unwrap_or(true),
             prefix_cache_share: within("prefix_cache_share", self.prefix_cache_share.unwrap_or(0.5), 0.0, 1.0)?,
             kv_idle: match within("kv_idle_seconds", self.kv_idle_seconds.unwrap_or(600), 0, 1 << 30)? {
@@ -652,9 +653,14 @@ fn parse_gpu(choice: Option<&str>) -> Result<GpuChoice, Error> {
     }
 }
 
-fn parse_prompt_attention(name: Option<&str>) -> Result<PromptAttention, Error> {
-    let found = PromptAttention::ALL.into_iter().find(|form| form.name() == name.unwrap_or("exact"));
-    found.ok_or_else(|| invalid("gpu_prompt_attention", name.unwrap_or_default(), "exact and tensor"))
+fn parse_prompt_attention(name: Option<&str>, kv_type: KvType) -> Result<PromptAttention, Error> {
+    // What tensor cores multiply of an int8 cache is exact.
+    let (only_exact, name) = (kv_type == KvType::Int8, name.unwrap_or("exact"));
+    let found = PromptAttention::ALL.into_iter().find(|form| form.name() == name);
+    let allowed = if only_exact { "exact where `kv_cache_type` is int8" } else { "exact and tensor" };
+    found
+        .filter(|form| !only_exact || *form == PromptAttention::Exact)
+        .ok_or_else(|| invalid("gpu_prompt_attention", name, allowed))
 }
 
 fn parse_io(name: Option<&str>) -> Result<IoChoice, Error> {

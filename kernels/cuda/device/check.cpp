@@ -1,6 +1,7 @@
 // Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [MODE], where quick only checks
-// small models and layers two layers of a large one, profile runs three steps of one row for a profiler, forms compares the
-// two forms of few rows, and one, decode ROWS[@CONTEXT]... and prompts [exact|tensor] measure what they name.
+// small models, layers two layers of a large one and int8 what is over an int8 cache, profile runs three steps of one row for a profiler, forms compares the
+// two forms of few rows, and one [int8], decode ROWS[@CONTEXT][/int8]... and prompts [exact|tensor|int8] measure what they name: over
+// an F16 cache, or an int8 one.
 #include "driver.h"
 
 #include "../testing/suite.h"
@@ -16,7 +17,8 @@ struct Group {
 
 double phase_bytes(const Model& m, const Phase& p, int tokens, int context) {
     if (p.kind == PHASE_LINEAR || p.kind == PHASE_HEAD) return (double)p.tiles * p.items * 512;
-    if (p.kind == PHASE_ATTEND) return 4.0 * tokens * context * m.shape.kv_heads * m.shape.head_dim;
+    const double position = m.shape.bytes ? 2.0 * m.shape.head_dim + 4.0 : 4.0 * m.shape.head_dim;
+    if (p.kind == PHASE_ATTEND) return position * tokens * context * m.shape.kv_heads;
     return 0;
 }
 
@@ -125,9 +127,9 @@ void measure_token(Driver& gpu, const Model& model, int context) {
     for (const Phase& p : loaded.phases) (p.kind == PHASE_HEAD ? head : bytes) += phase_bytes(model, p, 1, context);
     double us = screened[screened.size() / 2], all = whole[whole.size() / 2];
     double limit = (bytes + head) / BYTES_PER_US, least = (bytes + head / 2) / BYTES_PER_US;
-    std::printf("batch 1, context %d: %.1f us a step with the screened head (best %.1f, p90 %.1f), %.0f tokens/s, %.1f %% of the "
+    std::printf("batch 1, context %d%s: %.1f us a step with the screened head (best %.1f, p90 %.1f), %.0f tokens/s, %.1f %% of the "
                 "limit %.1f us, %.1f %% of %.1f us with the screen's bytes; %.1f us with all logits, %.1f %%\n",
-                context, us, screened[0], screened[screened.size() * 9 / 10], 1e6 / us, 100 * limit / us, limit,
+                context, model.shape.bytes ? ", int8 cache" : "", us, screened[0], screened[screened.size() * 9 / 10], 1e6 / us, 100 * limit / us, limit,
                 100 * least / us, least, all, 100 * limit / all);
     std::printf("  %.1f us a step where %d follow each other\n", row[row.size() / 2] / steps, steps);
     trace_token(gpu, loaded, context);
@@ -135,8 +137,7 @@ void measure_token(Driver& gpu, const Model& model, int context) {
 
 // The cache: the same random numbers again and again.
 void fill_pool(Driver& gpu, const Loaded& loaded) {
-    const Shape& shape = loaded.model.shape;
-    size_t left = (size_t)loaded.sequences * loaded.blocks_per_row * shape.layers * shape.kv_heads * 2 * KV_BLOCK * shape.head_dim;
+    size_t left = loaded.pool_len();
     std::vector<uint16_t> some(std::min(left, (size_t)4 << 20));
     Random random(3);
     for (auto& half : some) half = (uint16_t)(0x3000 + random.below(0x0800));
@@ -228,9 +229,9 @@ void measure_batch(Driver& gpu, const Model& model, const std::vector<Segment>& 
         if (p.kind == PHASE_LINEAR) operations += 32.0 * p.tiles * p.cols * rows;
     }
     double limit = std::max(bytes / BYTES_PER_US, operations / OPERATIONS_PER_US);
-    std::printf("batch kernels, %d decode rows, %d prompt rows at %d: %.1f us a step, %.1f us without overlap, %.1f us with two of "
+    std::printf("batch kernels%s, %d decode rows, %d prompt rows at %d: %.1f us a step, %.1f us without overlap, %.1f us with two of "
                 "three rows drawn, %.1f with all among their 50 best, %.0f rows/s, %.1f %% of the limit %.1f us, %zu launches\n",
-                step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, drawn, ranked, rows * 1e6 / overlapped,
+                model.shape.bytes ? ", int8 cache" : "", step.rows.decodes, step.rows.prompts, segments[0].start, overlapped, apart, drawn, ranked, rows * 1e6 / overlapped,
                 100 * limit / overlapped, limit, launches.size());
     const size_t each = (body - 1) / layers;
     for (size_t k = 0; k < each + head.size(); k++) {
@@ -260,22 +261,32 @@ void compare_forms(Driver& gpu, const Model& model, int tokens) {
     std::fflush(stdout);
 }
 
-// Each of `names` is a number of rows, or rows@context.
+// The large model's shape over an int8 cache.
+Shape over_bytes() {
+    Shape shape = BITNET_2B4T;
+    shape.bytes = true;
+    return shape;
+}
+
+// Each of `names` is a number of rows, or rows@context, /int8 behind.
 void measure_decode(Driver& gpu, const std::vector<std::string>& names) {
     Model model(BITNET_2B4T, 1100, 10);
     for (const std::string& name : names) {
         const size_t at = name.find('@');
         const int context = at == std::string::npos ? 128 : std::atoi(name.c_str() + at + 1);
+        model.shape.bytes = name.find("/int8") != std::string::npos;
         measure_batch(gpu, model, std::vector<Segment>(std::atoi(name.c_str()), {context, 1}));
     }
 }
 
-// By both forms of attention, or the named one.
+// By all forms of attention, or the named one.
 void measure_prompts(Driver& gpu, const std::string& form) {
     Model prompt(BITNET_2B4T, 2100, 10);
-    for (const bool tensor : {false, true}) {
-        if (form == (tensor ? "exact" : "tensor")) continue;
-        std::printf("attention %s\n", tensor ? "on tensor cores" : "with the CPU's bits");
+    for (const std::string kind : {"exact", "tensor", "int8"}) {
+        if (form != "" && form != kind) continue;
+        const bool tensor = kind == "tensor";
+        prompt.shape.bytes = kind == "int8";
+        std::printf("attention %s\n", tensor ? "on tensor cores" : prompt.shape.bytes ? "with the CPU's bits, int8 cache" : "with the CPU's bits");
         measure_batch(gpu, prompt, {{0, 512, tensor}});
         measure_batch(gpu, prompt, {{0, 2048, tensor}});
         measure_batch(gpu, prompt, {{1536, 512, tensor}});
@@ -294,9 +305,21 @@ void prompts_agree(Driver& gpu) {
 
 // One row: two layers of a large model, in several splits.
 void token_agrees(Driver& gpu) {
-    Shape two_layers = BITNET_2B4T;
+    for (Shape two_layers : {BITNET_2B4T, over_bytes()}) {
+        two_layers.layers = 2;
+        steps_agree(gpu, Model(two_layers, 1100, 8), {1020}, 3, false);
+    }
+}
+
+// Decode rows and prompts over an int8 cache: two layers of a large model.
+void bytes_agree(Driver& gpu) {
+    Shape two_layers = over_bytes();
     two_layers.layers = 2;
-    steps_agree(gpu, Model(two_layers, 1100, 8), {1020}, 3, false);
+    Model two(two_layers, 1100, 9);
+    batch_agrees(gpu, two, {{600, 1}, {255, 1}, {0, 1}, {1020, 1}, {250, 9}, {0, 20}});
+    std::vector<Segment> many;
+    for (int i = 0; i < 40; i++) many.push_back({i * 7, 1});
+    batch_agrees(gpu, two, many);
 }
 
 void layers_agree(Driver& gpu) {
@@ -342,25 +365,34 @@ int main(int argc, char** argv) {
     if (mode == "one") {
         small_tokens_agree(gpu);
         token_agrees(gpu);
-        Model full(BITNET_2B4T, 1280, 10);
-        measure_token(gpu, full, 128);
-        measure_token(gpu, full, 1024);
+        for (const Shape& shape : {BITNET_2B4T, over_bytes()}) {
+            if (argc > 4 && !shape.bytes) continue;
+            Model full(shape, 1280, 10);
+            measure_token(gpu, full, 128);
+            measure_token(gpu, full, 1024);
+        }
+    }
+    if (mode == "int8") {
+        small_bytes_suite(gpu);
+        bytes_agree(gpu);
     }
     if (mode == "layers") {
         token_agrees(gpu);
         layers_agree(gpu);
+        bytes_agree(gpu);
     }
     if (mode != "" && mode != "quick") return failures > 0;
     small_suite(gpu);
     if (mode == "quick" || failures) return failures > 0;
     token_agrees(gpu);
     layers_agree(gpu);
+    bytes_agree(gpu);
     Model full(BITNET_2B4T, 1280, 10);
     steps_agree(gpu, full, {130}, 2, false);
     measure_token(gpu, full, 128);
     measure_token(gpu, full, 1024);
     for (int tokens : {8, 32}) measure(gpu, full, tokens, 128);
-    measure_decode(gpu, {"8", "32", "64", "128", "256", "8@1024", "32@1024"});
+    measure_decode(gpu, {"8", "32", "64", "128", "256", "8@1024", "32@1024", "32/int8", "128/int8", "8@1024/int8", "32@1024/int8"});
     prompts_agree(gpu);
     measure_prompts(gpu, "");
     measure(gpu, full, 8, 1024);

@@ -49,7 +49,7 @@ class Driver : public Machine {
         call("cuDeviceGetName", name, 100, device);
         std::printf("%s, %d multiprocessors, %d MHz, %s\n", name, sms, clock / 1000, step_image);
         clock_mhz = clock / 1000.0;
-        load(step_image, {"step_1", "step_8", "step_16", "step_32"});
+        load(step_image, {"step_1", "step_1_bytes", "step_8", "step_16", "step_32"});
         load(batch_image, BATCH_KERNELS);
         call("cuStreamCreate", &stream, 1u);
     }
@@ -78,7 +78,7 @@ class Driver : public Machine {
         call("cuMemcpyDtoH_v2", to, (void*)from, bytes);
     }
     void run(int token_tiles, int shared_bytes, const Phase* phases, int count, const Step& step) override {
-        const char* name = token_tiles == 0 ? "step_1" : token_tiles == 1 ? "step_8" : token_tiles == 2 ? "step_16" : "step_32";
+        const char* name = token_tiles == STEP_1_BYTES ? "step_1_bytes" : token_tiles == 0 ? "step_1" : token_tiles == 1 ? "step_8" : token_tiles == 2 ? "step_16" : "step_32";
         void* args[] = {(void*)&phases, (void*)&count, (void*)&step};
         call("cuLaunchCooperativeKernel", functions[name], (unsigned)sms, 1u, 1u, (unsigned)THREADS, 1u, 1u,
              (unsigned)shared_bytes, stream, (void**)args);

@@ -376,7 +376,7 @@ DEVICE int sum_bytes(unsigned word, int more) {
 }
 
 // By the operand maps of the PTX manual for m16n8k32 with 8-bit integers.
-template <class A> void mma_of(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+template <class A, class B = int8_t> void mma_of(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     emulator::exchange(mine, sizeof mine, [&sum](const uint32_t (*lanes)[6]) {
         int lane = emulator::self().index.x % 32;
@@ -385,7 +385,7 @@ template <class A> void mma_of(int (&sum)[4], const unsigned (&a)[4], unsigned b
             for (int k = 0; k < 32; k++) {
                 uint32_t a = lanes[row % 8 * 4 + k % 16 / 4][row / 8 + 2 * (k / 16)];
                 uint32_t b = lanes[column * 4 + k % 16 / 4][4 + k / 16];
-                sum[c] += (int)(A)(a >> (8 * (k % 4))) * (int)(int8_t)(b >> (8 * (k % 4)));
+                sum[c] += (int)(A)(a >> (8 * (k % 4))) * (int)(B)(b >> (8 * (k % 4)));
             }
         }
         return 0;
@@ -395,6 +395,9 @@ template <class A> void mma_of(int (&sum)[4], const unsigned (&a)[4], unsigned b
 DEVICE void mma(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { mma_of<uint8_t>(sum, a, b0, b1); }
 DEVICE void mma_signed(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     mma_of<int8_t>(sum, a, b0, b1);
+}
+DEVICE void mma_by_unsigned(int (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    mma_of<int8_t, uint8_t>(sum, a, b0, b1);
 }
 
 // By the operand maps of the PTX manual for m16n8k16 with halves. Each sum is rounded once, what devices don't promise.

@@ -127,11 +127,13 @@ using BatchKernel = void (*)(const Phase, const Step);
 
 const std::map<std::string, void*> kernels = {
     {"step_1", (void*)step_1},           {"step_8", (void*)step_8},           {"step_16", (void*)step_16},
+    {"step_1_bytes", (void*)step_1_bytes},
     {"step_32", (void*)step_32},         {"embed_rows", (void*)embed_rows},   {"norm_rows", (void*)norm_rows},
     {"linear_8", (void*)linear_8},       {"linear_16", (void*)linear_16},     {"linear_32", (void*)linear_32},
     {"linear_64", (void*)linear_64},     {"linear_128", (void*)linear_128}, {"linear_wide", (void*)linear_wide},   {"attend_rows", (void*)attend_rows}, {"attend_few", (void*)attend_few},
     {"store_rows", (void*)store_rows}, {"norm_kept", (void*)norm_kept}, {"norm_short", (void*)norm_short},   {"attend_prompt", (void*)attend_prompt},
     {"attend_tensor", (void*)attend_tensor}, {"attend_tensor_128", (void*)attend_tensor_128},
+    {"attend_byte_rows", (void*)attend_byte_rows}, {"store_byte_rows", (void*)store_byte_rows}, {"attend_byte_prompt", (void*)attend_byte_prompt},
     {"pack_screen", (void*)pack_screen}, {"norm_screen", (void*)norm_screen}, {"screen_16", (void*)screen_16},
     {"screen_64", (void*)screen_64},     {"screen_128", (void*)screen_128}, {"screen_256", (void*)screen_256},   {"choose_rows", (void*)(BatchKernel)choose_rows},
     {"take_rows", (void*)take_rows},

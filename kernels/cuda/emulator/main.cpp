@@ -21,7 +21,7 @@ struct Emulated : Machine {
     void upload(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
     void download(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
     void run(int token_tiles, int shared_bytes, const Phase* phases, int count, const Step& step) override {
-        auto kernel = token_tiles == 0 ? step_1 : token_tiles == 1 ? step_8 : token_tiles == 2 ? step_16 : step_32;
+        auto kernel = token_tiles == STEP_1_BYTES ? step_1_bytes : token_tiles == 0 ? step_1 : token_tiles == 1 ? step_8 : token_tiles == 2 ? step_16 : step_32;
         emulator::launch(grid, 1, THREADS, shared_bytes, [=] { kernel(phases, count, step); });
     }
     int cluster_max() const override { return WARPGROUPS ? 8 : 1; }
@@ -31,6 +31,7 @@ struct Emulated : Machine {
             {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64},
             {"linear_128", linear_128}, {"linear_wide", linear_wide}, {"attend_rows", attend_rows}, {"attend_few", attend_few}, {"store_rows", store_rows},
             {"attend_prompt", attend_prompt}, {"attend_tensor", attend_tensor}, {"attend_tensor_128", attend_tensor_128}, {"pack_screen", pack_screen},
+            {"attend_byte_rows", attend_byte_rows}, {"store_byte_rows", store_byte_rows}, {"attend_byte_prompt", attend_byte_prompt},
             {"norm_screen", norm_screen}, {"screen_16", screen_16},   {"screen_64", screen_64},
             {"screen_128", screen_128}, {"screen_256", screen_256}, {"choose_rows", choose_rows}, {"take_rows", take_rows}, {"draw_rows", draw_rows},
             {"rank_rows", rank_rows}, {"pick_rows", pick_rows},

@@ -4,6 +4,9 @@
 #include "../batch.h"
 #include "reference.h"
 
+// For Machine::run: step_1 is 0.
+enum { STEP_1_BYTES = -1 };
+
 // Where kernels run: the emulator or a device. Memory is addressed by plain pointers on both.
 struct Machine {
     virtual ~Machine() = default;
@@ -51,6 +54,7 @@ struct Shape {
     int epilogue = EPILOGUE_RELU2;
     bool rope_pairs = false;
     bool wide = false; // the head holds floats that are no halves
+    bool bytes = false; // an int8 cache
     int query_width() const { return heads * head_dim; }
     int qkv_width() const { return (heads + 2 * kv_heads) * head_dim; }
 };
@@ -136,16 +140,25 @@ inline float head_value(const Model& m, int row, int k) {
     return m.shape.wide ? half * 1.0003f : half;
 }
 
-// Keys and values of one sequence, [layer][kv head][position][head_dim].
+// Keys and values of one sequence, [layer][kv head][position][head_dim]: halves, or bytes and the scales of each position.
 struct Cache {
-    std::vector<uint16_t> keys, values;
+    std::vector<uint16_t> keys, values, key_scales, value_scales;
     int positions;
     Cache(const Shape& s, int positions_max, int filled, uint64_t seed) : positions(positions_max) {
         size_t heads = (size_t)s.layers * s.kv_heads;
         keys.resize(heads * positions * s.head_dim);
         values.resize(keys.size());
+        key_scales.resize(heads * positions);
+        value_scales.resize(heads * positions);
         Random random(seed);
-        for (size_t h = 0; h < heads; h++) {
+        for (size_t h = 0; s.bytes && h < heads; h++) {
+            for (int p = 0; p < filled; p++) {
+                std::vector<float> x(2 * s.head_dim);
+                for (float& value : x) value = random.uniform(2.0f);
+                put(s, h, p, x.data(), x.data() + s.head_dim);
+            }
+        }
+        for (size_t h = 0; !s.bytes && h < heads; h++) {
             for (int i = 0; i < filled * s.head_dim; i++) {
                 keys[h * positions * s.head_dim + i] = reference::narrow(random.uniform(2.0f));
                 values[h * positions * s.head_dim + i] = reference::narrow(random.uniform(2.0f));
@@ -154,6 +167,19 @@ struct Cache {
     }
     size_t at(const Shape& s, int layer, int head, int position) const {
         return (((size_t)layer * s.kv_heads + head) * positions + position) * s.head_dim;
+    }
+    // One position of head h of all layers.
+    void put(const Shape& s, size_t h, int position, const float* key, const float* value) {
+        const size_t place = h * positions + position, at = place * s.head_dim;
+        if (s.bytes) {
+            key_scales[place] = reference::round_bytes(key, s.head_dim, &keys[at]);
+            value_scales[place] = reference::round_bytes(value, s.head_dim, &values[at]);
+            return;
+        }
+        for (int d = 0; d < s.head_dim; d++) {
+            keys[at + d] = reference::narrow(key[d]);
+            values[at + d] = reference::narrow(value[d]);
+        }
     }
 };
 
@@ -179,14 +205,17 @@ inline std::vector<float> forward(const Model& m, Cache& cache, int id, int posi
             reference::rotate(&qkv[h * s.head_dim], turn, s.head_dim / 2, s.rope_pairs);
         }
         for (int h = 0; h < s.kv_heads; h++) {
-            for (int d = 0; d < s.head_dim; d++) {
-                size_t at = cache.at(s, l, h, position) + d;
-                cache.keys[at] = reference::narrow(qkv[(s.heads + h) * s.head_dim + d]);
-                cache.values[at] = reference::narrow(qkv[(s.heads + s.kv_heads + h) * s.head_dim + d]);
-            }
+            const float* key = &qkv[(s.heads + h) * s.head_dim];
+            cache.put(s, (size_t)l * s.kv_heads + h, position, key, key + s.kv_heads * s.head_dim);
         }
         for (int h = 0; h < s.heads; h++) {
             size_t at = cache.at(s, l, h / (s.heads / s.kv_heads), 0);
+            if (s.bytes) {
+                const size_t place = at / s.head_dim;
+                reference::attend_bytes(&qkv[h * s.head_dim], &cache.keys[at], &cache.values[at], &cache.key_scales[place], &cache.value_scales[place],
+                                        position + 1, s.head_dim, 1.0f / std::sqrt((float)s.head_dim), &attention[h * s.head_dim]);
+                continue;
+            }
             reference::attend(&qkv[h * s.head_dim], &cache.keys[at], &cache.values[at], position + 1, s.head_dim,
                               1.0f / std::sqrt((float)s.head_dim), &attention[h * s.head_dim]);
         }
@@ -259,8 +288,7 @@ struct Loaded {
         step.token_ids = on.filled<int>(tokens, 0);
         step.positions = on.filled<int>(tokens, 0);
         step.rope = on.copy_of(m.rope);
-        step.kv_pool = on.filled<unsigned short>(
-            (size_t)sequences * blocks_per_row * s.layers * s.kv_heads * 2 * KV_BLOCK * s.head_dim, 0x3c);
+        step.kv_pool = on.filled<unsigned short>(pool_len(), 0x3c);
         // Blocks in an order of their own, so that a table that is not read shows.
         for (int i = 0; i < sequences * blocks_per_row; i++) table.push_back(sequences * blocks_per_row - 1 - i);
         step.block_table = on.copy_of(table);
@@ -268,8 +296,16 @@ struct Loaded {
         for (int i = 0; i < tokens; i++) identity.push_back(i % sequences);
         step.sequences = on.copy_of(identity);
         step.queries = on.filled<unsigned short>((size_t)tokens * s.query_width(), 0xff);
+        step.query_factors = on.filled<float>((size_t)tokens * s.heads, 0xff);
         plan();
     }
+
+    // Of a head block, and of all; in halves.
+    size_t head_block_len() const {
+        const Shape& s = model.shape;
+        return s.bytes ? (size_t)batch::head_block_bytes(s.head_dim) / 2 : 2 * KV_BLOCK * (size_t)s.head_dim;
+    }
+    size_t pool_len() const { return (size_t)sequences * blocks_per_row * model.shape.layers * model.shape.kv_heads * head_block_len(); }
 
     int head_tokens(int tokens) const {
         int groups = (tokens + HEAD_TOKENS_MAX - 1) / HEAD_TOKENS_MAX;
@@ -412,6 +448,7 @@ struct Loaded {
             add_linear(list, to, layer.qkv, w[0], to.x, to.qkv, EPILOGUE_STORE, first);
             Phase attend = phase(PHASE_ATTEND);
             attend.rows = l;
+            attend.plain = s.bytes;
             attend.order = list.back().order + 1;
             list.push_back(attend);
             add_linear(list, to, layer.o, w[1], to.attention, to.x, EPILOGUE_ADD, first);
@@ -463,11 +500,15 @@ struct Loaded {
 
     void fill(int row, const Cache& cache, int count) {
         const Shape& s = model.shape;
-        size_t head_block = 2 * KV_BLOCK * (size_t)s.head_dim, block = head_block * s.layers * s.kv_heads;
-        std::vector<uint16_t> bytes(block);
+        size_t head_block = head_block_len(), block = head_block * s.layers * s.kv_heads;
+        std::vector<uint16_t> bytes(block, 0x7e81);
         for (int b = 0; b * KV_BLOCK < count; b++) {
             for (size_t h = 0; h < (size_t)s.layers * s.kv_heads; h++) {
                 uint16_t* to = &bytes[h * head_block];
+                if (s.bytes) {
+                    fill_bytes(to, cache, h, b);
+                    continue;
+                }
                 for (int i = 0; i < KV_BLOCK * s.head_dim; i++) {
                     int p = i / s.head_dim, d = i % s.head_dim;
                     size_t at = (h * cache.positions + std::min(b * KV_BLOCK + p, cache.positions - 1)) * s.head_dim + d;
@@ -479,17 +520,35 @@ struct Loaded {
         }
     }
 
+    // plan.h gives the layout.
+    void fill_bytes(uint16_t* to, const Cache& cache, size_t h, int b) const {
+        const int dim = model.shape.head_dim, key_tiles = batch::divided(dim, 32), value_tiles = batch::divided(dim, 16);
+        uint8_t* bytes = (uint8_t*)to;
+        auto in_tile = [](int row, int column) { return (row % 8 * 4 + column % 16 / 4) * 16 + (column / 16 * 2 + row / 8) * 4 + column % 4; };
+        for (int p = 0; p < KV_BLOCK; p++) {
+            const size_t place = h * cache.positions + std::min(b * KV_BLOCK + p, cache.positions - 1);
+            for (int d = 0; d < dim; d++) {
+                bytes[(p / 16 * key_tiles + d / 32) * 512 + in_tile(p % 16, d % 32)] = (uint8_t)cache.keys[place * dim + d];
+                bytes[(2 * key_tiles + d / 16) * 512 + in_tile(d % 16, p)] = (uint8_t)cache.values[place * dim + d];
+            }
+            uint16_t* scales = to + (2 * key_tiles + value_tiles) * 256;
+            scales[p] = cache.key_scales[place];
+            scales[KV_BLOCK + p] = cache.value_scales[place];
+        }
+    }
+
     // Phases first..last, in one launch.
     void run(int first, int last) const {
         machine.run(token_tiles, shared_bytes(last - first, token_tiles), phases_there + first, last - first, step);
     }
+    int step_1() const { return model.shape.bytes ? STEP_1_BYTES : 0; }
     // One row: a whole step with the screened head.
     void run_token() const {
-        machine.run(0, shared_bytes(token_count, 0), token_there, token_count, token_step);
+        machine.run(step_1(), shared_bytes(token_count, 0), token_there, token_count, token_step);
     }
     // One row: all logits of it.
     void run_token_logits() const {
-        machine.run(0, shared_bytes(copy_count, 0), copy_there, copy_count, token_step);
+        machine.run(step_1(), shared_bytes(copy_count, 0), copy_there, copy_count, token_step);
         run((int)phases.size() - 2, (int)phases.size());
     }
     void set_rows(const std::vector<int>& ids, const std::vector<int>& positions) {

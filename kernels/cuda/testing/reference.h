@@ -134,10 +134,29 @@ inline void rotate(float* head, const float* turn, int half, bool pairs) {
     }
 }
 
+// What a split of some positions adds to a row.
+struct Running {
+    float greatest = 0.0f, sum = 0.0f;
+
+    void merge(bool first, float most, float total, const std::vector<float>& part, float* out) {
+        const int dim = (int)part.size();
+        if (first) {
+            greatest = most;
+            sum = total;
+            for (int d = 0; d < dim; d++) out[d] = part[d];
+            return;
+        }
+        float max = std::max(greatest, most), keep = exp(greatest - max), add = exp(most - max);
+        greatest = max;
+        sum = std::fma(total, add, sum * keep);
+        for (int d = 0; d < dim; d++) out[d] = std::fma(part[d], add, out[d] * keep);
+    }
+};
+
 // One query head over `count` positions; keys and values are rows of `dim` halves.
 inline void attend(const float* query, const uint16_t* keys, const uint16_t* values, int count, int dim, float scale,
                    float* out) {
-    float greatest = 0.0f, sum = 0.0f;
+    Running running;
     for (int start = 0; start < count; start += SPLIT) {
         int seen = std::min(count - start, (int)SPLIT);
         std::vector<float> weights(SPLIT), part(dim);
@@ -161,19 +180,64 @@ inline void attend(const float* query, const uint16_t* keys, const uint16_t* val
                 part[d] = std::fma(weights[p], widen(values[(size_t)(start + p) * dim + d]), part[d]);
             }
         }
-        float total = tree(lanes);
-        if (start == 0) {
-            greatest = most;
-            sum = total;
-            for (int d = 0; d < dim; d++) out[d] = part[d];
-            continue;
-        }
-        float max = std::max(greatest, most), keep = exp(greatest - max), add = exp(most - max);
-        greatest = max;
-        sum = std::fma(total, add, sum * keep);
-        for (int d = 0; d < dim; d++) out[d] = std::fma(part[d], add, out[d] * keep);
+        running.merge(start == 0, most, tree(lanes), part, out);
     }
-    for (int d = 0; d < dim; d++) out[d] /= sum;
+    for (int d = 0; d < dim; d++) out[d] /= running.sum;
+}
+
+inline float greatest_magnitude(const float* x, int count) {
+    float most = 0.0f;
+    for (int i = 0; i < count; i++) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+    return most;
+}
+inline int bounded(float x, float most) { return (int)std::nearbyint(std::max(-most, std::min(most, x))); }
+
+// Bytes of an int8 cache, one in each element; their scale.
+inline uint16_t round_bytes(const float* x, int count, uint16_t* bytes) {
+    const uint16_t scale = narrow(greatest_magnitude(x, count) / 127.0f);
+    const float inverse = widen(scale) == 0.0f ? 0.0f : 1.0f / widen(scale);
+    for (int i = 0; i < count; i++) bytes[i] = (uint8_t)(int8_t)bounded(x[i] * inverse, 127.0f);
+    return scale;
+}
+
+// Whole numbers of 16 bits; their step.
+inline float round_whole(const float* x, int count, std::vector<int>& to) {
+    const float most = greatest_magnitude(x, count), inverse = most > 1e-30f ? 32767.0f / most : 0.0f;
+    to.clear();
+    for (int i = 0; i < count; i++) to.push_back(bounded(x[i] * inverse, 32767.0f));
+    return most > 1e-30f ? most / 32767.0f : 0.0f;
+}
+
+// The same over an int8 cache, with scales of keys and of values.
+inline void attend_bytes(const float* query, const uint16_t* keys, const uint16_t* values, const uint16_t* key_scales,
+                         const uint16_t* value_scales, int count, int dim, float scale, float* out) {
+    Running running;
+    std::vector<int> q, w;
+    const float factor = round_whole(query, dim, q) * scale;
+    for (int start = 0; start < count; start += SPLIT) {
+        const int seen = std::min(count - start, (int)SPLIT);
+        std::vector<float> weights(seen), part(dim);
+        float most = -INFINITY, lanes[16] = {};
+        for (int p = 0; p < seen; p++) {
+            int sum = 0;
+            for (int d = 0; d < dim; d++) sum += q[d] * (int8_t)keys[(size_t)(start + p) * dim + d];
+            weights[p] = (float)sum * widen(key_scales[start + p]) * factor;
+            most = std::max(most, weights[p]);
+        }
+        for (int p = 0; p < seen; p++) {
+            weights[p] = exp(weights[p] - most);
+            lanes[p % 16] += weights[p];
+            weights[p] *= widen(value_scales[start + p]);
+        }
+        const float step = round_whole(weights.data(), seen, w);
+        for (int d = 0; d < dim; d++) {
+            int sum = 0;
+            for (int p = 0; p < seen; p++) sum += w[p] * (int8_t)values[(size_t)(start + p) * dim + d];
+            part[d] = (float)sum * step;
+        }
+        running.merge(start == 0, most, tree(lanes), part, out);
+    }
+    for (int d = 0; d < dim; d++) out[d] /= running.sum;
 }
 
 // Element of a half-precision matrix of pieces; plan.h gives the layout.

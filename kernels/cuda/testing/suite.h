@@ -52,9 +52,9 @@ inline void steps_agree(Machine& machine, const Model& model, std::vector<int> s
         }
     }
     char what[200];
-    std::snprintf(what, sizeof what, "%d steps, %d rows, hidden %d, heads %d/%d x %d, %s: %zu logits and %zu tokens differ",
+    std::snprintf(what, sizeof what, "%d steps, %d rows, hidden %d, heads %d/%d x %d, %s%s: %zu logits and %zu tokens differ",
                   steps, tokens, model.shape.hidden, model.shape.heads, model.shape.kv_heads, model.shape.head_dim,
-                  one_by_one ? "a launch a phase" : "one launch", wrong, wrong_ids);
+                  one_by_one ? "a launch a phase" : "one launch", model.shape.bytes ? ", int8 cache" : "", wrong, wrong_ids);
     expect(wrong == 0 && wrong_ids == 0, what);
 }
 
@@ -157,9 +157,9 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
         wrong_ids += std::max_element(expected.begin(), expected.end()) - expected.begin() != next[row - 1];
     }
     char what[200];
-    std::snprintf(what, sizeof what, "batch of %d decode rows and %d of prompts, hidden %d, heads %d/%d x %d: %zu logits and "
+    std::snprintf(what, sizeof what, "batch of %d decode rows and %d of prompts, hidden %d, heads %d/%d x %d%s: %zu logits and "
                   "%zu tokens differ", step.rows.decodes, step.rows.prompts, model.shape.hidden, model.shape.heads,
-                  model.shape.kv_heads, model.shape.head_dim, wrong, wrong_ids);
+                  model.shape.kv_heads, model.shape.head_dim, model.shape.bytes ? ", int8 cache" : "", wrong, wrong_ids);
     expect(wrong == 0 && wrong_ids == 0, what);
 }
 
@@ -264,7 +264,32 @@ inline void small_tokens_agree(Machine& machine) {
     odd_tokens_agree(machine);
 }
 
+// Steps over an int8 cache: decode rows around a cache block, half a split and a whole one, prompts of one split and of several, heads of a
+// size that fills no tile, groups of one head, of four, of none of these, and of more than fit a tile.
+inline void small_bytes_suite(Machine& machine) {
+    Shape shape = {128, 1, 8, 2, 128, 160, 100, EPILOGUE_SILU, true};
+    shape.bytes = true;
+    batch_agrees(machine, Model(shape, 600, 8), {{0, 1}, {31, 1}, {127, 1}, {128, 1}, {254, 1}, {255, 1}, {256, 1}, {520, 1}, {0, 41}, {250, 19}});
+    steps_agree(machine, Model(shape, 800, 2), {700}, 1, false);
+    shape = {160, 2, 4, 2, 32, 272, 517};
+    shape.bytes = true;
+    steps_agree(machine, Model(shape, 300, 1), {0}, 2, false);
+    steps_agree(machine, Model(shape, 300, 1), {254}, 3, false);
+    batch_agrees(machine, Model(shape, 300, 1), {{40, 1}, {3, 1}, {0, 21}, {5, 3}});
+    shape = {128, 1, 10, 2, 80, 160, 100};
+    shape.bytes = true;
+    steps_agree(machine, Model(shape, 300, 3), {127}, 1, false);
+    batch_agrees(machine, Model(shape, 300, 3), {{127, 1}, {270, 1}, {30, 9}});
+    shape = {128, 1, 2, 2, 40, 160, 100};
+    shape.bytes = true;
+    batch_agrees(machine, Model(shape, 900, 4), {{270, 1}, {800, 70}});
+    shape = {128, 1, 16, 1, 16, 160, 100};
+    shape.bytes = true;
+    batch_agrees(machine, Model(shape, 40, 5), {{9, 1}, {0, 30}});
+}
+
 inline void small_suite(Machine& machine) {
+    small_bytes_suite(machine);
     small_tensor_suite(machine);
     small_tokens_agree(machine);
     rows_agree(machine, 132, false);

@@ -41,6 +41,12 @@ fn a_value_out_of_range_names_its_key() {
     assert!(gpu("0").is_err() && gpu("some").is_err());
     let form = |name: &str| Settings { gpu_prompt_attention: Some(name.into()), ..Settings::default() }.validate();
     assert_eq!(form("tensor").unwrap().gpu_prompt_attention, PromptAttention::Tensor);
+    let both = Settings {
+        gpu_prompt_attention: Some("tensor".into()),
+        kv_cache_type: Some("int8".into()),
+        ..Settings::default()
+    };
+    assert!(both.validate().unwrap_err().to_string().ends_with("allowed are exact where `kv_cache_type` is int8"));
     assert!(form("fast").unwrap_err().to_string().ends_with("allowed are exact and tensor"));
     assert_eq!(Settings::default().validate().unwrap().gpu_prompt_attention, PromptAttention::Exact);
 }

@@ -1,5 +1,7 @@
 //! What the kernels are handed: the mirror of `kernels/cuda/plan.h`, and the shared memory of the step kernels.
 
+use kernels::attention::BLOCK;
+
 use super::shape::Shape;
 
 /// One phase of a step, as the kernel reads it.
@@ -73,9 +75,10 @@ pub(super) struct Step {
     pub(super) earlier: u64,
     pub(super) draws: u64,
     pub(super) chosen: u64,
+    pub(super) query_factors: u64,
 }
 
-const _: () = assert!(size_of::<Phase>() == 96 && size_of::<Step>() == 280);
+const _: () = assert!(size_of::<Phase>() == 96 && size_of::<Step>() == 288);
 
 pub(super) const PHASE_EMBED: i32 = 0;
 pub(super) const PHASE_QUANTIZE: i32 = 1;
@@ -143,10 +146,20 @@ pub(super) const CHOOSE_BYTES: usize = 16 + CHOOSE_THREADS / 32 * 10 * 512;
 /// Rows of one launch of a step kernel, each of another sequence.
 pub(super) const LAUNCH_ROWS: usize = 32;
 
-/// The kernel for a launch of so many rows, and its rows in steps of 8; `one_row` where there is one for a single row.
-pub(super) fn kernel_for(rows: usize, one_row: bool) -> (usize, &'static std::ffi::CStr) {
+/// What takes a single row, by the bytes that its cache holds or by F16.
+pub(super) fn token_kernel(shape: &Shape) -> &'static std::ffi::CStr {
+    if shape.kv_bytes == 1 { c"step_1_bytes" } else { c"step_1" }
+}
+
+/// Bytes of a head block of an int8 cache: tiles of 512 bytes of 16 keys by 32 dimensions, and of 16 dimensions of all
+/// values, then scales.
+pub(super) fn head_block_bytes(head_dim: usize) -> usize {
+    head_dim.div_ceil(32) * 1024 + head_dim.div_ceil(16) * 512 + 4 * BLOCK
+}
+
+/// The kernel for a launch of so many rows, and its rows in steps of 8.
+pub(super) fn kernel_for(rows: usize) -> (usize, &'static std::ffi::CStr) {
     match rows {
-        1 if one_row => (0, c"step_1"),
         0..=8 => (1, c"step_8"),
         9..=16 => (2, c"step_16"),
         _ => (4, c"step_32"),
@@ -180,7 +193,7 @@ pub(super) fn attention_bytes(head_dim: usize) -> usize {
 
 /// Shared memory of a step kernel for `phases` phases of `rows` rows: `step_shared_bytes` of `kernels/cuda/batch.h`.
 pub(super) fn shared_bytes(shape: &Shape, sm_90: bool, rows: usize, head_tokens: usize, phases: usize) -> usize {
-    let (tiles, _) = kernel_for(rows, false);
+    let (tiles, _) = kernel_for(rows);
     let head = (if head_tokens == 1 { 1 } else { HEAD_TOKENS_MAX } + 2) * shape.hidden as usize * 4;
     let linear = TILES_MAX * tiles * 512 + shape.widest_padded() * 8;
     let work = linear.max(head).max(attention_bytes(shape.head_dim as usize));

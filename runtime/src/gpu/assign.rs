@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kernels::attention::KvType;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::known::KnownAnswer;
@@ -24,11 +25,17 @@ pub(super) struct Assignment {
 /// Tells every feeder what to serve.
 #[derive(Default)]
 pub struct GpuOrders {
+    kv_type: KvType,
     feeders: Vec<(Producer<Box<Assignment>>, Arc<Doorbell>)>,
     told: Option<GenerationId>,
 }
 
 impl GpuOrders {
+    /// Nobody's yet; models get a KV cache of this type.
+    pub(super) fn new(kv_type: KvType) -> Self {
+        Self { kv_type, ..Self::default() }
+    }
+
     /// A further feeder with that bell; what its end of the ring takes.
     pub(super) fn add(&mut self, bell: &Arc<Doorbell>) -> Consumer<Box<Assignment>> {
         let (orders, taken) = RingBuffer::new(ORDERS_MAX);
@@ -43,7 +50,7 @@ impl GpuOrders {
             return;
         }
         self.told = Some(generation);
-        let assignment = match Self::assignment(model, generation, isa) {
+        let assignment = match self.assignment(model, generation, isa) {
             Ok(assignment) => assignment,
             Err(reason) => return warning!("no GPU serves generation {}: {reason}", generation.0),
         };
@@ -56,9 +63,14 @@ impl GpuOrders {
         }
     }
 
-    fn assignment(model: &Arc<Model>, generation: GenerationId, isa: kernels::Isa) -> Result<Assignment, String> {
-        let shape = Shape::of(&model.weights, SLOTS, ROWS_MAX).map_err(|error| error.to_string())?;
-        let known = KnownAnswer::compute(model, isa).map_err(|error| error.to_string())?;
+    fn assignment(
+        &self,
+        model: &Arc<Model>,
+        generation: GenerationId,
+        isa: kernels::Isa,
+    ) -> Result<Assignment, String> {
+        let shape = Shape::of(&model.weights, self.kv_type, SLOTS, ROWS_MAX).map_err(|error| error.to_string())?;
+        let known = KnownAnswer::compute(model, self.kv_type, isa).map_err(|error| error.to_string())?;
         Ok(Assignment { generation, model: Arc::clone(model), shape, known })
     }
 }

@@ -8,7 +8,7 @@ use kernels::attention::BLOCK;
 use super::abi::{
     CHOOSE_BYTES, CHOOSE_ROWS, CHOOSE_THREADS, EPILOGUE_ADD, HEAD_DIM_MAX, PHASE_ATTEND, PHASE_EMBED, PHASE_LINEAR,
     PHASE_QUANTIZE, PICK_BYTES, PROMPT_PAIRS_LEAST, Phase, RANK_BYTES, REDUCED_BYTES, SPLIT, Step, TENSOR_PAIRS,
-    THREADS, TILE_WORDS, to_i32,
+    THREADS, TILE_WORDS, head_block_bytes, to_i32,
 };
 
 /// Where the rows of a step go: single rows first, then those of prompts in tiles, each for one split; tiles for tensor cores come
@@ -47,7 +47,7 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 27] = [
+pub(super) const KERNELS: [&CStr; 30] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
@@ -64,6 +64,9 @@ pub(super) const KERNELS: [&CStr; 27] = [
     c"attend_prompt",
     c"attend_tensor",
     c"attend_tensor_128",
+    c"attend_byte_rows",
+    c"store_byte_rows",
+    c"attend_byte_prompt",
     c"pack_screen",
     c"norm_screen",
     c"screen_16",
@@ -166,7 +169,8 @@ pub(super) fn launches<E>(
             PHASE_LINEAR => launch(&linear(plain(c"", 0, 0), tokens, limits))?,
             PHASE_ATTEND => {
                 if rows.prompts > 0 {
-                    let mut store = plain(c"store_rows", rows.prompts, 0);
+                    let kernel = if phase.plain == 1 { c"store_byte_rows" } else { c"store_rows" };
+                    let mut store = plain(kernel, rows.prompts, 0);
                     store.phase.first_block = to_i32(rows.decodes);
                     launch(&store)?;
                 }
@@ -174,11 +178,7 @@ pub(super) fn launches<E>(
                     launch(&attend(plain(c"", 0, 0), rows.decodes, limits))?;
                 }
                 if rows.prompt_tiles > 0 {
-                    let pairs = prompt_pairs(limits.cluster_max > 1);
-                    let shared = (pairs * (SPLIT + 8 + size(step.head_dim)) + 8 * 256 + 4) * 4;
-                    let mut attend = plain(c"attend_prompt", rows.prompt_tiles * size(step.kv_heads), shared);
-                    attend.phase.items = to_i32(limits.multiprocessors);
-                    launch(&Launch { threads: PROMPT_THREADS, ..attend })?;
+                    launch(&attend_prompt(plain(c"", rows.prompt_tiles * size(step.kv_heads), 0), limits))?;
                 }
                 if rows.tensor_tiles > 0 {
                     launch(&attend_tensor(plain(c"", rows.tensor_tiles * size(step.kv_heads), 0), rows.prompt_tiles))?;
@@ -193,6 +193,18 @@ pub(super) fn launches<E>(
 /// Pairs of a row and a query head in one tile of a prompt.
 pub(super) fn prompt_pairs(sm_90: bool) -> usize {
     if sm_90 { 64 } else { PROMPT_PAIRS_LEAST }
+}
+
+/// Tiles of prompts.
+fn attend_prompt(launch: Launch, limits: Limits) -> Launch {
+    let (pairs, dim) = (prompt_pairs(limits.cluster_max > 1), size(launch.step.head_dim));
+    let (kernel, shared_bytes) = if launch.phase.plain == 1 {
+        (c"attend_byte_prompt", pairs * ((SPLIT + 4 + 6) * 4 + dim.div_ceil(32) * 64) + SPLIT * 4 + 16)
+    } else {
+        (c"attend_prompt", (pairs * (SPLIT + 8 + dim) + 8 * 256 + 4) * 4)
+    };
+    let phase = Phase { items: to_i32(limits.multiprocessors), ..launch.phase };
+    Launch { kernel, threads: PROMPT_THREADS, shared_bytes, phase, ..launch }
 }
 
 /// Tiles for tensor cores, which come after `before` others.
@@ -223,6 +235,11 @@ fn attend(launch: Launch, decodes: usize, limits: Limits) -> Launch {
     let step = Step { tokens: to_i32(decodes), unit_heads: launch.step.group, ..launch.step };
     let (dim, group) = (size(step.head_dim), size(step.group));
     let grid = decodes * size(step.kv_heads) * size(step.splits_max);
+    if launch.phase.plain == 1 {
+        let of_fours = group.div_ceil(4) * (dim.div_ceil(32) * 256 + 16);
+        let shared_bytes = SPLIT / BLOCK * (head_block_bytes(dim) + 256) + SPLIT * 16 + 288 + of_fours;
+        return Launch { kernel: c"attend_byte_rows", grid, threads: SPLIT, shared_bytes, step, ..launch };
+    }
     let whole = SPLIT / BLOCK;
     let room = match grid.div_ceil(limits.multiprocessors) {
         0..=1 if limits.cluster_max > 1 => 2 * whole,

@@ -129,8 +129,8 @@ impl Context {
         call!(cuStreamCreate(&raw mut stream, NON_BLOCKING))?;
         let code =
             image.code().ok_or_else(|| Failure { code: -1, text: format!("image {} is damaged", image.name) })?;
-        let step_kernels = [1, 8, 16, 32].map(|rows| abi::kernel_for(rows, image.sm_90).1);
-        let first = usize::from(!image.sm_90);
+        let step_kernels = [c"step_1", c"step_1_bytes", c"step_8", c"step_16", c"step_32"];
+        let first = if image.sm_90 { 0 } else { 2 };
         let mut kernels = Vec::new();
         let batch_shared = if image.sm_90 { BATCH_SHARED_BYTES_SM_90 } else { BATCH_SHARED_BYTES };
         for (code, names, shared) in

@@ -19,11 +19,11 @@ pub(super) struct KnownAnswer {
 }
 
 impl KnownAnswer {
-    /// Computes the answer on this thread.
+    /// Computes the answer with such a KV cache on this thread.
     ///
     /// # Errors
     /// The operating system's, when the team can't be made.
-    pub(super) fn compute(model: &Model, isa: Isa) -> std::io::Result<Self> {
+    pub(super) fn compute(model: &Model, kv_type: KvType, isa: Isa) -> std::io::Result<Self> {
         let weights = &model.weights;
         let params = &weights.params;
         let vocab = u32::try_from(params.vocab).expect("a vocabulary is bounded");
@@ -32,7 +32,7 @@ impl KnownAnswer {
         let limits = Limits { rows_max: FORWARD_ROWS, logits_max: 1 };
         let mut forward = Forward::new(isa, params, 1, limits);
         let positions = prompt.len() + STEPS;
-        let mut kv = KvCache::new(params, KvType::F16, weights.context.max(positions), 1, blocks_for(positions));
+        let mut kv = KvCache::new(params, kv_type, weights.context.max(positions), 1, blocks_for(positions));
         kv.reserve(0, positions).expect("the cache holds one sequence");
         let mut scores: Vec<Vec<f32>> = Vec::with_capacity(STEPS);
         let mut step = Step::default();

@@ -148,6 +148,8 @@ pub(super) struct WorkLayout {
     pub(super) best: usize,
     pub(super) lower: usize,
     pub(super) queries: usize,
+    /// Of an int8 cache, for each query head of a row.
+    pub(super) query_factors: usize,
     pub(super) barrier: usize,
     /// Of the screened head: upper bounds, bytes of activations, what they leave out, normalised rows.
     pub(super) upper: usize,
@@ -190,6 +192,7 @@ impl WorkLayout {
             best: take(LAUNCH_ROWS.max(SCREEN_ROWS), 8),
             lower: take(LAUNCH_ROWS.max(SCREEN_ROWS), 4),
             queries: take(rows * shape.query_width(), 2),
+            query_factors: take(rows * heads * shape.kv_bytes as usize, 4),
             barrier: take(2, 4),
             upper: take(
                 SCREEN_ROWS * (shape.vocab as usize + 2 * (shape.vocab as usize).div_ceil(SCREEN_TILE_ROWS)),

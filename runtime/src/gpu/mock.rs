@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kernels::attention::KvType;
+
 use super::assign::Assignment;
 use super::device::{Device, Fault, STEPS_MAX, Started, Want, entry_of};
 use super::feeder::{Feeder, FeederLimits, GpuCommand, Journal, Ports, Rest};
@@ -165,7 +167,7 @@ impl Scene {
             head_screen: crate::model::HeadScreen::WhereItPays,
         };
         let model = Model::load(&Source::embedded(), "tiny".into(), options, &|_, _| {}).unwrap();
-        let known = KnownAnswer::compute(&model, kernels::Isa::detect()).unwrap();
+        let known = KnownAnswer::compute(&model, KvType::F16, kernels::Isa::detect()).unwrap();
         let device = Mock {
             mood: Mood::Well,
             starts: 0,
@@ -187,7 +189,7 @@ impl Scene {
         };
         let status = Arc::new(Status::new(Identity::default(), 4, 0));
         let now = Instant::now();
-        let shape = Shape::of(&model.weights, limits.slots, limits.rows_max).unwrap();
+        let shape = Shape::of(&model.weights, KvType::F16, limits.slots, limits.rows_max).unwrap();
         let feeder = Feeder::new(device, Silent, limits, Arc::clone(&status), now);
         let assignment = Assignment { generation: GenerationId(0), model: Arc::new(model), shape, known };
         let queues = Queues { assignment: Some(Box::new(assignment.clone())), ..Queues::default() };

@@ -82,6 +82,7 @@ pub struct Cards {
     listed: Result<Vec<Card>, String>,
     /// Numbers of those that are used: there are kernels for them, and the configuration allows so many.
     pub used: Vec<usize>,
+    kv_type: KvType,
     prompt_attention: PromptAttention,
 }
 
@@ -89,16 +90,14 @@ impl Cards {
     /// Asks the driver, unless `config` wants none.
     #[must_use]
     pub fn find(config: &Config) -> Self {
-        let (most, listed) = match (config.gpu, config.kv_type) {
-            (GpuChoice::Off, _) => (0, Ok(Vec::new())),
-            // Their kernels know F16 only: a sequence would change its text on the way from one to the other.
-            (_, KvType::Int8) => (0, Err("an int8 KV cache is for CPUs".into())),
-            (GpuChoice::Auto, KvType::F16) => (usize::MAX, list()),
-            (GpuChoice::Count(count), KvType::F16) => (count, list()),
+        let (most, listed) = match config.gpu {
+            GpuChoice::Off => (0, Ok(Vec::new())),
+            GpuChoice::Auto => (usize::MAX, list()),
+            GpuChoice::Count(count) => (count, list()),
         };
         let usable = listed.iter().flatten().enumerate().filter(|(_, card)| card.image.is_some());
         let used = usable.map(|(ordinal, _)| ordinal).take(most).collect();
-        Self { listed, used, prompt_attention: config.gpu_prompt_attention }
+        Self { listed, used, kv_type: config.kv_type, prompt_attention: config.gpu_prompt_attention }
     }
 
     /// The nodes that the used ones hang on, where that is known.
@@ -143,7 +142,9 @@ impl Inventory {
         let devices: Vec<Arc<Status>> = devices.collect();
         let none = devices.is_empty().then(|| "no device of compute capability 8.0 or above".to_owned());
         // A later model may be one that they can run.
-        let unused = none.or_else(|| Shape::of(&model.weights, SLOTS, ROWS_MAX).err().map(|reason| reason.to_string()));
+        let unused = none.or_else(|| {
+            Shape::of(&model.weights, cards.kv_type, SLOTS, ROWS_MAX).err().map(|reason| reason.to_string())
+        });
         Self { cards: listed, unused, devices }
     }
 }
@@ -204,7 +205,7 @@ impl Feeders {
         bells: &[Arc<Doorbell>],
         placement: &Placement,
     ) -> std::io::Result<(RunningFeeders, GpuOrders)> {
-        let (mut running, mut orders) = (RunningFeeders::default(), GpuOrders::default());
+        let (mut running, mut orders) = (RunningFeeders::default(), GpuOrders::new(config.kv_type));
         let devices: Vec<Arc<Status>> = self.pending.iter().map(|pending| Arc::clone(&pending.status)).collect();
         running.watcher = if devices.is_empty() { None } else { Some(nvml::Watcher::start(devices)?) };
         for (index, Pending { status, bell, ports }) in self.pending.into_iter().enumerate() {

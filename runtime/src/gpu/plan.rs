@@ -151,7 +151,8 @@ impl Builder<'_> {
         for layer in 0..shape.layers as usize {
             self.linear(layer, Matrix::Qkv, x, qkv, EPILOGUE_STORE);
             let order = self.next_order();
-            self.phases.push(Phase { kind: PHASE_ATTEND, rows: to_i32(layer), order, ..Phase::default() });
+            let plain = to_i32(shape.kv_bytes as usize);
+            self.phases.push(Phase { kind: PHASE_ATTEND, rows: to_i32(layer), plain, order, ..Phase::default() });
             self.linear(layer, Matrix::Output, attention, x, EPILOGUE_ADD);
             self.linear(layer, Matrix::GateUp, x, ffn, gate);
             self.linear(layer, Matrix::Down, ffn, x, EPILOGUE_ADD);

@@ -1,10 +1,10 @@
 //! The shape of a model as the kernels see it, and whether they can run it at all.
 
-use kernels::attention::BLOCK;
+use kernels::attention::{BLOCK, KvType};
 use kernels::dense::DenseKind;
 use kernels::rope::RopeKind;
 
-use super::abi::HEAD_DIM_MAX;
+use super::abi::{HEAD_DIM_MAX, head_block_bytes};
 use super::wire::SHAPE_WORDS;
 use crate::kv::blocks_for;
 use crate::model::{Activation, Linear, LinearView, Weights};
@@ -28,6 +28,8 @@ pub(super) struct Shape {
     pub sub_norms: u32,
     /// 1: head and embedding are kept as floats; 0: they are F16.
     pub wide: u32,
+    /// 1: keys and values are bytes; 0: they are F16.
+    pub kv_bytes: u32,
     pub context: u32,
     pub norm_eps: f32,
     /// Sequences with blocks of their own.
@@ -48,11 +50,11 @@ pub(super) enum Unsupported {
 }
 
 impl Shape {
-    /// The shape of `weights`, for `slots` sequences and steps of `rows_max` rows.
+    /// The shape of `weights` with such a KV cache, for `slots` sequences and steps of `rows_max` rows.
     ///
     /// # Errors
     /// What the kernels can't run.
-    pub(super) fn of(weights: &Weights, slots: usize, rows_max: usize) -> Result<Self, Unsupported> {
+    pub(super) fn of(weights: &Weights, kv_type: KvType, slots: usize, rows_max: usize) -> Result<Self, Unsupported> {
         let params = &weights.params;
         if params.pooling.is_some() {
             return Err(Unsupported::Embedding);
@@ -100,6 +102,7 @@ impl Shape {
             silu: u32::from(params.family.activation() == Activation::Silu),
             sub_norms: u32::from(params.family.has_sub_norms()),
             wide: u32::from(!tables.iter().all(is_half)),
+            kv_bytes: u32::from(kv_type == KvType::Int8),
             context: word(weights.context),
             norm_eps: params.norm_eps,
             slots: word(slots),
@@ -122,6 +125,7 @@ impl Shape {
             self.silu,
             self.sub_norms,
             self.wide,
+            self.kv_bytes,
             self.context,
             self.norm_eps.to_bits(),
             self.slots,
@@ -143,6 +147,7 @@ impl Shape {
             silu,
             sub_norms,
             wide,
+            kv_bytes,
             context,
             eps,
             slots,
@@ -162,6 +167,7 @@ impl Shape {
             silu,
             sub_norms,
             wide,
+            kv_bytes,
             context,
             norm_eps,
             slots,
@@ -199,7 +205,8 @@ impl Shape {
 
     /// Bytes of a KV block over all layers.
     pub(super) fn block_bytes(&self) -> usize {
-        (self.layers * self.kv_heads * self.head_dim) as usize * 2 * BLOCK * size_of::<u16>()
+        let (heads, dim) = ((self.layers * self.kv_heads) as usize, self.head_dim as usize);
+        heads * if self.kv_bytes == 1 { head_block_bytes(dim) } else { 2 * BLOCK * dim * size_of::<u16>() }
     }
 }
 

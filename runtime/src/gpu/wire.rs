@@ -359,7 +359,7 @@ fn load_text(from: &[AtomicU8; TEXT_BYTES]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-pub(super) const SHAPE_WORDS: usize = 16;
+pub(super) const SHAPE_WORDS: usize = 17;
 /// Bytes of each half of the stage: a row tile of the widest model's head fits several times.
 pub(super) const STAGE_BYTES: usize = 8 << 20;
 const TEXT_BYTES: usize = 256;

@@ -299,8 +299,9 @@ impl<'r> Worker<'r> {
         let splits = positions.iter().max().map_or(1, |position| *position as usize / SPLIT + 1);
         assert!(splits <= self.shape.context as usize / SPLIT + 1, "positions are inside the context");
         let step = self.arguments(number, rows, splits);
-        let alone = rows == 1 && decodes == 1;
-        let with_token = alone && !self.plan.token.is_empty();
+        let with_token = rows == 1 && decodes == 1 && !self.plan.token.is_empty();
+        // The step kernels of more rows know F16 only.
+        let alone = rows == 1 && decodes == 1 && self.shape.kv_bytes == 0;
         let head = if chosen == rows { Head::Tokens(draws) } else { Head::Apart };
         let mut whole = with_token && head == Head::Tokens(Draws::default());
         if with_token {
@@ -402,7 +403,7 @@ impl<'r> Worker<'r> {
     fn launch_step(&self, step: Step, phases: &Range<usize>) -> Result<(), Failure> {
         let (rows, head_tokens) = (step.tokens.unsigned_abs() as usize, step.head_tokens.unsigned_abs() as usize);
         let shared = abi::shared_bytes(&self.shape, self.sm_90, rows, head_tokens, phases.len());
-        let (_, name) = abi::kernel_for(rows, false);
+        let (_, name) = abi::kernel_for(rows);
         self.context.launch(name, self.blocks, shared, self.phases_at(phases), &step)
     }
 
@@ -413,7 +414,7 @@ impl<'r> Worker<'r> {
         let step =
             Step { qkv: self.work + work.token_qkv as u64, attention: self.work + work.token_attention as u64, ..step };
         let shared = abi::token_shared_bytes(&self.shape, phases.len());
-        let (_, name) = abi::kernel_for(1, true);
+        let name = abi::token_kernel(&self.shape);
         self.context.launch(name, self.blocks, shared, self.phases_at(phases), &step)
     }
 
@@ -462,6 +463,7 @@ impl<'r> Worker<'r> {
             best: buffer(work.best),
             lower: buffer(work.lower),
             queries: buffer(work.queries),
+            query_factors: buffer(work.query_factors),
             barrier: buffer(work.barrier),
             screened: buffer(work.screened),
             screen_rows: buffer(work.screen_rows),

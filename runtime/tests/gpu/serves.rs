@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::driver::{PATIENCE, count, healthy, request, serve, serve_model, stream, workers};
 use crate::models::Folder;
-use crate::server::becomes_true;
+use crate::server::{Server, becomes_true};
 
 #[test]
 fn the_gpu_says_what_the_cpu_says_whatever_the_sampling_and_both_are_listed() {
@@ -68,6 +68,32 @@ fn a_prompt_past_one_split_of_the_cache_says_what_it_says_on_the_cpu() {
     let (cpu, gpu) = (ask("cpu"), ask("gpu"));
     assert_eq!((&gpu["text"], &gpu["device_used"]), (&cpu["text"], &json!("cuda:0")));
     assert!(count(&server, "bitnet_gpu_prompt_rows_total", "") > 256.0);
+}
+
+#[test]
+fn over_an_int8_cache_the_gpu_says_what_the_cpu_says_in_longer_sequences_and_in_company() {
+    let f16 = serve(&[], &[]);
+    let server = &serve(&[], &["--kv-cache-type", "int8"]);
+    healthy(server, 1);
+    healthy(&f16, 1);
+    let ask = |server: &Server, device: &str, words: usize| {
+        let mut body = request(device, 12);
+        let fields = json!({"prompt": "abba".repeat(words), "temperature": 1.5, "seed": 7, "top_k": 20});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let answer = server.ask("/v1/inference", &body);
+        (answer["text"].as_str().unwrap().to_owned(), answer["device_used"].as_str().unwrap().to_owned())
+    };
+    let words = [1, 30, 90];
+    let on_gpu = std::thread::scope(|scope| {
+        let answers: Vec<_> = words.iter().map(|words| scope.spawn(|| ask(server, "gpu", *words))).collect();
+        answers.into_iter().map(|answer| answer.join().unwrap()).collect::<Vec<_>>()
+    });
+    for (words, (text, device)) in words.iter().zip(&on_gpu) {
+        assert_eq!((device.as_str(), &ask(server, "cpu", *words).0), ("cuda:0", text), "{words} words");
+    }
+    assert_eq!(ask(server, "gpu", 90), on_gpu[2], "alone");
+    assert_ne!(ask(&f16, "gpu", 90).0, on_gpu[2].0, "F16 is another cache");
+    assert_eq!(count(server, "bitnet_gpu_faults_total", ""), 0.0);
 }
 
 #[test]
