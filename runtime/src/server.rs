@@ -229,9 +229,10 @@ pub fn serve(config: &Config, plan: &Plan, models: Models, signals: &Signals, re
     ended
 }
 
-/// Gives back what of the program only the start has run, and says what is left.
+/// Gives back what of the program only the start has run, and what it has freed, and says what is left.
 fn give_back_start(weights_bytes: u64) {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    tuning::memory::give_back_free();
     let given = match tuning::memory::give_back_program() {
         Ok(bytes) => format!("{} MiB of the program were given back", mib(bytes)),
         Err(error) => format!("what only the start has run can't be given back: {error}"),

@@ -208,6 +208,12 @@ impl<T> PerWorker<T> {
         Self { cells: (0..workers).map(|_| UnsafeCell::new(make())).collect() }
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.cells.len()
+    }
+
     /// The value of worker `index`, where the borrow checker sees that nobody else looks.
     #[must_use]
     pub fn get_mut(&mut self, index: usize) -> &mut T {

@@ -13,8 +13,9 @@ use crate::shared::{Shared, SharedFrom};
 
 /// Row-major activations shared by the workers; `n` below is the rows of a step.
 pub(super) struct Buffers {
-    /// n x hidden: the residual stream.
-    x: Shared<f32>,
+    /// n x hidden: the residual stream; behind it n x [`between_norms`]: what lies between two norms. Rows that are computed
+    /// together have theirs one behind the other, so that a step touches no more than its own.
+    floats: Shared<f32>,
     /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones. Where layers that
     /// are computed together have norms of their inputs, an input for each, one after the other.
     normed: Shared<f32>,
@@ -24,12 +25,6 @@ pub(super) struct Buffers {
     sum: Shared<i32>,
     /// Rows that there is room for.
     rows_max: usize,
-    /// n x (heads x head_dim): rotated queries.
-    q: Shared<f32>,
-    /// n x (heads x head_dim): attention output.
-    attention: Shared<f32>,
-    /// n x feed_forward: activated gate times up.
-    ffn: Shared<f32>,
     /// n x hidden: what a block adds, before its norm; empty where there is none.
     added: Shared<f32>,
 }
@@ -37,14 +32,19 @@ pub(super) struct Buffers {
 /// The same from one row on, for rows that are computed together.
 #[derive(Clone, Copy)]
 pub(super) struct RowBuffers<'a> {
+    /// n x hidden: the residual stream.
     pub(super) x: SharedFrom<'a, f32>,
     pub(super) normed: SharedFrom<'a, f32>,
     pub(super) quantized: SharedFrom<'a, i8>,
     pub(super) scale: SharedFrom<'a, f32>,
     pub(super) sum: SharedFrom<'a, i32>,
     pub(super) rows_max: usize,
+    /// n x (heads x head_dim): rotated queries.
     pub(super) q: SharedFrom<'a, f32>,
+    /// n x (heads x head_dim): attention output.
     pub(super) attention: SharedFrom<'a, f32>,
+    /// n x feed_forward: activated gate times up, where queries and attention output were: neither outlives the norms before
+    /// the other is written.
     pub(super) ffn: SharedFrom<'a, f32>,
     pub(super) added: SharedFrom<'a, f32>,
 }
@@ -85,36 +85,41 @@ impl Buffers {
         let stride = ternary::activation_stride;
         // Steps of few rows would touch a page of 2 MiB in each of them.
         let few = FEW_ROWS.min(n);
+        let floats = params.hidden + between_norms(params);
         Self {
-            x: Shared::new(n * params.hidden).in_huge_pages_from(few * params.hidden),
+            floats: Shared::new(n * floats).in_huge_pages_from(few * floats),
             normed: Shared::new(several(params.widest(), params.hidden)).in_huge_pages_from(few * params.widest()),
             quantized: Shared::new(several(stride(params.widest()), stride(params.hidden)))
                 .in_huge_pages_from(few * stride(params.widest())),
             scale: Shared::new(n * inputs + shares * GAP),
             sum: Shared::new(n * inputs + shares * GAP),
             rows_max: n,
-            q: Shared::new(n * params.attention_width()).in_huge_pages_from(few * params.attention_width()),
-            attention: Shared::new(n * params.attention_width()).in_huge_pages_from(few * params.attention_width()),
-            ffn: Shared::new(n * params.feed_forward).in_huge_pages_from(few * params.feed_forward),
             added: Shared::new(if params.family.has_post_norms() { n * params.hidden } else { 0 }),
         }
     }
 
-    /// From `row` on, behind so many shares; where a model has several inputs for layers that are computed together there are
-    /// no shares.
-    pub(super) fn starting_at(&self, params: &HyperParameters, (row, shares): (usize, usize)) -> RowBuffers<'_> {
+    /// For `rows` rows from `row` on, behind so many shares; where a model has several inputs for layers that are computed
+    /// together there are no shares.
+    pub(super) fn starting_at(
+        &self,
+        params: &HyperParameters,
+        (row, shares): (usize, usize),
+        rows: usize,
+    ) -> RowBuffers<'_> {
         let widest = params.widest();
+        let x = row * (params.hidden + between_norms(params));
+        let between = x + rows * params.hidden;
         RowBuffers {
-            x: self.x.from(row * params.hidden),
+            x: self.floats.from(x),
             normed: self.normed.from(row * widest),
             // No row is longer, whatever it is the input of.
             quantized: self.quantized.from(row * ternary::activation_stride(widest)),
             scale: self.scale.from(row + shares * GAP),
             sum: self.sum.from(row + shares * GAP),
             rows_max: self.rows_max,
-            q: self.q.from(row * params.attention_width()),
-            attention: self.attention.from(row * params.attention_width()),
-            ffn: self.ffn.from(row * params.feed_forward),
+            q: self.floats.from(between),
+            attention: self.floats.from(between + rows * params.attention_width()),
+            ffn: self.floats.from(between),
             added: self.added.from(row * params.hidden),
         }
     }
@@ -154,6 +159,11 @@ impl Scratch {
     }
 }
 
+/// Floats of a row between two norms: queries and attention output, or what gate and up gave.
+fn between_norms(params: &HyperParameters) -> usize {
+    params.feed_forward.max(2 * params.attention_width())
+}
+
 /// The most output rows that one worker computes at a time.
 pub(super) fn unit_rows_max(params: &HyperParameters) -> usize {
     UNIT_ROWS_MAX.max(head_unit_rows(params.head_dim))
@@ -171,8 +181,9 @@ fn gcd(a: usize, b: usize) -> usize {
 
 /// What lies between the single numbers of two shares, so that their workers never write to one cache line.
 const GAP: usize = 16;
-/// Rows of the buffers that lie in small pages: of a 2B model 64 rows fill 4 MiB of them, and 12 in large ones.
-const FEW_ROWS: usize = 64;
+/// Rows of the buffers that lie in small pages, so that a step of fewer touches no more than it writes: of a 2B model 128 rows
+/// take 1400 of them, fewer than a core's second table of pages holds.
+const FEW_ROWS: usize = 128;
 /// Queries, keys and values.
 pub(super) const INPUTS_MAX: usize = 3;
 /// Rows of W that a worker takes at a time: enough to hide the claim, few enough to balance and to stay in cache.

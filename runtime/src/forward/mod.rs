@@ -216,10 +216,11 @@ impl Forward {
         Self { tuned: tuned.clone(), ..self }
     }
 
-    /// Takes new memory for all logits, none of it touched yet: what steps of many rows left would stay resident, 16 MiB of
-    /// 32 rows of 128,256 tokens.
-    pub fn forget_logits(&mut self) {
-        self.logits = Shared::new(self.logits.len());
+    /// Takes new memory for everything, none of it touched yet: what steps of many rows left would stay resident, 16 MiB of
+    /// logits of 32 rows of 128,256 tokens.
+    pub fn forget(&mut self, params: &HyperParameters) {
+        let tuned = std::mem::take(&mut self.tuned);
+        *self = Self { tuned, ..Self::new(self.isa, params, self.scratch.count(), self.limits) };
     }
 
     /// The limits it was made for.
@@ -269,7 +270,7 @@ impl Forward {
             weights,
             kv,
             step: part.step,
-            buffers: self.buffers.starting_at(params, part.place),
+            buffers: self.buffers.starting_at(params, part.place, part.step.tokens.len()),
             scratch: &self.scratch,
             logits: self.logits.from(part.first_logit * self.width),
             first_logit: part.first_logit,

@@ -33,7 +33,9 @@ struct Entry {
 /// The index over all blocks of a cache.
 #[derive(Debug)]
 pub(super) struct PrefixIndex {
-    entries: Box<[Entry]>,
+    /// Of each block up to the last one that was ever known; there is room for all, untouched.
+    entries: Vec<Entry>,
+    blocks: usize,
     buckets: Box<[u32]>,
     /// Ends of the list of unused blocks.
     oldest: u32,
@@ -47,18 +49,9 @@ pub(super) struct PrefixIndex {
 
 impl PrefixIndex {
     pub(super) fn new(blocks: usize) -> Self {
-        let nothing = Entry {
-            parent: NONE,
-            hash: 0,
-            tokens: [0; BLOCK],
-            known: false,
-            next: NONE,
-            older: NONE,
-            newer: NONE,
-            since: 0,
-        };
         Self {
-            entries: vec![nothing; blocks].into(),
+            entries: Vec::with_capacity(blocks),
+            blocks,
             buckets: vec![NONE; blocks.next_power_of_two()].into(),
             oldest: NONE,
             newest: NONE,
@@ -78,7 +71,7 @@ impl PrefixIndex {
         if let Some(known) = &self.published {
             known.clear();
         }
-        Self { published: self.published, ..Self::new(self.entries.len()) }
+        Self { published: self.published, ..Self::new(self.blocks) }
     }
 
     /// Known blocks that no sequence uses.
@@ -87,7 +80,7 @@ impl PrefixIndex {
     }
 
     pub(super) fn is_known(&self, block: u32) -> bool {
-        self.entries[block as usize].known
+        self.entries.get(block as usize).is_some_and(|entry| entry.known)
     }
 
     /// The block that holds `tokens` behind `parent`.
@@ -109,6 +102,9 @@ impl PrefixIndex {
         assert!(!self.is_known(block) && parent.is_none_or(|parent| self.is_known(parent)), "a chain has no gap");
         let hash = self.hash(parent, tokens);
         let bucket = self.bucket(hash);
+        if self.entries.len() <= block as usize {
+            self.entries.resize(block as usize + 1, NOTHING);
+        }
         let entry = &mut self.entries[block as usize];
         (entry.parent, entry.hash, entry.tokens, entry.known) = (parent.unwrap_or(NONE), hash, *tokens, true);
         entry.next = std::mem::replace(&mut self.buckets[bucket], block);
@@ -191,3 +187,6 @@ impl PrefixIndex {
 pub const SWEEPS_KEPT: u32 = 4;
 /// No block.
 const NONE: u32 = u32::MAX;
+/// Of a block that was never known.
+const NOTHING: Entry =
+    Entry { parent: NONE, hash: 0, tokens: [0; BLOCK], known: false, next: NONE, older: NONE, newer: NONE, since: 0 };

@@ -151,7 +151,7 @@ impl fmt::Display for Budget {
 }
 
 fn buffer_bytes(config: &Config, params: &HyperParameters, slots: u64) -> u64 {
-    let row = params.hidden + 2 * params.widest() + 2 * params.attention_width() + params.feed_forward;
+    let row = params.hidden + 2 * params.widest() + params.feed_forward.max(2 * params.attention_width());
     // Inputs of queries, keys and values, states to pool.
     let row = if params.pooling.is_some() { row + 6 * params.hidden } else { row };
     4 * (config.rows_max as u64 * row as u64 + slots * params.output_width() as u64)

@@ -19,6 +19,20 @@ pub fn map_blocks_from(_bytes: usize) -> bool {
     false
 }
 
+/// Gives what is free in the allocator's heaps back to the system, as far as it fills pages; whether it had any.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "a call of the C library")]
+pub fn give_back_free() -> bool {
+    // SAFETY: blocks that are in use stay where they are.
+    unsafe { libc::malloc_trim(0) == 1 }
+}
+
+/// Other allocators are not asked.
+#[cfg(not(target_env = "gnu"))]
+pub fn give_back_free() -> bool {
+    false
+}
+
 #[cfg(all(test, target_env = "gnu"))]
 mod tests {
     use crate::memory::rss_bytes;
