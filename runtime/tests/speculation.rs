@@ -62,9 +62,9 @@ fn no_setting_changes_an_answer() {
         assert_eq!(got, expected, "drafts of {length}, {workers} workers, {slots_max} slots, {rows_max} rows");
         assert!(0 < accepted && accepted < drafted, "{accepted} of {drafted}");
     }
-    for slots_max in [1, 3] {
-        let setup = Setup { speculation: Speculation::Auto, workers: 2, slots_max, rows_max: 256 };
-        assert_eq!(answers(&model, setup, &requests).0, expected, "auto, {slots_max} slots");
+    for (speculation, slots_max) in [(Speculation::Auto, 1), (Speculation::Fast, 1), (Speculation::Fast, 3)] {
+        let setup = Setup { speculation, workers: 2, slots_max, rows_max: 256 };
+        assert_eq!(answers(&model, setup, &requests).0, expected, "{speculation:?}, {slots_max} slots");
     }
 }
 
