@@ -235,6 +235,54 @@ def tools_are_called_whole_and_streamed():
 
 
 @check
+def a_format_beside_tools_is_kept_where_nothing_is_called():
+    schema = {"type": "json_schema", "json_schema": {"name": "fox", "schema": Fox.model_json_schema()}}
+    tools = [openai.pydantic_function_tool(Fox, name="Hen")]
+    fields = {"tools": tools, "parallel_tool_calls": False, "temperature": 1, "max_tokens": 200}
+    for seed in range(6):
+        choice = chat(response_format=schema, seed=seed, **fields).choices[0]
+        chunks = list(chat(response_format=schema, seed=seed, stream=True, **fields))
+        if choice.finish_reason == "tool_calls":
+            (call,) = choice.message.tool_calls
+            assert choice.message.content is None and Fox.model_validate_json(call.function.arguments)
+            assert call_of(chunks) == (call.function.name, call.function.arguments), (chunks, call)
+        else:
+            assert choice.finish_reason == "stop" and Fox.model_validate_json(choice.message.content), choice
+            assert text_of(chunks) == choice.message.content and not choice.message.tool_calls
+    parsed = client.chat.completions.parse(model=model, messages=MESSAGES, response_format=Fox, seed=1, **fields)
+    message = parsed.choices[0].message
+    assert isinstance(message.parsed, Fox) or isinstance(message.tool_calls[0].function.parsed_arguments, Fox), parsed
+    answer = chat(response_format=schema, tool_choice="required", seed=1, **fields).choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.content is None, answer
+
+
+@check
+def templates_take_variables_and_continue_a_message():
+    usual = chat().choices[0].message.content
+    fields = {"chat_template_kwargs": {"enable_thinking": False, "unknown": [1]}, "priority": -3}
+    answer = chat(extra_body=fields, reasoning_effort="low", prompt_cache_key="a", safety_identifier="b")
+    assert answer.choices[0].message.content == usual
+    begun = [*MESSAGES, {"role": "assistant", "content": usual[: len(usual) // 2]}]
+    more = {"continue_final_message": True, "add_generation_prompt": False}
+    assert chat(messages=begun, extra_body=more).usage.prompt_tokens < chat(messages=begun).usage.prompt_tokens
+    error = refused(openai.BadRequestError, 400, lambda: chat(extra_body={"chat_template_kwargs": []}))
+    assert error.param == "chat_template_kwargs", error.param
+    error = refused(openai.BadRequestError, 400, lambda: chat(extra_body={"priority": 0.5}))
+    assert error.param == "priority", error.param
+
+
+@check
+def words_of_other_servers_are_taken():
+    assert chat(extra_body={"guided_choice": ["yes", "no"]}).choices[0].message.content in ("yes", "no")
+    answer = chat(extra_body={"structured_outputs": {"regex": "[0-9]{3}"}}, temperature=1)
+    assert answer.choices[0].message.content.isdigit(), answer
+    tokens = complete(max_tokens=8, logprobs=0).choices[0].logprobs.tokens
+    shown = complete(max_tokens=8, stop=[tokens[2]], extra_body={"include_stop_str_in_output": True}).choices[0]
+    assert shown.finish_reason == "stop" and shown.text.endswith(tokens[2]), shown
+    assert complete(max_tokens=24, extra_body={"min_tokens": 24}).usage.completion_tokens == 24
+
+
+@check
 def errors_are_the_sdk_s_own_kinds():
     error = refused(openai.NotFoundError, 404, lambda: chat(model="no-such-model"))
     assert error.param == "model", error.param

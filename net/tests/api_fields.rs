@@ -130,7 +130,19 @@ fn flags_strings_and_words_are_typed() {
         for (word, priority) in [("low", Priority::Low), ("normal", Priority::Normal), ("high", Priority::High)] {
             assert_eq!(with(endpoint, &format!("\"priority\":\"{word}\"")).unwrap().priority, priority);
         }
-        assert_eq!(param(with(endpoint, "\"priority\":\"urgent\"")), "priority");
+        for (number, priority) in [
+            ("-1", Priority::High),
+            ("-9223372036854775808", Priority::High),
+            ("0", Priority::Normal),
+            ("0.0", Priority::Normal),
+            ("1", Priority::Low),
+            ("9223372036854775807", Priority::Low),
+        ] {
+            assert_eq!(with(endpoint, &format!("\"priority\":{number}")).unwrap().priority, priority, "{number}");
+        }
+        for value in ["\"urgent\"", "\"0\"", "1.5", "1e300", "9223372036854775808", "true", "[]", "{}"] {
+            assert_eq!(param(with(endpoint, &format!("\"priority\":{value}"))), "priority", "{value}");
+        }
     }
     let own = with(Endpoint::Inference, r#""device_preference":"gpu","quantization_preference":"tl2""#).unwrap();
     assert_eq!(own.device_preference, DevicePreference::Gpu);
@@ -146,8 +158,8 @@ fn stop_strings_are_bounded() {
         format!("[{}]", items.join(","))
     };
     for endpoint in OPENAI {
-        assert_eq!(with(endpoint, "\"stop\":\"x\"").unwrap().stop, ["x"]);
-        assert!(with(endpoint, "\"stop\":[]").unwrap().stop.is_empty());
+        assert_eq!(with(endpoint, "\"stop\":\"x\"").unwrap().ending.strings, ["x"]);
+        assert!(with(endpoint, "\"stop\":[]").unwrap().ending.strings.is_empty());
         assert!(with(endpoint, &format!("\"stop\":{}", strings(16, 1024))).is_ok());
         assert_eq!(param(with(endpoint, &format!("\"stop\":{}", strings(17, 1)))), "stop");
         assert_eq!(param(with(endpoint, &format!("\"stop\":{}", strings(2, 1025)))), "stop[0]");
@@ -155,7 +167,7 @@ fn stop_strings_are_bounded() {
         assert_eq!(param(with(endpoint, "\"stop\":\"\"")), "stop");
         assert_eq!(param(with(endpoint, "\"stop\":[1]")), "stop[0]");
     }
-    assert_eq!(with(Endpoint::Inference, "\"stop_sequences\":[\"a\",\"b\"]").unwrap().stop, ["a", "b"]);
+    assert_eq!(with(Endpoint::Inference, "\"stop_sequences\":[\"a\",\"b\"]").unwrap().ending.strings, ["a", "b"]);
     assert!(with(Endpoint::Inference, &format!("\"stop_sequences\":{}", strings(10, 64))).is_ok());
     for value in [strings(11, 1), "\"a\"".into()] {
         assert_eq!(param(with(Endpoint::Inference, &format!("\"stop_sequences\":{value}"))), "stop_sequences");
@@ -380,6 +392,25 @@ fn tools_are_taken_with_their_choice() {
     assert_eq!(choice(r#""none""#), Ok(None));
     assert_eq!(choice(r#"{"type":"function","function":{"name":"g"}}"#), Ok(Some(ToolChoice::Named(1))));
     assert!(!tools(&format!("\"parallel_tool_calls\":false,{two}")).unwrap().unwrap().parallel);
+    let among = |mode: &str, names: &[&str]| {
+        let names: Vec<_> =
+            names.iter().map(|name| format!(r#"{{"type":"function","function":{{"name":"{name}"}}}}"#)).collect();
+        let names = names.join(",");
+        tools(&format!(
+            r#"{two},"tool_choice":{{"type":"allowed_tools","allowed_tools":{{"mode":"{mode}","tools":[{names}]}}}}"#
+        ))
+    };
+    let taken = among("auto", &["g"]).unwrap().unwrap();
+    assert_eq!((taken.choice, taken.list.len(), taken.list[0].name.as_str()), (ToolChoice::Auto, 1, "g"));
+    let taken = among("required", &["g", "f"]).unwrap().unwrap();
+    assert_eq!((taken.choice, taken.list.len()), (ToolChoice::Required, 2));
+    for (mode, names, at) in [
+        ("any", &["f"][..], "tool_choice.allowed_tools.mode"),
+        ("auto", &[], "tool_choice.allowed_tools.tools"),
+        ("auto", &["f", "h"], "tool_choice.allowed_tools.tools[1].function.name"),
+    ] {
+        assert_eq!(among(mode, names).unwrap_err().param.as_deref(), Some(at));
+    }
     // Said before the tools or after them.
     let before = format!(r#""tool_choice":{{"type":"function","function":{{"name":"f"}}}},{two}"#);
     assert_eq!(tools(&before).unwrap().unwrap().choice, ToolChoice::Named(0));
@@ -432,17 +463,11 @@ fn what_would_change_the_answer_is_refused_by_name() {
             ("tool_choice", "\"required\""),
             ("functions", "[{}]"),
             ("function_call", "{\"name\":\"f\"}"),
-            ("guided_json", "{\"type\":\"object\"}"),
             ("suffix", "\"x\""),
-            ("min_tokens", "1"),
-            ("stop_token_ids", "[1]"),
             ("use_beam_search", "true"),
             ("prompt_logprobs", "1"),
             ("length_penalty", "1.5"),
             ("repeat_penalty", "1.1"),
-            ("include_stop_str_in_output", "true"),
-            ("skip_special_tokens", "false"),
-            ("add_generation_prompt", "false"),
             ("n_predict", "5"),
         ] {
             assert_eq!(param(with(endpoint, &format!("\"{field}\":{value}"))), field, "{value}");
@@ -471,6 +496,11 @@ fn what_would_change_the_answer_is_refused_by_name() {
         ] {
             assert!(with(endpoint, harmless).is_ok(), "{harmless}");
         }
+    }
+    for (field, value) in
+        [("add_generation_prompt", "false"), ("chat_template_kwargs", "{\"a\":1}"), ("continue_final_message", "true")]
+    {
+        assert_eq!(param(with(Endpoint::Completion, &format!("\"{field}\":{value}"))), field);
     }
     assert_eq!(param(with(Endpoint::Chat, "\"modalities\":[\"text\",\"audio\"]")), "modalities");
     assert!(with(Endpoint::Chat, "\"modalities\":[\"text\"]").is_ok());

@@ -236,6 +236,9 @@ fn with(path: &str, body: &Value, name: &str, value: Value) -> Value {
             let tool = json!({"type": "function", "function": {"name": "a"}});
             fields.insert("tools".into(), json!([tool]));
         }
+        "continue_final_message" => {
+            fields.insert("messages".into(), json!([{"role": "assistant", "content": "a"}]));
+        }
         // With `content` these are refused.
         "messages" => drop(fields.remove("content")),
         _ => {}

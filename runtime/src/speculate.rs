@@ -1,5 +1,5 @@
-//! Speculation without a second model: drafts of the next tokens out of a sequence's own text, and how many of them are
-//! worth their rows.
+//! Speculation without a second model: drafts of the next tokens out of a sequence's own text, or out of what its client
+//! expects the answer to be, and how many of them are worth their rows.
 //!
 //! A draft is verified in one step: its rows are computed behind the sequence's last token, each is sampled as if the
 //! tokens before it were right, and the first one that is not ends the draft. So the answer is that of plain decoding, bit
@@ -82,32 +82,44 @@ impl Draft {
         (self.len, self.rows) = (0, 0);
     }
 
-    /// Guesses that the text goes on as it did after the latest of the longest repetitions of its end, at most `max`
-    /// tokens. A repetition that reaches the end goes on with the guess itself.
-    fn look_up(&mut self, text: &[u32], max: usize) {
+    /// Guesses that the text goes on as `predicted` does behind its end, else as it did itself after the latest of the longest
+    /// repetitions of its end, at most `max` tokens. A repetition that reaches the end goes on with the guess itself.
+    fn look_up(&mut self, text: &[u32], predicted: &[u32], max: usize) {
         self.clear();
-        let Some(last) = text.len().checked_sub(1) else { return };
-        let (mut longest, mut found) = (NGRAM_MIN - 1, 0);
-        for at in (last.saturating_sub(LOOK_BACK_MAX)..last).rev() {
-            if text[at] != text[last] {
-                continue;
-            }
-            let length = (1..NGRAM_MAX).take_while(|&i| i <= at && text[at - i] == text[last - i]).count() + 1;
-            if length > longest {
-                (longest, found) = (length, at + 1);
-                if length == NGRAM_MAX {
-                    break;
-                }
-            }
-        }
-        if longest < NGRAM_MIN {
+        let max = max.min(DRAFT_TOKENS_MAX);
+        if let Some(found) = behind(text, predicted) {
+            let rest = &predicted[found..];
+            self.len = max.min(rest.len());
+            self.tokens[..self.len].copy_from_slice(&rest[..self.len]);
             return;
         }
-        self.len = max.min(DRAFT_TOKENS_MAX);
+        let before = text.len().saturating_sub(1);
+        let Some(found) = behind(text, &text[..before]) else { return };
+        self.len = max;
         for i in 0..self.len {
             self.tokens[i] = text.get(found + i).copied().unwrap_or_else(|| self.tokens[found + i - text.len()]);
         }
     }
+}
+
+/// The place in `place` behind the latest of the longest repetitions of the end of `text`.
+fn behind(text: &[u32], place: &[u32]) -> Option<usize> {
+    let last = text.len().checked_sub(1)?;
+    let (mut longest, mut found) = (NGRAM_MIN - 1, None);
+    for at in (place.len().saturating_sub(LOOK_BACK_MAX)..place.len()).rev() {
+        if place[at] != text[last] {
+            continue;
+        }
+        let goes_on = |&i: &usize| i <= at && i <= last && place[at - i] == text[last - i];
+        let length = (1..NGRAM_MAX).take_while(goes_on).count() + 1;
+        if length > longest {
+            (longest, found) = (length, Some(at + 1));
+            if length == NGRAM_MAX {
+                break;
+            }
+        }
+    }
+    found
 }
 
 /// How a lane drafts, and what it has learned of the costs.
@@ -153,7 +165,7 @@ impl Speculator {
             }
             // The row of the last token gives one token without any draft.
             let left = sequence.tokens_max - (sequence.tokens.len() - sequence.prompt_len);
-            draft.look_up(&sequence.tokens, left.saturating_sub(1));
+            draft.look_up(&sequence.tokens, &sequence.predicted, left.saturating_sub(1));
             let acceptance = *draft.acceptance.get_or_insert(self.prior);
             draft.rows = match self.setting {
                 Speculation::Fixed(most) => draft.len.min(most).min(room),
@@ -255,7 +267,7 @@ const COSTED_ROWS_MAX: usize = SEQUENCES_MAX + DRAFT_ROWS_MAX;
 const NGRAM_MIN: usize = 2;
 const NGRAM_MAX: usize = 4;
 /// Tokens that are looked through, about 2 us.
-const LOOK_BACK_MAX: usize = 4096;
+pub const LOOK_BACK_MAX: usize = 4096;
 /// Acceptance before anything is known.
 const PRIOR: f64 = 0.5;
 const ACCEPTANCE_WEIGHT: f64 = 0.1;
@@ -277,8 +289,24 @@ mod tests {
 
     fn guess(text: &[u32], max: usize) -> Vec<u32> {
         let mut draft = Draft::default();
-        draft.look_up(text, max);
+        draft.look_up(text, &[], max);
         draft.tokens[..draft.len].to_vec()
+    }
+
+    #[test]
+    fn what_is_predicted_goes_before_what_was() {
+        let guess = |text: &[u32], predicted: &[u32]| {
+            let mut draft = Draft::default();
+            draft.look_up(text, predicted, 3);
+            draft.tokens[..draft.len].to_vec()
+        };
+        assert_eq!(guess(&[1, 2, 3, 4, 5, 1, 2], &[9, 1, 2, 7, 8, 6, 5]), [7, 8, 6]);
+        assert_eq!(guess(&[1, 2], &[1, 2, 7]), [7], "it has an end");
+        assert_eq!(guess(&[0, 1, 2], &[1, 2]), [0; 0], "and behind it nothing is guessed");
+        assert_eq!(guess(&[5, 1, 2], &[1, 2, 7, 5, 1, 2, 8]), [8], "the longest repetition");
+        assert_eq!(guess(&[1, 2, 3, 1, 2], &[2, 1, 3]), [3, 1, 2], "its own where the other knows nothing");
+        assert_eq!(guess(&[2], &[1, 2, 3]), [0; 0]);
+        assert_eq!(guess(&[], &[1, 2, 3]), [0; 0]);
     }
 
     #[test]
@@ -362,7 +390,7 @@ mod tests {
     fn acceptance_is_learned_from_drafts_that_cost_nothing() {
         let mut speculator = Speculator::new(Speculation::Auto, DRAFT_ROWS_MAX);
         let mut draft = Draft::default();
-        draft.look_up(&[4; 9], 8);
+        draft.look_up(&[4; 9], &[], 8);
         (0..50).for_each(|_| speculator.learn(&mut draft, &[4]));
         assert!(draft.acceptance.unwrap() > 0.95);
         (0..50).for_each(|_| speculator.learn(&mut draft, &[5]));

@@ -1,5 +1,5 @@
-//! What an answer must look like: `response_format`, `regex`, `choice`, `grammar` and `tools`, as far as that can be told
-//! without a model.
+//! What an answer must look like: `response_format`, `regex`, `choice`, `grammar`, what vLLM and llama-server call these, and
+//! `tools`, as far as that can be told without a model.
 
 use std::sync::Arc;
 
@@ -24,42 +24,55 @@ pub enum Constraint {
     Tools(Arc<Tools>),
 }
 
-impl Constraint {
-    /// The field of the request that says it.
-    pub fn field(&self) -> &'static str {
-        match self {
-            Self::JsonObject | Self::JsonSchema(_) => "response_format",
-            Self::Regex(_) => "regex",
-            Self::Choice(_) => "choice",
-            Self::Grammar(_) => "grammar",
-            Self::Tools(_) => "tools",
+/// The field that `key` names, if it says what an answer must look like.
+pub(super) fn field(key: &str) -> Option<&'static str> {
+    FIELDS.into_iter().find(|field| *field == key)
+}
+
+/// The constraint that `field`, one of these, asks for, if it asks for any.
+pub(super) fn parse(field: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<Option<Constraint>, ApiError> {
+    match field {
+        "response_format" => response_format(value, path),
+        "structured_outputs" => structured_outputs(value, path),
+        "regex" | "guided_regex" => text(value, path).map(|text| Some(Constraint::Regex(text))),
+        "grammar" | "guided_grammar" => text(value, path).map(|text| Some(Constraint::Grammar(text))),
+        "choice" | "guided_choice" => choice(value, path).map(|choices| Some(Constraint::Choice(choices))),
+        _ => schema_text(value, path).map(|schema| Some(Constraint::JsonSchema(schema))),
+    }
+}
+
+/// vLLM's object with one of these.
+fn structured_outputs(value: Value<'_, '_>, path: Path<'_>) -> Result<Option<Constraint>, ApiError> {
+    let mut found = None;
+    for (key, value) in value.object(path)?.fields() {
+        let inner = Path::Field(&path, key);
+        let constraint = match key {
+            "json" | "regex" | "choice" | "grammar" => parse(key, value, inner)?,
+            "json_object" => value.bool(inner)?.then_some(Constraint::JsonObject),
+            _ if value.is_neutral() => None,
+            _ => return Err(ApiError::not_supported(inner)),
+        };
+        if constraint.is_some() && std::mem::replace(&mut found, constraint).is_some() {
+            return Err(ApiError::validation(inner, "is one constraint too many"));
         }
     }
+    Ok(found)
 }
 
-/// The constraint that the field `key` asks for, if it is such a field; one that asks for nothing is `Ok(None)` inside.
-pub(super) fn parse(key: &str, value: Value<'_, '_>, path: Path<'_>) -> Option<Result<Option<Constraint>, ApiError>> {
-    match key {
-        "response_format" => Some(response_format(value, path)),
-        "regex" => Some(text(value, path).map(|text| Some(Constraint::Regex(text)))),
-        "grammar" => Some(text(value, path).map(|text| Some(Constraint::Grammar(text)))),
-        "choice" => Some(choice(value, path).map(|choices| Some(Constraint::Choice(choices)))),
-        _ => None,
-    }
-}
-
+/// OpenAI's, and llama-server's schema beside the type.
 fn response_format(value: Value<'_, '_>, path: Path<'_>) -> Result<Option<Constraint>, ApiError> {
-    let (mut kind, mut schema) = (None, None);
+    let (mut kind, mut named, mut schema) = (None, None, None);
     for (key, value) in value.object(path)?.fields() {
         match key {
             "type" => kind = Some(value.str(Path::Field(&path, key))?),
-            "json_schema" => schema = Some(json_schema(value, Path::Field(&path, key))?),
+            "json_schema" => named = Some(json_schema(value, Path::Field(&path, key))?),
+            "schema" => schema = Some(Constraint::JsonSchema(schema_text(value, Path::Field(&path, key))?)),
             _ => {}
         }
     }
-    match (kind, schema) {
+    match (kind, named.or(schema.clone())) {
         (Some("text"), _) => Ok(None),
-        (Some("json_object"), _) => Ok(Some(Constraint::JsonObject)),
+        (Some("json_object"), _) => Ok(Some(schema.unwrap_or(Constraint::JsonObject))),
         (Some("json_schema"), Some(constraint)) => Ok(Some(constraint)),
         (Some("json_schema"), None) => Err(ApiError::validation(Path::Field(&path, "json_schema"), "is required")),
         (Some(_), _) => {
@@ -153,6 +166,19 @@ pub(super) fn check_name<'n>(name: Option<&'n str>, path: Path<'_>) -> Result<&'
     })
 }
 
+/// Fields of a request that say it.
+const FIELDS: [&str; 10] = [
+    "response_format",
+    "regex",
+    "choice",
+    "grammar",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "json_schema",
+];
 /// Of a schema without spaces.
 pub(super) const SCHEMA_BYTES_MAX: usize = 128 << 10;
 /// Of a grammar, a regular expression, and all choices together.

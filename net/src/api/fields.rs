@@ -90,12 +90,18 @@ pub(super) fn stop(
     items(&array).enumerate().map(|(index, item)| check(item, Path::Index(&path, index))).collect()
 }
 
+/// One of our words, or vLLM's integer, which is 0 if nothing is said and goes earlier the lower it is: its sign decides.
 pub(super) fn priority(value: Value<'_, '_>, path: Path<'_>) -> Result<Priority, ApiError> {
     match value.kind() {
         Kind::String("low") => Ok(Priority::Low),
         Kind::String("normal") => Ok(Priority::Normal),
         Kind::String("high") => Ok(Priority::High),
-        _ => Err(ApiError::validation(path, "must be one of low, normal, high")),
+        Kind::Number if value.is_integer() => Ok(match value.integer(path, i64::MIN, i64::MAX)? {
+            ..0 => Priority::High,
+            0 => Priority::Normal,
+            1.. => Priority::Low,
+        }),
+        _ => Err(ApiError::validation(path, "must be one of low, normal, high, or an integer: below 0 is high")),
     }
 }
 

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::constraint::{self, Constraint};
+use super::ending::Ending;
 use super::fields::{logit_bias, milliseconds, penalty_factor, priority, prompt, stop};
 use super::messages::{self, Message};
-use super::tools::{self, Tools};
+use super::rendering::{self, Rendering};
+use super::tools::{self, JsonContent, ToolChoice, Tools};
 use crate::error::ApiError;
 use crate::json::{Kind, Object, Path, Reader, Value, items};
 
@@ -81,6 +83,8 @@ pub enum DevicePreference {
 pub struct GenerateRequest {
     pub model: Option<String>,
     pub prompt: Prompt,
+    /// Chat only.
+    pub rendering: Rendering,
     /// None: until the context is full. 0 only with `echo`.
     pub max_tokens: Option<u32>,
     /// 0..=2; 0 is greedy.
@@ -100,8 +104,7 @@ pub struct GenerateRequest {
     /// Token id and bias in -100..=100, sorted by id, ids distinct.
     pub logit_bias: Vec<(u32, f32)>,
     pub seed: Option<u64>,
-    /// Each of at least one character.
-    pub stop: Vec<String>,
+    pub ending: Ending,
     /// 1..=128; prompts times `n` is at most [`SEQUENCES_PER_REQUEST_MAX`].
     pub n: u32,
     pub stream: bool,
@@ -112,6 +115,10 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// What every answer must look like; not with `ignore_eos`.
     pub constraint: Option<Constraint>,
+    /// The field that says it; empty without.
+    pub constrained_by: &'static str,
+    /// Chat only: what the answer is expected to be, which makes it sooner where it is so and never another.
+    pub prediction: Option<String>,
     pub priority: Priority,
     /// For the whole request; at least 1.
     pub timeout_ms: Option<u64>,
@@ -176,6 +183,7 @@ impl GenerateRequest {
         Self {
             model: None,
             prompt: Prompt::Text(Vec::new()),
+            rendering: Rendering::default(),
             max_tokens: match endpoint {
                 Endpoint::Chat => None,
                 Endpoint::Completion => Some(16),
@@ -190,7 +198,7 @@ impl GenerateRequest {
             presence_penalty: 0.0,
             logit_bias: Vec::new(),
             seed: None,
-            stop: Vec::new(),
+            ending: Ending::default(),
             n: 1,
             stream: endpoint == Endpoint::InferenceStream,
             include_usage: false,
@@ -198,6 +206,8 @@ impl GenerateRequest {
             echo: false,
             ignore_eos: false,
             constraint: None,
+            constrained_by: "",
+            prediction: None,
             priority: Priority::Normal,
             timeout_ms: None,
             queue_timeout_ms: None,
@@ -218,6 +228,7 @@ struct Draft {
     wants_logprobs: bool,
     top_logprobs: Option<u32>,
     best_of: Option<u32>,
+    rendering: rendering::Draft,
     tools: tools::Draft,
 }
 
@@ -231,6 +242,7 @@ impl Draft {
             wants_logprobs: false,
             top_logprobs: None,
             best_of: None,
+            rendering: rendering::Draft::default(),
             tools: tools::Draft::default(),
         }
     }
@@ -254,18 +266,18 @@ impl Draft {
             "logit_bias" => request.logit_bias = logit_bias(value, path)?,
             // OpenAI's seed is signed; each one names its own random sequence.
             "seed" => request.seed = Some(value.integer(path, i64::MIN, i64::MAX)?.cast_unsigned()),
-            "stop" => request.stop = stop(value, path, 16, 1024)?,
             "n" => request.n = value.integer(path, 1, 128)? as u32,
             "ignore_eos" => request.ignore_eos = value.bool(path)?,
-            _ => return Ok(false),
+            _ => return request.ending.field(key, value, path),
         }
         Ok(true)
     }
 
     /// The rest of what both OpenAI endpoints know; true if `key` is one.
     fn openai_field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
-        if let Some(constraint) = constraint::parse(key, value, path) {
-            return self.constrain(constraint?, path).map(|()| true);
+        if let Some(field) = constraint::field(key) {
+            let constraint = constraint::parse(field, value, path)?;
+            return self.constrain(constraint, field).map(|()| true);
         }
         let request = &mut self.request;
         match key {
@@ -290,13 +302,31 @@ impl Draft {
         Ok(true)
     }
 
-    fn constrain(&mut self, constraint: Option<Constraint>, path: Path<'_>) -> Result<(), ApiError> {
-        let Some(constraint) = constraint else { return Ok(()) };
-        if let Some(other) = &self.request.constraint {
-            return Err(ApiError::validation(path, format_args!("can't go with `{}`", other.field())));
+    fn constrain(&mut self, constraint: Option<Constraint>, field: &'static str) -> Result<(), ApiError> {
+        if constraint.is_none() {
+            return Ok(());
         }
-        self.request.constraint = Some(constraint);
+        if self.request.constraint.is_some() {
+            let message = format_args!("can't go with `{}`", self.request.constrained_by);
+            return Err(ApiError::validation(field, message));
+        }
+        (self.request.constraint, self.request.constrained_by) = (constraint, field);
         Ok(())
+    }
+
+    /// What is called follows the tools' schemas; a format in JSON is that of answers which call nothing.
+    fn constrain_calls(&mut self, mut tools: Tools) -> Result<(), ApiError> {
+        let field = self.request.constrained_by;
+        let content = match self.request.constraint.take() {
+            Some(Constraint::JsonObject) => Some(JsonContent { schema: None, field }),
+            Some(Constraint::JsonSchema(schema)) => Some(JsonContent { schema: Some(schema), field }),
+            other => {
+                self.request.constraint = other;
+                None
+            }
+        };
+        tools.content = content.filter(|_| tools.choice == ToolChoice::Auto);
+        self.constrain(Some(Constraint::Tools(Arc::new(tools))), "tools")
     }
 
     fn chat_field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
@@ -312,10 +342,11 @@ impl Draft {
                     }
                 }
             }
+            "prediction" => self.request.prediction = Some(messages::prediction(value, path)?),
             // Even `{}` asks for a search.
             "web_search_options" => return Err(ApiError::not_supported(path)),
             "prompt" => return Err(ApiError::validation(path, "belongs to /v1/completions; send `messages`")),
-            _ => return self.tools.field(key, value, path),
+            _ => return Ok(self.tools.field(key, value, path)? || self.rendering.field(key, value, path)?),
         }
         Ok(true)
     }
@@ -353,7 +384,7 @@ impl Draft {
             "repetition_penalty" => request.repetition_penalty = penalty_factor(value, path)?,
             "stop_sequences" => {
                 value.array(path)?;
-                request.stop = stop(value, path, 10, 64)?;
+                request.ending.strings = stop(value, path, 10, 64)?;
             }
             "seed" => request.seed = Some(u64::from(value.u32(path, 0)?)),
             "priority" => request.priority = priority(value, path)?,
@@ -381,18 +412,29 @@ impl Draft {
 
     fn finish(mut self, endpoint: Endpoint) -> Result<GenerateRequest, ApiError> {
         if let Some(tools) = std::mem::take(&mut self.tools).finish()? {
-            self.constrain(Some(Constraint::Tools(tools)), Path::Field(&Path::Root, "tools"))?;
+            self.constrain_calls(tools)?;
         }
         let mut request = self.request;
         let name = if endpoint == Endpoint::Chat { "messages" } else { "prompt" };
         request.prompt = self.prompt.ok_or_else(|| ApiError::validation(name, "is required"))?;
+        request.rendering = self.rendering.finish(&request)?;
         request.max_tokens = self.max_completion_tokens.or(request.max_tokens);
         if request.max_tokens == Some(0) && !request.echo {
             return Err(ApiError::validation("max_tokens", "must be at least 1 without `echo`"));
         }
-        if let Some(constraint) = request.constraint.as_ref().filter(|_| request.ignore_eos) {
-            let message = format_args!("can't go with `{}`, which says where an answer ends", constraint.field());
+        if request.constraint.is_some() && request.ignore_eos {
+            let field = request.constrained_by;
+            let message = format_args!("can't go with `{field}`, which says where an answer ends");
             return Err(ApiError::validation("ignore_eos", message));
+        }
+        let Ending { tokens_min, .. } = request.ending;
+        if request.constraint.is_some() && tokens_min > 0 {
+            let field = request.constrained_by;
+            let message = format_args!("can't go with `{field}`, which says where an answer ends");
+            return Err(ApiError::validation("min_tokens", message));
+        }
+        if let Some(max) = request.max_tokens.filter(|max| *max < tokens_min) {
+            return Err(ApiError::validation("min_tokens", format_args!("is above the most tokens, which are {max}")));
         }
         if self.stream_options && !request.stream {
             return Err(ApiError::validation("stream_options", "is allowed with `stream` only"));
@@ -420,7 +462,7 @@ fn would_change(key: &str, value: Value<'_, '_>) -> bool {
         // Factors and shares, which 1 switches off.
         "length_penalty" | "repeat_penalty" | "typical_p" => !value.is_one(),
         // What is done unless they are false.
-        "add_generation_prompt" | "skip_special_tokens" => matches!(value.kind(), Kind::Bool(false)),
+        "add_generation_prompt" => matches!(value.kind(), Kind::Bool(false)),
         _ => REFUSED.contains(&key) && !value.is_neutral(),
     }
 }
@@ -438,7 +480,7 @@ pub(super) const PROMPT_CHARS_MAX: usize = 8192;
 
 /// Fields of OpenAI and of its imitators that would change the answer and that this server does not honour.
 /// Other unknown fields are ignored.
-const REFUSED: [&str; 36] = [
+const REFUSED: [&str; 27] = [
     "allowed_token_ids",
     "audio",
     "bad_words",
@@ -449,25 +491,16 @@ const REFUSED: [&str; 36] = [
     "dry_multiplier",
     "echo",
     "functions",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "include_stop_str_in_output",
-    "json_schema",
     "logits_processors",
     "logprob_token_ids",
     "lora",
-    "min_tokens",
     "mirostat",
     "n_predict",
     "prefix",
     "prompt_embeds",
     "prompt_logprobs",
     "samplers",
-    "stop_token_ids",
     "structural_tag",
-    "structured_outputs",
     "suffix",
     "thinking_token_budget",
     "tools",

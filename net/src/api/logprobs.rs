@@ -35,6 +35,11 @@ impl Logprobs {
         self.chosen.push(Chosen { token, logprob: None, top_end: self.top.len() });
     }
 
+    /// Bytes of a token and so many best ones.
+    pub const fn bytes_of_token(top: usize) -> usize {
+        size_of::<Chosen>() + top * size_of::<(u32, f32)>()
+    }
+
     /// Characters that the tokens of `range` begin.
     pub fn chars(&self, range: Range<usize>, piece_of: PieceOf<'_>) -> usize {
         self.chosen[range].iter().map(|chosen| chars_begun(piece_of(chosen.token))).sum()

@@ -86,6 +86,29 @@ fn message(object: &Object<'_, '_>, path: Path<'_>) -> Result<Message, ApiError>
     Ok(Message { role, content, name, tool_calls, tool_call_id })
 }
 
+/// The text of OpenAI's `{type: content, content}`.
+pub(super) fn prediction(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+    let (mut kind, mut text) = (None, None);
+    for (key, value) in value.object(path)?.fields() {
+        let path = Path::Field(&path, key);
+        match key {
+            "type" => kind = Some(value.str(path)?),
+            "content" => text = Some(content(value, path)?),
+            _ => {}
+        }
+    }
+    if kind != Some("content") {
+        return Err(ApiError::validation(Path::Field(&path, "type"), "must be content"));
+    }
+    let path = Path::Field(&path, "content");
+    let text = text.ok_or_else(|| ApiError::validation(path, "is required"))?;
+    if text.len() > PREDICTION_BYTES_MAX {
+        let message = format_args!("has {} bytes, limit {PREDICTION_BYTES_MAX}", text.len());
+        return Err(ApiError::validation(path, message));
+    }
+    Ok(text)
+}
+
 fn parse_role(value: Value<'_, '_>, path: Path<'_>) -> Result<Role, ApiError> {
     match value.str(path)? {
         "system" | "developer" => Ok(Role::System),
@@ -133,5 +156,6 @@ fn text_part<'i>(object: &Object<'_, 'i>, path: Path<'_>) -> Result<&'i str, Api
     }
 }
 
+pub(super) const PREDICTION_BYTES_MAX: usize = 64 << 10;
 /// Far more turns than fit in any context this server has.
 pub(super) const MESSAGES_MAX: usize = 4096;

@@ -4,11 +4,13 @@ mod admin;
 mod body;
 mod constraint;
 mod embeddings;
+mod ending;
 mod fields;
 mod generate;
 mod logprobs;
 mod messages;
 mod openapi;
+mod rendering;
 mod reply;
 mod route;
 mod stats;
@@ -23,6 +25,7 @@ pub use admin::{
 pub use body::{CallReply, Choice, CompletionBody, ContentBody, EmbeddingsBody, PIECE_BYTES, TokensBody, beginning};
 pub use constraint::Constraint;
 pub use embeddings::{EMBEDDING_INPUTS_MAX, EmbeddingsRequest, EncodingFormat};
+pub use ending::Ending;
 pub use generate::{
     DevicePreference, Endpoint, GenerateRequest, Priority, Prompt, QuantizationPreference, SEQUENCES_PER_REQUEST_MAX,
 };
@@ -30,6 +33,7 @@ pub use logprobs::{Logprobs, PieceOf};
 pub(crate) use logprobs::{Shape, Writer as LogprobsWriter};
 pub use messages::{Message, Role};
 pub use openapi::openapi;
+pub use rendering::{PromptEnd, Rendering};
 pub use reply::{
     Component, FinishReason, InferenceReply, ModelCard, Usage, write_health, write_inference, write_model, write_models,
 };
@@ -37,4 +41,4 @@ pub(crate) use reply::{write_call_id, write_usage};
 pub use route::{Access, Route, check_json_content_type, dialect_of, percent_decode, route, template};
 pub use stats::{STATS_HOURS_MAX, StatsRequest};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};
-pub use tools::{Tool, ToolCall, ToolChoice, Tools};
+pub use tools::{JsonContent, Tool, ToolCall, ToolChoice, Tools};

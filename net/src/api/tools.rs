@@ -1,8 +1,6 @@
 //! Functions that a model may call: `tools`, `tool_choice` and `parallel_tool_calls` of a chat, and the calls that stand in
 //! its messages.
 
-use std::sync::Arc;
-
 use super::constraint::{check_name, named_schema};
 use crate::error::ApiError;
 use crate::json::{Kind, Path, Value, items};
@@ -15,6 +13,17 @@ pub struct Tools {
     pub choice: ToolChoice,
     /// Whether an answer may make more than one call.
     pub parallel: bool,
+    /// With [`ToolChoice::Auto`]: what an answer is that calls nothing. Without, it is any text, with calls behind it or not.
+    pub content: Option<JsonContent>,
+}
+
+/// An answer in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct JsonContent {
+    /// Its schema, as JSON text; `None`: any object.
+    pub schema: Option<String>,
+    /// The field of the request that says so.
+    pub field: &'static str,
 }
 
 /// A function.
@@ -60,6 +69,11 @@ enum Wanted {
     Auto,
     Required,
     Named(String),
+    /// Some of the tools: one or more must be called, or as the model likes.
+    Among {
+        names: Vec<String>,
+        required: bool,
+    },
 }
 
 impl Draft {
@@ -75,7 +89,7 @@ impl Draft {
     }
 
     /// What may be called; nothing where there is nothing, or none of it.
-    pub(super) fn finish(self) -> Result<Option<Arc<Tools>>, ApiError> {
+    pub(super) fn finish(mut self) -> Result<Option<Tools>, ApiError> {
         let choice = match self.choice {
             Some(Wanted::None) => return Ok(None),
             None | Some(Wanted::Auto) => ToolChoice::Auto,
@@ -85,6 +99,14 @@ impl Draft {
                 let missing = || ApiError::validation("tool_choice.function.name", "is the name of none of `tools`");
                 ToolChoice::Named(index.ok_or_else(missing)?)
             }
+            Some(Wanted::Among { names, required }) => {
+                if let Some(at) = names.iter().position(|name| self.list.iter().all(|tool| tool.name != *name)) {
+                    let path = format!("tool_choice.allowed_tools.tools[{at}].function.name");
+                    return Err(ApiError::validation(path, "is the name of none of `tools`"));
+                }
+                self.list.retain(|tool| names.contains(&tool.name));
+                if required { ToolChoice::Required } else { ToolChoice::Auto }
+            }
         };
         if self.list.is_empty() {
             return match choice {
@@ -92,7 +114,7 @@ impl Draft {
                 _ => Err(ApiError::validation("tool_choice", "is allowed with `tools` only")),
             };
         }
-        Ok(Some(Arc::new(Tools { list: self.list, choice, parallel: self.parallel.unwrap_or(true) })))
+        Ok(Some(Tools { list: self.list, choice, parallel: self.parallel.unwrap_or(true), content: None }))
     }
 }
 
@@ -147,6 +169,15 @@ fn wanted(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
         Kind::Object => {}
         _ => return Err(ApiError::validation(path, "must be none, auto, required or an object that names a function")),
     }
+    let allowed = value.object(path)?.fields().find(|(key, _)| *key == ALLOWED);
+    if let Some((key, value)) = allowed {
+        return among(value, Path::Field(&path, key));
+    }
+    named(value, path).map(Wanted::Named)
+}
+
+/// The name in OpenAI's `{type: function, function: {name}}`.
+fn named(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
     let (mut kind, mut name) = (None, None);
     for (key, value) in value.object(path)?.fields() {
         let path = Path::Field(&path, key);
@@ -164,7 +195,36 @@ fn wanted(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
     }
     check_kind(kind, path)?;
     let name = name.ok_or_else(|| ApiError::validation(name_path(path), "is required"))?;
-    Ok(Wanted::Named(name.to_owned()))
+    Ok(name.to_owned())
+}
+
+/// OpenAI's `{mode, tools}`.
+fn among(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
+    let (mut required, mut names) = (None, None);
+    for (key, value) in value.object(path)?.fields() {
+        let path = Path::Field(&path, key);
+        match key {
+            "mode" => {
+                required = Some(match value.str(path)? {
+                    "auto" => false,
+                    "required" => true,
+                    _ => return Err(ApiError::validation(path, "must be auto or required")),
+                });
+            }
+            "tools" => {
+                let array = value.array(path)?;
+                if !(1..=TOOLS_MAX).contains(&array.len()) {
+                    return Err(ApiError::validation(path, format_args!("must name 1..={TOOLS_MAX} tools")));
+                }
+                let of = items(&array).enumerate().map(|(index, item)| named(item, Path::Index(&path, index)));
+                names = Some(of.collect::<Result<Vec<_>, _>>()?);
+            }
+            _ => {}
+        }
+    }
+    let missing = |field: &str| ApiError::validation(Path::Field(&path, field), "is required");
+    let required = required.ok_or_else(|| missing("mode"))?;
+    Ok(Wanted::Among { names: names.ok_or_else(|| missing("tools"))?, required })
 }
 
 /// The calls of an assistant's message.
@@ -236,6 +296,7 @@ fn name_path(path: Path<'_>) -> String {
     format!("{path}.function.name")
 }
 
+const ALLOWED: &str = "allowed_tools";
 /// As many as OpenAI takes.
 pub(super) const TOOLS_MAX: usize = 128;
 /// Of all tools of a request, as JSON without spaces.

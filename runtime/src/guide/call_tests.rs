@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use net::api::{Constraint, Tool, ToolChoice, Tools};
+use net::api::{Constraint, JsonContent, Tool, ToolChoice, Tools};
 use serde_json::{Value, json};
 
 use super::compiler::Library;
@@ -24,7 +24,7 @@ fn tools(choice: ToolChoice, parallel: bool) -> Arc<Tools> {
     let nested = json!({"$defs": {"on": {"type": "boolean"}}, "properties": {"on": {"$ref": "#/$defs/on"}}, "required": ["on"],
         "additionalProperties": false});
     let list = vec![tool("get", None), tool("get_weather", Some(weather())), tool("switch-1", Some(nested))];
-    Arc::new(Tools { list, choice, parallel })
+    Arc::new(Tools { list, choice, parallel, content: None })
 }
 
 fn read(tools: &Arc<Tools>, text: &str) -> (String, Vec<Call>, bool) {
@@ -191,10 +191,11 @@ fn a_tool_that_is_at_fault_is_named() {
     ] {
         let list = vec![tool("good", Some(weather())), tool("bad", Some(parameters.clone()))];
         for choice in [ToolChoice::Auto, ToolChoice::Required, ToolChoice::Named(1)] {
-            let constraint = Constraint::Tools(Arc::new(Tools { list: list.clone(), choice, parallel: true }));
+            let constraint =
+                Constraint::Tools(Arc::new(Tools { list: list.clone(), choice, parallel: true, content: None }));
             let error = compile(&mut library, &tokenizer, &constraint).err();
             let Some(error @ GuideError::Tool(1, _)) = error else { panic!("{choice:?} {parameters}: {error:?}") };
-            assert_eq!(error.field(constraint.field()), "tools[1].function.parameters");
+            assert_eq!(error.field("tools"), "tools[1].function.parameters");
             let text = error.to_string();
             assert!(text.contains(word) && text.len() < 400 && !text.contains('\n'), "{parameters}: {text}");
         }
@@ -207,7 +208,7 @@ fn as_many_tools_as_a_request_may_have_are_compiled_and_kept_apart() {
     let list = (0..128).map(|i| tool(&format!("tool_{i}"), Some(json!({"type": "object",
         "properties": {format!("a{i}"): {"type": "string", "maxLength": 4}, "list": {"type": "array", "maxItems": 2, "items": {"type": "null"}}},
         "required": [format!("a{i}")], "additionalProperties": false}))));
-    let tools = Arc::new(Tools { list: list.collect(), choice: ToolChoice::Required, parallel: false });
+    let tools = Arc::new(Tools { list: list.collect(), choice: ToolChoice::Required, parallel: false, content: None });
     let mut library = Library::default();
     for seed in 0..10 {
         let mut guide = compile(&mut library, &tokenizer, &Constraint::Tools(Arc::clone(&tools))).unwrap();
@@ -216,5 +217,69 @@ fn as_many_tools_as_a_request_may_have_are_compiled_and_kept_apart() {
         assert!(walk.ended && has_called, "{}", walk.text);
         let value: Value = serde_json::from_str(&calls[0].arguments).unwrap();
         assert!(value[format!("a{}", calls[0].tool)].is_string(), "{calls:?}");
+    }
+}
+
+fn with_content(tools: &Tools, schema: Option<&Value>) -> Arc<Tools> {
+    let content = Some(JsonContent { schema: schema.map(Value::to_string), field: "response_format" });
+    Arc::new(Tools { content, ..tools.clone() })
+}
+
+#[test]
+fn an_answer_with_a_form_is_calls_or_of_its_schema() {
+    let tokenizer = default_tokenizer();
+    let mut library = Library::default();
+    // A text that looks like a call, and one that looks like a marker, as values of the schema.
+    let trap = format!("{CALL_OPEN}{NAME_OPEN}get\", \"arguments\": {{}}}}{CALL_CLOSE}");
+    let schema = json!({"type": "object", "properties": {"a": {"enum": [trap, "<tool_c"]}}, "required": ["a"],
+        "additionalProperties": false});
+    for (parallel, schema) in [(true, Some(schema)), (false, Some(json!({"enum": [trap, 7]}))), (true, None)] {
+        let tools = with_content(&tools(ToolChoice::Auto, parallel), schema.as_ref());
+        let constraint = Constraint::Tools(Arc::clone(&tools));
+        let (mut called, mut said) = (0, 0);
+        for seed in 0..60 {
+            let mut guided = Guided::from(compile(&mut library, &tokenizer, &constraint).unwrap());
+            assert!(guided.is_at_work(), "from its first token on");
+            let walk = walk(guided.get_mut(), &tokenizer, seed, if schema.is_some() { 4000 } else { 60 });
+            assert!(!walk.failed && (walk.ended || schema.is_none()), "{}", walk.text);
+            let (content, calls, has_called) = read(&tools, &walk.text);
+            if walk.text.starts_with('<') {
+                assert!(
+                    content.is_empty() && (has_called || !walk.ended) && (parallel || calls.len() <= 1),
+                    "{}",
+                    walk.text
+                );
+                calls.iter().filter(|call| call.is_complete).for_each(assert_fits);
+                called += 1;
+            } else {
+                assert!(calls.is_empty() && content == walk.text, "{}", walk.text);
+                assert!(schema.is_some() || walk.text.starts_with('{'), "{}", walk.text);
+                if walk.ended {
+                    let value: Value = serde_json::from_str(&walk.text).unwrap();
+                    let fits = value == trap || value == 7 || ["<tool_c", &trap].iter().any(|text| value["a"] == *text);
+                    assert!(fits || schema.is_none(), "{value}");
+                }
+                said += 1;
+            }
+        }
+        assert!(called > 3 && said > 3, "{called} answers called, {said} did not");
+    }
+}
+
+#[test]
+fn a_form_that_is_at_fault_is_named() {
+    let tokenizer = default_tokenizer();
+    let mut library = Library::default();
+    let hostile = json!({"allOf": vec![json!({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}); 24]});
+    for schema in [json!({"type": "strnig"}), json!({"$ref": "#/$defs/none"}), json!({"$ref": "#"}), hostile] {
+        let good = with_content(&tools(ToolChoice::Auto, true), Some(&schema));
+        let error = compile(&mut library, &tokenizer, &Constraint::Tools(Arc::clone(&good))).err().unwrap();
+        assert_eq!(error.field("tools"), "response_format", "{schema}: {error}");
+        // A tool that is at fault too goes first.
+        let list = vec![tool("bad", Some(json!({"type": "strnig"})))];
+        let bad = Arc::new(Tools { list, ..(*good).clone() });
+        let error = compile(&mut library, &tokenizer, &Constraint::Tools(bad)).err().unwrap();
+        assert_eq!(error.field("tools"), "tools[0].function.parameters", "{schema}: {error}");
+        assert!(error.to_string().len() < 400);
     }
 }

@@ -1,16 +1,17 @@
-//! Calls of tools as a grammar, each with arguments of its tool's schema.
+//! Calls of tools as a grammar, each with arguments of its tool's schema, and what an answer may be in their place.
 
 use std::fmt::Write as _;
 
-use net::api::{Tool, ToolChoice, Tools};
+use net::api::{JsonContent, Tool, ToolChoice, Tools};
 use serde_json::{Value, json};
 
 use super::GuideError;
 use super::grammar::{bounded, quoted, refused};
 use crate::text::{ARGUMENTS_OPEN, CALL_CLOSE, CALL_OPEN, NAME_OPEN, SPACE_MAX};
 
-/// What follows the beginning of a call that the model wrote, or that stands in the prompt.
-pub(super) fn lark(tools: &Tools) -> Result<String, GuideError> {
+/// What follows the beginning of a call that the model wrote, or that stands in the prompt; where what is no call has a form,
+/// all of an answer. `is_token`: a call may begin with a control token of that name.
+pub(super) fn lark(tools: &Tools, is_token: bool) -> Result<String, GuideError> {
     let mut rules = String::new();
     let may_be_called = |index| !matches!(tools.choice, ToolChoice::Named(named) if named != index);
     for (index, tool) in tools.list.iter().enumerate().filter(|(index, _)| may_be_called(*index)) {
@@ -30,11 +31,26 @@ pub(super) fn lark(tools: &Tools) -> Result<String, GuideError> {
         true => format!("\"}}\" gap {close} (gap {open} gap {name} call \"}}\" gap {close})~0..{MORE_CALLS_MAX} gap"),
         false => String::new(),
     };
+    if let Some(content) = &tools.content {
+        let schema = schema(content).map_err(|reason| GuideError::Content(content.field, Box::new(reason)))?;
+        let begin = if is_token { format!("({open} | {CALL_OPEN})") } else { open };
+        return Ok(format!(
+            "start: calls | content\ncalls: {begin} gap {name} call {more}\ncontent: %json {schema}\n{rules}"
+        ));
+    }
     Ok(match tools.choice {
         ToolChoice::Auto => format!("start: gap {name} call {more}\n{rules}"),
         ToolChoice::Required if tools.list.len() == 1 => format!("start: args_0 {more}\n{rules}"),
         _ => format!("start: call {more}\n{rules}"),
     })
+}
+
+/// The schema of what is no call.
+pub(super) fn schema(content: &JsonContent) -> Result<Value, GuideError> {
+    match &content.schema {
+        Some(text) => bounded(serde_json::from_str(text).map_err(|error| refused(&error.to_string()))?),
+        None => bounded(json!({"type": "object"})),
+    }
 }
 
 /// The schema of a tool's arguments, which are an object.

@@ -12,6 +12,7 @@ use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, Matcher, ParserFactory};
 use net::api::{Constraint, ToolChoice};
 use rtrb::{Consumer, Producer};
+use serde_json::Value;
 
 use super::calls;
 use super::grammar::{grammar, json_grammar, refused};
@@ -178,10 +179,20 @@ impl Library {
 type Place<'p> = (&'p ParserFactory, &'p Arc<Memory>);
 
 fn compile((factory, memory): Place<'_>, constraint: &Constraint) -> Result<Guide, GuideError> {
+    if let Constraint::Tools(tools) = constraint
+        && let Some(content) = &tools.content
+    {
+        // Beside calls nobody would see that it allows no text.
+        let alone = calls::schema(content).and_then(|schema| alone((factory, memory), schema));
+        alone.map_err(|reason| GuideError::Content(content.field, Box::new(reason)))?;
+    }
     let share = memory.share().ok_or(GuideError::Memory)?;
-    let is_free = matches!(constraint, Constraint::Tools(tools) if tools.choice == ToolChoice::Auto);
-    let marker = is_free.then(|| Marker::new(factory.tok_env().clone(), CALL_OPEN));
-    guide(factory, grammar(constraint)?, share, marker)
+    let words = factory.tok_env();
+    let is_free = matches!(constraint, Constraint::Tools(tools)
+        if tools.choice == ToolChoice::Auto && tools.content.is_none());
+    let marker = is_free.then(|| Marker::new(words.clone(), CALL_OPEN));
+    let is_token = words.tok_trie().get_special_token(CALL_OPEN).is_some();
+    guide(factory, grammar(constraint, is_token)?, share, marker)
 }
 
 fn guide(
@@ -205,16 +216,21 @@ fn guide(
     Ok(guide)
 }
 
+/// A guide for values of a schema.
+fn alone((factory, memory): Place<'_>, schema: Value) -> Result<Guide, GuideError> {
+    let share = memory.share().ok_or(GuideError::Memory)?;
+    guide(factory, TopLevelGrammar::from_grammar(json_grammar(schema)?), share, None)
+}
+
 /// The error, and which tool is to blame if one of them alone fails too.
-fn at_fault((factory, memory): Place<'_>, constraint: &Constraint, error: GuideError) -> GuideError {
+fn at_fault(place: Place<'_>, constraint: &Constraint, error: GuideError) -> GuideError {
     let Constraint::Tools(tools) = constraint else { return error };
-    let fails = |tool| {
-        let share = memory.share()?;
-        let grammar = calls::arguments(tool).and_then(json_grammar).map(TopLevelGrammar::from_grammar);
-        grammar.and_then(|grammar| guide(factory, grammar, share, None)).err()
+    let fails = |tool| match calls::arguments(tool).and_then(|schema| alone(place, schema)) {
+        Err(GuideError::Memory) | Ok(_) => None,
+        Err(error) => Some(error),
     };
     let mut tools = tools.list.iter().enumerate();
-    tools.find_map(|(index, tool)| fails(tool).map(|error| GuideError::Tool(index, Box::new(error)))).unwrap_or(error)
+    tools.find_map(|(index, tool)| Some(GuideError::Tool(index, Box::new(fails(tool)?)))).unwrap_or(error)
 }
 
 /// Constraints that wait to be compiled.

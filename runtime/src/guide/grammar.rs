@@ -9,7 +9,8 @@ use super::gbnf::{self, Translated};
 use super::schema;
 use super::{ALTERNATIVES_MAX, DEPTH_MAX, GuideError};
 
-pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, GuideError> {
+/// `is_token`: a call may begin with a control token.
+pub(super) fn grammar(constraint: &Constraint, is_token: bool) -> Result<TopLevelGrammar, GuideError> {
     Ok(TopLevelGrammar::from_grammar(match constraint {
         Constraint::JsonObject => json_grammar(json!({"type": "object"}))?,
         Constraint::JsonSchema(text) => {
@@ -30,7 +31,7 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, GuideE
                 Translated::Lark(text) => GrammarWithLexer::from_lark(text),
             },
         },
-        Constraint::Tools(tools) => GrammarWithLexer::from_lark(calls::lark(tools)?),
+        Constraint::Tools(tools) => GrammarWithLexer::from_lark(calls::lark(tools, is_token)?),
     }))
 }
 

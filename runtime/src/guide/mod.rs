@@ -164,6 +164,7 @@ impl GuideError {
     pub fn field(&self, field: &'static str) -> Cow<'static, str> {
         match self {
             Self::Tool(index, _) => format!("{field}[{index}].function.parameters").into(),
+            Self::Content(field, _) => (*field).into(),
             _ => field.into(),
         }
     }
@@ -199,6 +200,9 @@ pub enum GuideError {
     /// The tool of that index is at fault.
     #[error("{1}")]
     Tool(usize, Box<Self>),
+    /// That field of the request is at fault, which says what an answer is that calls no tool.
+    #[error("{1}")]
+    Content(&'static str, Box<Self>),
 }
 
 /// What a grammar may take, so that a hostile one holds up no step for long and takes little memory.

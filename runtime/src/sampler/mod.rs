@@ -1,7 +1,7 @@
 //! Chooses the next token from logits. The same logits, parameters, seed and position give the same token everywhere.
 //!
 //! Order of the steps: what is allowed at all, where an answer has a form to keep to; logit bias; repetition penalty (Hugging Face: prompt and output tokens, positive logits divided,
-//! negative ones multiplied); frequency and presence penalty (OpenAI: output tokens only, subtracted); temperature;
+//! negative ones multiplied); frequency and presence penalty (OpenAI: output tokens only, subtracted); what is forbidden yet; temperature;
 //! top-k; top-p; min-p; one draw. Without these three the draw is the best of perturbed logits (`kernels::draw`), so that it
 //! too depends on few tokens. Each filter keeps at least one token and works on what the one before it kept. Tokens are ordered
 //! by logit, equal ones by id. Log-probabilities are those of the raw logits, before all of this.
@@ -38,6 +38,9 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Added to the logits of tokens; ids outside the vocabulary are passed over.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens that are not chosen for positions before `forbidden_until`.
+    pub forbidden: Vec<u32>,
+    pub forbidden_until: u64,
     pub seed: u64,
     /// `Some(n)`: the log-probability of the token and of the n best ones.
     pub logprobs: Option<u8>,
@@ -94,6 +97,8 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             logit_bias: Vec::new(),
+            forbidden: Vec::new(),
+            forbidden_until: 0,
             seed: 0,
             logprobs: None,
         }
@@ -124,10 +129,11 @@ impl SamplingParams {
         Some(Reach { count: 1, distance: 0.0, draw: Some(self.draw(position)) })
     }
 
-    /// Tokens whose logits bias and penalties change.
+    /// Tokens whose logits bias and penalties change, and those that may be forbidden.
     pub fn changed<'a>(&'a self, history: &'a History) -> impl Iterator<Item = u32> + 'a {
         let seen = if changes_seen(self) { history.seen() } else { &[] };
-        self.logit_bias.iter().map(|&(token, _)| token).chain(seen.iter().map(|seen| seen.token))
+        let biased = self.logit_bias.iter().map(|&(token, _)| token);
+        biased.chain(self.forbidden.iter().copied()).chain(seen.iter().map(|seen| seen.token))
     }
 
     fn draw(&self, position: u64) -> Draw {
@@ -225,6 +231,9 @@ impl Sampler {
         // Penalties touch few tokens: their raw logits are kept aside for the log-probability.
         self.candidates.save_touched(logits, params, history, log_sum.is_some());
         penalise(logits, params, history);
+        if position < params.forbidden_until {
+            forbid(logits, &params.forbidden);
+        }
         let max = clean(logits).ok_or(SampleError::NoFiniteLogit { count: logits.len() })?;
         let token = self.choose(logits, max, params, position);
         let raw = self.candidates.saved(token).unwrap_or(logits[token as usize]);
@@ -272,7 +281,7 @@ impl Sampler {
 }
 
 fn changes_logits(params: &SamplingParams) -> bool {
-    !params.logit_bias.is_empty() || changes_seen(params)
+    !params.logit_bias.is_empty() || !params.forbidden.is_empty() || changes_seen(params)
 }
 
 fn changes_seen(params: &SamplingParams) -> bool {
@@ -294,6 +303,15 @@ fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History) {
             #[expect(clippy::cast_precision_loss, reason = "counts are bounded by the context")]
             let count = seen.output_count as f32;
             *logit -= params.frequency_penalty * count + params.presence_penalty;
+        }
+    }
+}
+
+/// Takes these tokens out.
+fn forbid(logits: &mut [f32], forbidden: &[u32]) {
+    for token in forbidden {
+        if let Some(logit) = logits.get_mut(*token as usize) {
+            *logit = f32::NEG_INFINITY;
         }
     }
 }

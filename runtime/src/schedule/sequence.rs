@@ -1,6 +1,7 @@
 //! What a stream asks for, and its state while it is computed.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::attention::BLOCK;
@@ -64,6 +65,8 @@ pub struct NewSequence {
     pub stop_at_end: bool,
     /// What its answer must look like, as far as that has come.
     pub guide: Option<Guided>,
+    /// What its client expects it to be, of which drafts look at [`LOOK_BACK_MAX`](crate::speculate::LOOK_BACK_MAX) tokens; drafts come from it.
+    pub predicted: Arc<[u32]>,
     pub scoring: Option<Scoring>,
 }
 
@@ -120,6 +123,7 @@ pub struct Sequence {
     pub stop_at_end: bool,
     /// What its answer must look like, as far as that has come.
     pub guide: Option<Guided>,
+    pub predicted: Arc<[u32]>,
     pub scoring: Option<Scoring>,
     /// What penalties look at.
     pub history: History,
@@ -149,6 +153,7 @@ impl NewSequence {
             sampling,
             stop_at_end: true,
             guide: None,
+            predicted: Arc::default(),
             scoring: None,
         }
     }
@@ -205,6 +210,7 @@ impl Sequence {
             sampling: new.sampling,
             stop_at_end: new.stop_at_end,
             guide: new.guide,
+            predicted: new.predicted,
             scoring: new.scoring,
             history,
             draft: Draft::default(),
@@ -229,6 +235,7 @@ impl Sequence {
             sampling: self.sampling,
             stop_at_end: self.stop_at_end,
             guide: self.guide,
+            predicted: self.predicted,
             scoring: self.scoring,
         }
     }

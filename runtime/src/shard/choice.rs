@@ -1,6 +1,6 @@
 //! One answer in the making: tokens in, whole characters and calls out, stop strings never shown.
 
-use net::api::{FinishReason, Logprobs};
+use net::api::{Ending, FinishReason, Logprobs};
 
 use crate::engine::{Finish, Sampled};
 use crate::model::Model;
@@ -15,6 +15,11 @@ pub(super) struct Choice {
     /// Where it may call tools; stop strings end its text only.
     reader: Option<CallReader>,
     stops: StopMatcher,
+    stop_tokens: Box<[u32]>,
+    /// Whether what stops the text is shown, and so many tokens go by before it is looked for.
+    shows_stop: bool,
+    tokens_min: u64,
+    shows_control: bool,
     decoded: String,
     /// What of it is text.
     content: String,
@@ -36,7 +41,7 @@ impl Choice {
     pub(super) fn new(
         index: u32,
         prompt: usize,
-        stops: &[String],
+        ending: &Ending,
         with_logprobs: bool,
         reader: Option<CallReader>,
     ) -> Self {
@@ -45,7 +50,11 @@ impl Choice {
             prompt,
             detokenizer: Detokenizer::new(),
             reader,
-            stops: StopMatcher::new(stops),
+            stops: StopMatcher::new(&ending.strings).showing(ending.shows_stop),
+            stop_tokens: ending.tokens.as_slice().into(),
+            shows_stop: ending.shows_stop,
+            tokens_min: u64::from(ending.tokens_min),
+            shows_control: ending.shows_control,
             decoded: String::new(),
             content: String::new(),
             ready: String::new(),
@@ -72,15 +81,17 @@ impl Choice {
     pub(super) fn push(&mut self, model: &Model, sampled: &Sampled, finish: Option<Finish>) {
         self.tokens += 1;
         self.last_token = sampled.token;
-        if let Some(logprobs) = sampled.logprobs.as_ref().filter(|_| self.calls().is_empty()) {
+        let stops = self.stop_tokens.contains(&sampled.token);
+        let is_shown = !stops || self.shows_stop;
+        if let Some(logprobs) = sampled.logprobs.as_ref().filter(|_| is_shown && self.calls().is_empty()) {
             self.logprobs.push(sampled.token, logprobs.logprob, &logprobs.top);
         }
-        let piece = self.piece(model, sampled.token);
+        let piece = if is_shown { self.piece(model, sampled.token) } else { &[] };
         self.decoded.clear();
         self.detokenizer.push(piece, &mut self.decoded);
         if self.take_decoded() {
             self.finish = Some(FinishReason::Stop);
-        } else if let Some(finish) = finish {
+        } else if let Some(finish) = if stops { Some(Finish::Stop) } else { finish } {
             self.end(finish);
         }
     }
@@ -132,7 +143,12 @@ impl Choice {
                 &self.content
             }
         };
-        let stopped = self.stops.push(text, &mut self.ready).is_some();
+        let stopped = if self.tokens <= self.tokens_min {
+            self.ready.push_str(text);
+            false
+        } else {
+            self.stops.push(text, &mut self.ready).is_some()
+        };
         self.sort_logprobs(false);
         if !self.calls().is_empty() {
             // No text follows.
@@ -157,6 +173,10 @@ impl Choice {
         if self.reader.is_some() && tokenizer.is_control(token) && tokenizer.token_text(token) == CALL_OPEN.as_bytes() {
             return CALL_OPEN.as_bytes();
         }
-        tokenizer.piece(token)
+        if self.shows_control && tokenizer.is_control(token) {
+            tokenizer.token_text(token)
+        } else {
+            tokenizer.piece(token)
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gguf::TensorType;
-use net::api::{self, Constraint, DevicePreference, Endpoint, GenerateRequest, QuantizationPreference};
+use net::api::{self, DevicePreference, Ending, Endpoint, GenerateRequest, QuantizationPreference};
 use net::error::{ApiError, Code};
 use net::http::Request;
 use net::json::Reader;
@@ -88,6 +88,7 @@ pub(super) async fn run(
     };
     work.guides = guides;
     let client = client_of(shard, peer, request);
+    work::reserve_logprobs(shard, work.logprobs_bytes)?;
     let mut generation = Generation::new(shard, (peer, client), picked, id, &generate, work, arrival);
     generation.submit(&generate).await?;
     let reply = Reply::new(&generation.served.model, endpoint, request, id, &generate, &generation.work);
@@ -212,7 +213,7 @@ impl<'a> Generation<'a> {
             pending_tokens,
             placed: None,
             work,
-            constrained_by: generate.constraint.as_ref().map_or("", Constraint::field),
+            constrained_by: generate.constrained_by,
             inbox,
             streams: Vec::with_capacity(wanted),
             choices: Vec::with_capacity(wanted),
@@ -235,10 +236,10 @@ impl<'a> Generation<'a> {
 
     fn start(&mut self, generate: &GenerateRequest, prompt: usize) -> Result<(), ApiError> {
         let index = self.choices.len();
-        let Work { prompts, tokens_max, stops, with_logprobs, .. } = &self.work;
+        let Work { prompts, tokens_max, ending, with_logprobs, .. } = &self.work;
         let reader = generate.tools().map(|tools| CallReader::new(Arc::clone(tools), &text::forced(tools)));
         let place = u32::try_from(index).expect("bounded by the schema");
-        let mut choice = Choice::new(place, prompt, stops, *with_logprobs, reader);
+        let mut choice = Choice::new(place, prompt, ending, *with_logprobs, reader);
         let scoring = self.work.scoring;
         if scoring.is_some() {
             choice.logprobs.push_first(prompts[prompt][0]);
@@ -248,13 +249,15 @@ impl<'a> Generation<'a> {
             return Ok(());
         }
         let stream = StreamId(self.shard.next_id());
-        let sampling = sampling(generate, self.seed.wrapping_add(index as u64));
+        let ends = self.served.model.tokenizer.end_of_generation();
+        let sampling = sampling(generate, self.seed.wrapping_add(index as u64), (ends, prompts[prompt].len()));
         let (tokens, tokens_max) = (prompts[prompt].clone(), tokens_max[prompt]);
         let sequence = NewSequence {
             client: self.client,
             priority: priority_of(generate.priority),
             stop_at_end: !generate.ignore_eos,
             guide: self.work.guides.pop().map(Guided::from),
+            predicted: Arc::clone(&self.work.predicted),
             scoring,
             ..NewSequence::new(stream, tokens, tokens_max, sampling, self.clock.arrival)
         };
@@ -529,6 +532,7 @@ impl Drop for Generation<'_> {
             self.shard.cancel(*stream);
         }
         self.shard.admission.remove_pending(self.pending_tokens);
+        self.shard.logprobs_bytes.set(self.shard.logprobs_bytes.get().saturating_sub(self.work.logprobs_bytes));
         let receipt = self.receipt();
         self.shard.control.receipts[self.shard.index].write(&receipt);
         self.peer.computed(&self.served.model.name, receipt);
@@ -567,7 +571,7 @@ fn is_plain(generate: &GenerateRequest) -> bool {
         && generate.frequency_penalty == 0.0
         && generate.presence_penalty == 0.0
         && generate.logit_bias.is_empty()
-        && generate.stop.is_empty()
+        && generate.ending == Ending::default()
         && generate.constraint.is_none()
         && !generate.ignore_eos
 }
@@ -580,8 +584,13 @@ pub(super) fn priority_of(priority: api::Priority) -> Priority {
     }
 }
 
-fn sampling(generate: &GenerateRequest, seed: u64) -> SamplingParams {
+/// `ends`: tokens that end any text.
+fn sampling(generate: &GenerateRequest, seed: u64, (ends, prompt_len): (&[u32], usize)) -> SamplingParams {
+    let Ending { tokens, tokens_min, .. } = &generate.ending;
+    let forbidden = if *tokens_min > 0 { [ends, tokens.as_slice()].concat() } else { Vec::new() };
     SamplingParams {
+        forbidden,
+        forbidden_until: prompt_len as u64 + u64::from(*tokens_min),
         temperature: generate.temperature,
         top_k: generate.top_k,
         top_p: generate.top_p,

@@ -274,6 +274,8 @@ pub struct Shard {
     counter: Cell<u64>,
     random: Cell<u64>,
     rss_bytes: Cell<u64>,
+    /// What the log-probabilities of requests that are being answered may come to.
+    logprobs_bytes: Cell<usize>,
     /// Of request bodies that are on their way or being answered.
     body_bytes: Cell<usize>,
 }
@@ -322,6 +324,7 @@ impl Shard {
             outbox: link.outbox,
             jobs: RefCell::default(),
             comparing: Cell::new(false),
+            logprobs_bytes: Cell::new(0),
             streams: RefCell::default(),
             sequences_max: slots_max + waiting_max + gpus.slots(),
             admission,

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use net::api::{self, ContentBody, DetokenizeRequest, TokenizeInput, TokenizeRequest, TokensBody};
+use net::api::{self, ContentBody, DetokenizeRequest, Rendering, TokenizeInput, TokenizeRequest, TokensBody};
 use net::error::ApiError;
 use net::http::Request;
 
@@ -41,7 +41,7 @@ pub(super) async fn tokenize(
             model.tokenizer.encode(text, add_special, parse_special, &mut tokens);
             Ok(tokens)
         }
-        TokenizeInput::Messages(messages) => chat_tokens(&model, messages, None),
+        TokenizeInput::Messages(messages) => chat_tokens(&model, messages, None, &Rendering::default()),
     });
     let Some(tokens) = tokens.await? else { return Ok(false) };
     let tokens: Vec<u32> = tokens?;

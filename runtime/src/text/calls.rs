@@ -223,7 +223,7 @@ mod tests {
     fn tools() -> Arc<Tools> {
         let tool = |name: &str| Tool { name: name.into(), definition: "{}".into(), parameters: None };
         let list = ["get", "get_weather", "f-2"].map(tool).to_vec();
-        Arc::new(Tools { list, choice: ToolChoice::Auto, parallel: true })
+        Arc::new(Tools { list, choice: ToolChoice::Auto, parallel: true, content: None })
     }
 
     /// Content, calls, and whether it has called, of an answer that comes in these pieces.

@@ -33,6 +33,9 @@ impl Message {
     }
 }
 
+/// Names of variables and their values.
+pub type Variables = serde_json::Map<String, serde_json::Value>;
+
 /// Why a template gives no prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
@@ -45,6 +48,9 @@ pub enum TemplateError {
     /// More work or output than a prompt can need.
     #[error("the chat template takes more than {FUEL} units of work")]
     TooMuchWork,
+    /// The template leaves out the message that is to be continued.
+    #[error("the chat template leaves out the last message")]
+    LeftOut,
     /// The template fails on these messages.
     #[error("the chat template fails: {0}")]
     Render(#[source] Error),
@@ -109,17 +115,19 @@ impl ChatTemplate {
     /// # Errors
     /// The template's refusal or failure; it is bounded in work, memory and depth.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        self.render_with_tools(messages, &[], add_generation_prompt)
+        self.render_with(messages, &[], &Variables::new(), add_generation_prompt)
     }
 
-    /// As [`render`](Self::render), with the `tools` of the request (OpenAI's objects); none are undefined in the template.
+    /// As [`render`](Self::render), with the `tools` of the request (OpenAI's objects; none are undefined in the template),
+    /// and with further variables, which go behind those that are set here.
     ///
     /// # Errors
     /// As [`render`](Self::render).
-    pub fn render_with_tools(
+    pub fn render_with(
         &self,
         messages: &[Message],
         tools: &[serde_json::Value],
+        variables: &Variables,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
         let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
@@ -127,10 +135,10 @@ impl ChatTemplate {
         let context = context! {
             messages => Value::from(Serde(messages)),
             tools,
-            documents => (),
             add_generation_prompt,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
+            ..context! { ..Value::from(Serde(variables)), ..context! { documents => () } }
         };
         template.render(context).map_err(classify)
     }

@@ -1,6 +1,6 @@
 //! Chat templates in use, with what Python's Jinja gives for them (trim_blocks, lstrip_blocks, loop controls).
 
-use super::{ChatTemplate, Message, TemplateError};
+use super::{ChatTemplate, Message, TemplateError, Variables};
 
 fn render(
     template: &str,
@@ -8,7 +8,7 @@ fn render(
     tools: &[serde_json::Value],
     open: bool,
 ) -> Result<String, TemplateError> {
-    ChatTemplate::from_source(template, "<s>", "</s>").unwrap().render_with_tools(messages, tools, open)
+    ChatTemplate::from_source(template, "<s>", "</s>").unwrap().render_with(messages, tools, &Variables::new(), open)
 }
 
 fn chat() -> Vec<Message> {

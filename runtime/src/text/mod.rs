@@ -21,7 +21,7 @@ mod tool_prompt;
 mod vocabulary;
 
 pub use calls::{ARGUMENTS_OPEN, CALL_CLOSE, CALL_OPEN, Call, CallReader, NAME_OPEN, SPACE_MAX};
-pub use chat_template::{ChatTemplate, Message, TemplateError};
+pub use chat_template::{ChatTemplate, Message, TemplateError, Variables};
 pub use detokenizer::Detokenizer;
 pub use pretokenize::PreTokenizer;
 pub use stop::StopMatcher;

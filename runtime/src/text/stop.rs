@@ -4,6 +4,8 @@
 #[derive(Clone, Debug, Default)]
 pub struct StopMatcher {
     stops: Vec<Stop>,
+    /// Whether the stop string that ends the text is part of it.
+    shows: bool,
     /// Text not let out yet: it may be the beginning of a stop string.
     held: String,
     done: bool,
@@ -31,14 +33,21 @@ impl StopMatcher {
         Self {
             held: String::with_capacity(if bytes_max > 0 { bytes_max + PIECE_BYTES } else { 0 }),
             stops,
+            shows: false,
             done: false,
         }
+    }
+
+    /// One that lets the stop string out too, if `shows`.
+    #[must_use]
+    pub fn showing(self, shows: bool) -> Self {
+        Self { shows, ..self }
     }
 
     /// Takes in `text` and appends to `out` what cannot be part of a stop string any more.
     ///
     /// The answer is the index of the stop string that is complete first (of those complete at one place the longest);
-    /// it and all that follows stay out of `out`, also in later calls.
+    /// it (unless it is shown) and all that follows stay out of `out`, also in later calls.
     pub fn push(&mut self, text: &str, out: &mut String) -> Option<usize> {
         if self.done {
             return None;
@@ -58,7 +67,8 @@ impl StopMatcher {
                 }
             }
             if let Some(stop) = complete {
-                out.push_str(&self.held[..end + 1 - stop.bytes.len()]);
+                let hidden = if self.shows { 0 } else { stop.bytes.len() };
+                out.push_str(&self.held[..end + 1 - hidden]);
                 let index = stop.index;
                 self.held.clear();
                 self.done = true;
@@ -140,6 +150,21 @@ mod tests {
         assert_eq!(run(&["abcd", "bc"], "xabcd", 2), ("xa".into(), Some(1)));
         assert_eq!(run(&["", "\n"], "é\n", 1), ("é".into(), Some(1)));
         assert_eq!(run(&[], "é\n", 1), ("é\n".into(), None));
+    }
+
+    #[test]
+    fn a_stop_string_is_shown_if_it_should() {
+        for (stops, text, shown) in [(&["b", "ab"][..], "xabc", "xab"), (&["</s>"], "a </b </s>é", "a </b </s>")] {
+            for step in 1..5 {
+                let (mut matcher, mut out) = (StopMatcher::new(stops).showing(true), String::new());
+                let chars: Vec<char> = text.chars().collect();
+                for piece in chars.chunks(step) {
+                    matcher.push(&piece.iter().collect::<String>(), &mut out);
+                }
+                matcher.finish(&mut out);
+                assert_eq!(out, shown);
+            }
+        }
     }
 
     proptest! {

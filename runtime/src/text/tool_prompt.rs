@@ -1,30 +1,40 @@
-//! Tools in a prompt: told by the model's own template if that writes calls as we read them, else by a system text of ours
-//! in the manner of the Hermes models.
+//! A conversation as a prompt. Tools are told by the model's own template if that writes calls as we read them, else by a
+//! system text of ours in the manner of the Hermes models.
 
-use net::api::{self, Role, ToolChoice, Tools};
+use net::api::{self, PromptEnd, Rendering, Role, ToolChoice, Tools};
 use serde_json::{Value, json};
 
 use super::calls::{ARGUMENTS_OPEN, CALL_CLOSE, CALL_OPEN, NAME_OPEN};
 use super::chat_template::{ChatTemplate, Message, TemplateError, python_json};
 
-/// The prompt for `messages`, with the assistant's turn opened.
+/// The prompt for `messages`, with variables and an end as `rendering` says.
 ///
 /// # Errors
-/// As [`ChatTemplate::render`].
+/// As [`ChatTemplate::render`]; [`TemplateError::LeftOut`] where there is no message to be continued.
 pub fn chat_prompt(
     template: &ChatTemplate,
     messages: &[api::Message],
     tools: Option<&Tools>,
+    rendering: &Rendering,
 ) -> Result<String, TemplateError> {
     let has_calls = |message: &api::Message| message.role == Role::Tool || !message.tool_calls.is_empty();
     let definitions: Vec<Value> =
         tools.iter().flat_map(|tools| &tools.list).map(|tool| parsed(&tool.definition)).collect();
-    let mut prompt = if template.writes_calls() || tools.is_none() && !messages.iter().any(has_calls) {
-        let messages: Vec<Message> = messages.iter().map(message).collect();
-        template.render_with_tools(&messages, &definitions, true)?
-    } else {
-        template.render(&told(messages, &definitions)?, true)?
+    let variables = rendering.variables.iter().map(|(name, value)| (name.clone(), parsed(value))).collect();
+    let tells = template.writes_calls() || tools.is_none() && !messages.iter().any(has_calls);
+    let (mut messages, definitions) = match tells {
+        true => (messages.iter().map(message).collect(), definitions),
+        false => (told(messages, &definitions)?, Vec::new()),
     };
+    let continues = rendering.end == PromptEnd::Continued;
+    if let Some(last) = messages.last_mut().filter(|_| continues) {
+        last.content += CONTINUED;
+    }
+    let opens = rendering.end == PromptEnd::Opened;
+    let mut prompt = template.render_with(&messages, &definitions, &variables, opens)?;
+    if continues {
+        prompt.truncate(prompt.rfind(CONTINUED).ok_or(TemplateError::LeftOut)?);
+    }
     if let Some(tools) = tools {
         prompt += &forced(tools);
     }
@@ -120,6 +130,9 @@ fn parsed(json: &str) -> Value {
     serde_json::from_str(json).expect("the request's parser has read it")
 }
 
+/// Stands where a message is to be continued, for as long as the template works.
+const CONTINUED: &str = "<|the answer goes on here|>";
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -147,7 +160,11 @@ mod tests {
             ),
             parameters: Some(r#"{"type":"object"}"#.into()),
         };
-        Arc::new(Tools { list: names.iter().map(tool).collect(), choice, parallel: true })
+        Arc::new(Tools { list: names.iter().map(tool).collect(), choice, parallel: true, content: None })
+    }
+
+    fn prompt_of(template: &ChatTemplate, messages: &[api::Message], tools: Option<&Tools>) -> String {
+        chat_prompt(template, messages, tools, &Rendering::default()).unwrap()
     }
 
     const PLAIN: &str = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}";
@@ -165,7 +182,7 @@ mod tests {
             called("Both.", &[("f", "{}")]),
             said(Role::Tool, "snow"),
         ];
-        let prompt = chat_prompt(&template, &chat, Some(&tools(ToolChoice::Auto, &["f", "g"]))).unwrap();
+        let prompt = prompt_of(&template, &chat, Some(&tools(ToolChoice::Auto, &["f", "g"])));
         let definition = |name: &str| {
             format!(r#"{{"type": "function", "function": {{"name": "{name}", "parameters": {{"type": "object"}}}}}}"#)
         };
@@ -183,11 +200,11 @@ mod tests {
         );
         assert_eq!(rest, expected);
         // Without a system message of its own, and without tools.
-        let prompt = chat_prompt(&template, &chat[1..], Some(&tools(ToolChoice::Auto, &["f"]))).unwrap();
+        let prompt = prompt_of(&template, &chat[1..], Some(&tools(ToolChoice::Auto, &["f"])));
         assert!(prompt.starts_with("[system] You can call"), "{prompt}");
-        let prompt = chat_prompt(&template, &chat, None).unwrap();
+        let prompt = prompt_of(&template, &chat, None);
         assert!(prompt.starts_with("[system] Be kind.\n[user] Weather?\n[assistant] <tool_call>\n"), "{prompt}");
-        let plain = chat_prompt(&template, &chat[..2], None).unwrap();
+        let plain = prompt_of(&template, &chat[..2], None);
         assert_eq!(plain, "[system] Be kind.\n[user] Weather?\n[assistant] ");
     }
 
@@ -196,8 +213,8 @@ mod tests {
         let template = ChatTemplate::from_source(HERMES, "", "").unwrap();
         let chat = [said(Role::User, "a"), called("", &[("f", r#"{"x":[1]}"#)]), said(Role::Tool, "sun")];
         let expected = "[user] a\n[assistant] <tool_call>f {\"x\": [1]}</tool_call>\n[tool] sun\n";
-        assert_eq!(chat_prompt(&template, &chat, None).unwrap(), expected);
-        let prompt = chat_prompt(&template, &chat, Some(&tools(ToolChoice::Auto, &["f"]))).unwrap();
+        assert_eq!(prompt_of(&template, &chat, None), expected);
+        let prompt = prompt_of(&template, &chat, Some(&tools(ToolChoice::Auto, &["f"])));
         assert!(prompt.starts_with("{\"type\": \"function\"") && prompt.ends_with(expected), "{prompt}");
     }
 
@@ -212,10 +229,47 @@ mod tests {
             (ToolChoice::Named(1), &["f", "g"], "[assistant] <tool_call>\n{\"name\": \"g\", \"arguments\":"),
         ] {
             let tools = tools(choice, names);
-            let prompt = chat_prompt(&template, &chat, Some(&tools)).unwrap();
+            let prompt = prompt_of(&template, &chat, Some(&tools));
             assert!(prompt.ends_with(end), "{prompt}");
             let reader = CallReader::new(Arc::clone(&tools), &forced(&tools));
             assert_eq!(reader.calls().len(), usize::from(end.ends_with(':')));
         }
+    }
+
+    #[test]
+    fn a_prompt_ends_as_the_request_says() {
+        let template = ChatTemplate::from_source(PLAIN, "", "").unwrap();
+        let chat = [said(Role::User, "a"), said(Role::Assistant, "Once [assistant] \n")];
+        let of = |end, tools: Option<&Tools>| {
+            chat_prompt(&template, &chat, tools, &Rendering { end, ..Rendering::default() }).unwrap()
+        };
+        let closed = "[user] a\n[assistant] Once [assistant] \n\n";
+        assert_eq!(of(PromptEnd::Opened, None), format!("{closed}[assistant] "));
+        assert_eq!(of(PromptEnd::Closed, None), closed);
+        let continued = "[user] a\n[assistant] Once [assistant] \n";
+        assert_eq!(of(PromptEnd::Continued, None), continued);
+        let told = of(PromptEnd::Continued, Some(&tools(ToolChoice::Auto, &["f"])));
+        assert!(told.starts_with("[system]") && told.ends_with(continued), "{told}");
+        let forgetful = ChatTemplate::from_source("{{ messages[0].content }}", "", "").unwrap();
+        let rendering = Rendering { end: PromptEnd::Continued, ..Rendering::default() };
+        assert!(matches!(chat_prompt(&forgetful, &chat, None, &rendering), Err(TemplateError::LeftOut)));
+    }
+
+    #[test]
+    fn a_template_gets_the_variables_of_the_request_and_keeps_its_own() {
+        let source = "{{ bos_token }}{% if enable_thinking is defined and not enable_thinking %}short{% endif %}|\
+            {{ documents }}|{% if deep is defined %}{{ deep.list[1] }}{% endif %}|{{ tools }}|{{ messages | length }}";
+        let template = ChatTemplate::from_source(source, "<s>", "").unwrap();
+        let of = |variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            chat_prompt(&template, &[said(Role::User, "a")], None, &Rendering { variables, ..Rendering::default() })
+        };
+        assert_eq!(of(&[]).unwrap(), "<s>|None||None|1");
+        let given = [("enable_thinking", "false"), ("deep", r#"{"list":[1,"<b>"]}"#), ("documents", "7")];
+        assert_eq!(of(&given).unwrap(), "<s>short|7|<b>|None|1");
+        // Those that the server sets go first, whoever lets others through.
+        assert_eq!(of(&[("bos_token", "\"x\""), ("messages", "[]"), ("tools", "[1]")]).unwrap(), "<s>|None||None|1");
+        // What can't be used as the template uses it is the request's fault.
+        assert!(matches!(of(&[("deep", "3")]), Err(TemplateError::Render(_))));
     }
 }

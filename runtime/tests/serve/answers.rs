@@ -78,6 +78,84 @@ fn stop_strings_end_an_answer_and_are_not_shown_even_across_tokens() {
     assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
 }
 
+/// The answer as one body; its stream must be the same.
+fn both(server: &Server, max_tokens: u32, more: &Value) -> Value {
+    let answer = server.ask(CHAT, &chat(max_tokens, more));
+    let mut body = chat(max_tokens, more);
+    body["stream"] = json!(true);
+    let chunks = server.post(CHAT, &body.to_string()).chunks();
+    assert_eq!(streamed_text(&chunks, 0), content(&answer), "{more}");
+    let finish = &chunks.last().unwrap()["choices"][0]["finish_reason"];
+    assert_eq!(finish, &answer["choices"][0]["finish_reason"], "{more}");
+    answer
+}
+
+fn pieces(server: &Server, text: &str) -> Vec<(u64, String)> {
+    let answer = server.ask("/v1/tokenize", &json!({"content": text, "with_pieces": true}));
+    let tokens = answer["tokens"].as_array().unwrap().iter();
+    tokens.map(|token| (token["id"].as_u64().unwrap(), token["piece"].as_str().unwrap().to_owned())).collect()
+}
+
+#[test]
+fn stop_tokens_and_the_least_length_decide_where_an_answer_ends() {
+    let server = Server::start(&[]);
+    let text = content(&server.ask(CHAT, &chat(24, &json!({})))).to_owned();
+    let tokens = pieces(&server, &text);
+    let (stop, piece) = &tokens[5];
+    let first = tokens.iter().position(|(id, _)| id == stop).unwrap();
+    let before: String = tokens[..first].iter().map(|(_, piece)| piece.as_str()).collect();
+    let hidden = both(&server, 24, &json!({"stop_token_ids": [stop]}));
+    assert_eq!((content(&hidden), &hidden["choices"][0]["finish_reason"]), (before.as_str(), &json!("stop")));
+    assert_eq!(hidden["usage"]["completion_tokens"], first + 1);
+    let shown = both(&server, 24, &json!({"stop_token_ids": [stop], "include_stop_str_in_output": true}));
+    assert_eq!(content(&shown), format!("{before}{piece}"));
+    let logprobs = json!({"stop_token_ids": [stop], "logprobs": true});
+    let told = server.ask(CHAT, &chat(24, &logprobs))["choices"][0]["logprobs"]["content"].clone();
+    assert_eq!(told.as_array().unwrap().len(), first, "what is not shown has none");
+    let word = piece.trim();
+    let at = text.find(word).unwrap() + word.len();
+    let shown = both(&server, 24, &json!({"stop": [word], "include_stop_str_in_output": true}));
+    assert_eq!(content(&shown), &text[..at]);
+    // Not before its time, and the same text until then.
+    let later = both(&server, 24, &json!({"stop": [word], "min_tokens": 24}));
+    assert_eq!((content(&later), &later["choices"][0]["finish_reason"]), (text.as_str(), &json!("length")));
+    let (end, _) = pieces(&server, "<|eot_id|>").pop().unwrap();
+    let ends = |min: u32| json!({"min_tokens": min, "logit_bias": {end.to_string(): 100}});
+    assert_eq!(both(&server, 24, &ends(0))["usage"]["completion_tokens"], 0);
+    let five = both(&server, 24, &ends(5));
+    assert_eq!(
+        (&five["usage"]["completion_tokens"], &five["choices"][0]["finish_reason"]),
+        (&json!(5), &json!("stop"))
+    );
+    assert!(text.starts_with(content(&five)) && !content(&five).is_empty(), "{five}");
+    let forbidden = both(&server, 24, &json!({"min_tokens": 24, "stop_token_ids": [stop]}));
+    assert!(!content(&forbidden).starts_with(&format!("{before}{piece}")), "{forbidden}");
+    let refused = server.post(CHAT, &chat(24, &json!({"stop_token_ids": [u32::MAX]})).to_string());
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("stop_token_ids")));
+}
+
+#[test]
+fn control_tokens_are_shown_on_demand() {
+    let server = Server::start(&[]);
+    let (header, _) = pieces(&server, "<|start_header_id|>").pop().unwrap();
+    let bias = json!({header.to_string(): 100});
+    assert_eq!(content(&both(&server, 3, &json!({"logit_bias": bias}))), "");
+    let shown = both(&server, 3, &json!({"logit_bias": bias, "skip_special_tokens": false}));
+    assert_eq!(content(&shown), "<|start_header_id|>".repeat(3));
+}
+
+#[test]
+fn an_answer_goes_on_with_the_last_message() {
+    let server = Server::start(&[]);
+    let text = content(&server.ask(CHAT, &chat(24, &json!({})))).to_owned();
+    let begun: String = pieces(&server, &text)[..8].iter().map(|(_, piece)| piece.as_str()).collect();
+    let said =
+        json!([{"role": "user", "content": "Tell me a story about a fox."}, {"role": "assistant", "content": begun}]);
+    let more =
+        json!({"messages": said, "continue_final_message": true, "chat_template_kwargs": {"enable_thinking": false}});
+    assert_eq!(content(&both(&server, 16, &more)), &text[begun.len()..]);
+}
+
 #[test]
 fn log_probabilities_echo_and_token_prompts() {
     let server = Server::start(&[]);

@@ -273,14 +273,17 @@ fn wrong_and_hostile_tools_are_refused_with_their_field_and_harm_nobody() {
         (json!({"tools": with(&json!({"type": "strnig"}))}), at),
         (json!({"tools": with(&json!({"type": "array"}))}), at),
         (json!({"tools": with(&json!({"$ref": "#"}))}), at),
-        (json!({"tools": with(&json!({"allOf": vec![nine; 4]}))}), at),
+        (json!({"tools": with(&json!({"allOf": vec![nine.clone(); 4]}))}), at),
         (json!({"tools": with(&json!({"properties": {"a": {"pattern": "(("}}}))}), at),
         (json!({"tools": [tool("fox", &fox()), tool("fox", &hen())]}), "tools[1].function.name"),
         (json!({"tools": [tool("a fox", &fox())]}), "tools[0].function.name"),
         (json!({"tool_choice": "any"}), "tool_choice"),
         (json!({"tool_choice": named("cow")}), "tool_choice.function.name"),
         (json!({"regex": "a"}), "tools"),
-        (json!({"response_format": {"type": "json_object"}}), "tools"),
+        (json!({"response_format": format_of(&json!({"type": "strnig"}))}), "response_format"),
+        (json!({"response_format": format_of(&json!({"allOf": vec![nine.clone(); 4]}))}), "response_format"),
+        (json!({"guided_json": {"$ref": "#"}}), "guided_json"),
+        (json!({"choice": ["a"]}), "tools"),
         (json!({"ignore_eos": true}), "ignore_eos"),
     ] {
         for stream in [false, true] {
@@ -308,6 +311,58 @@ fn wrong_and_hostile_tools_are_refused_with_their_field_and_harm_nobody() {
     let answer = server.ask(CHAT, &chat(&json!({"tool_choice": named("fox")})));
     assert_eq!(ids(&answer).len(), 1);
     assert_eq!(server.get("/health/ready").status, 200);
+}
+
+fn format_of(schema: &Value) -> Value {
+    json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}})
+}
+
+#[test]
+fn an_answer_with_a_format_is_calls_or_keeps_it_whole_and_streamed() {
+    let server = Server::start(&[]);
+    // Ends soon, whatever is drawn.
+    let schema = json!({"type": "object", "properties": {"kind": {"enum": ["<tool_call>", "fox"]}}, "required": ["kind"],
+        "additionalProperties": false});
+    let first = |token: &str| {
+        let tokens = server.ask("/v1/tokenize", &json!({"content": token}))["tokens"].clone();
+        tokens[tokens.as_array().unwrap().len() - 1].as_u64().unwrap().to_string()
+    };
+    let (brace, less) = (first("{"), first("<"));
+    for (bias, calls) in [(&brace, false), (&less, true)] {
+        for tool_choice in [json!("auto"), json!(null)] {
+            let more = json!({"response_format": format_of(&schema), "tool_choice": tool_choice, "n": 2, "seed": 4,
+                "parallel_tool_calls": false, "logit_bias": {bias.as_str(): 100}});
+            let answer = server.ask(CHAT, &chat(&more));
+            let mut streaming = chat(&more);
+            streaming["stream"] = json!(true);
+            let chunks = server.post(CHAT, &streaming.to_string()).chunks();
+            for (index, choice) in answer["choices"].as_array().unwrap().iter().enumerate() {
+                assert_eq!(streamed(&chunks, index), whole(choice), "{more}");
+                let made = choice["message"]["tool_calls"].as_array();
+                if choice["finish_reason"] == "length" {
+                    continue;
+                }
+                if calls {
+                    made.unwrap().iter().for_each(assert_fits);
+                    assert!(
+                        choice["message"]["content"].is_null() && choice["finish_reason"] == "tool_calls",
+                        "{choice}"
+                    );
+                } else {
+                    let text = choice["message"]["content"].as_str().unwrap();
+                    let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+                    assert!(value["kind"] == "<tool_call>" || value["kind"] == "fox", "{value}");
+                    assert!(made.is_none() && choice["finish_reason"] == "stop", "{choice}");
+                }
+            }
+        }
+    }
+    // What must be called is called; what must not, not.
+    let forced = json!({"response_format": format_of(&schema), "tool_choice": named("hen"), "seed": 1});
+    assert_eq!(ids(&server.ask(CHAT, &chat(&forced))).len(), 1);
+    let none = json!({"response_format": format_of(&schema), "tool_choice": "none", "seed": 1});
+    let answer = &server.ask(CHAT, &chat(&none))["choices"][0]["message"]["content"];
+    assert!(serde_json::from_str::<Value>(answer.as_str().unwrap()).unwrap()["kind"].is_string(), "{answer}");
 }
 
 #[test]

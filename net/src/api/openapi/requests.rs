@@ -8,9 +8,11 @@ use crate::api::constraint::{
     CHOICES_MAX, GRAMMAR_BYTES_MAX, NAME_BYTES_MAX as SCHEMA_NAME_BYTES_MAX, SCHEMA_BYTES_MAX,
 };
 use crate::api::embeddings::EMBEDDING_INPUTS_MAX;
+use crate::api::ending::STOP_TOKENS_MAX;
 use crate::api::fields::LOGIT_BIAS_MAX;
 use crate::api::generate::{Endpoint, GenerateRequest, LOGPROBS_MAX, PROMPT_CHARS_MAX, SEQUENCES_PER_REQUEST_MAX};
-use crate::api::messages::MESSAGES_MAX;
+use crate::api::messages::{MESSAGES_MAX, PREDICTION_BYTES_MAX};
+use crate::api::rendering::{EFFORT_BYTES_MAX, TEMPLATE_BYTES_MAX};
 use crate::api::stats::STATS_HOURS_MAX;
 use crate::api::tools::{CALL_ID_BYTES_MAX, TOOL_CALLS_MAX, TOOLS_BYTES_MAX, TOOLS_MAX};
 
@@ -25,6 +27,7 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("LoadRequest", load()),
         ("SwapRequest", swap()),
         ("ResponseFormat", response_format()),
+        ("StructuredOutputs", structured_outputs()),
         ("Tool", tool()),
         ("ToolChoice", tool_choice()),
         ("Message", message()),
@@ -53,13 +56,23 @@ fn chat() -> Value {
         "logprobs": {"type": "boolean", "default": false},
         "top_logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX, "description": "With logprobs only"},
         "modalities": {"type": "array", "items": {"enum": ["text"]}},
+        "prediction": prediction(),
         "tools": {"type": "array", "maxItems": TOOLS_MAX, "uniqueItems": true, "items": named("Tool"),
             "description": format!("Functions that the answers may call, of distinct names, {TOOLS_BYTES_MAX} bytes \
                 at most. A template of the model that knows <tool_call> is told of them, else a system message is. \
-                Not with ignore_eos, response_format, regex, choice or grammar; stop strings end texts, not calls")},
+                A response_format in JSON is that of answers that call nothing. Not with ignore_eos, regex, choice or \
+                grammar; stop strings end texts, not calls")},
         "tool_choice": named("ToolChoice"),
         "parallel_tool_calls": {"type": "boolean", "default": true,
             "description": "Whether an answer may make several calls"},
+        "chat_template_kwargs": {"type": "object", "description": format!("Further variables of the chat template, \
+            {TEMPLATE_BYTES_MAX} bytes at most; a template passes over those that it doesn't know")},
+        "reasoning_effort": {"type": "string", "minLength": 1, "maxLength": EFFORT_BYTES_MAX,
+            "description": "A variable of the chat template"},
+        "add_generation_prompt": {"type": "boolean", "default": true,
+            "description": "Whether the prompt ends with the beginning of the assistant's message"},
+        "continue_final_message": {"type": "boolean", "default": false,
+            "description": "Whether the answer goes on with the last message, one of the assistant"},
     })));
     let mut schema = object(&["messages"], Value::Object(properties));
     schema["examples"] =
@@ -106,6 +119,13 @@ fn openai(endpoint: Endpoint) -> Map<String, Value> {
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
         "seed": {"type": "integer", "description": "The same seed gives the same answer; one is drawn if absent"},
         "stop": {"anyOf": [stop_string(1024), {"type": "array", "maxItems": 16, "items": stop_string(1024)}]},
+        "stop_token_ids": {"type": "array", "maxItems": STOP_TOKENS_MAX,
+            "items": {"type": "integer", "minimum": 0, "maximum": u32::MAX}, "description": "Tokens that end an answer"},
+        "min_tokens": {"type": "integer", "minimum": 0, "default": defaults.ending.tokens_min,
+            "description": "Before so many tokens nothing ends an answer; not above max_tokens, not with a constraint"},
+        "include_stop_str_in_output": {"type": "boolean", "default": defaults.ending.shows_stop},
+        "skip_special_tokens": {"type": "boolean", "default": !defaults.ending.shows_control,
+            "description": "Otherwise control tokens are shown by their names"},
         "n": {"type": "integer", "minimum": 1, "maximum": SEQUENCES_PER_REQUEST_MAX, "default": defaults.n,
             "description": format!("Answers to each prompt; with all prompts {SEQUENCES_PER_REQUEST_MAX} at most")},
         "ignore_eos": {"type": "boolean", "default": defaults.ignore_eos},
@@ -117,12 +137,17 @@ fn openai(endpoint: Endpoint) -> Map<String, Value> {
         "first_token_timeout_ms": milliseconds("Until its first token"),
         "user": {"type": "string"},
         "response_format": named("ResponseFormat"),
-        "regex": {"type": "string", "minLength": 1, "maxLength": GRAMMAR_BYTES_MAX,
-            "description": "The whole answer matches it; like choice, grammar and response_format one of its kind"},
-        "choice": {"type": "array", "minItems": 1, "maxItems": CHOICES_MAX, "items": {"type": "string", "minLength": 1},
-            "description": "The answer is one of these"},
-        "grammar": {"type": "string", "minLength": 1, "maxLength": GRAMMAR_BYTES_MAX,
-            "description": "The answer is a text of this grammar: Lark (`start: ..`), or GBNF (`root ::= ..`) as llama.cpp reads it"},
+        "structured_outputs": named("StructuredOutputs"),
+        "guided_json": {"type": "object", "description": "A JSON schema, vLLM's word for it"},
+        "guided_regex": text_of_grammar("As regex"),
+        "guided_choice": choices("As choice"),
+        "guided_grammar": text_of_grammar("As grammar"),
+        "json_schema": {"type": "object", "description": "As guided_json"},
+        "regex": text_of_grammar("The whole answer matches it; like choice, grammar and response_format one of its kind"),
+        "choice": choices("The answer is one of these"),
+        "grammar": text_of_grammar(
+            "The answer is a text of this grammar: Lark (`start: ..`), or GBNF (`root ::= ..`) as llama.cpp reads it"
+        ),
     }))
 }
 
@@ -227,7 +252,6 @@ fn swap() -> Value {
 }
 
 fn message() -> Value {
-    let part = object(&["type", "text"], json!({"type": {"enum": ["text"]}, "text": {"type": "string"}}));
     let function = json!({
         "name": function_name(),
         "arguments": {"type": "string", "description": "The text of a JSON object"},
@@ -241,7 +265,7 @@ fn message() -> Value {
         &["role", "content"],
         json!({
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": part}],
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": text_part()}],
                 "description": "May be null with tool_calls"},
             "name": {"type": "string"},
             "tool_calls": {"type": "array", "maxItems": TOOL_CALLS_MAX, "items": call,
@@ -250,6 +274,10 @@ fn message() -> Value {
                 "description": "With role tool"},
         }),
     )
+}
+
+fn text_part() -> Value {
+    object(&["type", "text"], json!({"type": {"enum": ["text"]}, "text": {"type": "string"}}))
 }
 
 fn tool() -> Value {
@@ -267,8 +295,17 @@ fn tool() -> Value {
 fn tool_choice() -> Value {
     let function = object(&["name"], json!({"name": function_name()}));
     let named = object(&["type", "function"], json!({"type": {"enum": ["function"]}, "function": function}));
-    json!({"anyOf": [{"enum": ["none", "auto", "required"]}, named],
-        "description": "auto: as the model likes; required: one call or more; a function: one call of it"})
+    let some = object(
+        &["mode", "tools"],
+        json!({
+            "mode": {"enum": ["auto", "required"]},
+            "tools": {"type": "array", "minItems": 1, "maxItems": TOOLS_MAX, "items": named},
+        }),
+    );
+    let among = object(&["type", "allowed_tools"], json!({"type": {"enum": ["allowed_tools"]}, "allowed_tools": some}));
+    json!({"anyOf": [{"enum": ["none", "auto", "required"]}, named, among],
+        "description": "auto: as the model likes; required: one call or more; a function: one call of it; \
+            allowed_tools: the same among some"})
 }
 
 fn function_name() -> Value {
@@ -285,8 +322,35 @@ fn response_format() -> Value {
     let properties = json!({
         "type": {"enum": ["text", "json_object", "json_schema"]},
         "json_schema": object(&["name"], schema),
+        "schema": {"type": "object", "description": "The schema without a name, as llama-server takes it"},
     });
     object(&["type"], properties)
+}
+
+fn prediction() -> Value {
+    let content = json!({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": text_part()}]});
+    let mut schema = object(&["type", "content"], json!({"type": {"enum": ["content"]}, "content": content}));
+    schema["description"] = json!(format!(
+        "What the answer is expected to be, {PREDICTION_BYTES_MAX} bytes at most: where \
+        it is so, it comes sooner; it never becomes another"
+    ));
+    schema
+}
+
+/// vLLM's.
+fn structured_outputs() -> Value {
+    let mut schema = object(
+        &[],
+        json!({
+            "json": {"type": "object", "description": "A JSON schema"},
+            "json_object": {"type": "boolean"},
+            "regex": text_of_grammar("As regex"),
+            "choice": choices("As choice"),
+            "grammar": text_of_grammar("As grammar"),
+        }),
+    );
+    schema["description"] = json!("One of these");
+    schema
 }
 
 fn prompt(count_max: usize) -> Value {
@@ -326,12 +390,22 @@ fn penalty() -> Value {
     json!({"type": "number", "exclusiveMinimum": 0, "maximum": 2, "default": 1, "description": "1 is off"})
 }
 
+fn text_of_grammar(description: &str) -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": GRAMMAR_BYTES_MAX, "description": description})
+}
+
+fn choices(description: &str) -> Value {
+    json!({"type": "array", "minItems": 1, "maxItems": CHOICES_MAX, "items": {"type": "string", "minLength": 1},
+        "description": description})
+}
+
 fn stop_string(chars_max: usize) -> Value {
     json!({"type": "string", "minLength": 1, "maxLength": chars_max})
 }
 
 fn priority() -> Value {
-    json!({"enum": ["low", "normal", "high"], "default": "normal"})
+    json!({"anyOf": [{"enum": ["low", "normal", "high"]}, {"type": "integer"}], "default": "normal",
+        "description": "As an integer, below 0 is high, 0 normal, above 0 low"})
 }
 
 fn milliseconds(description: &str) -> Value {

@@ -1,15 +1,18 @@
-//! What a request for tokens comes down to: the tokens of its prompts, checked against the model. Nothing here belongs to a
+//! What a request for tokens comes down to: the tokens of its prompts, checked against the model. No plan belongs to a
 //! shard, so that what is long can be done beside its executor.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use net::api::{Endpoint, GenerateRequest, Message, Prompt, Tools};
+use net::api::{Ending, Endpoint, GenerateRequest, Logprobs, Message, Prompt, Rendering, Tools};
 use net::error::{ApiError, Code};
 
 use crate::executor::{Holder, held_by};
 use crate::guide::Guide;
 use crate::model::Model;
 use crate::schedule::Scoring;
+use crate::shard::Shard;
+use crate::speculate::LOOK_BACK_MAX;
 use crate::text;
 
 /// What a request comes down to.
@@ -18,9 +21,13 @@ pub(in crate::shard) struct Work {
     /// The text of each prompt where it is to be echoed.
     pub(super) echoes: Vec<String>,
     pub(super) tokens_max: Vec<usize>,
-    pub(super) stops: Vec<String>,
+    pub(super) ending: Ending,
+    /// What an answer is expected to be.
+    pub(super) predicted: Arc<[u32]>,
     pub(super) n: u32,
     pub(super) with_logprobs: bool,
+    /// What the log-probabilities of all answers take at most, as they are kept.
+    pub(super) logprobs_bytes: usize,
     /// Of each prompt whose tokens are asked for their log-probabilities.
     pub(super) scoring: Option<Scoring>,
     /// One for each sequence that has not begun, where the answers have a form to keep to.
@@ -49,11 +56,9 @@ impl Work {
             return Err(ApiError::new(400, Code::InvalidRequest, message).with_param("model"));
         }
         let prompts = prompts(model, generate, endpoint)?;
-        let vocab = model.weights.params.vocab;
-        if let Some((token, _)) = generate.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
-            let message = format_args!("has token {token}, the vocabulary ends at {vocab}");
-            return Err(ApiError::validation("logit_bias", message));
-        }
+        let biased: Vec<u32> = generate.logit_bias.iter().map(|(token, _)| *token).collect();
+        check_vocabulary(model, &biased, "logit_bias")?;
+        check_vocabulary(model, &generate.ending.tokens, "stop_token_ids")?;
         let context = model.weights.context;
         let mut tokens_max = Vec::with_capacity(prompts.len());
         for prompt in &prompts {
@@ -64,14 +69,23 @@ impl Work {
             let room = context - prompt.len();
             tokens_max.push(generate.max_tokens.map_or(room, |max| room.min(max as usize)));
         }
+        let logprobs_bytes = logprobs_bytes(generate, &prompts, &tokens_max);
+        if logprobs_bytes > LOGPROBS_BYTES_MAX {
+            let (mb, max) = (logprobs_bytes >> 20, LOGPROBS_BYTES_MAX >> 20);
+            let message =
+                format_args!("may come to {mb} MiB, limit {max}: ask for fewer answers, tokens or best tokens");
+            return Err(ApiError::validation("logprobs", message));
+        }
         let echoes = if generate.echo { prompts.iter().map(|prompt| decode(model, prompt)).collect() } else { vec![] };
         Ok(Self {
             prompts,
             echoes,
             tokens_max,
-            stops: generate.stop.clone(),
+            ending: generate.ending.clone(),
+            predicted: predicted(model, generate),
             n: generate.n,
             with_logprobs: generate.logprobs.is_some(),
+            logprobs_bytes,
             scoring: generate.logprobs.filter(|_| generate.echo).map(|top| Scoring { top: best_told(top), done: 0 }),
             guides: Vec::new(),
             tools: generate.tools().cloned(),
@@ -79,6 +93,35 @@ impl Work {
             device: None,
         })
     }
+}
+
+/// The beginning of what an answer is expected to be, as far as drafts look.
+fn predicted(model: &Model, generate: &GenerateRequest) -> Arc<[u32]> {
+    let Some(text) = &generate.prediction else { return Arc::default() };
+    let mut tokens = Vec::new();
+    held_by(Holder::Tokenizer, || model.tokenizer.encode(text, false, false, &mut tokens));
+    tokens.truncate(LOOK_BACK_MAX);
+    tokens.into()
+}
+
+fn logprobs_bytes(generate: &GenerateRequest, prompts: &[Vec<u32>], tokens_max: &[usize]) -> usize {
+    let Some(top) = generate.logprobs else { return 0 };
+    let echoed: usize = prompts.iter().filter(|_| generate.echo).map(Vec::len).sum();
+    let tokens = (echoed + tokens_max.iter().sum::<usize>()).saturating_mul(generate.n as usize);
+    tokens.saturating_mul(Logprobs::bytes_of_token(usize::from(best_told(top))))
+}
+
+/// Takes note of log-probabilities that may come, as long as all those of the shard have room.
+pub(super) fn reserve_logprobs(shard: &Shard, bytes: usize) -> Result<(), ApiError> {
+    let taken = &shard.logprobs_bytes;
+    if bytes > 0 && taken.get() + bytes > ALL_LOGPROBS_BYTES_MAX {
+        shard.metrics.requests.outcomes.refused_memory.add(1);
+        let message =
+            format!("log-probabilities of answers take the {} MiB that they may", ALL_LOGPROBS_BYTES_MAX >> 20);
+        return Err(ApiError::new(503, Code::MemoryExhausted, message).with_retry_after(RETRY_LOGPROBS));
+    }
+    taken.set(taken.get() + bytes);
+    Ok(())
 }
 
 /// How many of the best tokens a request wants to know.
@@ -104,7 +147,7 @@ fn prompts(model: &Model, generate: &GenerateRequest, endpoint: Endpoint) -> Res
     match &generate.prompt {
         Prompt::Messages(messages) => {
             let tools = generate.tools().map(|tools| &**tools);
-            Ok(vec![chat_tokens(model, messages, tools)?])
+            Ok(vec![chat_tokens(model, messages, tools, &generate.rendering)?])
         }
         Prompt::Text(texts) => texts
             .iter()
@@ -130,8 +173,9 @@ pub(in crate::shard) fn chat_tokens(
     model: &Model,
     messages: &[Message],
     tools: Option<&Tools>,
+    rendering: &Rendering,
 ) -> Result<Vec<u32>, ApiError> {
-    let rendered = held_by(Holder::Template, || text::chat_prompt(&model.template, messages, tools))
+    let rendered = held_by(Holder::Template, || text::chat_prompt(&model.template, messages, tools, rendering))
         .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
     check_length(model, &rendered, "messages")?;
     Ok(held_by(Holder::Tokenizer, || model.template_tokens(&rendered)))
@@ -174,7 +218,9 @@ fn decode(model: &Model, tokens: &[u32]) -> String {
 /// What work the prompt of a request is with all that belongs to it.
 pub(super) fn request_bytes(generate: &GenerateRequest) -> usize {
     let tools = generate.tools().map_or(&[][..], |tools| &tools.list);
-    prompt_bytes(&generate.prompt) + tools.iter().map(|tool| MESSAGE_BYTES + tool.definition.len()).sum::<usize>()
+    let told = tools.iter().map(|tool| MESSAGE_BYTES + tool.definition.len()).sum::<usize>();
+    let predicted = generate.prediction.as_ref().map_or(0, String::len);
+    prompt_bytes(&generate.prompt) + told + generate.rendering.bytes() + predicted
 }
 
 /// What work a prompt is, as bytes of text.
@@ -195,8 +241,36 @@ pub(in crate::shard) fn messages_bytes(messages: &[Message]) -> usize {
     messages.iter().map(|message| MESSAGE_BYTES + message.content.len() + names(message) + calls(message)).sum()
 }
 
+/// Log-probabilities of a request: 89 answers of 4,096 tokens with 20 best ones each, or 682 with none.
+const LOGPROBS_BYTES_MAX: usize = 64 << 20;
+/// Of all requests of a shard that are being answered.
+const ALL_LOGPROBS_BYTES_MAX: usize = 256 << 20;
+/// Some of these answers have ended by then.
+const RETRY_LOGPROBS: Duration = Duration::from_secs(5);
 /// The template takes about as long for a message as the tokenizer for so many bytes.
 const MESSAGE_BYTES: usize = 256;
 const TEXT_BYTES: usize = 16;
 /// The same of a token.
 pub(in crate::shard) const TOKEN_BYTES: usize = 1;
+
+#[cfg(test)]
+mod tests {
+    use net::json::Reader;
+
+    use super::*;
+
+    #[test]
+    fn log_probabilities_are_counted_as_they_may_come() {
+        let bytes = |fields: &str| {
+            let mut body = format!("{{\"prompt\":[[1,2,3],[4]],{fields}}}").into_bytes();
+            let generate = GenerateRequest::parse(Endpoint::Completion, &mut Reader::new(), &mut body).unwrap();
+            let Prompt::Tokens(prompts) = &generate.prompt else { panic!("no tokens") };
+            logprobs_bytes(&generate, prompts, &[10, 20])
+        };
+        let one = |top: usize| Logprobs::bytes_of_token(top);
+        assert_eq!(bytes("\"n\":2"), 0);
+        assert_eq!(bytes("\"logprobs\":0"), 30 * one(0));
+        assert_eq!(bytes("\"logprobs\":20,\"n\":3"), 90 * one(20));
+        assert_eq!(bytes("\"logprobs\":1,\"n\":2,\"echo\":true"), 68 * one(1));
+    }
+}
