@@ -101,9 +101,9 @@ impl Lane {
         self.id
     }
 
-    /// A step of several that decode and one of a prompt, then, in fresh memory, some of one row, so that every page and every
-    /// code path of these is warm and the model's scores are known to be numbers: before the first request comes it is known
-    /// what a step costs, and what each kind of row adds to it.
+    /// Steps of one row, then one of several that decode and one of a prompt, and in fresh memory one of one row, so that every
+    /// page and every code path of these is warm and the model's scores are known to be numbers: before the first request
+    /// comes it is known what a step costs, and what each kind of row adds to it.
     ///
     /// # Panics
     /// When they are not.
@@ -111,8 +111,12 @@ impl Lane {
     pub(super) fn warm_up(&mut self, team: &Team, metrics: &ShardMetrics) {
         let model = Arc::clone(&self.model);
         let (params, token) = (&model.weights.params, model.tokenizer.bos().unwrap_or(0));
-        // The first step meets cold pages.
+        // The first step meets cold pages. What a step takes whatever its rows is known before what rows add to it.
         self.try_step(team, &[token], 1);
+        let mut rows = StepRows::default();
+        rows.add_decode(0, 1);
+        let elapsed = self.try_step(team, &[token], 1);
+        self.pace.observe(&rows, elapsed);
         if self.pool.is_none() {
             let most = self.forward.limits().rows_max.min(params.context);
             let tokens: Vec<u32> = (0..WARM_UP_PROMPT.min(most) as u32).map(|i| i % params.vocab as u32).collect();
@@ -127,10 +131,6 @@ impl Lane {
             self.forward.forget(params);
             self.try_step(team, &[token], 1);
         }
-        let mut rows = StepRows::default();
-        rows.add_decode(0, 1);
-        let elapsed = self.try_step(team, &[token], 1);
-        self.pace.observe(&rows, elapsed);
         metrics.set_costs(self.pace.decode_costs(), self.pace.prefill_row_s());
     }
 
