@@ -186,8 +186,7 @@ pub struct Settings {
     /// Longest step that running streams should feel, in milliseconds [default: 50]
     #[arg(long, env = "BITNET_ITL_TARGET_MS")]
     pub itl_target_ms: Option<u64>,
-    /// Drafts out of a sequence's own text, same output: auto (as far as gaps stay even), fast (as far as they pay), off or a
-    /// number of tokens [default: auto]
+    /// Drafts out of a sequence's own text: auto (gaps stay even), fast (as far as they pay), off or a number [default: auto]
     #[arg(long, env = "BITNET_SPECULATION")]
     pub speculation: Option<String>,
     /// Seconds after which a request is given up; what a request says itself can only be shorter [default: 300]
