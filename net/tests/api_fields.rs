@@ -1,33 +1,15 @@
 //! Every field of every schema: defaults, both ends of each range, wrong types, and what is refused by name.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 
+mod request;
+
 use net::api::{
-    Constraint, DetokenizeRequest, DevicePreference, Endpoint, GenerateRequest, Message, Priority, Prompt,
-    QuantizationPreference, Role, TokenizeInput, TokenizeRequest, ToolCall, ToolChoice,
+    Constraint, DetokenizeRequest, DevicePreference, Endpoint, Message, Priority, Prompt, QuantizationPreference, Role,
+    TokenizeInput, TokenizeRequest, ToolCall, ToolChoice,
 };
-use net::error::ApiError;
 use net::json::Reader;
+use request::{OPENAI, param, parse, with};
 
-fn parse(endpoint: Endpoint, body: &str) -> Result<GenerateRequest, ApiError> {
-    GenerateRequest::parse(endpoint, &mut Reader::new(), &mut body.as_bytes().to_vec())
-}
-
-/// A body of `endpoint` that is valid but for `fields`.
-fn with(endpoint: Endpoint, fields: &str) -> Result<GenerateRequest, ApiError> {
-    let prompt = match endpoint {
-        Endpoint::Chat => r#""messages":[{"role":"user","content":"a"}]"#,
-        _ => r#""prompt":"a""#,
-    };
-    parse(endpoint, &format!("{{{prompt},{fields}}}"))
-}
-
-fn param(result: Result<GenerateRequest, ApiError>) -> String {
-    let error = result.unwrap_err();
-    assert_eq!(error.status, 400);
-    error.param.unwrap().into_owned()
-}
-
-const OPENAI: [Endpoint; 2] = [Endpoint::Chat, Endpoint::Completion];
 const OWN: [Endpoint; 2] = [Endpoint::Inference, Endpoint::InferenceStream];
 
 #[test]

@@ -1,30 +1,11 @@
 //! Fields that clients of vLLM and llama-server send, and what spans tools, formats and templates.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 
-use net::api::{Constraint, Ending, Endpoint, GenerateRequest, JsonContent, PromptEnd, Rendering};
+mod request;
+
+use net::api::{Constraint, Ending, Endpoint, JsonContent, PromptEnd, Rendering};
 use net::error::ApiError;
-use net::json::Reader;
-
-fn parse(endpoint: Endpoint, body: &str) -> Result<GenerateRequest, ApiError> {
-    GenerateRequest::parse(endpoint, &mut Reader::new(), &mut body.as_bytes().to_vec())
-}
-
-/// A body of `endpoint` that is valid but for `fields`.
-fn with(endpoint: Endpoint, fields: &str) -> Result<GenerateRequest, ApiError> {
-    let prompt = match endpoint {
-        Endpoint::Chat => r#""messages":[{"role":"user","content":"a"}]"#,
-        _ => r#""prompt":"a""#,
-    };
-    parse(endpoint, &format!("{{{prompt},{fields}}}"))
-}
-
-fn param(result: Result<GenerateRequest, ApiError>) -> String {
-    let error = result.unwrap_err();
-    assert_eq!(error.status, 400);
-    error.param.unwrap().into_owned()
-}
-
-const OPENAI: [Endpoint; 2] = [Endpoint::Chat, Endpoint::Completion];
+use request::{OPENAI, param, parse, with};
 
 #[test]
 fn what_others_call_a_constraint_is_taken_and_errors_name_it() {
