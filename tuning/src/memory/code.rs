@@ -4,10 +4,10 @@ use std::io;
 use std::path::Path;
 use std::ptr::NonNull;
 
-use super::syscalls::{self, Advice, Range};
+use super::syscalls::{self, Range};
 
 /// Takes code and constants of the program and its C library out of its memory: only the start has run most of these
-/// megabytes, and an embedded model is read once. What is used again comes back from the page cache at the next touch, two
+/// megabytes, and an embedded model is read once. What is used again comes back from the page cache at the next touch, 16
 /// pages at a time. How many bytes of them were resident.
 ///
 /// # Errors
@@ -22,23 +22,8 @@ pub fn give_back_program() -> io::Result<u64> {
         // touch finds the same bytes.
         unsafe { syscalls::discard(Range { start, bytes: mapping.end - mapping.start }) }?;
         bytes += mapping.resident_bytes;
-        cut_up(mapping);
     }
     Ok(bytes)
-}
-
-/// Makes every other two pages a mapping of their own. Around a page that is touched the kernel maps the whole 64 KiB that
-/// it lies in, but nothing beyond its mapping: of 6.4 MiB of code that a prompt and an answer brought back 1.4 were used, now
-/// 2.1 come back.
-fn cut_up(mapping: Mapping) {
-    let bytes = 2 * syscalls::page_bytes();
-    for start in (mapping.start.next_multiple_of(bytes)..mapping.end.saturating_sub(bytes)).step_by(2 * bytes) {
-        let start = NonNull::new(std::ptr::with_exposed_provenance_mut(start)).expect("code is never at 0");
-        // Where the kernel has no room for further mappings, more comes back than is used.
-        if syscalls::advise(Range { start, bytes }, Advice::NotDumped).is_err() {
-            return;
-        }
-    }
 }
 
 /// A line of `smaps` and what follows it.

@@ -76,8 +76,6 @@ pub(super) enum Advice {
     HugePages,
     /// Commits everything now.
     Populate,
-    /// Not written into a core, so that it is a mapping of its own where its neighbours are.
-    NotDumped,
 }
 
 /// Asks for 2 MiB pages for those parts of `values` that fill some; whether the kernel agreed. What is in them stays.
@@ -96,7 +94,6 @@ pub(super) fn advise(range: Range, advice: Advice) -> io::Result<()> {
     let advice = match advice {
         Advice::HugePages => libc::MADV_HUGEPAGE,
         Advice::Populate => libc::MADV_POPULATE_WRITE,
-        Advice::NotDumped => libc::MADV_DONTDUMP,
     };
     // SAFETY: the advice changes how the pages are backed, never what is in them.
     ok(unsafe { libc::madvise(range.start.as_ptr().cast(), range.bytes, advice) })
