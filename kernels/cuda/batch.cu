@@ -28,7 +28,7 @@ KERNEL void __launch_bounds__(THREADS) norm_rows(const GRID_CONSTANT Phase p, co
     if (s.tokens <= 32) launch_next();
     load_gamma(area, p.gamma, p.cols);
     wait_prior();
-    quantize_phase(p, s, area, are_gathered(s.tokens), reduced);
+    quantize_phase(p, s, area, gathered_block(s.tokens), reduced);
 }
 
 // The same for rows of up to 8192 columns, kept in registers, and for those of up to 3072.
@@ -42,11 +42,23 @@ KERNEL void __launch_bounds__(ROW_THREADS, 6) norm_short(const GRID_CONSTANT Pha
 KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_8(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     Few<1>(p, s).run();
 }
+// Blocks of a single row tile.
+KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_narrow(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    Few<1, 1>(p, s).run();
+}
 KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_16(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     Few<2>(p, s).run();
 }
 KERNEL void __launch_bounds__(FEW_THREADS, 2) linear_32(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     Few<4>(p, s).run();
+}
+// Up to 64 rows, where a cluster's blocks hold all columns.
+KERNEL void __launch_bounds__(FEW_THREADS, 1) linear_held(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+#if WARPGROUPS
+    Few<8>(p, s).run();
+#else
+    linear_rows<1, 8, 6>(p, s);
+#endif
 }
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
 #if WARPGROUPS

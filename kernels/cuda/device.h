@@ -262,6 +262,14 @@ DEVICE void gather_mma(int (&sum)[8][4], const unsigned (&a)[4], const void* b, 
           "+r"(sum[6][0]), "+r"(sum[6][1]), "+r"(sum[6][2]), "+r"(sum[6][3]), "+r"(sum[7][0]), "+r"(sum[7][1]), "+r"(sum[7][2]), "+r"(sum[7][3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(gathered_rows(b) + 2 * step));
 }
+DEVICE void gather_mma(int (&sum)[4][4], const unsigned (&a)[4], const void* b, int step) {
+    asm volatile(
+        "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n32k32.s32.u8.s8 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+        "{%16,%17,%18,%19}, %20, p;}"
+        : "+r"(sum[0][0]), "+r"(sum[0][1]), "+r"(sum[0][2]), "+r"(sum[0][3]), "+r"(sum[1][0]), "+r"(sum[1][1]), "+r"(sum[1][2]), "+r"(sum[1][3]), "+r"(sum[2][0]), "+r"(sum[2][1]), "+r"(sum[2][2]), "+r"(sum[2][3]), "+r"(sum[3][0]), "+r"(sum[3][1]), "+r"(sum[3][2]), "+r"(sum[3][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(gathered_rows(b) + 2 * step));
+}
 // The same with signed bytes in `a`.
 DEVICE void gather_mma_signed(int (&sum)[32][4], const unsigned (&a)[4], const void* b, int step) {
     asm volatile(

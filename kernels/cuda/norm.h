@@ -182,6 +182,10 @@ DEVICE int fragment_offset(int i, int g) {
 
 // Whether so many rows are where warpgroups gather them from; plan.h has both layouts.
 DEVICE bool are_gathered(int tokens) { return WARPGROUPS && tokens > 32; }
+// How many of a linear's rows lie together so; 0 where they are in B operand order.
+DEVICE int gathered_block(int tokens) {
+    return !WARPGROUPS || tokens <= 16 ? 0 : tokens <= 32 ? 32 : (int)GATHERED_ROWS;
+}
 // The same offset there, from the row's first bytes on.
 DEVICE int gathered_offset(int i, int t, int block = GATHERED_ROWS) { return (i >> 7) * (block * 128) + ((i & 127) ^ (t % 8) << 4); }
 DEVICE long long gathered_row(int t, int items, int block = GATHERED_ROWS) {
@@ -194,7 +198,7 @@ DEVICE long long gathered_row(int t, int items, int block = GATHERED_ROWS) {
 // The greatest |x * scale * w| is sought before the scale is known, in the same reduction as the squares: each rounding is
 // within 2^-24, so whoever leads in |x * w| by more than 10^-6 leads scaled too. Else the scaled row is searched. Holds for norm
 // weights below 10^20, where what a subnormal x * scale loses is nothing against the 10^-5 that amax is at least.
-DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase& p, signed char* out, int g, bool gathered,
+DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase& p, signed char* out, int g, int gathered,
                               Reduced* reduced) {
     const int width = p.cols;
     double mine = 0.0, share = 1.0 / (double)width;
@@ -236,7 +240,7 @@ DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase
                 sum += q[j];
             }
         }
-        *(unsigned*)(out + (gathered ? gathered_offset(4 * i, g) : fragment_offset(4 * i, g))) = word;
+        *(unsigned*)(out + (gathered ? gathered_offset(4 * i, g, gathered) : fragment_offset(4 * i, g))) = word;
     }
     sum = warp_sum(sum);
     if (lane_id() == 0) reduced->sum[warp_id()] = sum;
@@ -246,10 +250,10 @@ DEVICE Quantized quantize_row(const RowArea& area, const float* row, const Phase
 }
 
 // One block for each row: quantised rows for the LINEAR phases that follow.
-DEVICE void quantize_phase(const Phase& p, const Step& s, const RowArea& area, bool gathered, Reduced* reduced) {
+DEVICE void quantize_phase(const Phase& p, const Step& s, const RowArea& area, int gathered, Reduced* reduced) {
     const int items = (p.cols + 127) / 128;
     for (int t = blockIdx.x; t < s.tokens; t += gridDim.x) {
-        signed char* out = s.quantized + (gathered ? gathered_row(t, items) : (long long)(t / 8) * items * 1024);
+        signed char* out = s.quantized + (gathered ? gathered_row(t, items, gathered) : (long long)(t / 8) * items * 1024);
         const float* row = p.input + (long long)t * p.cols;
         Quantized q = quantize_row(area, row, p, out, t % 8, gathered, reduced);
         if (threadIdx.x == 0) {

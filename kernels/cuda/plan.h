@@ -16,9 +16,9 @@
 // Quantised rows, in B operand order: [token / 8][column / 128][lane][32 bytes]. Lane 4 g + t of token group n holds token
 // 8 n + g; its bytes 8 s + 4 h + j are the columns 32 s + 16 h + 4 t + j. Columns past the width are zero.
 //
-// Gathered rows, where there are more than 32 on devices from 9.0 on: [token / 128][column / 128][token % 128][128 bytes], columns
-// ascending, but 16 bytes c of token t are in place c ^ t % 8: what the tensor cores know as a swizzle of 128 bytes. The screen's
-// slots likewise, from 65 rows on in blocks of 256.
+// Gathered rows, where there are more than 16 on devices from 9.0 on: [token / 128][column / 128][token % 128][128 bytes], columns
+// ascending, but 16 bytes c of token t are in place c ^ t % 8: what the tensor cores know as a swizzle of 128 bytes. Up to 32 rows
+// are one block of 32. The screen's slots likewise, from more than 32 rows on in blocks of 128, from 65 on of 256.
 //
 // Pieces: the matrix of head and embedding in half precision. A tile is 32 rows x 16 columns in two pieces of 16 rows, 512 bytes each, row
 // tile after row tile: lane L holds row L / 2 of the piece, columns 8 (L % 2) .. + 8. Rows are padded to 32. A matrix that is

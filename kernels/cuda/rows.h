@@ -56,7 +56,7 @@ template <int COUNT> struct KeptRow {
     }
     // Bytes in B operand order, and their sum. The greatest magnitude becomes 127, so that nothing needs a limit: the low bytes
     // of x + 1.5 * 2^23 are those of x rounded half to even.
-    DEVICE int round(float factor, bool odd, signed char* out, int g, bool gathered) const {
+    DEVICE int round(float factor, bool odd, signed char* out, int g, int gathered) const {
         int sum = 0;
 #pragma unroll
         for (int j = 0; j < COUNT; j++) {
@@ -71,7 +71,7 @@ template <int COUNT> struct KeptRow {
                                  bits_of_float(x[3] + magic));
             }
             sum = sum_bytes(word, sum);
-            *(unsigned*)(out + (gathered ? gathered_offset(4 * place(j), g) : fragment_offset(4 * place(j), g))) = word;
+            *(unsigned*)(out + (gathered ? gathered_offset(4 * place(j), g, gathered) : fragment_offset(4 * place(j), g))) = word;
         }
         return sum;
     }
@@ -96,8 +96,8 @@ template <int COUNT> DEVICE void norm_kept_row(const Phase& p, const Step& s) {
     bool odd;
     const float factor = quantizing_factor(kept.scale(scale, reduced, odd));
     const int items = (width + 127) / 128;
-    const bool gathered = are_gathered(s.tokens);
-    signed char* out = s.quantized + (gathered ? gathered_row(t, items) : (long long)(t / 8) * items * 1024);
+    const int gathered = gathered_block(s.tokens);
+    signed char* out = s.quantized + (gathered ? gathered_row(t, items, gathered) : (long long)(t / 8) * items * 1024);
     int sum = warp_sum(kept.round(factor, odd, out, t % 8, gathered));
     if (lane_id() == 0) reduced->sum[warp_id()] = sum;
     __syncthreads();

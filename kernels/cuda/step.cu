@@ -62,7 +62,7 @@ template <int NT> DEVICE void run_step(const Phase* phases, int count, const Ste
         RowArea area = {rows, rows + p.cols / 4};
         switch (p.kind) {
         case PHASE_EMBED: embed(p, s); break;
-        case PHASE_QUANTIZE: quantize_phase(p, s, area, false, reduced); break;
+        case PHASE_QUANTIZE: quantize_phase(p, s, area, 0, reduced); break;
         case PHASE_LINEAR: linear_phase<NT>(p, streams[i], s, ring, work, reduced, residual); break;
         case PHASE_ATTEND: attend(s, p.rows, work, first_unit, keys, UnitSource<false>{0}); break;
         case PHASE_HEAD: head(p, s, ring, work, reduced); break;

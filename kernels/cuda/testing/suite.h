@@ -322,6 +322,12 @@ inline void small_suite(Machine& machine) {
     batch_agrees(machine, Model({128, 1, 8, 4, 64, 1100, 300}, 40, 6),
                  {{39, 1}, {3, 1}, {9, 1}, {31, 1}, {0, 1}, {2, 1}, {5, 1}, {7, 1}, {1, 12}});
     batch_agrees(machine, Model({128, 1, 4, 2, 256, 160, 100, EPILOGUE_SILU, true}, 300, 7), {{3, 20}, {250, 9}});
+    // Few rows by blocks of a single row tile, by clusters, by warpgroups, by blocks without clusters, and by clusters that hold all columns.
+    for (int rows : {3, 13, 27, 40}) {
+        std::vector<Segment> few;
+        for (int i = 0; i < rows; i++) few.push_back({i * 7 % 39, 1});
+        batch_agrees(machine, Model({128, 1, 8, 4, 64, 1300, 300}, 40, 6), few);
+    }
     // 64 and 128 rows a block, more than one block of them, columns that a cluster splits and columns that it does not;
     // prompts of six splits.
     batch_agrees(machine, Model({128, 1, 2, 1, 32, 40, 40}, 1300, 12), {{9, 1}, {0, 45}, {1275, 9}});

@@ -47,14 +47,16 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 30] = [
+pub(super) const KERNELS: [&CStr; 32] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
     c"norm_short",
     c"linear_8",
+    c"linear_narrow",
     c"linear_16",
     c"linear_32",
+    c"linear_held",
     c"linear_64",
     c"linear_128",
     c"linear_wide",
@@ -253,8 +255,9 @@ fn attend(launch: Launch, decodes: usize, limits: Limits) -> Launch {
 }
 
 /// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor, while each
-/// has some to do. Up to 32 rows a block holds all its loads at once. Warpgroups want a multiprocessor for themselves, unless
-/// columns are many.
+/// has some to do. Up to 32 rows a block holds all its loads at once, and there are no clusters where most multiprocessors have a block
+/// anyway; of up to 8 rows other blocks have a single row tile. Up to 64 rows they do so where a cluster has room for all columns.
+/// Warpgroups want a multiprocessor for themselves, unless columns are many.
 fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     let (tile, kernel, stages) = match tokens {
         0..=8 => (8, c"linear_8", 0),
@@ -273,18 +276,45 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
         let grid = wide.min(limits.multiprocessors);
         return Launch { kernel: c"linear_wide", grid, cluster: 1, threads: WIDE_THREADS, shared_bytes, ..launch };
     }
+    let most = tile <= 32 && limits.cluster_max > 1 && 5 * blocks >= 3 * limits.multiprocessors;
+    let few_item_bytes = if limits.cluster_max > 1 { FEW_ITEM_BYTES } else { FEW_ITEM_BYTES_OLDER };
+    if tile == 8 && limits.cluster_max > 1 && !most {
+        let item_bytes = 512 + 1024;
+        let shared_bytes = 4096 + 256 + items.min(few_item_bytes / item_bytes) * item_bytes;
+        return Launch {
+            kernel: c"linear_narrow",
+            grid: size(launch.phase.tiles),
+            threads: LINEAR_THREADS,
+            shared_bytes,
+            ..launch
+        };
+    }
     let mut cluster = 1;
-    while cluster * 2 <= limits.cluster_max
+    while !most
+        && cluster * 2 <= limits.cluster_max
         && items >= cluster * items_least
         && blocks * cluster * 2 <= if groups && items < 27 * cluster { 1 } else { 2 } * limits.multiprocessors
     {
         cluster *= 2;
     }
+    if groups && tile == 64 && cluster > 1 && items.div_ceil(cluster) <= HELD_ITEMS_MAX {
+        // All columns at once, a block alone on its multiprocessor.
+        let shared_bytes = (32768 + 2048 + items.div_ceil(cluster) * 12288).max(ALONE_BYTES);
+        return Launch {
+            kernel: c"linear_held",
+            grid: blocks * cluster,
+            cluster,
+            threads: LINEAR_THREADS,
+            shared_bytes,
+            ..launch
+        };
+    }
     let item_bytes = 4096 + tile * 128;
-    let held = if tile <= 32 { items.div_ceil(cluster).min(FEW_ITEM_BYTES / item_bytes) } else { stages };
+    let held = if tile <= 32 { items.div_ceil(cluster).min(few_item_bytes / item_bytes) } else { stages };
     let sums = if tile <= 32 { tile * 512 } else { 0 };
     let facts = match tile {
-        0..=32 => 128 + tile * 16,
+        32 => 1024,
+        0..32 => 128 + tile * 16,
         _ if groups => tile * 16,
         _ => 128 + tile * 8,
     };
@@ -304,7 +334,10 @@ const KEPT_THREADS: usize = 256;
 const KEPT_COLUMNS_MAX: usize = 8192;
 const SHORT_COLUMNS_MAX: usize = 3072;
 const PROMPT_THREADS: usize = 256;
-/// Shared memory for the weights and activations that a block of few rows holds at a time.
-const FEW_ITEM_BYTES: usize = 80 << 10;
+/// Shared memory for the weights and activations that a block of few rows holds at a time, from 9.0 on and below.
+const FEW_ITEM_BYTES: usize = 160 << 10;
+const FEW_ITEM_BYTES_OLDER: usize = 80 << 10;
+/// Weights and activations of 128 columns each, of 64 rows, that a block holds.
+const HELD_ITEMS_MAX: usize = 14;
 /// More than half of the shared memory of a multiprocessor from 9.0 on.
 const ALONE_BYTES: usize = 116 << 10;
