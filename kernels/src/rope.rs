@@ -1,4 +1,4 @@
-//! Rotary position embedding: cosines and sines built once per model, applied to one head at a time.
+//! Rotary position embedding: cosines and sines of a position, applied to one head at a time.
 
 use crate::Isa;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
@@ -12,20 +12,21 @@ pub enum RopeKind {
     Norm,
 }
 
-/// Cosines and sines of all positions, `positions_max * rot_dims` floats.
+/// What the angles of a model's positions are made from.
 ///
 /// The angle of pair i at position p is `p * freq_scale * freq_base^(-2i / rot_dims) / freq_factors[i]`, in f32 and by
 /// repeated multiplication, as `ggml_rope_cache_init` does it: angles in f64 are nearer to the formula, but flip F16
 /// keys and later int8 activations against the reference (3.5e-3 instead of 1.4e-7 in the logits after 13 tokens).
 #[derive(Clone, Debug)]
-pub struct RopeTable {
-    head_dim: usize,
+pub struct Rope {
     half: usize,
-    /// Per position `half` cosines, then `half` sines.
-    values: Vec<f32>,
+    /// From the angle of a pair to that of the next.
+    ratio: f32,
+    freq_scale: f32,
+    freq_factors: Option<Box<[f32]>>,
 }
 
-impl RopeTable {
+impl Rope {
     /// `rot_dims` is even and at most `head_dim`; `freq_scale` is 1 or the reciprocal of a linear scaling factor;
     /// `freq_factors` has `rot_dims / 2` divisors (`rope_freqs.weight`).
     ///
@@ -37,55 +38,122 @@ impl RopeTable {
         rot_dims: usize,
         freq_base: f32,
         freq_scale: f32,
-        freq_factors: Option<&[f32]>,
-        positions_max: usize,
+        freq_factors: Option<Box<[f32]>>,
     ) -> Self {
         assert!(rot_dims.is_multiple_of(2) && rot_dims <= head_dim, "{rot_dims} of {head_dim} dimensions rotated");
         let half = rot_dims / 2;
-        assert!(freq_factors.is_none_or(|f| f.len() == half), "one frequency factor per pair");
+        assert!(freq_factors.as_ref().is_none_or(|f| f.len() == half), "one frequency factor per pair");
         let ratio = libm::pow(f64::from(freq_base), -2.0 / rot_dims as f64) as f32;
-        let mut values = vec![0.0; positions_max * rot_dims];
-        for (position, row) in values.chunks_exact_mut(rot_dims.max(1)).enumerate() {
-            let (cos, sin) = row.split_at_mut(half);
-            let mut angle = position as f32;
-            for (i, (cos, sin)) in cos.iter_mut().zip(sin).enumerate() {
-                let scaled = f64::from(freq_scale * (angle / freq_factors.map_or(1.0, |f| f[i])));
-                (*cos, *sin) = (libm::cos(scaled) as f32, libm::sin(scaled) as f32);
-                angle *= ratio;
-            }
+        Self { half, ratio, freq_scale, freq_factors }
+    }
+
+    /// Floats that [`Rope::turns`] writes for a position, `rot_dims`.
+    #[must_use]
+    pub fn turns_len(&self) -> usize {
+        2 * self.half
+    }
+
+    /// Cosines of all pairs at `position`, then their sines.
+    ///
+    /// # Panics
+    /// If `out` is not [`Rope::turns_len`] long.
+    pub fn turns(&self, isa: Isa, position: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.turns_len(), "a cosine and a sine per pair");
+        let (cos, sin) = out.split_at_mut(self.half);
+        let mut angle = position as f32;
+        for (i, to) in cos.iter_mut().enumerate() {
+            *to = self.freq_scale * (angle / self.freq_factors.as_ref().map_or(1.0, |f| f[i]));
+            angle *= self.ratio;
         }
-        Self { head_dim, half, values }
-    }
-
-    /// Positions that this table covers.
-    #[must_use]
-    pub fn positions_max(&self) -> usize {
-        self.values.len().checked_div(2 * self.half).unwrap_or(usize::MAX)
-    }
-
-    /// Of each position its cosines, then its sines.
-    #[must_use]
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// Cosines and sines of one position.
-    fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        self.values[position * 2 * self.half..][..2 * self.half].split_at(self.half)
+        dispatch(isa, Turns { angles_to_cos: cos, sin });
     }
 }
 
-/// Rotates one head (`head_dim` values, of which the first `rot_dims` change) to `position`.
+struct Turns<'a> {
+    angles_to_cos: &'a mut [f32],
+    sin: &'a mut [f32],
+}
+
+impl Kernel for Turns<'_> {
+    type Output = ();
+
+    /// Scalar source: the pairs do not interact, so the compiler vectorises it and the bits stay.
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        for (cos, sin) in self.angles_to_cos.iter_mut().zip(self.sin) {
+            (*cos, *sin) = cos_sin(*cos);
+        }
+    }
+}
+
+/// Cosine and sine, computed in f64 to some 2 units in its last place: but for one value in 2^27 or so what comes out is the
+/// f32 that is nearest. Angles beyond 10^6 lose places as their own distances grow.
+#[inline(always)]
+fn cos_sin(angle: f32) -> (f32, f32) {
+    let angle = f64::from(angle);
+    // To the nearest whole number of quarter turns, which lies in the last bits of the sum.
+    let quarters = angle * std::f64::consts::FRAC_2_PI + TO_WHOLE;
+    let (n, quadrant) = (quarters - TO_WHOLE, quarters.to_bits());
+    let rest = ((angle - n * QUARTER[0]) - n * QUARTER[1]) - n * QUARTER[2];
+    let square = rest * rest;
+    let sin = rest + rest * square * polynomial(SIN, square);
+    let cos = (1.0 - 0.5 * square) + square * square * polynomial(COS, square);
+    let (cos, sin) = if quadrant & 1 == 0 { (cos, sin) } else { (sin, cos) };
+    let sign = |negative: u64| (negative & 2) << 62;
+    let signed = |value: f64, sign: u64| f64::from_bits(value.to_bits() ^ sign) as f32;
+    (signed(cos, sign(quadrant.wrapping_add(1))), signed(sin, sign(quadrant)))
+}
+
+#[inline(always)]
+fn polynomial<const N: usize>(coefficients: [f64; N], x: f64) -> f64 {
+    let mut sum = coefficients[N - 1];
+    for i in (0..N - 1).rev() {
+        sum = sum * x + coefficients[i];
+    }
+    sum
+}
+
+/// Added to a number below 2^51, it leaves no place for fractions.
+const TO_WHOLE: f64 = 6_755_399_441_055_744.0;
+/// A quarter turn in parts of 33 bits, whose products with whole numbers below 2^20 are exact, and the rest.
+const QUARTER: [f64; 3] = [
+    f64::from_bits(0x3ff9_21fb_5440_0000),
+    f64::from_bits(0x3dd0_b461_1a60_0000),
+    f64::from_bits(0x3ba3_198a_2e03_7073),
+];
+/// Taylor's series behind the first term of the sine and the first two of the cosine: up to an eighth of a turn what is left out
+/// is below 2^-60.
+const SIN: [f64; 8] = [
+    -1.0 / 6.0,
+    1.0 / 120.0,
+    -1.0 / 5_040.0,
+    1.0 / 362_880.0,
+    -1.0 / 39_916_800.0,
+    1.0 / 6_227_020_800.0,
+    -1.0 / 1_307_674_368_000.0,
+    1.0 / 355_687_428_096_000.0,
+];
+const COS: [f64; 8] = [
+    1.0 / 24.0,
+    -1.0 / 720.0,
+    1.0 / 40_320.0,
+    -1.0 / 3_628_800.0,
+    1.0 / 479_001_600.0,
+    -1.0 / 87_178_291_200.0,
+    1.0 / 20_922_789_888_000.0,
+    -1.0 / 6_402_373_705_728_000.0,
+];
+
+/// Rotates one head (`head_dim` values, of which the first `rot_dims` change) by what [`Rope::turns`] gave for its position.
 ///
 /// Pair (a, b) becomes (a cos - b sin, a sin + b cos): the second product of each rounded, the first fused to it, as C
 /// compilers usually contract such a line.
 ///
 /// # Panics
-/// If `x` is not one head or the position is past the table.
-pub fn apply(isa: Isa, table: &RopeTable, kind: RopeKind, position: usize, x: &mut [f32]) {
-    assert_eq!(x.len(), table.head_dim, "one head");
-    let (cos, sin) = table.at(position);
-    let rotated = &mut x[..2 * table.half];
+/// If `x` is shorter than `turns`.
+pub fn apply(isa: Isa, turns: &[f32], kind: RopeKind, x: &mut [f32]) {
+    let (cos, sin) = turns.split_at(turns.len() / 2);
+    let rotated = &mut x[..turns.len()];
     match kind {
         RopeKind::Neox => dispatch(isa, Halves { cos, sin, x: rotated }),
         RopeKind::Norm => dispatch(isa, Pairs { cos, sin, x: rotated }),
@@ -152,19 +220,28 @@ mod tests {
 
     const HEADS: [(usize, usize); 7] = [(64, 64), (128, 128), (100, 100), (80, 32), (256, 256), (6, 2), (16, 0)];
 
+    fn turns(isa: Isa, rope: &Rope, position: usize) -> Vec<f32> {
+        let mut turns = vec![f32::NAN; rope.turns_len()];
+        rope.turns(isa, position, &mut turns);
+        turns
+    }
+
     #[test]
     fn every_isa_gives_the_same_bits() {
         let mut draw = Draw::new(1);
         for (head_dim, rot_dims) in HEADS {
-            let table = RopeTable::new(head_dim, rot_dims, 5e5, 1.0, None, 100);
+            let rope = Rope::new(head_dim, rot_dims, 5e5, 1.0, None);
             for kind in [RopeKind::Neox, RopeKind::Norm] {
-                for position in [0, 1, 37, 99] {
+                for position in [0, 1, 37, 99, 131_071, 1 << 24] {
                     let x = draw.floats(head_dim, 10.0);
+                    let plain = turns(Isa::Portable, &rope, position);
                     let mut expected = x.clone();
-                    apply(Isa::Portable, &table, kind, position, &mut expected);
+                    apply(Isa::Portable, &plain, kind, &mut expected);
                     for isa in Isa::available() {
+                        let own = turns(isa, &rope, position);
+                        same_bits(&own, &plain, isa.name());
                         let mut got = x.clone();
-                        apply(isa, &table, kind, position, &mut got);
+                        apply(isa, &own, kind, &mut got);
                         same_bits(&got, &expected, isa.name());
                     }
                 }
@@ -177,12 +254,12 @@ mod tests {
         let mut draw = Draw::new(2);
         for (head_dim, rot_dims) in HEADS {
             let half = rot_dims / 2;
-            let factors: Vec<f32> = (0..half).map(|i| 1.0 + i as f32 / 8.0).collect();
-            let table = RopeTable::new(head_dim, rot_dims, 1e4, 0.25, Some(&factors), 4097);
+            let factors: Box<[f32]> = (0..half).map(|i| 1.0 + i as f32 / 8.0).collect();
+            let rope = Rope::new(head_dim, rot_dims, 1e4, 0.25, Some(factors.clone()));
             for (kind, position) in [(RopeKind::Neox, 4096usize), (RopeKind::Norm, 4096), (RopeKind::Neox, 3)] {
                 let x = draw.floats(head_dim, 4.0);
                 let mut got = x.clone();
-                apply(Isa::detect(), &table, kind, position, &mut got);
+                apply(Isa::detect(), &turns(Isa::detect(), &rope, position), kind, &mut got);
                 for (i, factor) in factors.iter().enumerate() {
                     let (ia, ib) = if kind == RopeKind::Neox { (i, i + half) } else { (2 * i, 2 * i + 1) };
                     let frequency = 1e4f64.powf(-2.0 * i as f64 / rot_dims as f64) * 0.25 / f64::from(*factor);
@@ -201,20 +278,44 @@ mod tests {
 
     #[test]
     fn angles_are_products_of_f32() {
-        let table = RopeTable::new(64, 64, 5e5, 1.0, None, 1000);
+        let rope = Rope::new(64, 64, 5e5, 1.0, None);
         let ratio = 5e5f64.powf(-2.0 / 64.0) as f32;
         let angle = 999.0f32 * ratio * ratio * ratio;
-        let (cos, sin) = table.at(999);
-        assert_eq!((cos[3], sin[3]), (f64::from(angle).cos() as f32, f64::from(angle).sin() as f32));
+        let turns = turns(Isa::detect(), &rope, 999);
+        assert_eq!((turns[3], turns[32 + 3]), (f64::from(angle).cos() as f32, f64::from(angle).sin() as f32));
     }
 
     #[test]
     fn position_zero_changes_nothing() {
-        let table = RopeTable::new(64, 64, 1e4, 1.0, None, 1);
+        let rope = Rope::new(64, 64, 1e4, 1.0, None);
         let x = Draw::new(5).floats(64, 1.0);
         let mut got = x.clone();
-        apply(Isa::detect(), &table, RopeKind::Norm, 0, &mut got);
+        apply(Isa::detect(), &turns(Isa::detect(), &rope, 0), RopeKind::Norm, &mut got);
         assert_eq!(got, x);
-        assert_eq!(table.positions_max(), 1);
+    }
+
+    /// Against another implementation in f64, of the positions and bases that models have.
+    #[test]
+    fn cosines_and_sines_are_the_nearest_floats() {
+        for (base, positions) in [(1e4, 0..4096), (5e5, 0..4096), (1e6, 28_672..32_768), (5e5, 126_976..131_072)] {
+            let rope = Rope::new(128, 128, base, 1.0, None);
+            let ratio = rope.ratio;
+            for position in positions {
+                let got = turns(Isa::detect(), &rope, position);
+                let mut angle = position as f32;
+                for (cos, sin) in got[..64].iter().zip(&got[64..]) {
+                    let wanted = libm::sincos(f64::from(angle));
+                    assert_eq!((*sin, *cos), (wanted.0 as f32, wanted.1 as f32), "{angle}");
+                    angle *= ratio;
+                }
+            }
+        }
+        let mut draw = Draw::new(9);
+        for angle in draw.floats(20_000, 1e6).into_iter().chain([1e9, -1e9, 1e12]) {
+            let (cos, sin) = cos_sin(angle);
+            let wanted = libm::sincos(f64::from(angle));
+            let bound = 1e-7 + f64::from(angle.abs()) * 1e-15;
+            assert!((f64::from(sin) - wanted.0).abs() < bound && (f64::from(cos) - wanted.1).abs() < bound, "{angle}");
+        }
     }
 }

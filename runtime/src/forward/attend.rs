@@ -52,7 +52,6 @@ struct Cut {
 /// What pieces that are runs of splits leave for each other.
 pub(super) struct AttendParts {
     states: Shared<RowState>,
-    outputs: Shared<[f32; 16]>,
     /// Finished pieces of each segment that was cut, for each KV head.
     finished: Box<[Padded<AtomicU32>]>,
 }
@@ -98,11 +97,14 @@ impl AttendPlan {
 }
 
 impl AttendParts {
+    /// Floats of all outputs, which lie in the step's buffers.
+    pub(super) fn output_floats(params: &HyperParameters, plan: &AttendPlan) -> usize {
+        plan.parts_max * params.heads * attention::part_vectors(params.head_dim) * LANES
+    }
+
     pub(super) fn new(params: &HyperParameters, plan: &AttendPlan) -> Self {
-        let rows = plan.parts_max * params.heads;
         Self {
-            states: Shared::new(rows),
-            outputs: Shared::new(rows * attention::part_vectors(params.head_dim)),
+            states: Shared::new(plan.parts_max * params.heads),
             finished: (0..plan.workers * UNITS_PER_WORKER + params.kv_heads).map(|_| Padded::default()).collect(),
         }
     }
@@ -173,12 +175,12 @@ impl Pass<'_> {
         let first = cut.before * params.heads + head * splits * rows;
         let parts_of = |splits: Range<usize>| {
             let range = first + splits.start * rows..first + splits.end * rows;
-            let outputs = range.start * vectors..range.end * vectors;
+            let outputs = range.start * vectors * LANES..range.end * vectors * LANES;
             // SAFETY: these splits of this segment and head are this worker's, by the claim or as the last one to finish.
             let states = unsafe { self.attend_parts.states.write(range) };
             // SAFETY: as above.
-            let outputs = unsafe { self.attend_parts.outputs.write(outputs) };
-            Parts { states, outputs }
+            let outputs = unsafe { self.buffers.parts.write(outputs) };
+            Parts { states, outputs: outputs.as_chunks_mut().0 }
         };
         let part = (cut.start..cut.end, parts_of(cut.start..cut.end));
         attention::attend_splits(self.isa, shape, (kv, then), queries, part, &mut scratch.attention);
@@ -200,6 +202,8 @@ impl Pass<'_> {
     }
 }
 
+/// Floats of a vector of a part's outputs.
+const LANES: usize = 16;
 /// Pieces of a phase for each worker, where there are long sequences to cut.
 const UNITS_PER_WORKER: usize = 6;
 /// Rows of a segment that is cut: a token, or one with drafts.

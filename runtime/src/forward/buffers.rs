@@ -14,8 +14,11 @@ use crate::shared::{Shared, SharedFrom};
 /// Row-major activations shared by the workers; `n` below is the rows of a step.
 pub(super) struct Buffers {
     /// n x hidden: the residual stream; behind it n x [`between_norms`]: what lies between two norms. Rows that are computed
-    /// together have theirs one behind the other, so that a step touches no more than its own.
+    /// together have theirs one behind the other, so that a step touches no more than its own. Behind all rows are parts of
+    /// attention, then, from where what lay between norms was, logits.
     floats: Shared<f32>,
+    /// n x rotated dimensions: what rotates a row's heads.
+    turns: Shared<f32>,
     /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones. Where layers that
     /// are computed together have norms of their inputs, an input for each, one after the other.
     normed: Shared<f32>,
@@ -34,6 +37,8 @@ pub(super) struct Buffers {
 pub(super) struct RowBuffers<'a> {
     /// n x hidden: the residual stream.
     pub(super) x: SharedFrom<'a, f32>,
+    /// n x rotated dimensions.
+    pub(super) turns: SharedFrom<'a, f32>,
     pub(super) normed: SharedFrom<'a, f32>,
     pub(super) quantized: SharedFrom<'a, i8>,
     pub(super) scale: SharedFrom<'a, f32>,
@@ -47,6 +52,8 @@ pub(super) struct RowBuffers<'a> {
     /// the other is written.
     pub(super) ffn: SharedFrom<'a, f32>,
     pub(super) added: SharedFrom<'a, f32>,
+    /// What splits of few rows leave for each other, behind all rows that are computed together.
+    pub(super) parts: SharedFrom<'a, f32>,
 }
 
 /// What one worker writes by itself.
@@ -78,16 +85,19 @@ pub(super) struct Scratch {
 }
 
 impl Buffers {
-    /// For `n` rows, in up to `shares` shares.
-    pub(super) fn new(params: &HyperParameters, n: usize, shares: usize) -> Self {
+    /// For as many rows as `limits` allow, in up to `shares` shares, with so many floats for parts of attention.
+    pub(super) fn new(params: &HyperParameters, limits: Limits, shares: usize, parts: usize) -> Self {
+        let n = limits.rows_max;
         let inputs = if params.family.is_embedding() { INPUTS_MAX } else { 1 };
         let several = |widest: usize, hidden: usize| n * widest.max(inputs * hidden);
         let stride = ternary::activation_stride;
         // Steps of few rows would touch a page of 2 MiB in each of them.
         let few = FEW_ROWS.min(n);
-        let floats = params.hidden + between_norms(params);
+        let floats = floats_of(params);
+        let behind = parts.max(limits.logits_max * params.output_width()) + LINE_FLOATS;
         Self {
-            floats: Shared::new(n * floats).in_huge_pages_from(few * floats),
+            floats: Shared::new(n * floats + behind).in_huge_pages_from(few * floats),
+            turns: Shared::new(n * params.rope_dims),
             normed: Shared::new(several(params.widest(), params.hidden)).in_huge_pages_from(few * params.widest()),
             quantized: Shared::new(several(stride(params.widest()), stride(params.hidden)))
                 .in_huge_pages_from(few * stride(params.widest())),
@@ -107,10 +117,11 @@ impl Buffers {
         rows: usize,
     ) -> RowBuffers<'_> {
         let widest = params.widest();
-        let x = row * (params.hidden + between_norms(params));
+        let x = row * floats_of(params);
         let between = x + rows * params.hidden;
         RowBuffers {
             x: self.floats.from(x),
+            turns: self.turns.from(row * params.rope_dims),
             normed: self.normed.from(row * widest),
             // No row is longer, whatever it is the input of.
             quantized: self.quantized.from(row * ternary::activation_stride(widest)),
@@ -121,7 +132,24 @@ impl Buffers {
             attention: self.floats.from(between + rows * params.attention_width()),
             ffn: self.floats.from(between),
             added: self.added.from(row * params.hidden),
+            parts: self.floats.from((x + rows * floats_of(params)).next_multiple_of(LINE_FLOATS)),
         }
+    }
+
+    /// Where the logits of a step of `rows` rows are. Where they go through the head together, what lay between norms is not
+    /// needed any more by then; of shares, each in its own time, it may be.
+    pub(super) fn logits_start(params: &HyperParameters, rows: usize, together: bool) -> usize {
+        let floats = if together { params.hidden } else { floats_of(params) };
+        (rows * floats).next_multiple_of(LINE_FLOATS)
+    }
+
+    /// From float `start` on.
+    pub(super) fn floats_from(&self, start: usize) -> SharedFrom<'_, f32> {
+        self.floats.from(start)
+    }
+
+    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
+        self.floats.as_mut_slice()
     }
 }
 
@@ -159,6 +187,11 @@ impl Scratch {
     }
 }
 
+/// Floats of a row: its residual stream, and what lies between two norms.
+fn floats_of(params: &HyperParameters) -> usize {
+    params.hidden + between_norms(params)
+}
+
 /// Floats of a row between two norms: queries and attention output, or what gate and up gave.
 fn between_norms(params: &HyperParameters) -> usize {
     params.feed_forward.max(2 * params.attention_width())
@@ -180,7 +213,9 @@ fn gcd(a: usize, b: usize) -> usize {
 }
 
 /// What lies between the single numbers of two shares, so that their workers never write to one cache line.
-const GAP: usize = 16;
+const GAP: usize = LINE_FLOATS;
+/// Floats of a cache line.
+const LINE_FLOATS: usize = 16;
 /// Rows of the buffers that lie in small pages, so that a step of fewer touches no more than it writes: of a 2B model 128 rows
 /// take 1400 of them, fewer than a core's second table of pages holds.
 const FEW_ROWS: usize = 128;

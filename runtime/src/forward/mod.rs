@@ -16,7 +16,7 @@ use kernels::draw::Draw;
 
 use crate::kv::KvCache;
 use crate::model::{HyperParameters, Weights};
-use crate::shared::{PerWorker, Shared};
+use crate::shared::PerWorker;
 use crate::team::{Counters, Team};
 use crate::tuned::Tuned;
 
@@ -172,7 +172,8 @@ pub struct Forward {
     limits: Limits,
     buffers: Buffers,
     scratch: PerWorker<Scratch>,
-    logits: Shared<f32>,
+    /// Where the logits of the last step are.
+    logits_start: usize,
     counters: Counters,
     attend_plan: AttendPlan,
     attend_parts: AttendParts,
@@ -196,10 +197,10 @@ impl Forward {
             isa,
             limits,
             attend_parts: AttendParts::new(params, &attend_plan),
+            buffers: Buffers::new(params, limits, apart.shares_max(), AttendParts::output_floats(params, &attend_plan)),
             attend_plan,
-            buffers: Buffers::new(params, limits.rows_max, apart.shares_max()),
             scratch: PerWorker::new(workers, || Scratch::new(params, limits)),
-            logits: Shared::new(limits.logits_max * params.output_width()),
+            logits_start: 0,
             counters: Counters::new(params.layers * pass::COUNTERS_PER_LAYER + head::COUNTERS_AROUND),
             plan: HeadPlan::with_capacity(limits.logits_max),
             head: HeadBuffers::new(params, headed),
@@ -237,7 +238,9 @@ impl Forward {
         self.scratch.iter_mut().filter_map(|scratch| scratch.probe.as_mut()).for_each(Probe::count_step);
         let at = (weights, &*kv, each);
         let vocab = weights.params.vocab;
-        if self.apart.cut(step) {
+        let apart = self.apart.cut(step);
+        self.logits_start = Buffers::logits_start(&weights.params, step.tokens.len(), !apart);
+        if apart {
             self.apart.plan(self.isa, weights);
             let this = &*self;
             team.run(&this.apart.counters, &|member| {
@@ -272,7 +275,7 @@ impl Forward {
             step: part.step,
             buffers: self.buffers.starting_at(params, part.place, part.step.tokens.len()),
             scratch: &self.scratch,
-            logits: self.logits.from(part.first_logit * self.width),
+            logits: self.buffers.floats_from(self.logits_start + part.first_logit * self.width),
             first_logit: part.first_logit,
             vocab: params.vocab,
             attend_plan: part.attend_plan,
@@ -310,8 +313,8 @@ impl Forward {
     /// embedding model the row's normalised hidden state.
     #[must_use]
     pub fn logits(&mut self, i: usize) -> &mut [f32] {
-        let width = self.width;
-        &mut self.logits.as_mut_slice()[i * width..(i + 1) * width]
+        let start = self.logits_start + i * self.width;
+        &mut self.buffers.floats_mut()[start..start + self.width]
     }
 }
 

@@ -80,6 +80,8 @@ impl Pass<'_> {
         while let Some(row) = member.claim(0, self.rows()) {
             // SAFETY: the row was claimed by this worker alone.
             let x = unsafe { self.buffers.x.write(row * hidden..(row + 1) * hidden) };
+            // SAFETY: as above.
+            let turns = unsafe { self.buffers.turns.write(self.turns_of(row)) };
             match weights.view(&weights.embedding) {
                 LinearView::Dense(table) => {
                     dense::dequantize_row(self.isa, table, self.step.tokens[row] as usize, x);
@@ -89,6 +91,8 @@ impl Pass<'_> {
             if let Some(factor) = weights.params.embedding_scale {
                 activation::scale(self.isa, x, factor);
             }
+            let (.., position) = self.placed(row..row + 1).next().expect("segments cover the rows");
+            weights.rope.turns(self.isa, position, turns);
         }
     }
 
@@ -286,28 +290,36 @@ impl Pass<'_> {
 
     /// Applies the norm of a head, where there is one, and RoPE to `rows x width` values, each row whole heads.
     fn rotate(&self, width: usize, norm: Option<&[f32]>, rows: Range<usize>, values: &mut [f32]) {
-        for (row, _, position) in self.placed(rows.clone()) {
-            self.rotate_row(position, norm, &mut values[(row - rows.start) * width..][..width]);
+        for row in rows.clone() {
+            self.rotate_row(row, norm, &mut values[(row - rows.start) * width..][..width]);
         }
     }
 
     /// The same for queries in their places.
     fn rotate_queries(&self, width: usize, norm: Option<&[f32]>, own: &Part) {
-        for (row, _, position) in self.placed(own.rows.clone()) {
+        for row in own.rows.clone() {
             let at = row * width;
             // SAFETY: these columns of these rows were claimed by this worker alone.
-            let row = unsafe { self.buffers.q.write(at + own.range.start..at + own.range.end) };
-            self.rotate_row(position, norm, row);
+            let values = unsafe { self.buffers.q.write(at + own.range.start..at + own.range.end) };
+            self.rotate_row(row, norm, values);
         }
     }
 
-    fn rotate_row(&self, position: usize, norm: Option<&[f32]>, row: &mut [f32]) {
+    /// Where the cosines and sines of a row are.
+    fn turns_of(&self, row: usize) -> Range<usize> {
+        let len = self.weights.rope.turns_len();
+        row * len..(row + 1) * len
+    }
+
+    fn rotate_row(&self, row: usize, norm: Option<&[f32]>, values: &mut [f32]) {
         let params = &self.weights.params;
-        for head in row.chunks_exact_mut(params.head_dim) {
+        // SAFETY: they were written before the first barrier and are only read now.
+        let turns = unsafe { self.buffers.turns.read(self.turns_of(row)) };
+        for head in values.chunks_exact_mut(params.head_dim) {
             if let Some(weight) = norm {
                 norm::rms_norm_in_place(self.isa, head, weight, params.norm_eps);
             }
-            rope::apply(self.isa, &self.weights.rope, params.family.rope_kind(), position, head);
+            rope::apply(self.isa, turns, params.family.rope_kind(), head);
         }
     }
 

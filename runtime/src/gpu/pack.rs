@@ -53,9 +53,14 @@ impl Packer {
             Content::Embedding | Content::Head => {
                 PIECE_TILE_ROWS * self.shape.hidden as usize * self.shape.table_value_bytes()
             }
-            Content::Rope => (room / 4).next_multiple_of(4),
+            Content::Rope => self.turns_bytes() * (room / 4 / self.turns_bytes()).max(1),
             Content::Scales(..) | Content::Gamma(..) | Content::OutputGamma => part.bytes,
         }
+    }
+
+    /// Of the cosines and sines of a position, and more than none where nothing rotates.
+    fn turns_bytes(&self) -> usize {
+        (2 * self.shape.rope_half as usize * size_of::<f32>()).max(1)
     }
 
     fn pack(&self, part: &Part, weights: &Weights, out: &mut [u8]) {
@@ -103,7 +108,14 @@ impl Packer {
                 }
             }
             Content::OutputGamma => copy_floats(&weights.output_norm, out),
-            Content::Rope => copy_floats(&weights.rope.values()[self.done / 4..][..out.len() / 4], out),
+            Content::Rope => {
+                let first = self.done / self.turns_bytes();
+                let mut turns = vec![0.0; weights.rope.turns_len()];
+                for (i, out) in out.chunks_exact_mut(self.turns_bytes()).enumerate() {
+                    weights.rope.turns(Isa::detect(), first + i, &mut turns);
+                    copy_floats(&turns, out);
+                }
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use gguf::ternary::{BAND_ROWS, Tiled};
 use gguf::{Gguf, TensorType};
 use kernels::Isa;
 use kernels::dense::DenseKind;
-use kernels::rope::RopeTable;
+use kernels::rope::Rope;
 use kernels::{screen, ternary};
 use tuning::NodeId;
 use tuning::memory::Arena;
@@ -117,7 +117,7 @@ struct Planned {
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     head: Option<Linear>,
-    rope: RopeTable,
+    rope: Rope,
     context: usize,
 }
 
@@ -141,7 +141,7 @@ fn plan_all(source: &Source, gguf: &Gguf<'_>, context_max: usize) -> Result<Plan
     let head = untied.then(|| plan.linear(&file, "output", (vocab, params.hidden))).transpose()?;
     let output_norm = file.vector("output_norm.weight", params.hidden)?;
     let context = params.context.min(context_max);
-    let rope = rope_table(&file, &params, context)?;
+    let rope = rope(&file, &params)?;
     Ok(Planned { plan, params, embedding, layers, output_norm, head, rope, context })
 }
 
@@ -182,7 +182,7 @@ fn plan_layer(plan: &mut Plan, file: &Tensors<'_, '_>, params: &HyperParameters,
     })
 }
 
-fn rope_table(file: &Tensors<'_, '_>, params: &HyperParameters, context: usize) -> Result<RopeTable, Error> {
+fn rope(file: &Tensors<'_, '_>, params: &HyperParameters) -> Result<Rope, Error> {
     let factors = match file.gguf.tensor("rope_freqs.weight") {
         Some(_) => Some(file.vector("rope_freqs.weight", params.rope_dims / 2)?),
         None => None,
@@ -191,7 +191,7 @@ fn rope_table(file: &Tensors<'_, '_>, params: &HyperParameters, context: usize) 
         return Err(Error::BadTensor { name: "rope_freqs.weight".into(), why: format!("it holds the factor {bad}") });
     }
     let (head_dim, dims) = (params.head_dim, params.rope_dims);
-    Ok(RopeTable::new(head_dim, dims, params.rope_base, params.rope_scale, factors.as_deref(), context))
+    Ok(Rope::new(head_dim, dims, params.rope_base, params.rope_scale, factors.map(Vec::into_boxed_slice)))
 }
 
 /// What goes where in the arena.

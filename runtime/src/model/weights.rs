@@ -1,7 +1,7 @@
 //! The packed weights of one replica: read-only, in one arena, shared by all workers of a node.
 
 use kernels::dense::{DenseKind, DenseMatrix};
-use kernels::rope::RopeTable;
+use kernels::rope::Rope;
 use kernels::screen::ScreenMatrix;
 use kernels::ternary::TernaryMatrix;
 use tuning::NodeId;
@@ -70,7 +70,7 @@ pub struct Weights {
     pub output_norm: Vec<f32>,
     /// The head of its own; `None` where it is tied to the embedding.
     pub head: Option<Linear>,
-    pub rope: RopeTable,
+    pub rope: Rope,
     /// Most positions of a sequence: the model's context, or less where the operator said so.
     pub context: usize,
     pub(super) arena: Arena,
