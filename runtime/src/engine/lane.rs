@@ -543,10 +543,10 @@ pub(crate) fn choose(
     Some(Sampled { token: choice.token, logprobs: choice.logprob.map(logprobs) })
 }
 
-/// Steps with more prompt rows than these take as long for each row, and touch more memory: 2B shape on two cores with AMX,
-/// prompts of 128, 192, 256 and 512 tokens in one step 844, 858, 772 and 708 tok/s, a prompt of 512 in steps of up to 512
-/// rows (220 by time) 0.86 to 0.90 s, of 160 0.83 to 0.84 s.
-const PROMPT_ROWS_PER_WORKER: usize = 80;
+/// Steps with more prompt rows than these take as long for each row, or little less, and touch more memory: 2B shape on two cores
+/// with AMX, prompts of 64, 96, 128, 160 and 256 tokens in one step 677 to 705, 845 to 857, 875 to 902, 855 to 862 and 922 to
+/// 943 tok/s.
+const PROMPT_ROWS_PER_WORKER: usize = 64;
 const PROMPT_ROWS_MIN: usize = 128;
 /// Rows of the steps that tell what many sequences and prompts cost, 0.2 s of a model of two billion weights on two cores.
 const WARM_UP_DECODES: usize = 32;

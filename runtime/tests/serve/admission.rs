@@ -43,16 +43,16 @@ fn retry_after_ms(answer: &Answer) -> u64 {
 #[test]
 fn a_request_that_does_not_get_far_enough_in_time_ends_with_an_error() {
     let server = Server::start(&["--max-concurrent-requests", "1"]);
-    // So few that what is known of their prompts' cost lets others wait.
+    // So few that what is known of their prompts' cost lets others wait, on a slow machine a third of a second.
     let running = hold(&server, 8);
     let waits = server.post(COMPLETIONS, &body(4, &json!({"queue_timeout_ms": 250})));
     assert_eq!((waits.status, retry_after_ms(&waits)), (429, 1000), "{}", waits.text());
     assert!(waits.text().contains("queue_timeout_ms"), "{}", waits.text());
-    let waits = server.post(COMPLETIONS, &body(4, &json!({"first_token_timeout_ms": 250})));
+    let waits = server.post(COMPLETIONS, &body(4, &json!({"first_token_timeout_ms": 1000})));
     assert_eq!(waits.status, 408, "{}", waits.text());
-    let stream = server.post(COMPLETIONS, &body(4, &json!({"first_token_timeout_ms": 250, "stream": true})));
+    let stream = server.post(COMPLETIONS, &body(4, &json!({"first_token_timeout_ms": 1000, "stream": true})));
     assert_eq!(stream.status, 408, "nothing of the stream was sent");
-    let waits = server.post(COMPLETIONS, &body(4, &json!({"timeout_ms": 250})));
+    let waits = server.post(COMPLETIONS, &body(4, &json!({"timeout_ms": 1000})));
     assert_eq!(waits.status, 408, "{}", waits.text());
     drop(running);
     assert!(server.becomes_quiet());
