@@ -47,34 +47,34 @@ impl Rope {
         Self { half, ratio, freq_scale, freq_factors }
     }
 
-    /// Floats that [`Rope::turns`] writes for a position, `rot_dims`.
+    /// Floats that [`Rope::cos_sin`] writes for a position, `rot_dims`.
     #[must_use]
-    pub fn turns_len(&self) -> usize {
+    pub fn cos_sin_len(&self) -> usize {
         2 * self.half
     }
 
-    /// Cosines of all pairs at `position`, then their sines.
+    /// Cosines of the angles of all pairs at `position`, then their sines: `[2][rot_dims / 2]`.
     ///
     /// # Panics
-    /// If `out` is not [`Rope::turns_len`] long.
-    pub fn turns(&self, isa: Isa, position: usize, out: &mut [f32]) {
-        assert_eq!(out.len(), self.turns_len(), "a cosine and a sine per pair");
+    /// If `out` is not [`Rope::cos_sin_len`] long.
+    pub fn cos_sin(&self, isa: Isa, position: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.cos_sin_len(), "a cosine and a sine per pair");
         let (cos, sin) = out.split_at_mut(self.half);
         let mut angle = position as f32;
         for (i, to) in cos.iter_mut().enumerate() {
             *to = self.freq_scale * (angle / self.freq_factors.as_ref().map_or(1.0, |f| f[i]));
             angle *= self.ratio;
         }
-        dispatch(isa, Turns { angles_to_cos: cos, sin });
+        dispatch(isa, CosSin { angles_to_cos: cos, sin });
     }
 }
 
-struct Turns<'a> {
+struct CosSin<'a> {
     angles_to_cos: &'a mut [f32],
     sin: &'a mut [f32],
 }
 
-impl Kernel for Turns<'_> {
+impl Kernel for CosSin<'_> {
     type Output = ();
 
     /// Scalar source: the pairs do not interact, so the compiler vectorises it and the bits stay.
@@ -144,16 +144,16 @@ const COS: [f64; 8] = [
     -1.0 / 6_402_373_705_728_000.0,
 ];
 
-/// Rotates one head (`head_dim` values, of which the first `rot_dims` change) by what [`Rope::turns`] gave for its position.
+/// Rotates one head (`head_dim` values, of which the first `rot_dims` change) by what [`Rope::cos_sin`] gave for its position.
 ///
 /// Pair (a, b) becomes (a cos - b sin, a sin + b cos): the second product of each rounded, the first fused to it, as C
 /// compilers usually contract such a line.
 ///
 /// # Panics
-/// If `x` is shorter than `turns`.
-pub fn apply(isa: Isa, turns: &[f32], kind: RopeKind, x: &mut [f32]) {
-    let (cos, sin) = turns.split_at(turns.len() / 2);
-    let rotated = &mut x[..turns.len()];
+/// If `x` is shorter than `cos_sin`.
+pub fn apply(isa: Isa, cos_sin: &[f32], kind: RopeKind, x: &mut [f32]) {
+    let (cos, sin) = cos_sin.split_at(cos_sin.len() / 2);
+    let rotated = &mut x[..cos_sin.len()];
     match kind {
         RopeKind::Neox => dispatch(isa, Halves { cos, sin, x: rotated }),
         RopeKind::Norm => dispatch(isa, Pairs { cos, sin, x: rotated }),
@@ -220,10 +220,10 @@ mod tests {
 
     const HEADS: [(usize, usize); 7] = [(64, 64), (128, 128), (100, 100), (80, 32), (256, 256), (6, 2), (16, 0)];
 
-    fn turns(isa: Isa, rope: &Rope, position: usize) -> Vec<f32> {
-        let mut turns = vec![f32::NAN; rope.turns_len()];
-        rope.turns(isa, position, &mut turns);
-        turns
+    fn cos_sin_at(isa: Isa, rope: &Rope, position: usize) -> Vec<f32> {
+        let mut cos_sin = vec![f32::NAN; rope.cos_sin_len()];
+        rope.cos_sin(isa, position, &mut cos_sin);
+        cos_sin
     }
 
     #[test]
@@ -234,11 +234,11 @@ mod tests {
             for kind in [RopeKind::Neox, RopeKind::Norm] {
                 for position in [0, 1, 37, 99, 131_071, 1 << 24] {
                     let x = draw.floats(head_dim, 10.0);
-                    let plain = turns(Isa::Portable, &rope, position);
+                    let plain = cos_sin_at(Isa::Portable, &rope, position);
                     let mut expected = x.clone();
                     apply(Isa::Portable, &plain, kind, &mut expected);
                     for isa in Isa::available() {
-                        let own = turns(isa, &rope, position);
+                        let own = cos_sin_at(isa, &rope, position);
                         same_bits(&own, &plain, isa.name());
                         let mut got = x.clone();
                         apply(isa, &own, kind, &mut got);
@@ -259,7 +259,7 @@ mod tests {
             for (kind, position) in [(RopeKind::Neox, 4096usize), (RopeKind::Norm, 4096), (RopeKind::Neox, 3)] {
                 let x = draw.floats(head_dim, 4.0);
                 let mut got = x.clone();
-                apply(Isa::detect(), &turns(Isa::detect(), &rope, position), kind, &mut got);
+                apply(Isa::detect(), &cos_sin_at(Isa::detect(), &rope, position), kind, &mut got);
                 for (i, factor) in factors.iter().enumerate() {
                     let (ia, ib) = if kind == RopeKind::Neox { (i, i + half) } else { (2 * i, 2 * i + 1) };
                     let frequency = 1e4f64.powf(-2.0 * i as f64 / rot_dims as f64) * 0.25 / f64::from(*factor);
@@ -281,8 +281,8 @@ mod tests {
         let rope = Rope::new(64, 64, 5e5, 1.0, None);
         let ratio = 5e5f64.powf(-2.0 / 64.0) as f32;
         let angle = 999.0f32 * ratio * ratio * ratio;
-        let turns = turns(Isa::detect(), &rope, 999);
-        assert_eq!((turns[3], turns[32 + 3]), (f64::from(angle).cos() as f32, f64::from(angle).sin() as f32));
+        let got = cos_sin_at(Isa::detect(), &rope, 999);
+        assert_eq!((got[3], got[32 + 3]), (f64::from(angle).cos() as f32, f64::from(angle).sin() as f32));
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
         let rope = Rope::new(64, 64, 1e4, 1.0, None);
         let x = Draw::new(5).floats(64, 1.0);
         let mut got = x.clone();
-        apply(Isa::detect(), &turns(Isa::detect(), &rope, 0), RopeKind::Norm, &mut got);
+        apply(Isa::detect(), &cos_sin_at(Isa::detect(), &rope, 0), RopeKind::Norm, &mut got);
         assert_eq!(got, x);
     }
 
@@ -301,7 +301,7 @@ mod tests {
             let rope = Rope::new(128, 128, base, 1.0, None);
             let ratio = rope.ratio;
             for position in positions {
-                let got = turns(Isa::detect(), &rope, position);
+                let got = cos_sin_at(Isa::detect(), &rope, position);
                 let mut angle = position as f32;
                 for (cos, sin) in got[..64].iter().zip(&got[64..]) {
                     let wanted = libm::sincos(f64::from(angle));

@@ -17,8 +17,8 @@ pub(super) struct Buffers {
     /// together have theirs one behind the other, so that a step touches no more than its own. Behind all rows are parts of
     /// attention, then, from where what lay between norms was, logits.
     floats: Shared<f32>,
-    /// n x rotated dimensions: what rotates a row's heads.
-    turns: Shared<f32>,
+    /// n x rotated dimensions: cosines and sines of a row's position.
+    cos_sin: Shared<f32>,
     /// n x widest: the input of the next linear layer, for those whose weights are no ternary ones. Where layers that
     /// are computed together have norms of their inputs, an input for each, one after the other.
     normed: Shared<f32>,
@@ -38,7 +38,7 @@ pub(super) struct RowBuffers<'a> {
     /// n x hidden: the residual stream.
     pub(super) x: SharedFrom<'a, f32>,
     /// n x rotated dimensions.
-    pub(super) turns: SharedFrom<'a, f32>,
+    pub(super) cos_sin: SharedFrom<'a, f32>,
     pub(super) normed: SharedFrom<'a, f32>,
     pub(super) quantized: SharedFrom<'a, i8>,
     pub(super) scale: SharedFrom<'a, f32>,
@@ -97,7 +97,7 @@ impl Buffers {
         let behind = parts.max(limits.logits_max * params.output_width()) + LINE_FLOATS;
         Self {
             floats: Shared::new(n * floats + behind).in_huge_pages_from(few * floats),
-            turns: Shared::new(n * params.rope_dims),
+            cos_sin: Shared::new(n * params.rope_dims),
             normed: Shared::new(several(params.widest(), params.hidden)).in_huge_pages_from(few * params.widest()),
             quantized: Shared::new(several(stride(params.widest()), stride(params.hidden)))
                 .in_huge_pages_from(few * stride(params.widest())),
@@ -121,7 +121,7 @@ impl Buffers {
         let between = x + rows * params.hidden;
         RowBuffers {
             x: self.floats.from(x),
-            turns: self.turns.from(row * params.rope_dims),
+            cos_sin: self.cos_sin.from(row * params.rope_dims),
             normed: self.normed.from(row * widest),
             // No row is longer, whatever it is the input of.
             quantized: self.quantized.from(row * ternary::activation_stride(widest)),

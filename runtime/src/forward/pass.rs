@@ -81,7 +81,7 @@ impl Pass<'_> {
             // SAFETY: the row was claimed by this worker alone.
             let x = unsafe { self.buffers.x.write(row * hidden..(row + 1) * hidden) };
             // SAFETY: as above.
-            let turns = unsafe { self.buffers.turns.write(self.turns_of(row)) };
+            let cos_sin = unsafe { self.buffers.cos_sin.write(self.cos_sin_of(row)) };
             match weights.view(&weights.embedding) {
                 LinearView::Dense(table) => {
                     dense::dequantize_row(self.isa, table, self.step.tokens[row] as usize, x);
@@ -91,8 +91,8 @@ impl Pass<'_> {
             if let Some(factor) = weights.params.embedding_scale {
                 activation::scale(self.isa, x, factor);
             }
-            let (.., position) = self.placed(row..row + 1).next().expect("segments cover the rows");
-            weights.rope.turns(self.isa, position, turns);
+            let position = self.position(row);
+            weights.rope.cos_sin(self.isa, position, cos_sin);
         }
     }
 
@@ -305,21 +305,28 @@ impl Pass<'_> {
         }
     }
 
+    /// The position of a row in its sequence.
+    fn position(&self, row: usize) -> usize {
+        let segments = &self.step.segments;
+        let segment = &segments[segments.partition_point(|segment| segment.first_row + segment.rows <= row)];
+        segment.first_position + row - segment.first_row
+    }
+
     /// Where the cosines and sines of a row are.
-    fn turns_of(&self, row: usize) -> Range<usize> {
-        let len = self.weights.rope.turns_len();
+    fn cos_sin_of(&self, row: usize) -> Range<usize> {
+        let len = self.weights.rope.cos_sin_len();
         row * len..(row + 1) * len
     }
 
     fn rotate_row(&self, row: usize, norm: Option<&[f32]>, values: &mut [f32]) {
         let params = &self.weights.params;
         // SAFETY: they were written before the first barrier and are only read now.
-        let turns = unsafe { self.buffers.turns.read(self.turns_of(row)) };
+        let cos_sin = unsafe { self.buffers.cos_sin.read(self.cos_sin_of(row)) };
         for head in values.chunks_exact_mut(params.head_dim) {
             if let Some(weight) = norm {
                 norm::rms_norm_in_place(self.isa, head, weight, params.norm_eps);
             }
-            rope::apply(self.isa, turns, params.family.rope_kind(), head);
+            rope::apply(self.isa, cos_sin, params.family.rope_kind(), head);
         }
     }
 

@@ -53,13 +53,13 @@ impl Packer {
             Content::Embedding | Content::Head => {
                 PIECE_TILE_ROWS * self.shape.hidden as usize * self.shape.table_value_bytes()
             }
-            Content::Rope => self.turns_bytes() * (room / 4 / self.turns_bytes()).max(1),
+            Content::Rope => self.cos_sin_bytes() * (room / 4 / self.cos_sin_bytes()).max(1),
             Content::Scales(..) | Content::Gamma(..) | Content::OutputGamma => part.bytes,
         }
     }
 
     /// Of the cosines and sines of a position, and more than none where nothing rotates.
-    fn turns_bytes(&self) -> usize {
+    fn cos_sin_bytes(&self) -> usize {
         (2 * self.shape.rope_half as usize * size_of::<f32>()).max(1)
     }
 
@@ -109,11 +109,11 @@ impl Packer {
             }
             Content::OutputGamma => copy_floats(&weights.output_norm, out),
             Content::Rope => {
-                let first = self.done / self.turns_bytes();
-                let mut turns = vec![0.0; weights.rope.turns_len()];
-                for (i, out) in out.chunks_exact_mut(self.turns_bytes()).enumerate() {
-                    weights.rope.turns(Isa::detect(), first + i, &mut turns);
-                    copy_floats(&turns, out);
+                let first = self.done / self.cos_sin_bytes();
+                let mut cos_sin = vec![0.0; weights.rope.cos_sin_len()];
+                for (i, out) in out.chunks_exact_mut(self.cos_sin_bytes()).enumerate() {
+                    weights.rope.cos_sin(Isa::detect(), first + i, &mut cos_sin);
+                    copy_floats(&cos_sin, out);
                 }
             }
         }
