@@ -88,11 +88,11 @@ KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 
 // Decode rows: RoPE, cache write and attention, a block for each split of a row and kv head.
 template <int ROOM> DEVICE void attend_decodes(const Phase& p, const Step& s) {
     if (s.group < DECODE_HEADS) {
-        attend_split<1, 0, ROOM>(s, p.rows, p.items);
+        attend_split<1, 0, ROOM>(s, p.rows, p.items, p.wide);
     } else if (s.head_dim == HEAD_DIM_MAX) {
-        attend_split<DECODE_HEADS, HEAD_DIM_MAX, ROOM>(s, p.rows, p.items);
+        attend_split<DECODE_HEADS, HEAD_DIM_MAX, ROOM>(s, p.rows, p.items, p.wide);
     } else {
-        attend_split<DECODE_HEADS, 0, ROOM>(s, p.rows, p.items);
+        attend_split<DECODE_HEADS, 0, ROOM>(s, p.rows, p.items, p.wide);
     }
 }
 KERNEL void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) attend_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
@@ -113,9 +113,9 @@ KERNEL void __launch_bounds__(PROMPT_THREADS, 2) attend_prompt(const GRID_CONSTA
 // The same over an int8 cache.
 KERNEL void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) attend_byte_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     if (s.head_dim == HEAD_DIM_MAX) {
-        attend_bytes<HEAD_DIM_MAX>(s, p.rows);
+        attend_bytes<HEAD_DIM_MAX>(s, p.rows, p.wide);
     } else {
-        attend_bytes<0>(s, p.rows);
+        attend_bytes<0>(s, p.rows, p.wide);
     }
 }
 KERNEL void __launch_bounds__(THREADS) store_byte_rows(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {

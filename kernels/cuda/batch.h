@@ -32,9 +32,10 @@ struct Launch {
 };
 
 // Where the rows of a step go: decode rows first, then those of prompts in tiles, each for one split; tiles for tensor cores come after
-// the others.
+// the others. `stored`: all rows are single ones, as decode rows are, but some are successive ones of a prompt.
 struct BatchRows {
     int decodes, prompts, prompt_tiles, tensor_tiles;
+    bool stored;
 };
 
 struct BatchLimits {
@@ -112,15 +113,16 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
 
 // Decode rows, the first of the batch: a block for each split of a row and kv head. Where blocks are few, each has room for all keys
 // and values of a split at once, or for those of three quarters of one.
-inline Launch attend(Step s, int decodes, Phase p, const BatchLimits& limits) {
-    s.tokens = decodes;
+inline Launch attend(Step s, const BatchRows& rows, Phase p, const BatchLimits& limits) {
+    s.tokens = rows.decodes;
+    p.wide = rows.stored;
     s.unit_heads = s.group;
     if (p.plain) {
         // ByteArea.
         const int fours = divided(s.group, 4), shared = SPLIT / KV_BLOCK * (head_block_bytes(s.head_dim) + 256) + SPLIT * 16 + 288;
-        return {"attend_byte_rows", decodes * s.kv_heads * s.splits_max, 1, SPLIT, shared + fours * (divided(s.head_dim, 32) * 256 + 16), p, s};
+        return {"attend_byte_rows", rows.decodes * s.kv_heads * s.splits_max, 1, SPLIT, shared + fours * (divided(s.head_dim, 32) * 256 + 16), p, s};
     }
-    const int blocks = decodes * s.kv_heads * s.splits_max, rest = SPLIT * 16 + s.group * s.head_dim * 4 + 160 + s.head_dim * 4;
+    const int blocks = rows.decodes * s.kv_heads * s.splits_max, rest = SPLIT * 16 + s.group * s.head_dim * 4 + 160 + s.head_dim * 4;
     const int each = divided(blocks, limits.multiprocessors), whole = SPLIT / KV_BLOCK;
     p.items = limits.cluster_max == 1 || each > 2 ? whole : each == 2 ? whole * 3 / 2 : whole * 2;
     return {p.items > whole ? "attend_few" : "attend_rows", blocks, 1, SPLIT, p.items * KV_BLOCK * s.head_dim * 2 + rest, p, s};
@@ -128,8 +130,8 @@ inline Launch attend(Step s, int decodes, Phase p, const BatchLimits& limits) {
 
 // Prompt rows follow the decode rows: RoPE and cache write of all, then attention tile by tile.
 inline Launch store(const Step& s, const BatchRows& rows, Phase p) {
-    p.first_block = rows.decodes;
-    return {p.plain ? "store_byte_rows" : "store_rows", rows.prompts, 1, THREADS, 0, p, s};
+    p.first_block = rows.stored ? 0 : rows.decodes;
+    return {p.plain ? "store_byte_rows" : "store_rows", rows.stored ? rows.decodes : rows.prompts, 1, THREADS, 0, p, s};
 }
 // Pairs of a row and a query head in a tile of a prompt, whose rows are that by `group`.
 inline int prompt_pairs(const BatchLimits& limits) { return limits.cluster_max > 1 ? 64 : 32; }

@@ -345,12 +345,17 @@ DEVICE void attend_group(const Step& s, const Unit& u, const DecodeArea<DIM, ROO
     }
 }
 
-template <int H, int DIM, int ROOM> DEVICE void attend_split(const Step& s, int layer, int room) {
+// `stored`: keys and values of all rows are in the cache, by a launch of this step.
+template <int H, int DIM, int ROOM> DEVICE void attend_split(const Step& s, int layer, int room, bool stored) {
     settle(layer); // nothing in common with the code of other sizes, which would take registers
     DecodeArea<DIM, ROOM> area;
     area.place(shared_arena(), s.head_dim, s.group, room);
-    const Unit u = find_unit(s, blockIdx.x);
+    Unit u = find_unit(s, blockIdx.x);
     if (u.split >= u.splits) return;
+    if (stored) {
+        u.last = false;
+        wait_prior();
+    }
     const DecodeCache<DIM, ROOM> cache(s, u, area, layer);
     cache.begin();
     Turn turn;

@@ -222,13 +222,17 @@ template <int DIM> DEVICE void attend_byte_heads(const Step& s, const Unit& u, c
     }
 }
 
-template <int DIM> DEVICE void attend_bytes(const Step& s, int layer) {
+template <int DIM> DEVICE void attend_bytes(const Step& s, int layer, bool stored) {
     settle(layer);
     ByteArea<DIM> area;
     area.place(shared_arena(), s.head_dim, s.group);
     const ByteLayout layout = area.layout();
-    const Unit u = find_unit(s, blockIdx.x);
+    Unit u = find_unit(s, blockIdx.x);
     if (u.split >= u.splits) return;
+    if (stored) {
+        u.last = false;
+        wait_prior();
+    }
     const int count = (u.seen + KV_BLOCK - 1) / KV_BLOCK, head = layer * s.kv_heads + u.kv_head;
     // All loads: what lies in slots that are not seen is never used, that of the position itself is replaced.
     if (warp_id() < count) {

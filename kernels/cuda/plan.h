@@ -68,7 +68,8 @@ struct Phase {
     int residual;          // step_1, ADD: order of who last wrote `output`
     int plain;             // QUANTIZE, and LINEAR with gamma: no norm, rows are rounded as they are; gamma holds ones. ATTEND: keys and
                            // values are bytes, by other kernels.
-    int wide;              // EMBED, HEAD, CHOOSE, and SCREEN where it is made: pieces hold floats.
+    int wide;              // EMBED, HEAD, CHOOSE, and SCREEN where it is made: pieces hold floats. ATTEND of single rows: they may be of one
+                           // sequence, since keys and values of them all were stored by the launch before.
 };
 
 // What a draw depends on beside the logits. The factor is one over the temperature; 0 is no draw, but the greatest logit.

@@ -1,7 +1,7 @@
 // Checks the kernels on a real device, then measures them. Usage: check STEP_IMAGE BATCH_IMAGE [MODE], where quick only checks
 // small models, layers two layers of a large one and int8 what is over an int8 cache, profile runs three steps of one row for a profiler, forms compares the
-// two forms of few rows, and one [int8], decode ROWS[@CONTEXT][/int8]... and prompts [exact|tensor|int8] measure what they name: over
-// an F16 cache, or an int8 one.
+// two forms of few rows, and one [int8], decode ROWS[@CONTEXT][/int8]..., mixed ROWS+PROMPTSxLENGTH[@START][/int8]... and prompts [exact|tensor|int8]
+// measure what they name: over an F16 cache, or an int8 one.
 #include "driver.h"
 
 #include "../testing/suite.h"
@@ -279,6 +279,33 @@ void measure_decode(Driver& gpu, const std::vector<std::string>& names) {
     }
 }
 
+// Prompts, or parts of them, beside rows that decode: in tiles, and each row for itself. Each of `names` is ROWS+PROMPTSxLENGTH, or
+// that and @START, /int8 behind.
+void measure_mixed(Driver& gpu, const std::vector<std::string>& names) {
+    Model model(BITNET_2B4T, 1100, 10);
+    for (const std::string& name : names) {
+        int rows = 0, prompts = 0, length = 0, start = 0;
+        std::sscanf(name.c_str(), "%d+%dx%d@%d", &rows, &prompts, &length, &start);
+        model.shape.bytes = name.find("/int8") != std::string::npos;
+        std::vector<Segment> segments((size_t)rows, {100, 1});
+        segments.insert(segments.end(), (size_t)prompts, {start, length});
+        std::printf("%s:", name.c_str());
+        for (bool stored : {false, true}) {
+            BatchStep step(model, gpu, segments, stored);
+            fill_pool(gpu, step.loaded);
+            auto launches = layer_launches(step.loaded, step.rows);
+            const auto head = step.screened_head();
+            launches.insert(launches.end(), head.begin(), head.end());
+            step.loaded.set_rows(step.ids, step.positions);
+            auto times = gpu.time_graph(10, [&] {
+                for (const Launch& launch : launches) gpu.launch(launch);
+            });
+            std::printf(" %.1f us %s", times[times.size() / 2], stored ? "by single rows\n" : "in tiles,");
+        }
+        std::fflush(stdout);
+    }
+}
+
 // By all forms of attention, or the named one.
 void measure_prompts(Driver& gpu, const std::string& form) {
     Model prompt(BITNET_2B4T, 2100, 10);
@@ -352,6 +379,9 @@ int main(int argc, char** argv) {
     }
     if (mode == "decode") {
         measure_decode(gpu, {argv + 4, argv + argc});
+    }
+    if (mode == "mixed") {
+        measure_mixed(gpu, {argv + 4, argv + argc});
     }
     if (mode == "prompts") {
         small_tensor_suite(gpu);

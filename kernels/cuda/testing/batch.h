@@ -27,8 +27,8 @@ inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows&
         case PHASE_QUANTIZE: launches.push_back(batch::norm(loaded.step, p)); break;
         case PHASE_LINEAR: launches.push_back(batch::linear(loaded.step, p, limits)); break;
         case PHASE_ATTEND:
-            if (rows.prompts) launches.push_back(batch::store(loaded.step, rows, p));
-            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows.decodes, p, limits));
+            if (rows.prompts || rows.stored) launches.push_back(batch::store(loaded.step, rows, p));
+            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows, p, limits));
             if (rows.prompt_tiles) launches.push_back(batch::attend_prompt(loaded.step, rows, p, limits));
             if (rows.tensor_tiles) launches.push_back(batch::attend_tensor(loaded.step, rows, p));
             break;
@@ -42,7 +42,7 @@ inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows&
 struct BatchStep {
     Loaded loaded;
     std::vector<Segment> segments;
-    BatchRows rows = {0, 0, 0, 0};
+    BatchRows rows = {0, 0, 0, 0, false};
     std::vector<int> ids, positions, sequences, last;
     std::vector<std::array<int, 4>> tiles; // first row, rows, split, first position
     // Of each segment: two of three are drawn; the same and some among their best few.
@@ -58,8 +58,10 @@ struct BatchStep {
         for (const Segment& s : segments) rows += s.rows;
         return rows;
     }
-    BatchStep(const Model& model, Machine& machine, const std::vector<Segment>& of)
+    // `stored`: every row stands alone.
+    BatchStep(const Model& model, Machine& machine, const std::vector<Segment>& of, bool stored = false)
         : loaded(model, machine, count(of), (int)of.size()), segments(of) {
+        rows.stored = stored;
         const int pairs = batch::prompt_pairs({machine.blocks(), machine.cluster_max()});
         std::vector<std::array<int, 4>> tensor_tiles;
         for (int i = 0; i < (int)of.size(); i++) {
@@ -78,7 +80,7 @@ struct BatchStep {
                 ranked.back().top_p = i % 2 ? 1.0f : 0.9f;
                 ranked.back().min_p = i % 4 == 3 ? 0.05f : 0.0f;
             }
-            const bool tensor = of[i].tensor, decode = of[i].rows == 1 && !tensor && rows.prompts == 0;
+            const bool tensor = of[i].tensor, decode = stored || (of[i].rows == 1 && !tensor && rows.prompts == 0);
             (decode ? rows.decodes : rows.prompts) += of[i].rows;
             const int tile = (tensor ? (int)TENSOR_PAIRS : pairs) / loaded.step.group, length = tensor ? TENSOR_SPLIT : SPLIT;
             for (int r = 0; !decode && r < of[i].rows; r += tile) {

@@ -117,8 +117,9 @@ inline void rows_agree(Machine& machine, int width, bool plain) {
 }
 
 // One step of the batch kernels: logits of each segment's last row are the reference's, bit for bit, and so is its token.
-inline void batch_agrees(Machine& machine, const Model& model, const std::vector<Segment>& segments) {
-    BatchStep step(model, machine, segments);
+// `stored`: every row stands alone, those of prompts too.
+inline void batch_agrees(Machine& machine, const Model& model, const std::vector<Segment>& segments, bool stored = false) {
+    BatchStep step(model, machine, segments, stored);
     std::vector<Cache> caches;
     for (size_t i = 0; i < segments.size(); i++) {
         caches.emplace_back(model.shape, model.positions, segments[i].start, 100 + i);
@@ -157,8 +158,8 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
         wrong_ids += std::max_element(expected.begin(), expected.end()) - expected.begin() != next[row - 1];
     }
     char what[200];
-    std::snprintf(what, sizeof what, "batch of %d decode rows and %d of prompts, hidden %d, heads %d/%d x %d%s: %zu logits and "
-                  "%zu tokens differ", step.rows.decodes, step.rows.prompts, model.shape.hidden, model.shape.heads,
+    std::snprintf(what, sizeof what, "batch of %d %s and %d of prompts, hidden %d, heads %d/%d x %d%s: %zu logits and "
+                  "%zu tokens differ", step.rows.decodes, stored ? "single rows" : "decode rows", step.rows.prompts, model.shape.hidden, model.shape.heads,
                   model.shape.kv_heads, model.shape.head_dim, model.shape.bytes ? ", int8 cache" : "", wrong, wrong_ids);
     expect(wrong == 0 && wrong_ids == 0, what);
 }
@@ -270,9 +271,11 @@ inline void small_bytes_suite(Machine& machine) {
     Shape shape = {128, 1, 8, 2, 128, 160, 100, EPILOGUE_SILU, true};
     shape.bytes = true;
     batch_agrees(machine, Model(shape, 600, 8), {{0, 1}, {31, 1}, {127, 1}, {128, 1}, {254, 1}, {255, 1}, {256, 1}, {520, 1}, {0, 41}, {250, 19}});
+    batch_agrees(machine, Model(shape, 600, 8), {{0, 1}, {255, 1}, {520, 2}, {0, 35}, {250, 9}}, true);
     steps_agree(machine, Model(shape, 800, 2), {700}, 1, false);
     shape = {160, 2, 4, 2, 32, 272, 517};
     shape.bytes = true;
+    batch_agrees(machine, Model(shape, 300, 1), {{40, 1}, {0, 21}, {5, 3}}, true);
     steps_agree(machine, Model(shape, 300, 1), {0}, 2, false);
     steps_agree(machine, Model(shape, 300, 1), {254}, 3, false);
     batch_agrees(machine, Model(shape, 300, 1), {{40, 1}, {3, 1}, {0, 21}, {5, 3}});
@@ -309,12 +312,17 @@ inline void small_suite(Machine& machine) {
     batch_agrees(machine, Model(wide, 40, 8), {{30, 1}, {2, 3}});
     // Decode rows around half a split, a whole one, and in several.
     batch_agrees(machine, Model(gated, 600, 8), {{126, 1}, {127, 1}, {128, 1}, {254, 1}, {255, 1}, {256, 1}, {520, 1}});
+    // Rows of prompts that stand alone as those do: few, and many.
+    batch_agrees(machine, Model(gated, 600, 8), {{30, 2}}, true);
+    batch_agrees(machine, Model(gated, 600, 8), {{126, 1}, {255, 1}, {520, 3}, {0, 35}, {250, 9}}, true);
     gated.head_dim = 80;
     batch_agrees(machine, Model(gated, 300, 8), {{127, 1}, {128, 1}, {270, 1}});
+    batch_agrees(machine, Model(gated, 300, 8), {{127, 1}, {126, 4}, {270, 1}}, true);
     steps_agree(machine, Model(gated, 40, 3), {5, 0, 31, 1, 2, 3, 4, 6, 30}, 1, false);
     gated.head_dim = 16;
     steps_agree(machine, Model(gated, 40, 4), std::vector<int>(std::min(19, HEAD_TOKENS_MAX * machine.blocks()), 3), 1, false);
     batch_agrees(machine, squared, {{40, 1}, {3, 1}, {0, 21}, {5, 3}});
+    batch_agrees(machine, squared, {{40, 1}, {3, 1}, {0, 21}, {5, 3}}, true);
     nothing_is_no_token(machine, squared);
     equal_logits_rank_by_id(machine);
     draws_rank_without_bounds(machine);

@@ -12,13 +12,14 @@ use super::abi::{
 };
 
 /// Where the rows of a step go: single rows first, then those of prompts in tiles, each for one split; tiles for tensor cores come
-/// after the others.
+/// after the others. `stored`: all rows are single ones, but some are successive ones of a prompt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows {
     pub(super) decodes: usize,
     pub(super) prompts: usize,
     pub(super) prompt_tiles: usize,
     pub(super) tensor_tiles: usize,
+    pub(super) stored: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -170,14 +171,15 @@ pub(super) fn launches<E>(
             PHASE_QUANTIZE => launch(&norm(plain(c"", tokens, 0)))?,
             PHASE_LINEAR => launch(&linear(plain(c"", 0, 0), tokens, limits))?,
             PHASE_ATTEND => {
-                if rows.prompts > 0 {
+                if rows.prompts > 0 || rows.stored {
+                    let (first, count) = if rows.stored { (0, rows.decodes) } else { (rows.decodes, rows.prompts) };
                     let kernel = if phase.plain == 1 { c"store_byte_rows" } else { c"store_rows" };
-                    let mut store = plain(kernel, rows.prompts, 0);
-                    store.phase.first_block = to_i32(rows.decodes);
+                    let mut store = plain(kernel, count, 0);
+                    store.phase.first_block = to_i32(first);
                     launch(&store)?;
                 }
                 if rows.decodes > 0 {
-                    launch(&attend(plain(c"", 0, 0), rows.decodes, limits))?;
+                    launch(&attend(plain(c"", 0, 0), rows, limits))?;
                 }
                 if rows.prompt_tiles > 0 {
                     launch(&attend_prompt(plain(c"", rows.prompt_tiles * size(step.kv_heads), 0), limits))?;
@@ -233,10 +235,11 @@ fn norm(launch: Launch) -> Launch {
 
 /// Single rows: a block for each split of a row and KV head. Where blocks are few, each has room for all keys and values of a split
 /// at once, or for those of three quarters of one.
-fn attend(launch: Launch, decodes: usize, limits: Limits) -> Launch {
-    let step = Step { tokens: to_i32(decodes), unit_heads: launch.step.group, ..launch.step };
+fn attend(launch: Launch, rows: Rows, limits: Limits) -> Launch {
+    let step = Step { tokens: to_i32(rows.decodes), unit_heads: launch.step.group, ..launch.step };
+    let launch = Launch { phase: Phase { wide: i32::from(rows.stored), ..launch.phase }, ..launch };
     let (dim, group) = (size(step.head_dim), size(step.group));
-    let grid = decodes * size(step.kv_heads) * size(step.splits_max);
+    let grid = rows.decodes * size(step.kv_heads) * size(step.splits_max);
     if launch.phase.plain == 1 {
         let of_fours = group.div_ceil(4) * (dim.div_ceil(32) * 256 + 16);
         let shared_bytes = SPLIT / BLOCK * (head_block_bytes(dim) + 256) + SPLIT * 16 + 288 + of_fours;

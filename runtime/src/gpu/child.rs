@@ -127,12 +127,14 @@ impl Device for ChildDevice {
         let (before, own) = (place(self.newest), place(number));
         let capability = region.header().capability.load(Ordering::Relaxed).cast_signed();
         let sm_90 = image_for(capability / 10, capability % 10).is_some_and(|image| image.sm_90);
-        orders[own].arrange(step, tensor_rows, (prompt_pairs(sm_90), shape.group()));
+        // Where scores are wanted, the self test's among them, prompts are in tiles.
+        let singles_max = if wants.contains(&Want::Scores) { 0 } else { shape.slots as usize };
+        orders[own].arrange(step, tensor_rows, (prompt_pairs(sm_90), shape.group()), singles_max);
         let (order, before) = (&orders[own], &orders[before]);
         let (rows, stride, sequences) = (order.rows.len(), shape.table_stride(), step.segments.len());
         let fits = rows <= shape.rows_max as usize && sequences.max(wants.len()) <= shape.slots as usize;
         assert!(fits, "a step fits the region");
-        // Rows that decode and nothing else are filled up with ones that nobody looks at.
+        // Rows that stand alone are filled up with ones that nobody looks at.
         let padded = if order.decodes == rows { padded_rows(rows, shape.slots as usize) } else { rows };
         let at = |input| offsets.of_step(number, input);
         // SAFETY: the worker and the device are done with the last step of this place, and have not been given this one.
@@ -179,6 +181,7 @@ impl Device for ChildDevice {
         let words = &region.header().steps[own];
         words.rows.store(word(rows), Ordering::Relaxed);
         words.decodes.store(word(order.decodes), Ordering::Relaxed);
+        words.stored.store(u32::from(order.stored), Ordering::Relaxed);
         words.sequences.store(word(sequences), Ordering::Relaxed);
         words.tiles.store(word(order.tiles.len()), Ordering::Relaxed);
         words.tensor_tiles.store(word(order.tensor_tiles), Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Steps of rows that decode, recorded: their launches are replayed by one call, where a call for each of them takes longer
+//! Steps of rows that stand alone, recorded: their launches are replayed by one call, where a call for each of them takes longer
 //! than the device needs for it.
 
 use super::abi::SPLIT;
@@ -23,6 +23,8 @@ pub(super) struct Key {
     pub(super) rows: usize,
     /// Splits of the longest sequence, likewise.
     pub(super) splits: usize,
+    /// Whether some are successive rows of a prompt.
+    pub(super) stored: bool,
     pub(super) head: Head,
     /// Where the input of the step lies.
     pub(super) place: usize,
@@ -97,8 +99,8 @@ pub(super) fn buckets(slots: usize) -> impl Iterator<Item = usize> {
     (2..=slots).filter(move |rows| padded_rows(*rows, slots) == *rows)
 }
 
-/// Recorded steps that are kept: five kinds of heads at two lengths for 20 sizes.
-const GRAPHS_MAX: usize = 5 * 2 * 20 * STEPS_MAX;
+/// Recorded steps that are kept: five kinds of heads, and rows of prompts, at two lengths for 20 sizes.
+const GRAPHS_MAX: usize = 6 * 2 * 20 * STEPS_MAX;
 
 #[cfg(test)]
 mod tests {

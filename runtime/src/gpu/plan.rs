@@ -10,7 +10,7 @@ use super::abi::{
 };
 use super::layout::{Content, Matrix, ScreenLayout, WeightLayout, WorkLayout};
 use super::shape::Shape;
-use crate::forward::Step;
+use crate::forward::{Segment, Step};
 use kernels::dense::PIECE_TILE_ROWS;
 use kernels::ternary::FRAGMENT_BYTES;
 
@@ -211,8 +211,9 @@ pub(super) struct Order {
     pub(super) rows: Vec<usize>,
     /// The segment of each row.
     pub(super) segments: Vec<usize>,
-    /// How many of the rows stand alone.
+    /// How many of the rows stand alone; whether some of these are successive ones of a prompt, which is so only where all do.
     pub(super) decodes: usize,
+    pub(super) stored: bool,
     /// First row, rows, split and first position of each tile; those that see most positions of their split come first, and those
     /// for tensor cores after the others.
     pub(super) tiles: Vec<[u32; TILE_WORDS]>,
@@ -231,9 +232,16 @@ enum Form {
 
 impl Order {
     /// Orders the rows of `step`, of whose segments the first so many rows are for tensor cores; a tile holds at most `pairs` pairs
-    /// of a row and one of `group` query heads.
-    pub(super) fn arrange(&mut self, step: &Step, tensor_rows: &[usize], (pairs, group): (usize, usize)) {
-        let Self { rows, segments, decodes, tiles, tensor_tiles, picks } = self;
+    /// of a row and one of `group` query heads. At most `singles_max` rows may stand alone where some are successive.
+    pub(super) fn arrange(
+        &mut self,
+        step: &Step,
+        tensor_rows: &[usize],
+        (pairs, group): (usize, usize),
+        singles_max: usize,
+    ) {
+        let Self { rows, segments, decodes, stored, tiles, tensor_tiles, picks } = self;
+        *stored = are_few(step, tensor_rows, singles_max);
         rows.clear();
         segments.clear();
         tiles.clear();
@@ -246,7 +254,7 @@ impl Order {
             for (index, (segment, &tensor)) in step.segments.iter().zip(tensor_rows).enumerate() {
                 let own = match form {
                     Form::Tensor => 0..tensor,
-                    _ if (form == Form::Alone) == (segment.rows == 1 && tensor == 0) => tensor..segment.rows,
+                    _ if (form == Form::Alone) == (*stored || segment.rows == 1 && tensor == 0) => tensor..segment.rows,
                     _ => 0..0,
                 };
                 let first = rows.len();
@@ -280,9 +288,52 @@ impl Order {
     }
 }
 
+/// Whether there are prompts whose rows are better computed as single ones, after all have stored their keys and values: few rows, of
+/// which none has many positions to look at for itself. Such a step is recorded like one without prompts.
+fn are_few(step: &Step, tensor_rows: &[usize], singles_max: usize) -> bool {
+    let parts = |segment: &Segment| segment.rows * (segment.first_position + segment.rows).div_ceil(SPLIT);
+    let of_prompts = step.segments.iter().filter(|segment| segment.rows > 1).map(parts).sum::<usize>();
+    (1..=SINGLE_ROWS_MAX).contains(&of_prompts)
+        && step.tokens.len() <= SINGLE_ROWS_MAX.min(singles_max)
+        && tensor_rows.iter().all(|rows| *rows == 0)
+}
+
+/// Steps of more rows have those of prompts in tiles, and so have steps whose prompts have more splits to look at, by their rows:
+/// a prompt of 256 rows beside 8 others takes as long either way (2B shape, H100).
+pub(super) const SINGLE_ROWS_MAX: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_rows_all_stand_alone() {
+        let mut step = Step::default();
+        step.push(1, 250, &[1, 2, 3], true);
+        step.push(0, 9, &[1], true);
+        let mut order = Order::default();
+        for (singles_max, stored) in [(4, true), (3, false)] {
+            order.arrange(&step, &[0; 2], (4, 1), singles_max);
+            assert_eq!(
+                (order.stored, order.decodes, order.tiles.is_empty()),
+                (stored, if stored { 4 } else { 1 }, stored)
+            );
+        }
+        order.arrange(&step, &[0; 2], (4, 1), 4);
+        assert_eq!(
+            (&order.rows[..], &order.segments[..], &order.picks[..]),
+            (&[0, 1, 2, 3][..], &[0, 0, 0, 1][..], &[2, 3][..])
+        );
+        order.arrange(&step, &[3, 0], (4, 1), 4);
+        assert!(!order.stored, "rows for tensor cores");
+        step.push(2, 7000, &[1; 10], true);
+        order.arrange(&step, &[0; 3], (4, 1), 100);
+        assert!(!order.stored, "each would look at many positions");
+        step.clear();
+        step.push(0, 9, &[1], true);
+        order.arrange(&step, &[0], (4, 1), 100);
+        assert!(!order.stored, "no prompt");
+    }
 
     #[test]
     fn single_rows_come_first_and_prompts_in_tiles() {
@@ -293,7 +344,7 @@ mod tests {
         step.push(3, 7, &[5], true);
         let mut order = Order::default();
         for _ in 0..2 {
-            order.arrange(&step, &[0; 4], (4, 1));
+            order.arrange(&step, &[0; 4], (4, 1), 1);
             assert_eq!(order.rows, [5, 8, 0, 1, 2, 3, 4, 6, 7]);
             assert_eq!(order.segments, [1, 3, 0, 0, 0, 0, 0, 2, 2]);
             assert_eq!(order.decodes, 2);
@@ -308,7 +359,7 @@ mod tests {
         step.push(0, 250, &[1; 10], true);
         step.push(1, 510, &[1; 3], true);
         let mut order = Order::default();
-        order.arrange(&step, &[0; 2], (6, 1));
+        order.arrange(&step, &[0; 2], (6, 1), 1);
         let expected =
             [[0, 6, 0, 250], [6, 4, 0, 256], [10, 3, 0, 510], [10, 3, 1, 510], [6, 4, 1, 256], [10, 3, 2, 510]];
         assert_eq!(order.tiles, expected);
@@ -322,7 +373,7 @@ mod tests {
         step.push(2, 5, &[1; 2], true);
         step.push(3, 5, &[1], true);
         let mut order = Order::default();
-        order.arrange(&step, &[1, 69, 0, 0], (32, 2));
+        order.arrange(&step, &[1, 69, 0, 0], (32, 2), 100);
         assert_eq!((order.decodes, order.rows.len(), order.tensor_tiles), (1, 74, 7));
         assert_eq!(order.rows[..5], [73, 70, 71, 72, 0]);
         let (exact, tensor) = order.tiles.split_at(order.tiles.len() - order.tensor_tiles);

@@ -57,8 +57,9 @@ pub(super) struct Header {
 #[repr(C)]
 pub(super) struct StepWords {
     pub(super) rows: AtomicU32,
-    /// Rows that stand alone.
+    /// Rows that stand alone; 1 where some of them are successive ones of a prompt.
     pub(super) decodes: AtomicU32,
+    pub(super) stored: AtomicU32,
     pub(super) sequences: AtomicU32,
     pub(super) tiles: AtomicU32,
     /// How many of the tiles are for tensor cores, the last ones.
@@ -366,7 +367,7 @@ const TEXT_BYTES: usize = 256;
 const PAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 256;
 /// Names the layout of this file; a worker of another version refuses it.
-const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu8");
+const MAGIC: u64 = u64::from_le_bytes(*b"bitngpu9");
 /// Where the numbers of steps begin: shortly before their low half wraps, so that no worker and no test lives without it.
 pub(super) const BEFORE_FIRST: u64 = u32::MAX as u64 - 16;
 

@@ -19,7 +19,7 @@ use super::device::STEPS_MAX;
 use super::graphs::{Graphs, Head, Key, buckets, padded_rows, padded_splits};
 use super::images::Image;
 use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
-use super::plan::{Addresses, Plan};
+use super::plan::{Addresses, Plan, SINGLE_ROWS_MAX};
 use super::shape::Shape;
 use super::wire::{BEFORE_FIRST, LOADING, Offsets, READY, Region, STAGE_BYTES, place, tiles_max};
 use crate::log;
@@ -217,8 +217,11 @@ impl<'r> Worker<'r> {
     /// Records what most steps will be, before there are any.
     fn record_steps(&self) -> Result<(), Failure> {
         for rows in buckets(self.shape.slots as usize) {
-            for number in 0..STEPS_MAX {
-                self.recorded(number as u64, rows, 1, Head::Tokens(Draws::default()))?;
+            for number in (0..STEPS_MAX).map(|number| number as u64) {
+                self.recorded(number, (rows, 1), false, Head::Tokens(Draws::default()))?;
+                if rows <= SINGLE_ROWS_MAX {
+                    self.recorded(number, (rows, 1), true, Head::Apart)?;
+                }
             }
             self.region.header().beat.fetch_add(1, Ordering::Relaxed);
         }
@@ -280,10 +283,12 @@ impl<'r> Worker<'r> {
         let count = |word: &std::sync::atomic::AtomicU32| word.load(Ordering::Relaxed) as usize;
         let (rows, decodes, sequences) = (count(&words.rows), count(&words.decodes), count(&words.sequences));
         let (tiles, tensor_tiles) = (count(&words.tiles), count(&words.tensor_tiles));
+        let stored = count(&words.stored) == 1;
         let (chosen, scores) = (count(&words.chosen), count(&words.scores));
         let draws = Draws { among_all: count(&words.drawn) == 1, among_best: count(&words.ranked) == 1 };
         let fits = rows <= self.shape.rows_max as usize
             && decodes <= rows
+            && (decodes == rows || !stored)
             && tensor_tiles <= tiles
             && tiles <= tiles_max(&self.shape);
         assert!(fits && sequences.max(chosen + scores) <= self.shape.slots as usize, "a step fits the region");
@@ -309,10 +314,11 @@ impl<'r> Worker<'r> {
         } else if alone {
             self.launch_step(step, &self.plan.layers)?;
         } else if decodes == rows {
-            self.launch_decodes(number, step, head)?;
+            self.launch_singles(number, step, stored, head)?;
             whole = head != Head::Apart;
         } else {
-            self.launch_layers(step, decodes, (tiles - tensor_tiles, tensor_tiles))?;
+            let (prompts, prompt_tiles) = (rows - decodes, tiles - tensor_tiles);
+            self.launch_layers(step, batch::Rows { decodes, prompts, prompt_tiles, tensor_tiles, stored })?;
         }
         if !whole {
             self.launch_screened_heads(number, step, chosen, draws)?;
@@ -323,27 +329,33 @@ impl<'r> Worker<'r> {
         self.context.download(self.region.address(offsets.done), self.input_of(number, offsets.input), 8)
     }
 
-    /// Rows that decode and nothing else, with their tokens where `head` says so: replayed, if the driver records.
-    fn launch_decodes(&self, number: u64, step: Step, head: Head) -> Result<(), Failure> {
+    /// Rows that stand alone, with their tokens where `head` says so: replayed, if the driver records.
+    fn launch_singles(&self, number: u64, step: Step, stored: bool, head: Head) -> Result<(), Failure> {
         let (rows, splits) = (step.tokens.unsigned_abs() as usize, step.splits_max.unsigned_abs() as usize);
-        match self.recorded(number, rows, splits, head)? {
+        match self.recorded(number, (rows, splits), stored, head)? {
             Some(graph) => self.context.replay(graph),
-            None => self.launch_rows(number, step, head),
+            None => self.launch_rows(number, step, stored, head),
         }
     }
 
-    /// The recording for the bucket of such a step.
-    fn recorded(&self, number: u64, rows: usize, splits: usize, head: Head) -> Result<Option<Graph>, Failure> {
+    /// The recording for the bucket of such a step, of so many rows and splits.
+    fn recorded(
+        &self,
+        number: u64,
+        (rows, splits): (usize, usize),
+        stored: bool,
+        head: Head,
+    ) -> Result<Option<Graph>, Failure> {
         let rows = padded_rows(rows, self.shape.slots as usize);
         let splits = padded_splits(splits, self.shape.context as usize);
-        let key = Key { rows, splits, head, place: place(number) };
+        let key = Key { rows, splits, stored, head, place: place(number) };
         let step = self.arguments(number, rows, splits);
-        self.graphs.borrow_mut().get(&self.context, key, || self.launch_rows(number, step, head))
+        self.graphs.borrow_mut().get(&self.context, key, || self.launch_rows(number, step, stored, head))
     }
 
-    fn launch_rows(&self, number: u64, step: Step, head: Head) -> Result<(), Failure> {
+    fn launch_rows(&self, number: u64, step: Step, stored: bool, head: Head) -> Result<(), Failure> {
         let rows = step.tokens.unsigned_abs() as usize;
-        self.launch_layers(step, rows, (0, 0))?;
+        self.launch_layers(step, batch::Rows { decodes: rows, prompts: 0, prompt_tiles: 0, tensor_tiles: 0, stored })?;
         let Head::Tokens(draws) = head else { return Ok(()) };
         self.launch_screened_heads(number, step, rows, draws)
     }
@@ -386,11 +398,8 @@ impl<'r> Worker<'r> {
         self.input + (self.offsets.of_step(number, offset) - self.offsets.input) as u64
     }
 
-    /// All rows through the layers, by the batch kernels; tiles of prompts, and those of them for tensor cores.
-    fn launch_layers(&self, step: Step, decodes: usize, tiles: (usize, usize)) -> Result<(), Failure> {
-        let prompts = step.tokens.unsigned_abs() as usize - decodes;
-        let (prompt_tiles, tensor_tiles) = tiles;
-        let rows = batch::Rows { decodes, prompts, prompt_tiles, tensor_tiles };
+    /// All rows through the layers, by the batch kernels.
+    fn launch_layers(&self, step: Step, rows: batch::Rows) -> Result<(), Failure> {
         let layers = &self.plan.phases[self.plan.layers.clone()];
         batch::launches(layers, &step, rows, self.limits(), |launch| self.context.launch_batch(launch))
     }
