@@ -195,6 +195,15 @@ KERNEL void __launch_bounds__(THREADS) pick_rows(const GRID_CONSTANT Phase p, co
     pick_batch_row(p, s, blockIdx.x);
 }
 
+// The end of a step: its tokens, then its number, where the host looks for them.
+KERNEL void __launch_bounds__(THREADS) tell_rows(const GRID_CONSTANT Phase, const GRID_CONSTANT Step s) {
+    wait_prior();
+    for (int t = threadIdx.x; t < s.tokens; t += THREADS) s.told[t] = s.token_ids[t];
+    fence_host();
+    __syncthreads();
+    if (threadIdx.x == 0) store_for_host(s.done, *s.number);
+}
+
 KERNEL void __launch_bounds__(THREADS) pack_screen(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step) {
     pack_screen_rows(p);
 }

@@ -187,6 +187,9 @@ inline Launch pick(const Step& s, const Phase& choose) {
     return {"pick_rows", s.tokens, 1, THREADS, 4096 * 8 + RANKED_MAX * 12 + 8, choose, s};
 }
 
+// The end of every step: tokens and number for the host, in memory of its own.
+inline Launch tell(const Step& s) { return {"tell_rows", 1, 1, THREADS, 0, Phase(), s}; }
+
 // Once for a model: the screen of its head, for the phase SCREEN `p`.
 inline Launch pack_screen(Phase p, const void* pieces) {
     p.output = (float*)p.weights;

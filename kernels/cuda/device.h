@@ -159,6 +159,11 @@ DEVICE void add_release(unsigned* at, unsigned value) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
 }
 DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+// The same for the host, which sees the value after all that was written before the fences of a block that has met since.
+DEVICE void fence_host() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+DEVICE void store_for_host(unsigned long long* at, unsigned long long value) {
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
 // A value and its tag in 8 bytes, read and written whole: who finds the tag has the value, without a fence.
 DEVICE void store_tagged(unsigned long long* at, float value, unsigned tag) {
     unsigned long long word = (unsigned long long)tag << 32 | __float_as_uint(value);

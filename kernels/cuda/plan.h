@@ -125,6 +125,9 @@ struct Step {
     const Draw* draws;     // batch kernels, SCREEN: of each picked row; null: greatest logits
     Chosen* chosen;        // likewise: the best of each 2048 tokens
     float* query_factors;  // batch kernels, int8 cache: of each row and query head; `queries` are whole numbers of 16 bits then
+    int* told;             // batch kernels: where the host looks for the tokens of the rows,
+    unsigned long long* done; // and, last, for the number of the step,
+    const unsigned long long* number; // which is this
 };
 
 enum {

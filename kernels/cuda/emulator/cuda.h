@@ -498,6 +498,8 @@ template <int PENDING> DEVICE void copy_wait() {
     }
 }
 
+DEVICE void fence_host() {}
+DEVICE void store_for_host(unsigned long long* at, unsigned long long value) { __atomic_store_n(at, value, __ATOMIC_RELEASE); }
 DEVICE void prefetch(const void*) {}
 DEVICE void pause() {}
 DEVICE void copy_async_kept(void* to, const void* from) { copy_async(to, from); }

@@ -52,14 +52,14 @@ struct Count {
 };
 
 // Work in order, on a thread of its own, as a device does it.
-struct Stream {
+struct Queue {
     std::mutex mutex;
     std::condition_variable changed;
     std::deque<std::function<void()>> work;
     bool busy = false;
     int sticky = OK;
 
-    Stream() { std::thread([this] { run(); }).detach(); }
+    Queue() { std::thread([this] { run(); }).detach(); }
     void run() {
         std::unique_lock<std::mutex> lock(mutex);
         for (;;) {
@@ -97,9 +97,10 @@ struct Stream {
     }
 };
 
-Stream& stream() {
-    static Stream* only = new Stream;
-    return *only;
+// The first one, on which kernels run.
+Queue& stream() {
+    static Queue* first = new Queue;
+    return *first;
 }
 
 long allocations = 0;
@@ -116,8 +117,8 @@ bool fails_recording(const char* what) {
     return told && std::string(told) == what;
 }
 
-int begin(std::function<void()> work) {
-    if (!recording) return stream().add(std::move(work));
+int begin(std::function<void()> work, void* on = nullptr) {
+    if (!recording) return (on ? *(Queue*)on : stream()).add(std::move(work));
     recording->launches.push_back(std::move(work));
     return OK;
 }
@@ -137,7 +138,7 @@ const std::map<std::string, void*> kernels = {
     {"pack_screen", (void*)pack_screen}, {"norm_screen", (void*)norm_screen}, {"screen_16", (void*)screen_16},
     {"screen_64", (void*)screen_64},     {"screen_128", (void*)screen_128}, {"screen_256", (void*)screen_256},   {"choose_rows", (void*)(BatchKernel)choose_rows},
     {"take_rows", (void*)take_rows},
-    {"draw_rows", (void*)draw_rows},     {"rank_rows", (void*)rank_rows},     {"pick_rows", (void*)pick_rows},
+    {"draw_rows", (void*)draw_rows},     {"rank_rows", (void*)rank_rows},     {"pick_rows", (void*)pick_rows}, {"tell_rows", (void*)tell_rows},
 };
 
 void launch(int grid, int cluster, int threads, int shared, std::function<void()> body) {
@@ -218,11 +219,15 @@ int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
     return OK;
 }
 int cuMemHostRegister_v2(void*, size_t, unsigned) { return OK; }
+int cuMemHostGetDevicePointer_v2(unsigned long long* address, void* memory, unsigned) {
+    *address = (unsigned long long)memory;
+    return OK;
+}
 int cuMemsetD8Async(unsigned long long to, unsigned char value, size_t bytes, void*) {
     return begin([=] { std::memset((void*)to, value, bytes); });
 }
-int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t bytes, void*) {
-    return begin([=] { std::memcpy((void*)to, from, bytes); });
+int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t bytes, void* on) {
+    return begin([=] { std::memcpy((void*)to, from, bytes); }, on);
 }
 int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t bytes, void*) {
     return begin([=] {
@@ -232,12 +237,12 @@ int cuMemcpyDtoHAsync_v2(void* to, unsigned long long from, size_t bytes, void*)
     });
 }
 int cuStreamCreate(void** handle, unsigned) {
-    *handle = (void*)1;
-    stream();
+    static bool any = false;
+    *handle = std::exchange(any, true) ? new Queue : &stream();
     return OK;
 }
-int cuStreamQuery(void*) { return recording ? (int)BAD_IN_CAPTURE : stream().state(); }
-int cuStreamSynchronize(void*) { return recording ? (int)BAD_IN_CAPTURE : stream().wait(); }
+int cuStreamQuery(void* of) { return recording ? (int)BAD_IN_CAPTURE : ((Queue*)of)->state(); }
+int cuStreamSynchronize(void* of) { return recording ? (int)BAD_IN_CAPTURE : ((Queue*)of)->wait(); }
 int cuStreamBeginCapture_v2(void*, int) {
     if (recording) return BAD_IN_CAPTURE;
     if (fails_recording("begin")) return NOT_SUPPORTED;

@@ -34,7 +34,7 @@ struct Emulated : Machine {
             {"attend_byte_rows", attend_byte_rows}, {"store_byte_rows", store_byte_rows}, {"attend_byte_prompt", attend_byte_prompt},
             {"norm_screen", norm_screen}, {"screen_16", screen_16},   {"screen_64", screen_64},
             {"screen_128", screen_128}, {"screen_256", screen_256}, {"choose_rows", choose_rows}, {"take_rows", take_rows}, {"draw_rows", draw_rows},
-            {"rank_rows", rank_rows}, {"pick_rows", pick_rows},
+            {"rank_rows", rank_rows}, {"pick_rows", pick_rows}, {"tell_rows", tell_rows},
         };
         auto kernel = kernels.at(l.kernel);
         emulator::launch(l.grid, l.cluster, l.threads, l.shared_bytes, [&] { kernel(l.phase, l.step); });

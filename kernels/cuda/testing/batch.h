@@ -9,7 +9,7 @@ const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "nor
                                                 "linear_64",  "linear_128", "linear_wide", "attend_rows", "attend_few", "store_rows", "attend_prompt", "attend_tensor", "attend_tensor_128",
                                                 "attend_byte_rows", "store_byte_rows", "attend_byte_prompt",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",
-                                                "screen_128", "screen_256", "choose_rows", "draw_rows", "take_rows", "rank_rows", "pick_rows"};
+                                                "screen_128", "screen_256", "choose_rows", "draw_rows", "take_rows", "rank_rows", "pick_rows", "tell_rows"};
 
 // Rows of one sequence in a step; `tensor`: of a prompt whose attention is computed on tensor cores.
 struct Segment {

@@ -291,7 +291,24 @@ inline void small_bytes_suite(Machine& machine) {
     batch_agrees(machine, Model(shape, 40, 5), {{9, 1}, {0, 30}});
 }
 
+// What the host is told at the end of a step.
+inline void tokens_are_told(Machine& machine) {
+    std::vector<int> ids(700);
+    for (size_t t = 0; t < ids.size(); t++) ids[t] = (int)t * 3 + 1;
+    Step s = {};
+    s.tokens = (int)ids.size() - 1;
+    s.token_ids = machine.copy_of(ids);
+    s.told = machine.copy_of(std::vector<int>(ids.size(), 0));
+    s.done = machine.copy_of(std::vector<unsigned long long>{0});
+    s.number = machine.copy_of(std::vector<unsigned long long>{1ull << 40 | 5});
+    machine.launch(batch::tell(s));
+    std::vector<int> told = machine.read(s.told, ids.size());
+    const bool same = std::equal(ids.begin(), ids.end() - 1, told.begin()) && told.back() == 0;
+    expect(same && machine.read(s.done, 1)[0] == (1ull << 40 | 5), "tokens and number of a step for the host");
+}
+
 inline void small_suite(Machine& machine) {
+    tokens_are_told(machine);
     small_bytes_suite(machine);
     small_tensor_suite(machine);
     small_tokens_agree(machine);

@@ -76,9 +76,12 @@ pub(super) struct Step {
     pub(super) draws: u64,
     pub(super) chosen: u64,
     pub(super) query_factors: u64,
+    pub(super) told: u64,
+    pub(super) done: u64,
+    pub(super) number: u64,
 }
 
-const _: () = assert!(size_of::<Phase>() == 96 && size_of::<Step>() == 288);
+const _: () = assert!(size_of::<Phase>() == 96 && size_of::<Step>() == 312);
 
 pub(super) const PHASE_EMBED: i32 = 0;
 pub(super) const PHASE_QUANTIZE: i32 = 1;

@@ -48,7 +48,7 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 32] = [
+pub(super) const KERNELS: [&CStr; 33] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
@@ -81,6 +81,7 @@ pub(super) const KERNELS: [&CStr; 32] = [
     c"take_rows",
     c"rank_rows",
     c"pick_rows",
+    c"tell_rows",
 ];
 
 /// Hands over the launches that give the tokens of `step.tokens` rows by the screen of the head, phases `screen` and `choose`: the
@@ -138,6 +139,12 @@ fn screen_of(slots: usize, tiles: usize, limits: Limits) -> (&'static CStr, usiz
     };
     let shared_bytes = stages * (16384 + tile * 128) + 2048 + tile * 8;
     (kernel, tiles.div_ceil(8) * slots.div_ceil(tile), 1, LINEAR_THREADS, shared_bytes)
+}
+
+/// The launch that ends a step: its tokens, then its number, where the server looks for them.
+pub(super) fn tell(step: &Step) -> Launch {
+    let phase = Phase::default();
+    Launch { kernel: c"tell_rows", grid: 1, cluster: 1, threads: THREADS, shared_bytes: 0, phase, step: *step }
 }
 
 /// The launch that makes the screen of the head, once for a model, from the half-precision pieces at `halves`.

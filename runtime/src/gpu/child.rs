@@ -19,7 +19,7 @@ use super::images::image_for;
 use super::pack::Packer;
 use super::plan::Order;
 use super::shape::Shape;
-use super::wire::{BEFORE_FIRST, FAILED, Offsets, READY, Region, STAGE_BYTES, place};
+use super::wire::{BEFORE_FIRST, FAILED, Offsets, PLACES, READY, Region, STAGE_BYTES, place};
 use crate::forward::Step;
 use crate::kv::BlockTables;
 use crate::model::Model;
@@ -36,9 +36,9 @@ pub(super) struct ChildDevice {
     /// Numbers of the newest step and of the last one whose results were used; the order of the rows of those between.
     newest: u64,
     used: u64,
-    orders: [Order; STEPS_MAX],
+    orders: [Order; PLACES],
     /// Rows of scores of the steps between.
-    scores: [usize; STEPS_MAX],
+    scores: [usize; PLACES],
     looked: Instant,
 }
 
@@ -65,7 +65,7 @@ impl ChildDevice {
             newest: BEFORE_FIRST,
             used: BEFORE_FIRST,
             orders: Default::default(),
-            scores: [0; STEPS_MAX],
+            scores: [0; PLACES],
             looked: Instant::now(),
         }
     }

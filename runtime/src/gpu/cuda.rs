@@ -107,9 +107,10 @@ impl Card {
     }
 }
 
-/// A context with a stream and the loaded kernels. Lives until the process ends.
+/// A context with the loaded kernels, a stream for them and one for copies beside them. Lives until the process ends.
 pub(super) struct Context {
     stream: sys::CUstream,
+    aside: sys::CUstream,
     kernels: Vec<(&'static CStr, sys::CUfunction)>,
     /// Whether launches may form clusters and overlap.
     sm_90: bool,
@@ -125,8 +126,9 @@ impl Context {
         let mut context = std::ptr::null_mut();
         call!(cuDevicePrimaryCtxRetain(&raw mut context, card.device))?;
         call!(cuCtxSetCurrent(context))?;
-        let mut stream = std::ptr::null_mut();
+        let (mut stream, mut aside) = (std::ptr::null_mut(), std::ptr::null_mut());
         call!(cuStreamCreate(&raw mut stream, NON_BLOCKING))?;
+        call!(cuStreamCreate(&raw mut aside, NON_BLOCKING))?;
         let code =
             image.code().ok_or_else(|| Failure { code: -1, text: format!("image {} is damaged", image.name) })?;
         let step_kernels = [c"step_1", c"step_1_bytes", c"step_8", c"step_16", c"step_32"];
@@ -146,7 +148,7 @@ impl Context {
                 kernels.push((*name, function));
             }
         }
-        Ok(Self { stream, kernels, sm_90: image.sm_90 })
+        Ok(Self { stream, aside, kernels, sm_90: image.sm_90 })
     }
 
     fn kernel(&self, name: &CStr) -> sys::CUfunction {
@@ -170,14 +172,31 @@ impl Context {
         call!(cuMemsetD8Async(at, 0, bytes, self.stream))
     }
 
-    /// Makes memory of this process reachable for copies that run beside the program.
-    pub(super) fn register(&self, memory: *mut c_void, bytes: usize) -> Result<(), Failure> {
-        call!(cuMemHostRegister_v2(memory, bytes, PORTABLE))
+    /// Makes memory of this process reachable for copies that run beside the program, and for the device, which knows it by the
+    /// address that comes back.
+    pub(super) fn register(&self, memory: *mut c_void, bytes: usize) -> Result<Address, Failure> {
+        call!(cuMemHostRegister_v2(memory, bytes, PORTABLE | MAPPED))?;
+        let mut address = 0;
+        call!(cuMemHostGetDevicePointer_v2(&raw mut address, memory, 0))?;
+        Ok(address)
     }
 
     /// Begins a copy of registered memory to the device.
     pub(super) fn upload(&self, to: Address, from: *const c_void, bytes: usize) -> Result<(), Failure> {
         call!(cuMemcpyHtoDAsync_v2(to, from, bytes, self.stream))
+    }
+
+    /// The same beside the kernels that are under way.
+    pub(super) fn upload_aside(&self, to: Address, from: *const c_void, bytes: usize) -> Result<(), Failure> {
+        call!(cuMemcpyHtoDAsync_v2(to, from, bytes, self.aside))
+    }
+
+    /// Waits for such copies, which take some ten microseconds.
+    pub(super) fn wait_for_uploads(&self) -> Result<(), Failure> {
+        while !is_done(self.aside)? {
+            std::hint::spin_loop();
+        }
+        Ok(())
     }
 
     /// Begins a copy of device memory to registered memory.
@@ -280,14 +299,9 @@ impl Context {
         call!(cuStreamSynchronize(self.stream))
     }
 
-    /// Whether everything that was begun is done.
+    /// Whether everything that was begun is done, but for copies aside.
     pub(super) fn is_idle(&self) -> Result<bool, Failure> {
-        // SAFETY: the stream lives as long as the process.
-        let code = unsafe { sys::cuStreamQuery(self.stream) };
-        if code == sys::CUresult::CUDA_ERROR_NOT_READY {
-            return Ok(false);
-        }
-        check("cuStreamQuery", code).map(|()| true)
+        is_done(self.stream)
     }
 
     /// Copies `values` to the device and waits for it.
@@ -295,6 +309,15 @@ impl Context {
         self.upload(to, values.as_ptr().cast(), size_of_val(values))?;
         self.synchronize()
     }
+}
+
+fn is_done(stream: sys::CUstream) -> Result<bool, Failure> {
+    // SAFETY: streams live as long as the process.
+    let code = unsafe { sys::cuStreamQuery(stream) };
+    if code == sys::CUresult::CUDA_ERROR_NOT_READY {
+        return Ok(false);
+    }
+    check("cuStreamQuery", code).map(|()| true)
 }
 
 fn check(call: &str, code: sys::CUresult) -> Result<(), Failure> {
@@ -321,10 +344,12 @@ const BATCH_SHARED_BYTES_SM_90: usize = 227 << 10;
 const NON_BLOCKING: u32 = 1;
 /// `CU_MEMHOSTREGISTER_PORTABLE`.
 const PORTABLE: u32 = 1;
+/// `CU_MEMHOSTREGISTER_DEVICEMAP`.
+const MAPPED: u32 = 2;
 /// The driver of CUDA 12.4, which reads the images.
 const VERSION_MIN: i32 = 12040;
 
-const NEEDED: [&str; 32] = [
+const NEEDED: [&str; 33] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -339,6 +364,7 @@ const NEEDED: [&str; 32] = [
     "cuMemAlloc_v2",
     "cuMemsetD8Async",
     "cuMemHostRegister_v2",
+    "cuMemHostGetDevicePointer_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuStreamCreate",

@@ -4,7 +4,7 @@
 use super::abi::SPLIT;
 use super::batch::Draws;
 use super::cuda::{Context, Failure, Graph};
-use super::device::STEPS_MAX;
+use super::wire::PLACES;
 use crate::log;
 
 /// What a recorded step also gives.
@@ -100,7 +100,7 @@ pub(super) fn buckets(slots: usize) -> impl Iterator<Item = usize> {
 }
 
 /// Recorded steps that are kept: five kinds of heads, and rows of prompts, at two lengths for 20 sizes.
-const GRAPHS_MAX: usize = 6 * 2 * 20 * STEPS_MAX;
+const GRAPHS_MAX: usize = 6 * 2 * 20 * PLACES;
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,5 @@
 //! The memory that a server and its GPU worker process share: a header of words, a stage for weights, steps and their
-//! results, each step in the place of its number's parity.
+//! results, each step in a place by its number.
 //!
 //! One side writes a part, then a word of the header; the other reads the word, then the part. The results are written
 //! by the device itself, the word `done` last.
@@ -48,7 +48,7 @@ pub(super) struct Header {
     pub(super) weights_end: AtomicU32,
     /// Low half of the number of the newest step, at most [`STEPS_MAX`] after the last one that is done.
     pub(super) submitted: AtomicU32,
-    pub(super) steps: [StepWords; STEPS_MAX],
+    pub(super) steps: [StepWords; PLACES],
     /// 1 while the worker sleeps on `submitted`.
     pub(super) asleep: AtomicU32,
 }
@@ -76,8 +76,8 @@ pub(super) struct StepWords {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Offsets {
     pub(super) stage: usize,
-    /// What is copied to the device for a step: its number, then these. The offsets are those of the even steps; the input
-    /// of odd ones follows, `input_bytes` further on.
+    /// What is copied to the device for a step: its number, then these. The offsets are those of the first place; the input
+    /// of the next ones follows, each `input_bytes` further on.
     pub(super) input: usize,
     pub(super) ids: usize,
     pub(super) positions: usize,
@@ -89,8 +89,8 @@ pub(super) struct Offsets {
     /// Only of steps with prompts.
     pub(super) tiles: usize,
     pub(super) input_bytes: usize,
-    /// What the device writes: the number of the last step that is done; of even steps the tokens of the rows, the chosen
-    /// ones in the rows whose logits were wanted, followed `ids_bytes` further on by those of odd steps; scores.
+    /// What the device writes: the number of the last step that is done; of steps in the first place the tokens of the rows, the chosen
+    /// ones in the rows whose logits were wanted, followed `ids_bytes` further on by those of the next one; scores.
     pub(super) done: usize,
     pub(super) chosen: usize,
     pub(super) ids_bytes: usize,
@@ -115,10 +115,10 @@ impl Offsets {
         let tables = take((slots + 1) * shape.table_stride() * 4);
         let tiles = take(tiles_max(shape) * TILE_WORDS * 4);
         let input_bytes = take(0) - input;
-        take((STEPS_MAX - 1) * input_bytes);
+        take((PLACES - 1) * input_bytes);
         let (done, chosen) = (take(8), take(rows * 4));
         let ids_bytes = take(0) - chosen;
-        take((STEPS_MAX - 1) * ids_bytes);
+        take((PLACES - 1) * ids_bytes);
         let logits = take(slots * shape.vocab as usize * 4);
         let bytes = at.next_multiple_of(PAGE_BYTES);
         Self {
@@ -170,9 +170,13 @@ pub(super) struct Region {
 // SAFETY: the mapping belongs to the process, not to a thread.
 unsafe impl Send for Region {}
 
+/// Places of steps: what is copied for one comes before the step before it is done, which may still read what the one before that has
+/// left.
+pub(super) const PLACES: usize = STEPS_MAX + 1;
+
 /// Which of the places of steps is that of step `number`.
 pub(super) fn place(number: u64) -> usize {
-    low_half(number) as usize % STEPS_MAX
+    usize::try_from(number % PLACES as u64).expect("places are few")
 }
 
 /// As much of a step's number as `submitted` holds.

@@ -15,13 +15,12 @@ use tuning::CpuId;
 use super::abi::{self, DRAW_WORDS, LAUNCH_ROWS, Phase, SCREEN_ROWS, SPLIT, Step, TILE_WORDS, to_i32};
 use super::batch::{self, Draws};
 use super::cuda::{self, Address, Card, Context, Failure, Graph};
-use super::device::STEPS_MAX;
 use super::graphs::{Graphs, Head, Key, buckets, padded_rows, padded_splits};
 use super::images::Image;
 use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
 use super::plan::{Addresses, Plan, SINGLE_ROWS_MAX};
 use super::shape::Shape;
-use super::wire::{BEFORE_FIRST, LOADING, Offsets, READY, Region, STAGE_BYTES, place, tiles_max};
+use super::wire::{BEFORE_FIRST, LOADING, Offsets, PLACES, READY, Region, STAGE_BYTES, place, tiles_max};
 use crate::log;
 
 /// The cpu of a worker's own thread, and those of the threads that the driver starts.
@@ -111,6 +110,8 @@ struct Worker<'r> {
     work: Address,
     kv_pool: Address,
     input: Address,
+    /// The region, as the device knows it.
+    shared: Address,
     layout: WeightLayout,
     work_layout: WorkLayout,
     plan: Plan,
@@ -144,12 +145,12 @@ impl<'r> Worker<'r> {
         header.capability.store(u32::try_from(major * 10 + minor).unwrap_or(0), Ordering::Relaxed);
         header.memory_bytes.store(card.memory_bytes, Ordering::Relaxed);
         header.beat.fetch_add(1, Ordering::Relaxed);
-        context.register(region.address(0), region.bytes())?;
+        let shared = context.register(region.address(0), region.bytes())?;
 
         let weights = context.allocate(layout.bytes)?;
         let work = context.allocate(work_layout.bytes)?;
         let screen = context.allocate(ScreenLayout::new(&shape).bytes)?;
-        let input = context.allocate(STEPS_MAX * offsets.input_bytes)?;
+        let input = context.allocate(PLACES * offsets.input_bytes)?;
         let plan = plan_at(Addresses { weights, work, screen });
         let phases = context.allocate(size_of_val(&plan.phases[..]))?;
         let wanted = shape.slots as usize * shape.table_stride();
@@ -167,7 +168,7 @@ impl<'r> Worker<'r> {
         let first_tag = [0_u32.wrapping_sub(2 * last_order)];
         context.upload(work + work_layout.barrier as u64 + 4, first_tag.as_ptr().cast(), 4)?;
         let (own_block, own_table) = ([to_word(blocks)], shape.slots as usize * shape.table_stride() * 4);
-        for place in 0..STEPS_MAX {
+        for place in 0..PLACES {
             let table = place * offsets.input_bytes + offsets.tables - offsets.input + own_table;
             context.upload(input + table as u64, own_block.as_ptr().cast(), 4)?;
         }
@@ -186,6 +187,7 @@ impl<'r> Worker<'r> {
             work,
             kv_pool,
             input,
+            shared,
             layout,
             work_layout,
             plan,
@@ -217,7 +219,7 @@ impl<'r> Worker<'r> {
     /// Records what most steps will be, before there are any.
     fn record_steps(&self) -> Result<(), Failure> {
         for rows in buckets(self.shape.slots as usize) {
-            for number in (0..STEPS_MAX).map(|number| number as u64) {
+            for number in (PLACES..2 * PLACES).map(|number| number as u64) {
                 self.recorded(number, (rows, 1), false, Head::Tokens(Draws::default()))?;
                 if rows <= SINGLE_ROWS_MAX {
                     self.recorded(number, (rows, 1), true, Head::Apart)?;
@@ -277,7 +279,8 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Begins all that step `number` asks for: one copy in, its launches, copies out, and last its number.
+    /// Begins all that step `number` asks for: one copy in, beside the step before, its launches, copies of scores, and last a launch that
+    /// tells its tokens and number.
     fn step(&self, number: u64) -> Result<(), Failure> {
         let (words, offsets) = (&self.region.header().steps[place(number)], &self.offsets);
         let count = |word: &std::sync::atomic::AtomicU32| word.load(Ordering::Relaxed) as usize;
@@ -294,10 +297,10 @@ impl<'r> Worker<'r> {
         assert!(fits && sequences.max(chosen + scores) <= self.shape.slots as usize, "a step fits the region");
         let bytes = offsets.tables - offsets.input + sequences * self.shape.table_stride() * 4;
         let from = self.region.address(offsets.of_step(number, offsets.input));
-        self.context.upload(self.input_of(number, offsets.input), from, bytes)?;
+        self.context.upload_aside(self.input_of(number, offsets.input), from, bytes)?;
         if tiles > 0 {
             let from = self.region.address(offsets.of_step(number, offsets.tiles));
-            self.context.upload(self.input_of(number, offsets.tiles), from, tiles * TILE_WORDS * 4)?;
+            self.context.upload_aside(self.input_of(number, offsets.tiles), from, tiles * TILE_WORDS * 4)?;
         }
         // SAFETY: the server wrote them before it submitted the step, and waits for it to be done.
         let positions: &[u32] = unsafe { self.region.read(offsets.of_step(number, offsets.positions), rows) };
@@ -309,6 +312,8 @@ impl<'r> Worker<'r> {
         let alone = rows == 1 && decodes == 1 && self.shape.kv_bytes == 0;
         let head = if chosen == rows { Head::Tokens(draws) } else { Head::Apart };
         let mut whole = with_token && head == Head::Tokens(Draws::default());
+        let mut told = false;
+        self.context.wait_for_uploads()?;
         if with_token {
             self.launch_token(step, whole)?;
         } else if alone {
@@ -316,6 +321,7 @@ impl<'r> Worker<'r> {
         } else if decodes == rows {
             self.launch_singles(number, step, stored, head)?;
             whole = head != Head::Apart;
+            told = whole;
         } else {
             let (prompts, prompt_tiles) = (rows - decodes, tiles - tensor_tiles);
             self.launch_layers(step, batch::Rows { decodes, prompts, prompt_tiles, tensor_tiles, stored })?;
@@ -324,9 +330,7 @@ impl<'r> Worker<'r> {
             self.launch_screened_heads(number, step, chosen, draws)?;
         }
         self.launch_heads(number, step, chosen, scores)?;
-        let chosen = self.region.address(offsets.chosen_of(number));
-        self.context.download(chosen, self.input_of(number, offsets.ids), rows * 4)?;
-        self.context.download(self.region.address(offsets.done), self.input_of(number, offsets.input), 8)
+        if told { Ok(()) } else { self.context.launch_batch(&batch::tell(&step)) }
     }
 
     /// Rows that stand alone, with their tokens where `head` says so: replayed, if the driver records.
@@ -357,7 +361,8 @@ impl<'r> Worker<'r> {
         let rows = step.tokens.unsigned_abs() as usize;
         self.launch_layers(step, batch::Rows { decodes: rows, prompts: 0, prompt_tiles: 0, tensor_tiles: 0, stored })?;
         let Head::Tokens(draws) = head else { return Ok(()) };
-        self.launch_screened_heads(number, step, rows, draws)
+        self.launch_screened_heads(number, step, rows, draws)?;
+        self.context.launch_batch(&batch::tell(&step))
     }
 
     /// The tokens of the first `count` picked rows.
@@ -479,6 +484,9 @@ impl<'r> Worker<'r> {
             normed: buffer(work.normed),
             chosen: buffer(work.chosen),
             earlier: self.input_of(number.wrapping_sub(1), offsets.ids),
+            told: self.shared + offsets.chosen_of(number) as u64,
+            done: self.shared + offsets.done as u64,
+            number: self.input_of(number, offsets.input),
             ..Step::default()
         }
     }

@@ -12,10 +12,10 @@ use crate::server::{Server, becomes_true, bitnetd};
 
 /// Three small layers, so that the emulator needs well under a second for a token.
 pub(crate) const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/models/tiny-b158-i2_s.gguf");
-/// Launches of a step with a prompt, three layers, the screened head; and of a self test: one such step, one of two rows, both
-/// also with the whole head of a row, and three of a single row, the last with a draw among the best few.
-pub(crate) const PROMPT_LAUNCHES: usize = 1 + 3 * 10 + 4;
-pub(crate) const TEST_LAUNCHES: usize = PROMPT_LAUNCHES + 1 + (1 + 3 * 9 + 4 + 1) + 2 + 1 + (1 + 6);
+/// Launches of a step with a prompt, three layers, the screened head, what the server is told; and of a self test: one such step, one
+/// of two rows, both also with the whole head of a row, and three of a single row, the last with a draw among the best few.
+pub(crate) const PROMPT_LAUNCHES: usize = 1 + 3 * 10 + 4 + 1;
+pub(crate) const TEST_LAUNCHES: usize = PROMPT_LAUNCHES + 1 + (1 + 3 * 9 + 4 + 2) + 3 + 2 + (1 + 7);
 /// Longer than the emulator needs for anything here on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Waits for a device, 10 s each, that are enough for one to come up on a busy machine.
