@@ -25,6 +25,7 @@ pub mod ternary;
 mod testing;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+mod zeros;
 
 pub use columns::Columns;
 pub(crate) use isa::FloatIsa;

@@ -103,6 +103,10 @@ pub(crate) trait Simd: Copy {
     /// three quarters of the bandwidth at context 4096). No effect on results.
     fn prefetch<T>(self, line: *const T);
 
+    /// Runs `kernel` in a function of its own. What is inlined into one grows with every shape of a tile, and compilers take
+    /// more than twice the time for twice the loops.
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output;
+
     /// Up to 16 values; the lanes past the slice's end are `rest`.
     #[inline(always)]
     fn load_part(self, x: &[f32], rest: f32) -> Self::F {
@@ -202,12 +206,14 @@ pub(crate) fn dispatch<K: Kernel>(_isa: Isa, kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 fn run_avx2<K: Kernel>(proof: Avx2, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(never)]
 fn run_avx512<K: Kernel>(proof: Avx512Bw, kernel: K) -> K::Output {
     kernel.run(proof)
 }

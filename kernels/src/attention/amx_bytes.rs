@@ -14,6 +14,7 @@ use super::tile::{Divisor, RowState, column, greatest, merged, soften};
 use super::{BLOCK, GROUP, KvView, SPLIT};
 use crate::simd::{LANES, Pairs, Simd};
 use crate::tiles::{TILE_ROWS, Tiles};
+use crate::zeros::{Zeroed, Zeros};
 
 /// Dimensions of a head for which a float holds every sum of low bytes: 512 times 255 times 127.
 pub(super) const HEAD_DIM_MAX: usize = 512;
@@ -22,8 +23,8 @@ pub(super) const HEAD_DIM_MAX: usize = 512;
 #[derive(Debug)]
 pub(super) struct ByteScratch {
     /// The keys of a split, `[block][quads]` of two groups of positions, and the values, `[vectors / 2][SPLIT / 4]`.
-    keys: Vec<Quads>,
-    values: Vec<Quads>,
+    keys: Zeros<Quads>,
+    values: Zeros<Quads>,
     /// High and low bytes of a row's query, and what its scores are multiplied by.
     queries: Vec<u8>,
     factors: Vec<f32>,
@@ -34,6 +35,9 @@ pub(super) struct ByteScratch {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Quads([[u32; LANES]; 2]);
+
+// SAFETY: nothing but numbers, in cache lines.
+unsafe impl Zeroed for Quads {}
 
 /// 32 sums of a row.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +60,8 @@ impl ByteScratch {
     pub(super) fn new(head_dim_max: usize) -> Self {
         let head_dim = padded(head_dim_max.min(HEAD_DIM_MAX));
         Self {
-            keys: vec![Quads([[0; LANES]; 2]); SPLIT / BLOCK * head_dim / 4],
-            values: vec![Quads([[0; LANES]; 2]); head_dim.div_ceil(2 * LANES) * SPLIT / 4],
+            keys: Zeros::new(SPLIT / BLOCK * head_dim / 4),
+            values: Zeros::new(head_dim.div_ceil(2 * LANES) * SPLIT / 4),
             queries: vec![0; WIDE_ROWS_MAX * 2 * head_dim],
             factors: vec![0.0; WIDE_ROWS_MAX],
             tile: Box::new(TileRoom {

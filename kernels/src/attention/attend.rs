@@ -375,7 +375,7 @@ impl<'a> Attend<'a> {
             states: &mut states[at..at + rows],
             outputs: &mut outputs[at * vectors..][..rows * vectors],
         };
-        tile.run(format);
+        format.run(tile);
     }
 
     /// All splits of many rows.

@@ -11,11 +11,22 @@ use super::cache::greatest_magnitude;
 use super::halves::widest;
 use super::tile::{Aligned, Format, Tile, TileScratch, column};
 use super::{BLOCK, GROUP, KvView, SPLIT};
-use crate::simd::{LANES, Pairs, Simd, pair};
+use crate::simd::{LANES, PairKernel, Pairs, Simd, pair};
 
 /// The format, computed with the operations of `P`.
 #[derive(Clone, Copy)]
 pub(super) struct Bytes<P>(pub(super) P);
+
+struct OfBytes<'a, 'v, const R: usize>(Tile<'a, 'v, R>);
+
+impl<const R: usize> PairKernel for OfBytes<'_, '_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<P: Pairs>(self, p: P) {
+        self.0.run(Bytes(p));
+    }
+}
 
 impl<P: Pairs> Format for Bytes<P> {
     type S = P::Floats;
@@ -25,6 +36,11 @@ impl<P: Pairs> Format for Bytes<P> {
     #[inline(always)]
     fn simd(self) -> P::Floats {
         self.0.floats()
+    }
+
+    #[inline(always)]
+    fn run<const R: usize>(self, tile: Tile<'_, '_, R>) {
+        self.0.apart_pairs(OfBytes(tile));
     }
 
     fn packed_len(self, head_dim: usize) -> usize {

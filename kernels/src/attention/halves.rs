@@ -5,11 +5,22 @@
 use super::ahead::{Ahead, NOTHING, Streams, ask};
 use super::tile::{Aligned, Format, Tile, TileScratch, column};
 use super::{BLOCK, CHAIN, GROUP, SPLIT};
-use crate::simd::{LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// The format, computed with the operations of `S`.
 #[derive(Clone, Copy)]
 pub(super) struct Halves<S>(pub(super) S);
+
+struct OfHalves<'a, 'v, const R: usize>(Tile<'a, 'v, R>);
+
+impl<const R: usize> Kernel for OfHalves<'_, '_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.0.run(Halves(s));
+    }
+}
 
 impl<S: Simd> Format for Halves<S> {
     type S = S;
@@ -19,6 +30,11 @@ impl<S: Simd> Format for Halves<S> {
     #[inline(always)]
     fn simd(self) -> S {
         self.0
+    }
+
+    #[inline(always)]
+    fn run<const R: usize>(self, tile: Tile<'_, '_, R>) {
+        self.0.apart(OfHalves(tile));
     }
 
     fn packed_len(self, head_dim: usize) -> usize {

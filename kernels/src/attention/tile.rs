@@ -25,6 +25,9 @@ pub(super) trait Format: Copy {
 
     fn simd(self) -> Self::S;
 
+    /// [`Tile::run`], in a function of its own.
+    fn run<const R: usize>(self, tile: Tile<'_, '_, R>);
+
     /// Elements of a packed query.
     fn packed_len(self, head_dim: usize) -> usize;
 

@@ -9,7 +9,7 @@ use super::halves::round;
 use super::rows::{Rows, WIDE_ROWS_MAX};
 use super::tile::{Divisor, RowState, column, merged, soften};
 use super::{BLOCK, CHAIN, GROUP, KvView, SPLIT};
-use crate::simd::{LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// Working memory of a pass.
 #[derive(Debug)]
@@ -151,10 +151,11 @@ impl<'a> Wide<'a> {
                 }
                 let groups = (self.rows.seen(row + R - 1, split) - start).div_ceil(GROUP).min(BLOCK / GROUP);
                 if groups == 2 && S::TILE_WIDTH == 2 {
-                    self.score_tile::<S, R, 2>(s, row, 0, (split, start));
+                    s.apart(ScoreTile::<R, 2> { wide: self, row, group: 0, place: (split, start) });
                 } else {
                     for group in 0..groups {
-                        self.score_tile::<S, R, 1>(s, row, group, (split, start + group * GROUP));
+                        let place = (split, start + group * GROUP);
+                        s.apart(ScoreTile::<R, 1> { wide: self, row, group, place });
                     }
                 }
             });
@@ -264,9 +265,9 @@ impl<'a> Wide<'a> {
             }
             in_tiles!(S, first, rows, |row, R| {
                 if width == 2 {
-                    self.mix_tile::<S, R, 2>(s, split, row, v);
+                    s.apart(MixTile::<R, 2> { wide: self, split, row, v });
                 } else {
-                    self.mix_tile::<S, R, 1>(s, split, row, v);
+                    s.apart(MixTile::<R, 1> { wide: self, split, row, v });
                 }
             });
             v += width;
@@ -368,6 +369,40 @@ impl<'a> Wide<'a> {
                 }
             }
         }
+    }
+}
+
+/// [`Wide::score_tile`], in a function of its own.
+struct ScoreTile<'w, 'a, const R: usize, const W: usize> {
+    wide: &'w mut Wide<'a>,
+    row: usize,
+    group: usize,
+    place: (usize, usize),
+}
+
+impl<const R: usize, const W: usize> Kernel for ScoreTile<'_, '_, R, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.wide.score_tile::<S, R, W>(s, self.row, self.group, self.place);
+    }
+}
+
+/// [`Wide::mix_tile`], in a function of its own.
+struct MixTile<'w, 'a, const R: usize, const W: usize> {
+    wide: &'w mut Wide<'a>,
+    split: usize,
+    row: usize,
+    v: usize,
+}
+
+impl<const R: usize, const W: usize> Kernel for MixTile<'_, '_, R, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.wide.mix_tile::<S, R, W>(s, self.split, self.row, self.v);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 use crate::Avx2;
 use std::arch::x86_64::{
     __m256, __m256d, _CMP_GT_OQ, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_add_ps, _mm_cvtss_f32, _mm_loadu_si128,
@@ -193,6 +193,12 @@ impl Simd for Avx2 {
     fn greatest(self, v: Self::F) -> f32 {
         // SAFETY: self proves AVX.
         greatest_8(self, unsafe { _mm256_max_ps(v[0], v[1]) })
+    }
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: self proves what the function is compiled for.
+        unsafe { super::run_avx2(self, kernel) }
     }
 
     #[inline(always)]

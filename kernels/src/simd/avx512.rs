@@ -1,7 +1,7 @@
 //! Sixteen lanes as one AVX-512 register.
 #![expect(unsafe_code, reason = "instructions of AVX-512, and their loads and stores")]
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 use crate::Avx512Bw;
 use std::arch::x86_64::{
     __m256, __m512, __m512d, _CMP_GE_OQ, _CMP_GT_OQ, _CMP_LE_OQ, _CMP_NLE_UQ, _MM_FROUND_CUR_DIRECTION,
@@ -184,6 +184,12 @@ impl Simd for Avx512Bw {
         let [low, high] = halves(self, v);
         // SAFETY: self proves AVX.
         super::avx2::greatest_8(self.avx2(), unsafe { _mm256_max_ps(low, high) })
+    }
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: self proves what the function is compiled for.
+        unsafe { super::run_avx512(self, kernel) }
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@ use std::arch::aarch64::{
 };
 use std::cell::Cell;
 
-use super::{LANES, Pairs, Simd};
+use super::{Kernel, LANES, PairKernel, Pairs, Simd};
 use crate::{Neon, neon};
 
 macro_rules! lanewise {
@@ -250,6 +250,11 @@ impl Simd for Neon {
         }
     }
 
+    #[inline(never)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
     #[inline(always)]
     fn prefetch<T>(self, line: *const T) {
         neon::prefetch_far(line, 0);
@@ -264,6 +269,11 @@ impl Pairs for Neon {
     #[inline(always)]
     fn floats(self) -> Self {
         self
+    }
+
+    #[inline(never)]
+    fn apart_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
     }
 
     #[inline(always)]

@@ -25,6 +25,8 @@ pub(crate) trait Pairs: Copy {
 
     /// The float operations.
     fn floats(self) -> Self::Floats;
+    /// As [`Simd::apart`].
+    fn apart_pairs<K: PairKernel>(self, kernel: K) -> K::Output;
     fn zero(self) -> Self::I;
     fn load_sums(self, x: &[i32; LANES]) -> Self::I;
     fn store_sums(self, v: Self::I, out: &mut [i32; LANES]);
@@ -80,24 +82,28 @@ pub(crate) fn dispatch_pairs<K: PairKernel>(_isa: Isa, kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 fn run_avx2<K: PairKernel>(proof: Avx2, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline(never)]
 fn run_avx_vnni<K: PairKernel>(proof: AvxVnni, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(never)]
 fn run_avx512<K: PairKernel>(proof: Avx512Bw, kernel: K) -> K::Output {
     kernel.run(proof)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline(never)]
 fn run_avx512_vnni<K: PairKernel>(proof: Avx512Vnni, kernel: K) -> K::Output {
     kernel.run(proof)
 }
@@ -109,6 +115,11 @@ impl Pairs for Portable {
     #[inline(always)]
     fn floats(self) -> Self {
         self
+    }
+
+    #[inline(never)]
+    fn apart_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
     }
 
     #[inline(always)]
@@ -169,7 +180,7 @@ fn unpair(pair: i32) -> [i32; 2] {
 /// The ISAs of 256 bits: `$sums` adds the products.
 #[cfg(target_arch = "x86_64")]
 macro_rules! pairs_of_256_bits {
-    ($token:ty, $floats:expr, |$sum:ident, $a:ident, $b:ident| $sums:expr) => {
+    ($token:ty, $run:ident, $floats:expr, |$sum:ident, $a:ident, $b:ident| $sums:expr) => {
         impl Pairs for $token {
             type Floats = Avx2;
             type I = [__m256i; 2];
@@ -177,6 +188,12 @@ macro_rules! pairs_of_256_bits {
             #[inline(always)]
             fn floats(self) -> Avx2 {
                 $floats(self)
+            }
+
+            #[inline(always)]
+            fn apart_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
+                // SAFETY: self proves what the function is compiled for.
+                unsafe { $run(self, kernel) }
             }
 
             #[inline(always)]
@@ -244,7 +261,7 @@ macro_rules! pairs_of_256_bits {
 }
 
 #[cfg(target_arch = "x86_64")]
-pairs_of_256_bits!(Avx2, |proof: Self| proof, |sum, a, b| {
+pairs_of_256_bits!(Avx2, run_avx2, |proof: Self| proof, |sum, a, b| {
     // SAFETY: self proves AVX2.
     let products = unsafe { _mm256_madd_epi16(a, b) };
     // SAFETY: self proves AVX2.
@@ -252,7 +269,7 @@ pairs_of_256_bits!(Avx2, |proof: Self| proof, |sum, a, b| {
 });
 
 #[cfg(target_arch = "x86_64")]
-pairs_of_256_bits!(AvxVnni, Self::avx2, |sum, a, b| {
+pairs_of_256_bits!(AvxVnni, run_avx_vnni, Self::avx2, |sum, a, b| {
     // SAFETY: self proves AVX-VNNI.
     unsafe { _mm256_dpwssd_avx_epi32(sum, a, b) }
 });
@@ -260,7 +277,7 @@ pairs_of_256_bits!(AvxVnni, Self::avx2, |sum, a, b| {
 /// The ISAs of 512 bits.
 #[cfg(target_arch = "x86_64")]
 macro_rules! pairs_of_512_bits {
-    ($token:ty, $floats:expr, |$sum:ident, $a:ident, $b:ident| $sums:expr) => {
+    ($token:ty, $run:ident, $floats:expr, |$sum:ident, $a:ident, $b:ident| $sums:expr) => {
         impl Pairs for $token {
             type Floats = Avx512Bw;
             type I = __m512i;
@@ -268,6 +285,12 @@ macro_rules! pairs_of_512_bits {
             #[inline(always)]
             fn floats(self) -> Avx512Bw {
                 $floats(self)
+            }
+
+            #[inline(always)]
+            fn apart_pairs<K: PairKernel>(self, kernel: K) -> K::Output {
+                // SAFETY: self proves what the function is compiled for.
+                unsafe { $run(self, kernel) }
             }
 
             #[inline(always)]
@@ -317,7 +340,7 @@ macro_rules! pairs_of_512_bits {
 }
 
 #[cfg(target_arch = "x86_64")]
-pairs_of_512_bits!(Avx512Bw, |proof: Self| proof, |sum, a, b| {
+pairs_of_512_bits!(Avx512Bw, run_avx512, |proof: Self| proof, |sum, a, b| {
     // SAFETY: self proves AVX-512 BW.
     let products = unsafe { _mm512_madd_epi16(a, b) };
     // SAFETY: self proves AVX-512 F.
@@ -325,7 +348,7 @@ pairs_of_512_bits!(Avx512Bw, |proof: Self| proof, |sum, a, b| {
 });
 
 #[cfg(target_arch = "x86_64")]
-pairs_of_512_bits!(Avx512Vnni, Self::bw, |sum, a, b| {
+pairs_of_512_bits!(Avx512Vnni, run_avx512_vnni, Self::bw, |sum, a, b| {
     // SAFETY: self proves AVX-512 VNNI.
     unsafe { _mm512_dpwssd_epi32(sum, a, b) }
 });

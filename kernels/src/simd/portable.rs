@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 use crate::math::{f16_to_f32, f32_to_f16};
 
 /// No instruction is assumed, so nothing has to be proved.
@@ -124,6 +124,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_f64(self, v: Self::D, out: &mut [f64; LANES]) {
         *out = v;
+    }
+
+    #[inline(never)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
     }
 
     #[inline(always)]

@@ -17,6 +17,7 @@ use std::ops::Range;
 use super::layout::{TILE_COLS, TILE_ROWS, TernaryMatrix, Tile, padded_cols};
 use crate::activation::{relu2_lanes, silu_lanes};
 use crate::simd::{Kernel, LANES, QUOTIENT_DIVISORS, Simd, dispatch};
+use crate::zeros::{Zeroed, Zeros};
 use crate::{Columns, Isa};
 
 /// Most activation rows of one panel: with a pair of row tiles, 28 sums leave 4 registers for codes and activations.
@@ -54,6 +55,13 @@ pub(super) struct Codes(pub(super) [[u8; 4 * TILE_ROWS]; PAIR]);
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Sums(pub(super) [[i32; TILE_ROWS]; PAIR]);
+
+#[expect(unsafe_code, reason = "zeros are numbers")]
+// SAFETY: nothing but numbers, in cache lines.
+unsafe impl Zeroed for Codes {}
+#[expect(unsafe_code, reason = "zeros are numbers")]
+// SAFETY: as above.
+unsafe impl Zeroed for Sums {}
 
 /// How many panels `n` rows make.
 #[must_use]
@@ -226,8 +234,8 @@ pub enum Gating {
 /// Working memory of [`linear_panels`], for one thread; nothing is allocated after it.
 #[derive(Debug)]
 pub struct PanelScratch {
-    pub(super) codes: Vec<Codes>,
-    pub(super) sums: Vec<Sums>,
+    pub(super) codes: Zeros<Codes>,
+    pub(super) sums: Zeros<Sums>,
     /// One over the scale of each activation row.
     inverses: Vec<f32>,
 }
@@ -240,8 +248,8 @@ impl PanelScratch {
         let rows = n_max.max(1).next_multiple_of(GROUP_ROWS_MAX);
         let sums = if tiles > ONE_BLOCK_TILES { rows * BLOCK_PAIRS } else { GROUP_ROWS_MAX };
         Self {
-            codes: vec![Codes([[0; 4 * TILE_ROWS]; PAIR]); (4 * tiles.min(BLOCK_TILES)).max(RING_STEPS * STEP_RUNS)],
-            sums: vec![Sums([[0; TILE_ROWS]; PAIR]); sums],
+            codes: Zeros::new((4 * tiles.min(BLOCK_TILES)).max(RING_STEPS * STEP_RUNS)),
+            sums: Zeros::new(sums),
             inverses: vec![0.0; n_max],
         }
     }
