@@ -16,10 +16,10 @@ mod rows;
 mod tile;
 mod wide;
 
-pub use ahead::{NOTHING, Streams};
+pub use ahead::Reading;
 pub use attend::{PART_ROWS_MAX, Parts, Queries, Scratch, Shape, Then, attend, attend_splits, merge, part_vectors};
 pub use cache::{KvLayout, KvType, KvView, NoSuchKvType, store};
-pub use pool::{KvPool, Run};
+pub use pool::KvPool;
 pub use tile::RowState;
 
 /// Positions interleaved in K: the lanes of one vector.

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use kernels::attention::{
-    BLOCK, KvLayout, KvPool, KvType, KvView, NOTHING, Parts, Queries, RowState, SPLIT, Scratch, Shape, Then, attend,
+    BLOCK, KvLayout, KvPool, KvType, KvView, Parts, Queries, Reading, RowState, SPLIT, Scratch, Shape, Then, attend,
     attend_splits, merge, part_vectors, store,
 };
 use kernels::math::{f16_to_f32, f32_to_f16};
@@ -70,7 +70,8 @@ impl Case {
         let width = self.shape.group * self.shape.head_dim;
         let mut out = vec![f32::NAN; queries * width];
         let view = self.view();
-        let then = Then { keys: view.first_keys(0), queries: &self.q };
+        let cache = Some(Reading { kv: view, start: 0, end: first + queries });
+        let then = Then { cache, queries: &self.q };
         attend(isa, self.shape, (view, then), self.queries(first, queries), columns(&mut out, width), scratch);
         out
     }
@@ -94,7 +95,7 @@ impl Case {
                 outputs: &mut outputs[part.start * vectors..part.end * vectors],
             };
             let scratch = &mut Scratch::new(head_dim);
-            attend_splits(isa, self.shape, (self.view(), NOTHING), queries, (range, parts), scratch);
+            attend_splits(isa, self.shape, (self.view(), None), queries, (range, parts), scratch);
         }
         let mut out = vec![f32::NAN; rows * head_dim];
         let parts = Parts { states: &mut states, outputs: &mut outputs };

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use kernels::attention::{
-    BLOCK, KvLayout, KvPool, KvType, KvView, Queries, Scratch, Shape as Heads, Then, attend, store,
+    BLOCK, KvLayout, KvPool, KvType, KvView, Queries, Reading, Scratch, Shape as Heads, Then, attend, store,
 };
 use kernels::{Columns, Isa};
 
@@ -72,7 +72,8 @@ fn one(bench: &mut Bench, shape: &Shape, kv_type: KvType, (context, queries): (u
         while let Some(unit) = member.claim(0, heads * member.team_size()) {
             let place = |unit: usize| (call * member.team_size() + unit / heads, unit % heads);
             let next = place(unit + member.team_size());
-            let then = Then { keys: view(next.0, next.1).first_keys(0), queries: &q };
+            let cache = Some(Reading { kv: view(next.0, next.1), start: 0, end: context });
+            let then = Then { cache, queries: &q };
             run(isa, place(unit), then, out, scratch);
         }
         AREA.set(area);

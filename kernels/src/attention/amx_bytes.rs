@@ -6,11 +6,11 @@
 
 use std::arch::asm;
 
-use super::ahead::{Ahead, LINE};
-use super::bytes::{scale_weights, step_of, store_whole};
+use super::ahead::Ahead;
+use super::bytes::{scale_weights, step_of, store_whole, widen_scales};
 use super::cache::greatest_magnitude;
 use super::rows::{Rows, WIDE_ROWS_MAX};
-use super::tile::{Divisor, RowState, column, greatest, merged, soften};
+use super::tile::{Aligned, Divisor, RowState, column, greatest, merged, soften};
 use super::{BLOCK, GROUP, KvView, SPLIT};
 use crate::simd::{LANES, Pairs, Simd};
 use crate::tiles::{TILE_ROWS, Tiles};
@@ -108,28 +108,9 @@ impl AmxBytes<'_> {
             let first = self.rows.first_that_sees(split * SPLIT) / TILE_ROWS * TILE_ROWS;
             let asked = SPLIT / BLOCK * self.kv.layout.head_block_len() * TILE_ROWS / (rows - first);
             for first in (first..rows).step_by(TILE_ROWS) {
-                self.ask(p.floats(), asked);
+                self.ahead.ask(p.floats(), asked);
                 self.tile(p, unit, split, first);
             }
-        }
-    }
-
-    /// Asks for that many elements, about, of what comes next.
-    #[inline(always)]
-    fn ask<S: Simd>(&mut self, s: S, elements: usize) {
-        let mut left = elements;
-        while left > 0 {
-            let runs = self.ahead.take(s, left);
-            let taken: usize = runs.iter().map(|run| run.len()).sum();
-            if taken == 0 {
-                break;
-            }
-            for run in runs {
-                for line in (0..run.len()).step_by(LINE) {
-                    s.prefetch(run.place(line));
-                }
-            }
-            left = left.saturating_sub(taken);
         }
     }
 
@@ -213,10 +194,12 @@ impl AmxBytes<'_> {
             (self.states[row], factors[r]) = if split == 0 { (part, [0.0; 2]) } else { merged(self.states[row], part) };
         }
         let end = longest.next_multiple_of(DEPTH);
+        let mut scales = Aligned([[0.0; LANES]; SPLIT / LANES]);
+        widen_scales(s, (&self.kv, split), &mut scales.0[..longest.div_ceil(BLOCK) * (BLOCK / LANES)]);
         for (r, row) in rows.clone().enumerate() {
             let weights = &mut room.weights[r].as_chunks_mut().0[..end / LANES];
             let inverse;
-            (steps[r], inverse) = scale_weights(s, (&self.kv, split), weights, self.rows.seen(row, split));
+            (steps[r], inverse) = scale_weights(s, &scales.0, weights, self.rows.seen(row, split));
             let mut whole = [0; LANES];
             let [high, low] = &mut room.bytes[r];
             for ((group, high), low) in weights.iter().zip(high.chunks_mut(LANES)).zip(low.chunks_mut(LANES)) {

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::ahead::{Ahead, NOTHING, Streams};
+use super::ahead::{Ahead, Reading};
 #[cfg(target_arch = "x86_64")]
 use super::amx_bytes::{AmxBytes, ByteScratch, HEAD_DIM_MAX};
 use super::bytes::Bytes;
@@ -52,14 +52,13 @@ impl Queries<'_> {
 /// What is likely to be read after a call; a part or nothing of it may be given.
 #[derive(Clone, Copy, Debug)]
 pub struct Then<'a> {
-    /// First keys, see [`KvView::first_keys`].
-    pub keys: Streams<'a>,
+    pub cache: Option<Reading<'a>>,
     /// Values of queries that lie as those of the call do.
     pub queries: &'a [f32],
 }
 
 impl Then<'_> {
-    pub const NOTHING: Self = Self { keys: NOTHING, queries: &[] };
+    pub const NOTHING: Self = Self { cache: None, queries: &[] };
 }
 
 /// What splits gave, each for all rows of the queries: `states[split][row]` and `outputs[split][row][vector]`.
@@ -141,7 +140,7 @@ pub fn attend(
 pub fn attend_splits(
     isa: Isa,
     shape: Shape,
-    (kv, then): (KvView<'_>, Streams<'_>),
+    (kv, then): (KvView<'_>, Option<Reading<'_>>),
     queries: Queries<'_>,
     (splits, parts): (Range<usize>, Parts<'_>),
     scratch: &mut Scratch,
@@ -150,7 +149,7 @@ pub fn attend_splits(
     assert!(rows <= PART_ROWS_MAX, "{rows} rows, {PART_ROWS_MAX} at most");
     assert_eq!(parts.states.len(), splits.len() * rows, "a state for each split and row");
     assert_eq!(parts.outputs.len(), parts.states.len() * part_vectors(shape.head_dim), "an output for each");
-    let then = Then { keys: then, queries: &[] };
+    let then = Then { cache: then, queries: &[] };
     run(isa, Attend { shape, kv, then, queries, scratch, to: To::Parts { splits, parts } });
 }
 
@@ -240,7 +239,7 @@ impl PairKernel for OnTiles<'_> {
                 scale,
                 kv,
                 rows: Rows::new((head_dim, group), first, queries, out, &mut scratch.places[..count]),
-                ahead: Ahead::new(p.floats(), kv, (1, end), then.keys),
+                ahead: Ahead::new(p.floats(), Reading { kv, start: SPLIT, end }, then.cache),
                 scratch: &mut scratch.bytes,
                 states: &mut scratch.states[..count],
                 outputs: &mut scratch.outputs[..count * part_vectors(head_dim)],
@@ -322,8 +321,8 @@ impl<'a> Attend<'a> {
             To::Results { .. } => 0..seen.div_ceil(SPLIT),
             To::Parts { splits, .. } => splits.clone(),
         };
-        let mut ahead =
-            Ahead::new(format.simd(), self.kv, (splits.start, seen.min(splits.end * SPLIT)), self.then.keys);
+        let (start, end) = (splits.start * SPLIT, seen.min(splits.end * SPLIT));
+        let mut ahead = Ahead::new(format.simd(), Reading { kv: self.kv, start, end }, self.then.cache);
         for (nth, split) in splits.enumerate() {
             for tile in (0..count).step_by(F::S::TILE_ROWS) {
                 let rows = (count - tile).min(F::S::TILE_ROWS);
@@ -390,7 +389,7 @@ impl<'a> Attend<'a> {
             kv: self.kv,
             rows: Rows::new((head_dim, group), first, self.queries, out, &mut scratch.places[..count]),
             q: &mut scratch.q[..count * head_dim.div_ceil(CHAIN)],
-            ahead: Ahead::new(s, self.kv, (0, end), self.then.keys),
+            ahead: Ahead::new(s, Reading { kv: self.kv, start: 0, end }, self.then.cache),
             next: self.then.queries,
             scratch: &mut scratch.wide,
             states: &mut scratch.states[..count],

@@ -6,7 +6,7 @@
 
 #![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
 
-use super::ahead::{Ahead, NOTHING, Streams, ask};
+use super::ahead::{Ahead, Asks};
 use super::cache::greatest_magnitude;
 use super::halves::widest;
 use super::tile::{Aligned, Format, Tile, TileScratch, column};
@@ -70,11 +70,10 @@ impl<P: Pairs> Format for Bytes<P> {
             for group in (0..BLOCK / GROUP).step_by(P::Floats::TILE_WIDTH) {
                 let place = block * BLOCK + group * GROUP;
                 let keys = &keys[group * pairs..];
-                let next = tile.ahead.take(self.simd(), P::Floats::TILE_WIDTH * pairs * GROUP);
                 if P::Floats::TILE_WIDTH == 2 {
-                    score_groups::<P, R, 2>(self.0, tile, (keys, &scales[group..]), &next, place);
+                    score_groups::<P, R, 2>(self.0, tile, (keys, &scales[group..]), place);
                 } else {
-                    score_groups::<P, R, 1>(self.0, tile, (keys, &scales[group..]), &next, place);
+                    score_groups::<P, R, 1>(self.0, tile, (keys, &scales[group..]), place);
                 }
             }
         }
@@ -86,9 +85,12 @@ impl<P: Pairs> Format for Bytes<P> {
         let (head_dim, rows) = (tile.head_dim, tile.states.len());
         let vectors = head_dim.div_ceil(LANES);
         let longest = tile.seen.into_iter().max().unwrap_or(0).div_ceil(BLOCK) * BLOCK;
+        let mut scales = Aligned([[0.0; LANES]; SPLIT / LANES]);
+        let scales = &mut scales.0[..longest / LANES];
+        widen_scales(s, (&tile.kv, tile.split), scales);
         let mut steps = [0.0; R];
         for r in 0..rows {
-            steps[r] = round_weights(s, tile, r, longest);
+            steps[r] = round_weights(s, tile, r, scales);
         }
         let TileScratch { outputs, weight_pairs, sums, .. } = &mut *tile.scratch;
         sums[..vectors * R].fill(Aligned([0; LANES]));
@@ -119,13 +121,24 @@ pub(super) fn store_whole<S: Simd>(s: S, v: S::F, whole: &mut [i16; LANES]) {
     s.store_i16(s.min(s.max(v, s.splat(-WHOLE_MAX)), s.splat(WHOLE_MAX)), whole);
 }
 
-/// Multiplies the weights of a row by the scales of the values and rounds them; 0 from the positions that it does not
-/// see up to `end`. Their step.
+/// The scales of the values of a split.
 #[inline(always)]
-fn round_weights<S: Simd, const R: usize>(s: S, tile: &mut Tile<'_, '_, R>, r: usize, end: usize) -> f32 {
+pub(super) fn widen_scales<S: Simd>(s: S, (kv, split): (&KvView<'_>, usize), scales: &mut [[f32; LANES]]) {
+    for (block, scales) in scales.chunks_mut(BLOCK / LANES).enumerate() {
+        let halves = kv.byte_values(split * (SPLIT / BLOCK) + block).1.as_chunks().0;
+        for (half, scale) in halves.iter().zip(scales) {
+            s.store(s.load_f16(half), scale);
+        }
+    }
+}
+
+/// Multiplies the weights of a row by the scales of the values and rounds them; 0 from the positions that it does not
+/// see up to the last that has a scale. Their step.
+#[inline(always)]
+fn round_weights<S: Simd, const R: usize>(s: S, tile: &mut Tile<'_, '_, R>, r: usize, scales: &[[f32; LANES]]) -> f32 {
     let TileScratch { weights, weight_pairs, .. } = &mut *tile.scratch;
-    let weights = &mut weights.0[r].as_chunks_mut().0[..end / LANES];
-    let (step, inverse) = scale_weights(s, (&tile.kv, tile.split), weights, tile.seen[r]);
+    let weights = &mut weights.0[r].as_chunks_mut().0[..scales.len()];
+    let (step, inverse) = scale_weights(s, scales, weights, tile.seen[r]);
     let mut whole = [0; LANES];
     for (group, pairs) in weights.iter().zip(weight_pairs.0[r].as_chunks_mut::<{ LANES / 2 }>().0) {
         store_whole(s, s.mul(s.load(group), s.splat(inverse)), &mut whole);
@@ -141,20 +154,17 @@ fn round_weights<S: Simd, const R: usize>(s: S, tile: &mut Tile<'_, '_, R>, r: u
 #[inline(always)]
 pub(super) fn scale_weights<S: Simd>(
     s: S,
-    (kv, split): (&KvView<'_>, usize),
+    scales: &[[f32; LANES]],
     weights: &mut [[f32; LANES]],
     seen: usize,
 ) -> (f32, f32) {
-    let mut most = s.splat(0.0);
-    for (g, group) in weights.iter_mut().enumerate() {
-        let live = seen.saturating_sub(g * LANES).min(LANES);
-        if live == 0 {
-            *group = [0.0; LANES];
-            continue;
+    let (mut most, whole) = (s.splat(0.0), seen / LANES);
+    for (g, (group, scales)) in weights.iter_mut().zip(scales).enumerate() {
+        let mut weight = s.mul(s.load(group), s.load(scales));
+        if g >= whole {
+            // Nobody has written the others' scales.
+            weight = s.first_lanes(weight, seen.saturating_sub(g * LANES).min(LANES), s.splat(0.0));
         }
-        let scales = kv.byte_values(split * (SPLIT / BLOCK) + g / 2).1.as_chunks().0;
-        // Nobody has written the others' scales.
-        let weight = s.first_lanes(s.mul(s.load(group), s.load_f16(&scales[g % 2])), live, s.splat(0.0));
         most = s.max(weight, most);
         s.store(weight, group);
     }
@@ -167,24 +177,18 @@ fn score_groups<P: Pairs, const R: usize, const W: usize>(
     p: P,
     tile: &mut Tile<'_, '_, R>,
     (keys, scales): (&[[u16; GROUP]], &[[u16; LANES]]),
-    next: &Streams<'_>,
     place: usize,
 ) {
     let pairs = tile.q.len();
-    let keys = &keys[..W * pairs];
+    let asks = tile.ahead.take(p.floats(), W * pairs * GROUP);
+    let mut keys_of_group = [keys; W];
+    for (w, keys_of_group) in keys_of_group.iter_mut().enumerate() {
+        *keys_of_group = &keys[w * pairs..][..pairs];
+    }
     let mut sum = [[p.zero(); W]; R];
     for (d, q) in tile.q.iter().enumerate() {
-        ask::<P::Floats, W>(p.floats(), next, d);
-        let mut k = [p.zero(); W];
-        for w in 0..W {
-            k[w] = p.load_pairs(&keys[w * pairs + d]);
-        }
-        for r in 0..R {
-            let q = p.splat_pair(q[r]);
-            for w in 0..W {
-                sum[r][w] = p.add_products(sum[r][w], q, k[w]);
-            }
-        }
+        asks.step::<P::Floats, W>(p.floats(), d);
+        sum = multiply(p, q, keys_of_group.map(|keys| &keys[d]), sum);
     }
     let s = p.floats();
     for w in 0..W {
@@ -194,6 +198,27 @@ fn score_groups<P: Pairs, const R: usize, const W: usize>(
             s.store(score, &mut tile.scratch.weights.0[r][place..].as_chunks_mut::<LANES>().0[w]);
         }
     }
+}
+
+/// Adds the products of a pair of dimensions, or of positions.
+#[inline(always)]
+fn multiply<P: Pairs, const R: usize, const W: usize>(
+    p: P,
+    factors: &[u32; R],
+    pairs: [&[u16; LANES]; W],
+    mut sum: [[P::I; W]; R],
+) -> [[P::I; W]; R] {
+    let mut loaded = [p.zero(); W];
+    for w in 0..W {
+        loaded[w] = p.load_pairs(pairs[w]);
+    }
+    for r in 0..R {
+        let factor = p.splat_pair(factors[r]);
+        for w in 0..W {
+            sum[r][w] = p.add_products(sum[r][w], factor, loaded[w]);
+        }
+    }
+    sum
 }
 
 /// Values of one block times the weights of R rows.
@@ -217,13 +242,13 @@ impl<const R: usize> Mixing<'_, R> {
                 break;
             }
             // As for F16.
-            let width = if v + widest <= vectors { widest } else { 1 };
-            let next = if pass % 8 == 7 { NOTHING } else { ahead.take(p.floats(), width * BLOCK / 2 * LANES) };
+            let width = if (v + widest) * LANES <= self.head_dim { widest } else { 1 };
+            let asks = if pass % 8 == 7 { ahead.again() } else { ahead.take(p.floats(), width * BLOCK / 2 * LANES) };
             let sums = &mut sums[v * R..];
             match width {
-                4 => self.columns::<P, 4>(p, v, sums, &next),
-                2 => self.columns::<P, 2>(p, v, sums, &next),
-                _ => self.columns::<P, 1>(p, v, sums, &next),
+                4 => self.columns::<P, 4>(p, v, sums, &asks),
+                2 => self.columns::<P, 2>(p, v, sums, &asks),
+                _ => self.columns::<P, 1>(p, v, sums, &asks),
             }
             v += width;
         }
@@ -231,34 +256,26 @@ impl<const R: usize> Mixing<'_, R> {
 
     /// W vectors of the values, from vector `v` on.
     #[inline(always)]
-    fn columns<P: Pairs, const W: usize>(
-        &self,
-        p: P,
-        v: usize,
-        sums: &mut [Aligned<[i32; LANES]>],
-        next: &Streams<'_>,
-    ) {
-        let mut columns = [0; W];
+    fn columns<P: Pairs, const W: usize>(&self, p: P, v: usize, sums: &mut [Aligned<[i32; LANES]>], asks: &Asks<'_>) {
         let mut sum = [[p.zero(); W]; R];
         for w in 0..W {
-            columns[w] = column(v + w, self.head_dim);
             for r in 0..R {
                 sum[r][w] = p.load_sums(&sums[w * R + r].0);
             }
         }
-        for (i, values) in self.values.chunks_exact(self.head_dim).enumerate() {
-            ask::<P::Floats, W>(p.floats(), next, i);
-            let mut value = [p.zero(); W];
-            for w in 0..W {
-                let (values, _) = values[columns[w]..].as_chunks::<LANES>();
-                value[w] = p.load_pairs(&values[0]);
-            }
+        let first = column(v, self.head_dim);
+        let mut values = self.values.chunks_exact(self.head_dim);
+        let start = self.start / 2;
+        assert!(start + BLOCK / 2 <= SPLIT / 2, "positions of a split");
+        for i in 0..BLOCK / 2 {
+            let Some(values) = values.next() else { break };
+            let values: &[_; W] = values[first..].as_chunks().0.first_chunk().expect("vectors of the head");
+            asks.step::<P::Floats, W>(p.floats(), i);
+            let mut weights = [0; R];
             for r in 0..R {
-                let weight = p.splat_pair(self.weights[r][self.start / 2 + i]);
-                for w in 0..W {
-                    sum[r][w] = p.add_products(sum[r][w], weight, value[w]);
-                }
+                weights[r] = self.weights[r][start + i];
             }
+            sum = multiply(p, &weights, values.each_ref(), sum);
         }
         for w in 0..W {
             for r in 0..R {

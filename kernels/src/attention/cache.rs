@@ -172,6 +172,14 @@ impl<'a> KvView<'a> {
         self.pool.run(start + half.start..start + half.end).split_at(half.len() - scales)
     }
 
+    /// Elements of the keys, or values, of a block, without scales.
+    pub(super) const fn half_len(&self) -> usize {
+        match self.layout.kv_type {
+            KvType::F16 => BLOCK * self.layout.head_dim,
+            KvType::Int8 => BLOCK * self.layout.pairs(),
+        }
+    }
+
     /// First element of the head block of table entry `index`.
     #[inline(always)]
     fn start(&self, index: usize) -> usize {

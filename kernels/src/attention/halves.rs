@@ -2,7 +2,7 @@
 
 #![expect(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector, as they are defined")]
 
-use super::ahead::{Ahead, NOTHING, Streams, ask};
+use super::ahead::{Ahead, Asks};
 use super::tile::{Aligned, Format, Tile, TileScratch, column};
 use super::{BLOCK, CHAIN, GROUP, SPLIT};
 use crate::simd::{Kernel, LANES, Simd};
@@ -64,11 +64,10 @@ impl<S: Simd> Format for Halves<S> {
             for group in (0..groups).step_by(width) {
                 let place = block * BLOCK + group * GROUP;
                 let keys = &keys[group * tile.head_dim..][..width * tile.head_dim];
-                let next = tile.ahead.take(self.0, width * tile.head_dim * GROUP);
                 if width == 2 {
-                    score_groups::<S, R, 2>(self.0, tile, keys, &next, place);
+                    score_groups::<S, R, 2>(self.0, tile, keys, place);
                 } else {
-                    score_groups::<S, R, 1>(self.0, tile, keys, &next, place);
+                    score_groups::<S, R, 1>(self.0, tile, keys, place);
                 }
             }
         }
@@ -139,30 +138,21 @@ fn score_groups<S: Simd, const R: usize, const W: usize>(
     s: S,
     tile: &mut Tile<'_, '_, R>,
     keys: &[[u16; GROUP]],
-    next: &Streams<'_>,
     place: usize,
 ) {
     let mut total = [[s.splat(0.0); W]; R];
-    for (chain, q) in tile.q.chunks(CHAIN).enumerate() {
-        let mut keys_of_chain = [keys; W];
-        for (w, keys_of_chain) in keys_of_chain.iter_mut().enumerate() {
-            *keys_of_chain = &keys[w * tile.head_dim + chain * CHAIN..][..q.len()];
-        }
-        let mut sum = [[s.splat(0.0); W]; R];
-        let (twos, last) = q.as_chunks::<2>();
-        for (i, q) in twos.iter().enumerate() {
-            for odd in 0..2 {
-                let d = 2 * i + odd;
-                ask::<S, W>(s, next, chain * CHAIN + d);
-                sum = multiply(s, &q[odd], (&keys_of_chain, d), sum);
+    for (part, q) in tile.q.chunks(ASKING * CHAIN).enumerate() {
+        let asks = tile.ahead.take(s, q.len() * W * GROUP);
+        for (chain, q) in q.chunks(CHAIN).enumerate() {
+            let mut keys_of_chain = [keys; W];
+            for (w, keys_of_chain) in keys_of_chain.iter_mut().enumerate() {
+                *keys_of_chain = &keys[w * tile.head_dim + (part * ASKING + chain) * CHAIN..][..q.len()];
             }
-        }
-        if let [q] = last {
-            sum = multiply(s, q, (&keys_of_chain, 2 * twos.len()), sum);
-        }
-        for r in 0..R {
-            for w in 0..W {
-                total[r][w] = s.add(total[r][w], sum[r][w]);
+            let sum = multiply_chain(s, q, keys_of_chain, (&asks, chain * CHAIN));
+            for r in 0..R {
+                for w in 0..W {
+                    total[r][w] = s.add(total[r][w], sum[r][w]);
+                }
             }
         }
     }
@@ -175,17 +165,40 @@ fn score_groups<S: Simd, const R: usize, const W: usize>(
     }
 }
 
-/// Adds the products of dimension `d`.
+/// The products of a chain of dimensions. It asks for what its dimensions are to ask for, the first one as `step`.
+#[inline(always)]
+fn multiply_chain<S: Simd, const R: usize, const W: usize>(
+    s: S,
+    q: &[[u32; R]],
+    keys: [&[[u16; GROUP]]; W],
+    (asks, step): (&Asks<'_>, usize),
+) -> [[S::F; W]; R] {
+    let mut sum = [[s.splat(0.0); W]; R];
+    let (twos, last) = q.as_chunks::<2>();
+    let keys_of_twos = keys.map(|keys| keys.as_chunks::<2>().0);
+    for (i, q) in twos.iter().enumerate() {
+        for odd in 0..2 {
+            asks.step::<S, W>(s, step + 2 * i + odd);
+            sum = multiply(s, &q[odd], keys_of_twos.map(|keys| &keys[i][odd]), sum);
+        }
+    }
+    if let [q] = last {
+        sum = multiply(s, q, keys.map(|keys| &keys[2 * twos.len()]), sum);
+    }
+    sum
+}
+
+/// Adds the products of a dimension.
 #[inline(always)]
 fn multiply<S: Simd, const R: usize, const W: usize>(
     s: S,
     q: &[u32; R],
-    (keys, d): (&[&[[u16; GROUP]]; W], usize),
+    keys: [&[u16; GROUP]; W],
     mut sum: [[S::F; W]; R],
 ) -> [[S::F; W]; R] {
     let mut k = [s.splat(0.0); W];
     for w in 0..W {
-        k[w] = s.load_f16(&keys[w][d]);
+        k[w] = s.load_f16(keys[w]);
     }
     for r in 0..R {
         let q = s.splat(f32::from_bits(q[r]));
@@ -224,14 +237,14 @@ impl<const R: usize> Mixing<'_, R> {
             if v >= vectors {
                 break;
             }
-            // The softmax has asked for a block, so that an eighth of what the passes could ask for is left out.
-            let width = if v + widest <= vectors { widest } else { 1 };
-            let next = if pass % 16 == 15 { NOTHING } else { ahead.take(s, width * BLOCK * LANES) };
+            // The softmax has asked for a piece of 128 dimensions, so that one pass in 16 of those asks for none.
+            let width = if (v + widest) * LANES <= self.head_dim { widest } else { 1 };
+            let asks = if pass % 16 == 15 { ahead.again() } else { ahead.take(s, width * BLOCK * LANES) };
             let outputs = &mut outputs[v * stride + row..];
             match width {
-                4 => self.columns::<S, 4>(s, v, (outputs, stride), &next),
-                2 => self.columns::<S, 2>(s, v, (outputs, stride), &next),
-                _ => self.columns::<S, 1>(s, v, (outputs, stride), &next),
+                4 => self.columns::<S, 4>(s, v, (outputs, stride), &asks),
+                2 => self.columns::<S, 2>(s, v, (outputs, stride), &asks),
+                _ => self.columns::<S, 1>(s, v, (outputs, stride), &asks),
             }
             v += width;
         }
@@ -244,22 +257,24 @@ impl<const R: usize> Mixing<'_, R> {
         s: S,
         v: usize,
         (outputs, stride): (&mut [Aligned<[f32; LANES]>], usize),
-        next: &Streams<'_>,
+        asks: &Asks<'_>,
     ) {
-        let mut columns = [0; W];
         let mut sum = [[s.splat(0.0); W]; R];
         for w in 0..W {
-            columns[w] = column(v + w, self.head_dim);
             for r in 0..R {
                 sum[r][w] = s.load(&outputs[w * stride + r].0);
             }
         }
-        for (p, values) in self.values.chunks_exact(self.head_dim).take(self.count).enumerate() {
-            ask::<S, W>(s, next, p);
+        let first = column(v, self.head_dim);
+        let mut values = self.values.chunks_exact(self.head_dim);
+        assert!(self.start + self.count <= SPLIT, "positions of a split");
+        for p in 0..self.count {
+            let Some(values) = values.next() else { break };
+            let values: &[_; W] = values[first..].as_chunks().0.first_chunk().expect("vectors of the head");
+            asks.step::<S, W>(s, p);
             let mut value = [s.splat(0.0); W];
             for w in 0..W {
-                let (values, _) = values[columns[w]..].as_chunks::<LANES>();
-                value[w] = s.load_f16(&values[0]);
+                value[w] = s.load_f16(&values[w]);
             }
             for r in 0..R {
                 let weight = s.splat(self.weights[r][self.start + p]);
@@ -281,3 +296,6 @@ impl<const R: usize> Mixing<'_, R> {
 pub(super) const fn widest<S: Simd, const R: usize>() -> usize {
     if S::TILE_WIDTH == 2 && R <= 4 { 4 } else { S::TILE_WIDTH }
 }
+
+/// Chains of dimensions that ask together for what comes: those of two groups of keys for a page.
+const ASKING: usize = 2;

@@ -4,7 +4,6 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::ptr;
 
 /// A pool as the kernels read it: only the head blocks that they compute with become slices, and only while they do, so
 /// that others may write any others meanwhile.
@@ -48,15 +47,13 @@ impl<'a> KvPool<'a> {
 
 /// Elements of a pool that are asked for and not read: what is in them, and who writes it, does not matter.
 #[derive(Clone, Copy, Debug)]
-pub struct Run<'a> {
+pub(super) struct Run<'a> {
     first: *const u16,
     len: usize,
     elements: PhantomData<&'a [Cell<u16>]>,
 }
 
 impl Run<'_> {
-    pub(super) const NOTHING: Self = Self { first: ptr::null(), len: 0, elements: PhantomData };
-
     #[inline(always)]
     pub(super) fn len(self) -> usize {
         self.len

@@ -1,6 +1,6 @@
 //! One tile of rows over one split of positions: scores, softmax weights, weighted values, merge.
 
-use super::ahead::{Ahead, LINE, ask};
+use super::ahead::{Ahead, LINE};
 use super::{KvView, SPLIT};
 use crate::math::{exp, exp_lanes, exp_of};
 use crate::simd::{LANES, SUMS, Simd};
@@ -113,12 +113,12 @@ impl<const R: usize> Tile<'_, '_, R> {
             }
         }
         // Memory would be idle meanwhile.
-        let pairs = self.head_dim / 4;
-        let next = self.ahead.take(s, 2 * pairs * LINE);
+        let lines = self.head_dim / 2;
+        let asks = self.ahead.take(s, lines * LINE);
         for (r, part) in parts.iter_mut().enumerate() {
             if self.seen[r] > 0 {
-                for pair in r * pairs / R..(r + 1) * pairs / R {
-                    ask::<_, 4>(s, &next, pair);
+                for line in r * lines / R..(r + 1) * lines / R {
+                    asks.line(s, line);
                 }
                 *part = soften(s, &mut self.scratch.weights.0[r], self.seen[r], part.max);
             }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::ahead::{Ahead, LINE};
+use super::ahead::Ahead;
 use super::halves::round;
 use super::rows::{Rows, WIDE_ROWS_MAX};
 use super::tile::{Divisor, RowState, column, merged, soften};
@@ -141,11 +141,7 @@ impl<'a> Wide<'a> {
             let first = self.rows.first_that_sees(split * SPLIT + start);
             let asked = 2 * BLOCK * self.rows.head_dim * S::TILE_ROWS / (rows - first);
             in_tiles!(S, first, rows, |row, R| {
-                for run in self.ahead.take(s, asked) {
-                    for line in (0..run.len()).step_by(LINE) {
-                        s.prefetch(run.place(line));
-                    }
-                }
+                self.ahead.ask(s, asked);
                 if split == 0 && start == 0 {
                     self.round_queries(s, row..row + R);
                 }

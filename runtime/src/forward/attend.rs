@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kernels::Columns;
-use kernels::attention::{self, Parts, Queries, RowState, SPLIT, Shape, Streams, Then};
+use kernels::attention::{self, Parts, Queries, Reading, RowState, SPLIT, Shape, Then};
 
 use super::buffers::Scratch;
 use super::pass::{Pass, QUERY_TILE, QUERY_TILE_MAX};
@@ -120,12 +120,14 @@ impl Pass<'_> {
             let then = pieces.get(next / kv_heads).map_or(Then::NOTHING, |piece| {
                 // SAFETY: keys and values were stored before the last barrier; nobody stores in this phase.
                 let kv = unsafe { self.kv.view(piece.segment.slot, layer, next % kv_heads) };
-                let keys = kv.first_keys(piece.cut.map_or(0, |cut| cut.start * SPLIT));
-                Then { keys, queries: self.attend_queries(*piece, &self.attend_columns(next % kv_heads)).values }
+                let queries = self.attend_queries(*piece, &self.attend_columns(next % kv_heads));
+                let seen = queries.first_position + queries.count;
+                let (start, end) = piece.cut.map_or((0, seen), |cut| (cut.start * SPLIT, seen.min(cut.end * SPLIT)));
+                Then { cache: Some(Reading { kv, start, end }), queries: queries.values }
             });
             match piece.cut {
                 None => self.attend_whole(scratch, (layer, head), piece, then),
-                Some(cut) => self.attend_cut(scratch, (layer, head), (piece, cut), then.keys),
+                Some(cut) => self.attend_cut(scratch, (layer, head), (piece, cut), then.cache),
             }
         }
     }
@@ -164,7 +166,7 @@ impl Pass<'_> {
         scratch: &mut Scratch,
         (layer, head): (usize, usize),
         (piece, cut): (Piece, Cut),
-        then: Streams<'_>,
+        then: Option<Reading<'_>>,
     ) {
         let (params, shape) = (&self.weights.params, self.attend_shape());
         let (columns, vectors) = (self.attend_columns(head), attention::part_vectors(params.head_dim));
