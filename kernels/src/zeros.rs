@@ -29,9 +29,11 @@ unsafe impl<T: Sync> Sync for Zeros<T> {}
 
 impl<T: Zeroed> Zeros<T> {
     pub(crate) fn new(len: usize) -> Self {
-        let mut memory = vec![0; len * size_of::<T>() + align_of::<T>()];
-        let skipped = memory.as_ptr().align_offset(align_of::<T>());
-        let first = NonNull::from(&mut memory[skipped]).cast();
+        let mut memory = vec![0_u8; len * size_of::<T>() + align_of::<T>()];
+        // A pointer to all of the memory, where one to its first element would reach no further than that.
+        let memory_start = memory.as_mut_ptr();
+        let skipped = memory_start.align_offset(align_of::<T>());
+        let first = NonNull::new(memory_start.wrapping_add(skipped)).expect("memory is somewhere").cast();
         Self { first, len, _memory: memory, _elements: PhantomData }
     }
 }

@@ -52,6 +52,7 @@ impl Queries<'_> {
 /// What is likely to be read after a call; a part or nothing of it may be given.
 #[derive(Clone, Copy, Debug)]
 pub struct Then<'a> {
+    /// Keys and values.
     pub cache: Option<Reading<'a>>,
     /// Values of queries that lie as those of the call do.
     pub queries: &'a [f32],

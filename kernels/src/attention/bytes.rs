@@ -17,6 +17,7 @@ use crate::simd::{LANES, PairKernel, Pairs, Simd, pair};
 #[derive(Clone, Copy)]
 pub(super) struct Bytes<P>(pub(super) P);
 
+/// [`Tile::run`] for one instruction set.
 struct OfBytes<'a, 'v, const R: usize>(Tile<'a, 'v, R>);
 
 impl<const R: usize> PairKernel for OfBytes<'_, '_, R> {

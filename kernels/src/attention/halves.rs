@@ -11,6 +11,7 @@ use crate::simd::{Kernel, LANES, Simd};
 #[derive(Clone, Copy)]
 pub(super) struct Halves<S>(pub(super) S);
 
+/// [`Tile::run`] for one instruction set.
 struct OfHalves<'a, 'v, const R: usize>(Tile<'a, 'v, R>);
 
 impl<const R: usize> Kernel for OfHalves<'_, '_, R> {
