@@ -193,6 +193,32 @@ impl<'a, T: Copy + Default> SharedFrom<'a, T> {
     }
 }
 
+impl<'a> SharedFrom<'a, f32> {
+    /// The bytes of elements `range`, to read: each is a number of its own.
+    ///
+    /// # Safety
+    /// As [`Shared::read`].
+    #[must_use]
+    pub unsafe fn read_bytes(&self, range: Range<usize>) -> &'a [i8] {
+        // SAFETY: the caller keeps the promises.
+        let floats = unsafe { self.read(range) };
+        // SAFETY: any bytes are values, and there are as many.
+        unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) }
+    }
+
+    /// The bytes of elements `range`, to write: each becomes a number of its own.
+    ///
+    /// # Safety
+    /// As [`Shared::write`].
+    #[must_use]
+    pub unsafe fn write_bytes(&self, range: Range<usize>) -> &'a mut [i8] {
+        // SAFETY: the caller keeps the promises.
+        let floats = unsafe { self.write(range) };
+        // SAFETY: as above, and any bytes are floats.
+        unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size_of_val(floats)) }
+    }
+}
+
 /// One `T` per worker (or other unit of work), for its own use only.
 pub struct PerWorker<T> {
     cells: Box<[UnsafeCell<T>]>,

@@ -7,7 +7,7 @@ mod limits;
 mod pages;
 mod syscalls;
 
-pub use allocator::{give_back_free, map_blocks_from};
+pub use allocator::{give_back_free, map_blocks_from, untouched};
 pub use arena::Arena;
 pub use backing::{Backing, Binding, Locking, Residency};
 pub use code::give_back_program;

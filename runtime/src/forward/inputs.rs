@@ -106,7 +106,8 @@ impl Pass<'_> {
             (scratch.scale, scratch.sum) = ([quantized.scale], [quantized.sum]);
             if let (true, Some(probe)) = (rows.gated && member.index == 0, &mut scratch.probe) {
                 // SAFETY: the previous phase wrote this row, this one only reads it.
-                probe.count(unsafe { rows.buffer.read(0..rows.width) }, &scratch.quantized[..padded]);
+                probe.count_gated(unsafe { rows.buffer.read(0..rows.width) });
+                probe.count_down(&scratch.quantized[..padded]);
             }
             scratch.lap(Phase::Prepare);
             return;
@@ -120,7 +121,8 @@ impl Pass<'_> {
                 let (input, panel) = (index / panels, ternary::panel_rows(rows.count, index % panels));
                 let together = &mut scratch.together[..panel.len() * padded];
                 for (row, q) in panel.clone().zip(together.chunks_exact_mut(padded)) {
-                    self.prepare_row(rows, (input, row), (&mut scratch.row, &mut scratch.probe), q);
+                    let own = (&mut scratch.row[..], &mut scratch.probe);
+                    self.prepare_row(rows, (input, row, rows.count), own, || &mut *q);
                 }
                 let first = input * self.buffers.rows_max * stride;
                 let range = first + panel.start * padded..first + panel.end * padded;
@@ -131,13 +133,24 @@ impl Pass<'_> {
         } else {
             let together = (rows.count / (UNITS_PER_WORKER * member.team_size())).clamp(1, ROWS_TOGETHER_MAX);
             let units = rows.count.div_ceil(together);
+            let in_place = rows.gated && self.gated_stay(rows.count, rows.width);
             while let Some(index) = member.claim(counter, units * inputs) {
                 let (input, first) = (index / units, index % units * together);
-                for row in first..rows.count.min(first + together) {
+                let end = rows.count.min(first + together);
+                for row in first..end {
+                    let own = (&mut scratch.row[..], &mut scratch.probe);
+                    if in_place {
+                        let first = row * (rows.width + LINE_FLOATS);
+                        // SAFETY: the row was claimed by this worker alone, and its floats, among which these are, are not looked
+                        // at any more.
+                        let q = || unsafe { rows.buffer.write_bytes(first..first + padded / size_of::<f32>()) };
+                        self.prepare_row(rows, (input, row, end), own, q);
+                        continue;
+                    }
                     let first = (input * self.buffers.rows_max + row) * stride;
                     // SAFETY: the row was claimed by this worker alone.
-                    let q = unsafe { self.buffers.quantized.write(first..first + padded) };
-                    self.prepare_row(rows, (input, row), (&mut scratch.row, &mut scratch.probe), q);
+                    let q = || unsafe { self.buffers.quantized.write(first..first + padded) };
+                    self.prepare_row(rows, (input, row, rows.count), own, q);
                 }
             }
         }
@@ -169,16 +182,30 @@ impl Pass<'_> {
         count == 1 && !self.weights.params.family.is_embedding()
     }
 
-    /// Normalises and quantises a row that this worker claimed, for one of its inputs.
-    fn prepare_row(
+    /// Whether so many rows of what a gated unit gave become int8 where they are, among their own floats: those of 128 rows of
+    /// a 2B model are 0.9 MB that no other place has to hold. Each begins a cache line further into its floats than the one
+    /// before, so that they are spread over the sets of the first-level cache as other inputs are.
+    fn gated_stay(&self, count: usize, width: usize) -> bool {
+        let fits = ternary::padded_cols(width) + count * LINE_BYTES <= width * size_of::<f32>();
+        ternary::prefers_rows(self.isa, count) && fits && width.is_multiple_of(2 * LINE_FLOATS)
+    }
+
+    /// Normalises and quantises a row that this worker claimed, for one of its inputs; those before `end` may be asked for
+    /// ahead. `q` is where it goes, called once its floats have been read.
+    fn prepare_row<'q>(
         &self,
         rows: &Rows<'_>,
-        (input, row): (usize, usize),
+        (input, row, end): (usize, usize, usize),
         (normed, probe): (&mut [f32], &mut Option<Probe>),
-        q: &mut [i8],
+        q: impl FnOnce() -> &'q mut [i8],
     ) {
         let normed = &mut normed[..rows.width];
-        let mut greatest = self.normalise(rows, row, normed);
+        let mut probe = probe.as_mut().filter(|_| rows.gated && row.is_multiple_of(PROBED_ROWS));
+        if let Some(probe) = &mut probe {
+            // SAFETY: the previous phase wrote this row, and this worker alone writes to it in this one.
+            probe.count_gated(unsafe { rows.buffer.read(row * rows.width..(row + 1) * rows.width) });
+        }
+        let mut greatest = self.normalise_before(rows, (row, end), normed);
         if let Some(weight) = rows.inputs.norms[input] {
             norm::rms_norm_in_place(self.isa, normed, weight, self.weights.params.norm_eps);
             greatest = None;
@@ -189,6 +216,7 @@ impl Pass<'_> {
             let floats = unsafe { self.buffers.normed.write(place * rows.width..(place + 1) * rows.width) };
             floats.copy_from_slice(normed);
         }
+        let q = q();
         let quantized = self.quantize(normed, greatest, q);
         // SAFETY: as above.
         let scale = unsafe { self.buffers.scale.write(place..place + 1) };
@@ -196,16 +224,20 @@ impl Pass<'_> {
         // SAFETY: as above.
         let sum = unsafe { self.buffers.sum.write(place..place + 1) };
         sum[0] = quantized.sum;
-        if let (true, Some(probe)) = (rows.gated && row.is_multiple_of(PROBED_ROWS), probe) {
-            // SAFETY: the previous phase wrote this row, this one only reads it.
-            probe.count(unsafe { rows.buffer.read(row * rows.width..(row + 1) * rows.width) }, q);
+        if let Some(probe) = probe {
+            probe.count_down(q);
         }
     }
 
     /// The greatest magnitude of the results, where it was found by the way. Asks for the row behind this one meanwhile.
     pub(super) fn normalise(&self, rows: &Rows<'_>, row: usize, out: &mut [f32]) -> Option<f32> {
+        self.normalise_before(rows, (row, rows.count), out)
+    }
+
+    /// The same; asks for no row from `end` on.
+    fn normalise_before(&self, rows: &Rows<'_>, (row, end): (usize, usize), out: &mut [f32]) -> Option<f32> {
         let from = rows.pick.map_or(row, |pick| pick[row]) * rows.width;
-        // SAFETY: the previous phase wrote this buffer, this one only reads it.
+        // SAFETY: the previous phase wrote this row; in this one nobody else writes to it.
         let source = unsafe { rows.buffer.read(from..from + rows.width) };
         let out = &mut out[..rows.width];
         let Some(weight) = rows.norm else {
@@ -213,7 +245,7 @@ impl Pass<'_> {
             return None;
         };
         let next = from + rows.width;
-        let ahead = if row + 1 < rows.count && rows.pick.is_none() { next..next + rows.width } else { 0..0 };
+        let ahead = if row + 1 < end && rows.pick.is_none() { next..next + rows.width } else { 0..0 };
         // SAFETY: as above.
         let ahead = unsafe { rows.buffer.read(ahead) };
         Some(norm::rms_norm_ahead(self.isa, source, weight, self.weights.params.norm_eps, out, ahead))
@@ -229,6 +261,23 @@ impl Pass<'_> {
     /// The prepared input of `count` rows of `width`.
     pub(super) fn input<'s>(&'s self, own: OwnRow<'s>, width: usize, count: usize) -> Input<'s> {
         self.input_of(own, 0, width, count)
+    }
+
+    /// The same of what a gated unit gave.
+    pub(super) fn gated_input<'s>(&'s self, own: OwnRow<'s>, width: usize, count: usize) -> Input<'s> {
+        if !self.gated_stay(count, width) {
+            return self.input(own, width, count);
+        }
+        // SAFETY: written before the barrier of `prepare`, only read until the next one.
+        let q = unsafe { self.buffers.ffn.read_bytes(0..count * width) };
+        // SAFETY: as above.
+        let scale = unsafe { self.buffers.scale.read(0..count) };
+        // SAFETY: as above.
+        let sum = unsafe { self.buffers.sum.read(0..count) };
+        // SAFETY: as above.
+        let floats = unsafe { self.buffers.normed.read(0..count * width) };
+        let order = PanelOrder::Rows { stride: (width + LINE_FLOATS) * size_of::<f32>() };
+        Input { quantized: Quantized::Panels(Panels { q, order, scale, sum }), floats, width }
     }
 
     /// The same where several inputs were prepared.
@@ -274,5 +323,8 @@ pub(super) const OWN_PANELS_ROWS_MAX: usize = 64;
 /// Most rows that a worker takes at a time where they stay in rows: it asks for the row behind the one that it normalises, which
 /// should be its own.
 const ROWS_TOGETHER_MAX: usize = 8;
+/// Bytes of a cache line, and floats of it.
+const LINE_BYTES: usize = 64;
+const LINE_FLOATS: usize = LINE_BYTES / size_of::<f32>();
 /// Of so many rows a benchmark looks at one: to look at all of them would take as long as to quantise them.
 const PROBED_ROWS: usize = 16;

@@ -221,7 +221,8 @@ impl Forward {
     /// logits of 32 rows of 128,256 tokens.
     pub fn forget(&mut self, params: &HyperParameters) {
         let tuned = std::mem::take(&mut self.tuned);
-        *self = Self { tuned, ..Self::new(self.isa, params, self.scratch.count(), self.limits) };
+        let new = || Self::new(self.isa, params, self.scratch.count(), self.limits);
+        *self = Self { tuned, ..tuning::memory::untouched(new) };
     }
 
     /// The limits it was made for.

@@ -130,7 +130,7 @@ impl Pass<'_> {
             gated: false,
         };
         self.prepare(member, scratch, &rows, counter + 3);
-        self.linear_to_residual(member, scratch, (&layer.o, layer.attn_post_norm.as_deref()), counter + 4);
+        self.linear_to_residual(member, scratch, (&layer.o, layer.attn_post_norm.as_deref(), false), counter + 4);
         Self::barrier(member, scratch, Phase::Output);
     }
 
@@ -172,7 +172,8 @@ impl Pass<'_> {
         match self.down_columns(index, scratch) {
             Some(columns) => self.down_to_residual(member, scratch, (layer, columns), counter + 3),
             None => {
-                self.linear_to_residual(member, scratch, (&layer.down, layer.ffn_post_norm.as_deref()), counter + 3);
+                let down = (&layer.down, layer.ffn_post_norm.as_deref(), true);
+                self.linear_to_residual(member, scratch, down, counter + 3);
             }
         }
         Self::barrier(member, scratch, Phase::Down);
@@ -353,12 +354,13 @@ impl Pass<'_> {
         }
     }
 
-    /// A linear layer whose results are added to the residual stream, normalised first where there is a norm for that.
+    /// A linear layer whose results are added to the residual stream, normalised first where there is a norm for that. Whether its
+    /// input is what a gated unit gave.
     fn linear_to_residual(
         &self,
         member: Member<'_>,
         scratch: &mut Scratch,
-        (linear, post_norm): (&Linear, Option<&[f32]>),
+        (linear, post_norm, gated): (&Linear, Option<&[f32]>, bool),
         counter: usize,
     ) {
         let (n, hidden) = (self.rows(), self.weights.params.hidden);
@@ -367,7 +369,11 @@ impl Pass<'_> {
         while let Some(claimed) = member.claim(counter, parts.blocks * parts.units) {
             let own = parts.part(claimed / parts.units, claimed % parts.units);
             let (scratch_row, first, _, mut work) = scratch.split();
-            let input = self.input(scratch_row, linear.cols, n);
+            let input = if gated {
+                self.gated_input(scratch_row, linear.cols, n)
+            } else {
+                self.input(scratch_row, linear.cols, n)
+            };
             if let Some((w, x)) = self.direct(linear, input) {
                 let (product, to) = match post_norm {
                     None => (Product::Added(w), self.buffers.x),

@@ -115,10 +115,14 @@ impl Probe {
         self.since = now;
     }
 
-    /// One row of down's input: the gated unit's results, and what became of them.
-    pub(super) fn count(&mut self, gated: &[f32], quantized: &[i8]) {
+    /// One row of the gated unit's results.
+    pub(super) fn count_gated(&mut self, gated: &[f32]) {
         self.findings.gated += gated.len();
         self.findings.gated_live += gated.iter().filter(|value| **value != 0.0).count();
+    }
+
+    /// What became of them: down's input.
+    pub(super) fn count_down(&mut self, quantized: &[i8]) {
         self.findings.down_live += quantized.iter().filter(|value| **value != 0).count();
     }
 
