@@ -146,7 +146,7 @@ fn in_panels(
 ) {
     let (product, stride) = (Product::Plain(Factored { matrix, factor: 1.0 }), range.len());
     let (scale, sum) = (input.scale.as_slice(), input.sum.as_slice());
-    let x = if ternary::prefers_rows(isa, scale.len()) {
+    let x = if ternary::prefers_rows(isa, scale.len(), matrix.cols()) {
         Panels { q: &input.q, order: PanelOrder::Rows { stride: input.stride }, scale, sum }
     } else {
         Panels { q: &input.panels, order: PanelOrder::Interleaved, scale, sum }

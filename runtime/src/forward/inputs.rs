@@ -114,7 +114,7 @@ impl Pass<'_> {
         }
         let (stride, padded) = (ternary::activation_stride(rows.width), ternary::padded_cols(rows.width));
         let inputs = rows.inputs.count;
-        let in_panels = self.interleaves(rows.count);
+        let in_panels = self.interleaves(rows.count, rows.width);
         if in_panels && rows.count > OWN_PANELS_ROWS_MAX {
             let panels = ternary::panel_count(rows.count);
             while let Some(index) = member.claim(counter, panels * inputs) {
@@ -172,9 +172,9 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether so many rows have to change places before they are multiplied.
-    fn interleaves(&self, count: usize) -> bool {
-        ternary::prefers_panels(self.isa, count) && !ternary::prefers_rows(self.isa, count)
+    /// Whether so many rows of so many columns have to change places before they are multiplied.
+    fn interleaves(&self, count: usize, width: usize) -> bool {
+        ternary::prefers_panels(self.isa, count) && !ternary::prefers_rows(self.isa, count, width)
     }
 
     /// Whether the input is the one row that every worker prepares for itself: it has room for one input.
@@ -305,7 +305,7 @@ impl Pass<'_> {
         let sum = unsafe { self.buffers.sum.read(first..first + count) };
         // SAFETY: as above.
         let floats = unsafe { self.buffers.normed.read(first * width..(first + count) * width) };
-        let quantized = if ternary::prefers_rows(self.isa, count) {
+        let quantized = if ternary::prefers_rows(self.isa, count, width) {
             Quantized::Panels(Panels { q, order: PanelOrder::Rows { stride }, scale, sum })
         } else if ternary::prefers_panels(self.isa, count) {
             let q = if count <= OWN_PANELS_ROWS_MAX { &own.panels[input * count * padded..] } else { q };

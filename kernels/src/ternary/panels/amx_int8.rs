@@ -10,7 +10,8 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::super::layout::Tile;
-use super::avx512_vnni::{prefetch_tile, prefetch_to_write, unpack_both};
+use super::ahead::Ahead;
+use super::avx512_vnni::{prefetch_to_write, unpack_both};
 use super::{Codes, GROUP_ROWS_MAX, PAIR, PanelJob, RING_STEPS, Room, STEP_RUNS, Sums};
 use crate::tiles::{STEPS_BETWEEN_STORES, TILE_ROWS, Tiles, tile_rows};
 use crate::{AmxInt8, Avx512Bw};
@@ -118,7 +119,7 @@ fn tiles_of<'a>(job: &PanelJob<'a>, pair: usize) -> [&'a [StepTiles]; PAIR] {
     [first.as_chunks().0, job.row_tile(pair, 1).unwrap_or(first).as_chunks().0]
 }
 
-/// Pairs, groups, steps. Meanwhile asks for the next pair, and for the lines of the output that the group's results go to: tiles
+/// Pairs, groups, steps. Meanwhile asks for weights to come, and for the lines of the output that the group's results go to: tiles
 /// wait until codes are stored, and these for all stores before them.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn pairs(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usize, room: &mut Room<'_>) {
@@ -130,51 +131,50 @@ fn pairs(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usiz
         unpack_both([tiles[0], tiles[1]], &mut ring.ring[slot]);
     }
     let share = GROUP_ROWS_MAX.div_ceil(ring.feed.tiles[0].len().max(1));
+    let mut ahead = Ahead::new(job);
     for pair in 0..job.pairs() {
-        let tiles = [following(job, pair + 1, 0), following(job, pair + 1, 1)];
         for (index, group) in groups(job.n()).enumerate() {
             let rows = group.rows[0] + group.rows[1];
             let new = group.first + group.known..group.first + rows;
             let strip = Strip { x: &job.activations()[group.first * stride..], stride, rows: group.rows };
             let lines = Lines { job, pair, rows: new.clone(), share };
-            let mut ahead = Ahead { tiles, due: index, apart: count, lines };
+            let mut asking = Asking { ahead: &mut ahead, due: index, apart: count, lines };
             let sums = &mut room.sums[..rows];
             if group.rows[1] == 0 {
-                multiply::<1>(unit, &mut ring, strip, &mut ahead, sums);
+                multiply::<1>(unit, &mut ring, strip, &mut asking, sums);
             } else {
-                multiply::<2>(unit, &mut ring, strip, &mut ahead, sums);
+                multiply::<2>(unit, &mut ring, strip, &mut asking, sums);
             }
             job.finish(proof, pair, new.start, &sums[group.known..]);
         }
     }
 }
 
-/// A row tile of a pair in steps, or of what this thread is likely to go on with; nothing where there is none.
-fn following<'a>(job: &PanelJob<'a>, pair: usize, side: usize) -> &'a [StepTiles] {
-    job.upcoming(pair, side).unwrap_or_default().as_chunks().0
-}
-
 /// What is asked for during the steps of a group.
-struct Ahead<'a, 'b> {
-    /// Tiles of the next pair, each of so many groups asks for its share of the steps.
-    tiles: [&'a [StepTiles]; PAIR],
-    /// The next step that is asked for, and how far apart they are.
+struct Asking<'a, 'b> {
+    /// Weights, of which each of so many groups asks for its share.
+    ahead: &'b mut Ahead<'a>,
+    /// The next step in which some are asked for, and how far apart they are.
     due: usize,
     apart: usize,
     lines: Lines<'a, 'b>,
 }
 
-impl Ahead<'_, '_> {
+impl Asking<'_, '_> {
+    /// In each of the parts of a step.
     #[inline(always)]
-    fn ask(&mut self, step: usize) {
+    fn weights(&mut self, step: usize) {
+        if step == self.due {
+            self.ahead.ask::<{ PAIR * TILES / PARTS }>();
+        }
+    }
+
+    /// Once all parts of a step have asked.
+    #[inline(always)]
+    fn lines(&mut self, step: usize) {
         self.lines.ask();
         if step == self.due {
             self.due += self.apart;
-            for tiles in self.tiles {
-                if let Some(tiles) = tiles.get(step) {
-                    tiles.iter().for_each(prefetch_tile);
-                }
-            }
         }
     }
 }
@@ -211,7 +211,7 @@ fn multiply<const N: usize>(
     unit: &impl Multiply,
     ring: &mut Ring<'_, '_, '_>,
     strip: Strip<'_>,
-    ahead: &mut Ahead<'_, '_>,
+    asking: &mut Asking<'_, '_>,
     sums: &mut [Sums],
 ) {
     unit.begin::<N>();
@@ -224,13 +224,14 @@ fn multiply<const N: usize>(
                 unit.part::<N, $part>(&ring.ring[now], x);
                 let codes = &mut ring.ring[later].as_chunks_mut::<4>().0[$part];
                 unpack_both([&tiles[0][$part..=$part], &tiles[1][$part..=$part]], codes);
+                asking.weights(step);
             };
         }
         part!(0);
         part!(1);
         part!(2);
         part!(3);
-        ahead.ask(step);
+        asking.lines(step);
         if ring.at.is_multiple_of(STEPS_BETWEEN_STORES) {
             unit.keep_awake(sums);
         }
@@ -333,6 +334,8 @@ const _: () = assert!(TILES * 4 == STEP_RUNS && AHEAD < RING_STEPS);
 /// Columns of a tile of activations, a byte each, and how many of a row tile's tiles have as many.
 const TILE_COLS: usize = 64;
 const TILES: usize = TILE_COLS / super::TILE_COLS;
+/// Parts of a step, a tile of each row tile is unpacked in each.
+const PARTS: usize = TILES;
 /// Steps from the stores of codes to the loads of them as tiles, which wait until stores have reached the cache: one step took 1.7
 /// times as long as two.
 const AHEAD: usize = 3;

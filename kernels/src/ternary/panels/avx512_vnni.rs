@@ -292,12 +292,6 @@ impl Ahead<'_> {
     }
 }
 
-/// Asks for a tile that is unpacked later.
-#[inline(always)]
-pub(super) fn prefetch_tile(tile: &Tile) {
-    prefetch::<_MM_HINT_T1>(tile, 0);
-}
-
 /// Asks for a line of the output, to write it: it takes long to come, and is needed when the sums are complete. Asked for to
 /// read, it would come as a copy where another worker wrote it before, and the first store would wait for it once more.
 #[inline(always)]

@@ -2,6 +2,8 @@
 //! where they belong, added, or gated on the way.
 
 #[cfg(target_arch = "x86_64")]
+mod ahead;
+#[cfg(target_arch = "x86_64")]
 mod amx_int8;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
@@ -149,17 +151,18 @@ pub fn prefers_panels(isa: Isa, n: usize) -> bool {
     }
 }
 
-/// Whether `isa` multiplies `n` rows faster as [`PanelOrder::Rows`] than interleaved. It is exact either way.
+/// Whether `isa` multiplies `n` rows of `cols` columns faster as [`PanelOrder::Rows`] than interleaved. It is exact either way.
 #[must_use]
-pub fn prefers_rows(isa: Isa, n: usize) -> bool {
-    matches!(isa, Isa::AmxInt8(_)) && n >= TILES_FROM_ROWS
+pub fn prefers_rows(isa: Isa, n: usize, cols: usize) -> bool {
+    let from = if cols < LONG_COLS { TILES_FROM_ROWS } else { TILES_FROM_LONG_ROWS };
+    matches!(isa, Isa::AmxInt8(_)) && n >= from
 }
 
 /// How many of `n` activation rows of `cols` columns are best multiplied with all weights before the next ones: as many as stay in
 /// a second-level cache, near-equal parts of all, or all of them where they are read faster than they are multiplied.
 #[must_use]
 pub fn rows_at_once(isa: Isa, n: usize, cols: usize) -> usize {
-    if !prefers_rows(isa, n) {
+    if !prefers_rows(isa, n, cols) {
         return n;
     }
     let most =
@@ -308,7 +311,7 @@ pub(super) struct Room<'a> {
 pub(super) struct PanelJob<'a> {
     product: Product<'a>,
     tiles: [&'a [Tile]; PAIR],
-    /// The pair that this thread is likely to go on with; empty if none.
+    /// Row tiles from the pair on that this thread is likely to go on with; empty if none.
     following: [&'a [Tile]; PAIR],
     tiles_per_row: usize,
     runs: Runs,
@@ -348,10 +351,11 @@ impl<'a> PanelJob<'a> {
         let range = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
         let tiles = [first.row_tiles(range.clone()), second.row_tiles(range)];
         let (next, step) = (next / TILE_ROWS, usize::from(!matches!(product, Product::Gated { .. })));
-        let row_tile = |w: TernaryMatrix<'a>, tile: usize| -> &'a [Tile] {
-            if tile < w.rows().div_ceil(TILE_ROWS) { w.row_tiles(tile..tile + 1) } else { &[] }
+        let behind = |w: TernaryMatrix<'a>, tile: usize| -> &'a [Tile] {
+            let end = w.rows().div_ceil(TILE_ROWS);
+            w.row_tiles(tile.min(end)..end)
         };
-        let following = [row_tile(first, next), row_tile(second, next.saturating_add(step))];
+        let following = [behind(first, next), behind(second, next.saturating_add(step))];
         let tiles_per_row = first.tiles_per_row();
         let runs = Runs::of(isa, n, tiles_per_row);
         Self { product, tiles, following, tiles_per_row, runs, rows: width, x, inverses: None, out }
@@ -409,7 +413,7 @@ impl<'a> PanelJob<'a> {
 
     /// A row tile of a pair, or of the pair behind the last one what this thread is likely to go on with; what is worth reading ahead.
     pub(super) fn upcoming(&self, index: usize, side: usize) -> Option<&'a [Tile]> {
-        let behind = || Some(self.following[side]).filter(|tiles| !tiles.is_empty());
+        let behind = || self.following[side].get(..self.tiles_per_row);
         if index < self.pairs() { self.row_tile(index, side) } else { behind() }
     }
 
@@ -591,8 +595,13 @@ const PANELS_FROM_ROWS: usize = 2;
 /// once 24 and loads and stores. Never measured.
 const NEON_PANELS_FROM_ROWS: usize = 6;
 /// From so many rows on tiles are worth their unpacked codes: a product takes them as long for one row as for 16. Tiles beside
-/// panels, 16 workers, 6912 x 2560: 6 rows 60 us and 53, 8 rows 62 and 64, 12 rows 64 and 84, 16 rows 63 and 122.
+/// panels, a model of 256 and 768 columns that lies in caches: steps of 4 rows 0.101 and 0.088 ms, of 6 0.130 and 0.123, of 8
+/// the same.
 const TILES_FROM_ROWS: usize = 9;
+/// The same where pairs of row tiles are long and mostly come from memory, which few rows wait for. One core, weights that no cache
+/// holds, us of gate and up: 3 rows 555 and 600, 4 rows 567 and 645, 6 rows 575 and 737, 8 rows 607 and 890.
+const TILES_FROM_LONG_ROWS: usize = 4;
+const LONG_COLS: usize = 1024;
 /// What tiles read of activations at a time, of a second-level cache of 2 MiB.
 const AT_ONCE_BYTES: usize = 900 << 10;
 /// More rows are slower all the same, 256 of 2560 columns by 6 to 15 %: results pass through that cache too.
