@@ -519,8 +519,12 @@ fn sample(
     // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
     let result = unsafe { sampled.get(i) };
     // SAFETY: a sequence whose guide is at work drafts nothing, so that this is its only row.
-    let guide = sequence.guide.as_ref().and_then(|guide| unsafe { guide.get() });
-    *result = choose(sampler, sequence, guide, ahead, logits);
+    let mut guide = sequence.guide.as_ref().and_then(|guide| unsafe { guide.get() });
+    *result = choose(sampler, sequence, guide.as_deref_mut(), ahead, logits);
+    // All workers at once: behind the step it would be the leader alone.
+    if let (Some(guide), Some(sampled)) = (guide, result) {
+        guide.push_ahead(sampled.token);
+    }
 }
 
 /// The token `ahead` places after the next one of a sequence from its logits, which are changed; `None` where they are

@@ -37,6 +37,8 @@ pub struct Guide {
     matcher: Matcher,
     allowed: Option<SimpleVob>,
     failed: bool,
+    /// The next token of the answer, where it was taken in before the answer has it.
+    ahead: Option<u32>,
     /// Of the memory for all guides.
     share: Share,
     /// What its answer may begin with a text before, if that is so.
@@ -45,13 +47,13 @@ pub struct Guide {
 
 impl Guide {
     fn new(matcher: Matcher, share: Share, marker: Option<Marker>) -> Self {
-        Self { matcher, allowed: None, failed: false, share, marker }
+        Self { matcher, allowed: None, failed: false, ahead: None, share, marker }
     }
 
     /// One that shares nothing with it, as it stands; `None` where there is no memory for it.
     fn copy(&self) -> Option<Self> {
         let (share, marker) = (self.share.again()?, self.marker.clone());
-        Some(Self { matcher: self.matcher.deep_clone(), allowed: None, failed: self.failed, share, marker })
+        Some(Self { failed: self.failed, ..Self::new(self.matcher.deep_clone(), share, marker) })
     }
 
     /// One that rests until the answer says `open`.
@@ -89,9 +91,18 @@ impl Guide {
         }
     }
 
-    /// Takes in the next token of the answer.
+    /// Takes in the next token of the answer, unless it has.
     pub fn push(&mut self, token: u32) {
-        self.failed |= self.matcher.consume_token(token).is_err();
+        match self.ahead.take() {
+            Some(ahead) => assert_eq!(ahead, token, "an answer goes on as was said"),
+            None => self.failed |= self.matcher.consume_token(token).is_err(),
+        }
+    }
+
+    /// Takes in the next token of an answer that is sure to have it: who chooses it has time for that, others of a step may not.
+    pub fn push_ahead(&mut self, token: u32) {
+        self.push(token);
+        self.ahead = Some(token);
     }
 
     /// Whether the answer is complete, and nothing may follow.
