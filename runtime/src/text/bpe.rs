@@ -1,5 +1,6 @@
 //! Byte-level BPE ("gpt2"): words of bytes, merged by rank.
 
+use super::index::{Index, fold};
 use super::merge::{Merge, Merger, NO_MERGE, Symbol};
 use super::pretokenize::PreTokenizer;
 use super::vocabulary::Vocabulary;
@@ -21,10 +22,10 @@ impl Bpe {
     ) -> Self {
         let byte_ids =
             std::array::from_fn(|byte| vocabulary.intern(&[u8::try_from(byte).expect("an index below 256")]));
-        let mut pairs = Vec::with_capacity(merges.len());
+        let mut pairs = PairTable::with_capacity(merges.len());
         let alphabet = Alphabet::new();
         let mut text = Vec::with_capacity(64);
-        for (rank, line) in (0u32..).zip(merges) {
+        for line in merges {
             let Some((left, right)) = std::str::from_utf8(line).ok().and_then(cut) else { continue };
             text.clear();
             if !alphabet.decode(left, &mut text) {
@@ -37,9 +38,9 @@ impl Bpe {
             let left = vocabulary.intern(&text[..split]);
             let right = vocabulary.intern(&text[split..]);
             let id = vocabulary.intern(&text);
-            pairs.push((left, right, Merge { key: rank, id }));
+            pairs.push(Pair { left, right, id });
         }
-        Self { pre, byte_ids, pairs: PairTable::new(pairs) }
+        Self { pre, byte_ids, pairs }
     }
 
     /// Whether files of this kind begin texts with a token unless they say otherwise, as in llama.cpp.
@@ -119,39 +120,50 @@ impl Alphabet {
     }
 }
 
-/// Pairs of ids to merges, in order: with some 280,000 merges, as many as vocabularies of 128,000 tokens have, 4 MB where a
-/// table of hashes takes 8, and no file can aim at one chain.
+/// Pairs of ids to merges: of a vocabulary with 280,000 merges 5 MB.
 struct PairTable {
-    /// Where the pairs of each left id begin; behind the last one where they end.
-    firsts: Vec<u32>,
-    rights: Vec<u32>,
-    merges: Vec<Merge>,
+    /// Best first.
+    pairs: Vec<Pair>,
+    index: Index,
+}
+
+/// Two ids, and that of what they become.
+#[derive(Clone, Copy)]
+struct Pair {
+    left: u32,
+    right: u32,
+    id: u32,
 }
 
 impl PairTable {
-    /// Of two equal pairs the one of the smaller key stays.
-    fn new(mut pairs: Vec<(u32, u32, Merge)>) -> Self {
-        pairs.sort_unstable_by_key(|&(left, right, merge)| (left, right, merge.key));
-        pairs.dedup_by_key(|&mut (left, right, _)| (left, right));
-        let lefts = pairs.last().map_or(0, |&(left, ..)| left as usize + 1);
-        let mut firsts = Vec::with_capacity(lefts + 1);
-        for (at, &(left, ..)) in (0u32..).zip(&pairs) {
-            firsts.resize(left as usize + 1, at);
-        }
-        firsts.resize(lefts + 1, u32::try_from(pairs.len()).expect("ranks fit u32"));
-        Self {
-            firsts,
-            rights: pairs.iter().map(|&(_, right, _)| right).collect(),
-            merges: pairs.iter().map(|&(.., merge)| merge).collect(),
-        }
+    fn with_capacity(pairs: usize) -> Self {
+        Self { pairs: Vec::with_capacity(pairs), index: Index::with_capacity(pairs) }
+    }
+
+    /// The pair that `left` and `right` are, by number.
+    #[inline]
+    fn number(&self, left: u32, right: u32) -> (u64, Option<u32>) {
+        let hash = fold(u64::from(left) << 32 | u64::from(right), self.index.key());
+        let is_it = |number: u32| {
+            let pair = &self.pairs[number as usize];
+            (pair.left, pair.right) == (left, right)
+        };
+        (hash, self.index.find(hash, is_it))
     }
 
     #[inline]
     fn find(&self, left: u32, right: u32) -> Merge {
-        let left = left as usize;
-        let (Some(&first), Some(&end)) = (self.firsts.get(left), self.firsts.get(left + 1)) else { return NO_MERGE };
-        let rights = &self.rights[first as usize..end as usize];
-        rights.binary_search(&right).map_or(NO_MERGE, |at| self.merges[first as usize + at])
+        let number = self.number(left, right).1;
+        number.map_or(NO_MERGE, |key| Merge { key, id: self.pairs[key as usize].id })
+    }
+
+    /// Adds a pair after all better ones. Of two equal ones the first stays.
+    fn push(&mut self, pair: Pair) {
+        if let (hash, None) = self.number(pair.left, pair.right) {
+            let number = u32::try_from(self.pairs.len()).expect("the file's arrays are bounded");
+            self.pairs.push(pair);
+            self.index.insert(hash, number, |_| false);
+        }
     }
 }
 
@@ -176,14 +188,15 @@ mod tests {
 
     #[test]
     fn pairs_are_found_and_the_first_of_equal_ones_wins() {
-        let merge = |key: u32| Merge { key, id: key + 100 };
-        let table = PairTable::new(vec![(5, 1, merge(0)), (2, 9, merge(1)), (5, 0, merge(2)), (5, 1, merge(3))]);
-        let found = |left, right| table.find(left, right).key;
-        assert_eq!([found(5, 1), found(2, 9), found(5, 0)], [0, 1, 2]);
-        for (left, right) in [(0, 0), (2, 8), (2, 10), (3, 9), (4, 1), (5, 2), (6, 0), (u32::MAX, u32::MAX)] {
+        let pairs = [(5, 1), (2, 9), (5, 0), (5, 1), (1, 5)];
+        let mut table = PairTable::with_capacity(pairs.len());
+        (100..).zip(pairs).for_each(|(id, (left, right))| table.push(Pair { left, right, id }));
+        let found = |left, right| (table.find(left, right).key, table.find(left, right).id);
+        assert_eq!([found(5, 1), found(2, 9), found(5, 0), found(1, 5)], [(0, 100), (1, 101), (2, 102), (3, 104)]);
+        for (left, right) in [(0, 0), (2, 8), (2, 10), (3, 9), (9, 2), (5, 2), (6, 0), (u32::MAX, u32::MAX)] {
             assert!(table.find(left, right) == NO_MERGE, "{left} {right}");
         }
-        assert!(PairTable::new(Vec::new()).find(0, 0) == NO_MERGE);
+        assert!(PairTable::with_capacity(0).find(0, 0) == NO_MERGE);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod chat_template;
 #[cfg(test)]
 mod chat_template_tests;
 mod detokenizer;
+mod index;
 mod load;
 mod merge;
 #[cfg(test)]

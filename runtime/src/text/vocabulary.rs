@@ -1,6 +1,8 @@
 //! The tokens of a model: bytes in one arena, their kinds, and a map from bytes to id.
 
-use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+
+use super::index::{Index, fold};
 
 /// `tokenizer.ggml.token_type` of one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,14 +88,16 @@ impl Vocabulary {
 
     fn insert(&mut self, id: u32) {
         if self.index.is_full_for(id) {
-            let mut index = Index::with_capacity((self.index.len * 2).max(id as usize + 1));
+            let mut index = Index::with_capacity((self.index.len() * 2).max(id as usize + 1));
             for old in self.index.ids() {
-                index.insert(self.bytes(old), old, |other| self.bytes(other));
+                let bytes = self.bytes(old);
+                index.insert(hash_of(&index, bytes), old, |other| self.bytes(other) == bytes);
             }
             self.index = index;
         }
         let mut index = std::mem::take(&mut self.index);
-        index.insert(self.bytes(id), id, |other| self.bytes(other));
+        let bytes = self.bytes(id);
+        index.insert(hash_of(&index, bytes), id, |other| self.bytes(other) == bytes);
         self.index = index;
     }
 
@@ -103,7 +107,7 @@ impl Vocabulary {
         if bytes.len() > self.bytes_max {
             return None;
         }
-        self.index.find(bytes, |id| self.bytes(id))
+        self.index.find(hash_of(&self.index, bytes), |id| self.bytes(id) == bytes)
     }
 
     /// The token with these bytes.
@@ -137,137 +141,89 @@ impl Vocabulary {
     }
 }
 
-/// Byte strings by number, one behind the other: of a real vocabulary a byte and a quarter for each beside its text.
+/// Byte strings by number, one behind the other: a byte and a half for each beside its text.
 #[derive(Default)]
 struct Texts {
     arena: Vec<u8>,
-    /// Length of each, or [`LONG`].
-    lengths: Vec<u8>,
-    /// Where every [`GROUP`]th begins.
-    groups: Vec<u32>,
-    /// Lengths of those that are longer, by number.
+    groups: Vec<Group>,
+    len: usize,
+    /// Those longer than [`LENGTH_MAX`], by number, and by how much.
     long: Vec<(u32, u32)>,
+}
+
+/// Texts in a row: where the first one begins, and their lengths, [`LENGTH_MAX`] at most.
+struct Group {
+    start: u32,
+    lengths: [u8; GROUP],
 }
 
 impl Texts {
     fn with_capacity(texts: usize) -> Self {
         Self {
             arena: Vec::with_capacity(texts * 8),
-            lengths: Vec::with_capacity(texts),
-            groups: Vec::with_capacity(texts / GROUP + 1),
-            long: Vec::new(),
+            groups: Vec::with_capacity(texts.div_ceil(GROUP)),
+            ..Self::default()
         }
     }
 
     fn len(&self) -> usize {
-        self.lengths.len()
+        self.len
     }
 
     /// The number that `bytes` gets.
     fn push(&mut self, bytes: &[u8]) -> u32 {
-        let number = u32::try_from(self.len()).expect("ids fit u32: the file's arrays are bounded");
-        if self.len().is_multiple_of(GROUP) {
-            self.groups.push(self.end());
+        let number = u32::try_from(self.len).expect("ids fit u32: the file's arrays are bounded");
+        let size = |bytes: usize| u32::try_from(bytes).expect("the text of a vocabulary is far below 4 GiB");
+        if self.len.is_multiple_of(GROUP) {
+            self.groups.push(Group { start: size(self.arena.len()), lengths: [0; GROUP] });
         }
         self.arena.extend_from_slice(bytes);
-        let _ = self.end();
-        self.lengths.push(u8::try_from(bytes.len()).unwrap_or(LONG));
-        if bytes.len() >= usize::from(LONG) {
-            self.long.push((number, u32::try_from(bytes.len()).expect("no longer than all")));
+        size(self.arena.len());
+        let group = self.groups.last_mut().expect("a group for this number");
+        group.lengths[self.len % GROUP] = u8::try_from(bytes.len()).unwrap_or(LENGTH_MAX);
+        if bytes.len() > LENGTH_MAX.into() {
+            self.long.push((number, size(bytes.len() - usize::from(LENGTH_MAX))));
         }
+        self.len += 1;
         number
     }
 
-    fn end(&self) -> u32 {
-        u32::try_from(self.arena.len()).expect("the text of a vocabulary is far below 4 GiB")
-    }
-
-    fn length(&self, number: usize) -> usize {
-        match self.lengths[number] {
-            LONG => {
-                let at = self.long.binary_search_by_key(&number, |&(number, _)| number as usize);
-                self.long[at.expect("a long text's length is kept")].1 as usize
-            }
-            length => usize::from(length),
-        }
+    /// By how much texts of these numbers are longer than [`LENGTH_MAX`], all together.
+    #[cold]
+    fn excess(&self, numbers: Range<usize>) -> usize {
+        let before = |number: usize| self.long.partition_point(|&(long, _)| (long as usize) < number);
+        self.long[before(numbers.start)..before(numbers.end)].iter().map(|&(_, excess)| excess as usize).sum()
     }
 
     /// Empty for a number that is none.
     #[inline]
     fn get(&self, number: u32) -> &[u8] {
         let number = number as usize;
-        if number >= self.len() {
-            return &[];
+        let (Some(group), at) = (self.groups.get(number / GROUP), number % GROUP) else { return &[] };
+        let before = sum_of_bytes(u64::from_le_bytes(group.lengths) & ((1 << (8 * at)) - 1));
+        let (mut start, mut length) = (group.start as usize + before, usize::from(group.lengths[at]));
+        if !self.long.is_empty() {
+            start += self.excess(number - at..number);
+            length += self.excess(number..number + 1);
         }
-        let before: usize = (number / GROUP * GROUP..number).map(|other| self.length(other)).sum();
-        let start = self.groups[number / GROUP] as usize + before;
-        &self.arena[start..start + self.length(number)]
+        &self.arena[start..start + length]
     }
+}
+
+#[inline]
+fn sum_of_bytes(bytes: u64) -> usize {
+    let pairs = (bytes & 0x00ff_00ff_00ff_00ff) + ((bytes >> 8) & 0x00ff_00ff_00ff_00ff);
+    usize::try_from(pairs.wrapping_mul(0x0001_0001_0001_0001) >> 48).expect("16 bits")
 }
 
 /// Texts whose beginnings follow from that of the first.
-const GROUP: usize = 16;
-/// Stands for a length that is kept elsewhere.
-const LONG: u8 = u8::MAX;
-
-/// Open addressing over ids; the bytes stay elsewhere. The hash is keyed per process so that no file can aim at one chain.
-#[derive(Default)]
-struct Index {
-    /// An id in the low bits, of the hash as many as there is room for above them: others' bytes are rarely looked at.
-    slots: Vec<u32>,
-    id_mask: u32,
-    len: usize,
-    key: u64,
-}
-
-impl Index {
-    /// Room for `entries` entries, and for ids below.
-    fn with_capacity(entries: usize) -> Self {
-        let entries = entries.max(8);
-        let id_mask = u32::try_from((entries + 1).next_power_of_two() - 1).expect("ids fit u32");
-        let slots = vec![EMPTY; entries / 3 * 4 + 4];
-        Self { slots, id_mask, len: 0, key: RandomState::new().hash_one(0u8) | 1 }
-    }
-
-    fn is_full_for(&self, id: u32) -> bool {
-        self.len * 4 >= self.slots.len() * 3 || id >= self.id_mask
-    }
-
-    fn ids(&self) -> impl Iterator<Item = u32> + '_ {
-        self.slots.iter().filter(|&&slot| slot != EMPTY).map(|slot| slot & self.id_mask)
-    }
-
-    /// The slot of `bytes`, or the empty one where they would go, and their hash as it stands in slots.
-    #[inline]
-    fn slot<'a>(&self, bytes: &[u8], bytes_of: impl Fn(u32) -> &'a [u8]) -> (usize, u32) {
-        let hash = keyed_hash(self.key, bytes);
-        let mut slot = scaled(hash >> 32, self.slots.len());
-        let tag = u32::try_from(hash & 0xffff_ffff).expect("32 bits") & !self.id_mask;
-        loop {
-            let found = self.slots[slot];
-            if found == EMPTY || (found & !self.id_mask == tag && bytes_of(found & self.id_mask) == bytes) {
-                return (slot, tag);
-            }
-            slot = if slot + 1 == self.slots.len() { 0 } else { slot + 1 };
-        }
-    }
-
-    #[inline]
-    fn find<'a>(&self, bytes: &[u8], bytes_of: impl Fn(u32) -> &'a [u8]) -> Option<u32> {
-        let found = self.slots[self.slot(bytes, bytes_of).0];
-        (found != EMPTY).then_some(found & self.id_mask)
-    }
-
-    fn insert<'a>(&mut self, bytes: &[u8], id: u32, bytes_of: impl Fn(u32) -> &'a [u8]) {
-        let (slot, tag) = self.slot(bytes, bytes_of);
-        self.len += usize::from(self.slots[slot] == EMPTY);
-        self.slots[slot] = tag | id;
-    }
-}
+const GROUP: usize = 8;
+const LENGTH_MAX: u8 = u8::MAX;
 
 /// Multiply-and-fold over 8-byte words.
 #[inline]
-fn keyed_hash(key: u64, bytes: &[u8]) -> u64 {
+fn hash_of(index: &Index, bytes: &[u8]) -> u64 {
+    let key = index.key();
     let mut state = key ^ bytes.len() as u64;
     let (words, rest) = bytes.as_chunks::<8>();
     for word in words {
@@ -279,24 +235,6 @@ fn keyed_hash(key: u64, bytes: &[u8]) -> u64 {
     }
     fold(state ^ tail, key ^ 0xd1b5_4a32_d192_ed03)
 }
-
-/// High and low half of the product, combined.
-#[inline]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    let bytes = product.to_le_bytes();
-    let (halves, _) = bytes.as_chunks::<8>();
-    u64::from_le_bytes(halves[0]) ^ u64::from_le_bytes(halves[1])
-}
-
-/// A number below `length` that follows from 32 bits of a hash, all as likely.
-#[inline]
-fn scaled(hash: u64, length: usize) -> usize {
-    usize::try_from((hash * length as u64) >> 32).expect("below a length")
-}
-
-/// No id is as great: see [`Index::is_full_for`].
-const EMPTY: u32 = u32::MAX;
 
 #[cfg(test)]
 mod tests {
