@@ -187,7 +187,7 @@ impl Pass<'_> {
     /// before, so that they are spread over the sets of the first-level cache as other inputs are.
     fn gated_stay(&self, count: usize, width: usize) -> bool {
         let fits = ternary::padded_cols(width) + count * LINE_BYTES <= width * size_of::<f32>();
-        ternary::prefers_rows(self.isa, count) && fits && width.is_multiple_of(2 * LINE_FLOATS)
+        ternary::prefers_rows(self.isa, count, width) && fits && width.is_multiple_of(2 * LINE_FLOATS)
     }
 
     /// Normalises and quantises a row that this worker claimed, for one of its inputs; those before `end` may be asked for
