@@ -60,6 +60,16 @@ KERNEL void __launch_bounds__(FEW_THREADS, 1) linear_held(const GRID_CONSTANT Ph
     linear_rows<1, 8, 6>(p, s);
 #endif
 }
+template <int NT> DEVICE void paired_linear(const Phase& p, const Step& s) {
+    if constexpr (WARPGROUPS) Few<NT, 4>(p, s).run();
+}
+// Up to 64 and 128 rows by blocks of four row tiles and half of the rows, with all columns, half of them for each warpgroup.
+KERNEL void __launch_bounds__(FEW_THREADS, 1) linear_pair_32(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    paired_linear<4>(p, s);
+}
+KERNEL void __launch_bounds__(FEW_THREADS, 1) linear_pair_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+    paired_linear<8>(p, s);
+}
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) linear_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
 #if WARPGROUPS
     group_linear<8, 6>(p, s);

@@ -69,7 +69,8 @@ inline int token_tile(int tokens) {
 
 // Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor, while each
 // has some to do. Up to 32 rows a block holds all its loads at once, and there are no clusters where most multiprocessors have a block
-// anyway; of up to 8 rows other blocks have a single row tile. Up to 64 rows they do so where a cluster has room for all columns.
+// anyway; of up to 8 rows other blocks have a single row tile. Up to 64 rows they do so where a cluster has room for all columns, and up to
+// 128 blocks for half of the rows do where they have.
 // Warpgroups want a multiprocessor for themselves, unless columns are many.
 inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
     const int tile = token_tile(s.tokens), blocks = divided(p.tiles, 8) * divided(s.tokens, tile), items = divided(p.cols, 128);
@@ -77,7 +78,7 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
     const int few_bytes = limits.cluster_max > 1 ? 160 << 10 : 80 << 10; // FEW_ITEM_BYTES
     if (tile == 8 && limits.cluster_max > 1 && !most) {
         const int item = 512 + 1024, held = items < few_bytes / item ? items : few_bytes / item;
-        return {"linear_narrow", p.tiles, 1, 256, 4096 + 256 + held * item, p, s};
+        return {"linear_narrow", p.tiles, 1, 256, 4096 + 384 + held * item, p, s};
     }
     const bool groups = tile >= 64 && limits.cluster_max > 1;
     // Blocks that stay, of 256 rows, where most multiprocessors get one.
@@ -86,14 +87,22 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
         const int grid = wide < limits.multiprocessors ? wide : limits.multiprocessors;
         return {"linear_wide", grid, 1, 384, 8 * (8192 + 16384) + 9 * 16 + 8192, p, s};
     }
+    if (groups && s.tokens <= 128) {
+        // Four row tiles and half of the rows a block, with all columns at once, where most multiprocessors get one.
+        const int rows = tile / 2, pairs = divided(p.tiles, 4) * divided(s.tokens, rows), all = items * (2048 + rows * 128), sums = rows * 512;
+        if (pairs <= limits.multiprocessors && 2 * pairs >= limits.multiprocessors && all <= 216 << 10) {
+            return {rows == 32 ? "linear_pair_32" : "linear_pair_64", pairs, 1, 256, (rows == 32 ? 1024 : 2048) + (all > sums ? all : sums), p, s};
+        }
+    }
     int cluster = 1;
     while (!most && cluster * 2 <= limits.cluster_max && items >= cluster * (tile <= 32 ? 10 : 4) &&
            blocks * cluster * 2 <= (groups && items < 27 * cluster ? 1 : 2) * limits.multiprocessors) {
         cluster *= 2;
     }
-    if (groups && tile == 64 && cluster > 1 && divided(items, cluster) <= 14) {
-        // All columns at once, a block alone on its multiprocessor.
-        const int held = 32768 + 2048 + divided(items, cluster) * 12288, least = 116 << 10;
+    if (groups && tile == 64 && (cluster > 1 ? divided(items, cluster) <= 14 : items <= 20 && blocks <= limits.multiprocessors)) {
+        // All columns at once, a block alone on its multiprocessor; weights of 16 items, those of the last in registers.
+        const int share = divided(items, cluster), least = 116 << 10;
+        const int held = (cluster > 1 ? 32768 : 0) + 2048 + share * 8192 + (share < 16 ? share : 16) * 4096;
         return {"linear_held", blocks * cluster, cluster, 256, held > least ? held : least, p, s};
     }
     const char* kernel = tile == 8    ? "linear_8"
@@ -105,7 +114,7 @@ inline Launch linear(const Step& s, const Phase& p, const BatchLimits& limits) {
     // The stages, then what finishing needs; the sums of 128 rows that take the stages' place are less.
     const int stages = tile == 64 ? 6 : 4;
     const int shared = tile <= 32 ? tile * 512 + held * item : stages * item;
-    const int facts = tile == 32 ? 1024 : tile < 32 ? 128 + tile * 16 : groups ? tile * 16 : 128 + tile * 8;
+    const int facts = tile == 32 ? 1024 : tile < 32 ? 256 + tile * 16 : groups ? tile * 16 : 128 + tile * 8;
     // Blocks that have a multiprocessor each shall not share one, when they begin beside those of a norm.
     const bool alone = groups && blocks * cluster <= limits.multiprocessors;
     return {kernel, blocks * cluster, cluster, 256, alone ? 116 << 10 : shared + facts, p, s};

@@ -201,13 +201,8 @@ DEVICE void cluster_leave() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
 }
 // The same in two parts: what a thread does in between waits for nobody.
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-DEVICE void store_to_block(int4* at, int rank, const int4& v) {
-    unsigned local = (unsigned)__cvta_generic_to_shared(at), remote;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
-    asm volatile("st.shared::cluster.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 DEVICE int4 load_of_block(const int4* at, int rank) {
     unsigned local = (unsigned)__cvta_generic_to_shared(at), remote;
     int4 v;
@@ -359,6 +354,12 @@ DEVICE void copy_bulk_to_all(void* to, const void* from, int bytes, Gate* gate, 
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(gate)), "h"((unsigned short)((1 << blocks) - 1))
                  : "memory");
 }
+// A value for a block of the cluster, which counts at its gate.
+DEVICE void store_to_block(int4* at, int rank, const int4& v, Gate* gate) {
+    asm volatile("{.reg .b32 to, of; mapa.shared::cluster.u32 to, %0, %2; mapa.shared::cluster.u32 of, %1, %2;"
+                 " st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [to], {%3, %4, %5, %6}, [of];}"
+                 ::"r"(shared_address(at)), "r"(shared_address(gate)), "r"(rank), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 // A warpgroup's share of the registers, a multiple of 8 a thread.
 template <int COUNT> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 template <int COUNT> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
@@ -371,7 +372,14 @@ DEVICE void cluster_meet() {}
 DEVICE void cluster_leave() {}
 DEVICE void cluster_arrive() {}
 DEVICE void cluster_wait() {}
-DEVICE void store_to_block(int4* at, int, const int4& v) { *at = v; }
+struct Gate {
+    unsigned long long state;
+};
+DEVICE void gate_open(Gate*, int) {}
+DEVICE void gates_opened() {}
+DEVICE void gate_expect(Gate*, int) {}
+DEVICE void gate_wait(Gate*, int) {}
+DEVICE void store_to_block(int4* at, int, const int4& v, Gate*) { *at = v; }
 DEVICE int4 load_of_block(const int4* at, int) { return *at; }
 DEVICE void wait_prior() {}
 DEVICE void launch_next() {}
@@ -383,9 +391,15 @@ DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 DEVICE void settle(float4& v) { asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w)); }
 DEVICE void settle(double& v) { asm volatile("" : "+d"(v)); }
 DEVICE void settle(int& v) { asm volatile("" : "+r"(v)); }
+// The compiler's addresses of copies, of a lane's and what is the same for all, trap in large kernels: such ones are a lane's own.
+DEVICE void settle(unsigned char*& v) { asm volatile("" : "+l"(v)); }
+DEVICE void settle(long long& v) { asm volatile("" : "+l"(v)); }
 #endif
 
 #define INFINITE float_of_bits(0x7f800000u)
+
+// So that what follows if it is true does not lie where everybody passes.
+DEVICE bool seldom(bool x) { return __builtin_expect(x, false); }
 
 DEVICE unsigned pack(int a, int b, int c, int d) {
     return (unsigned)(a & 255) | (unsigned)(b & 255) << 8 | (unsigned)(c & 255) << 16 | (unsigned)(d & 255) << 24;

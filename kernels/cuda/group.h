@@ -151,7 +151,7 @@ template <int NT, int STAGES> struct GroupGemm {
         }
     }
     // The same of gates: half a warp takes a token.
-    DEVICE void finish_gates(int begin, int end) const {
+    template <int EPILOGUE> DEVICE void finish_gates(int begin, int end) const {
         const int place = lane_id() % 16, local = place / 2 * 16 + place % 2 * 4, tile_of = tile + local / 16;
         const int row = tile_of * 8 + place % 2 * 4, rows = p.rows / 2;
         if (row < rows) {
@@ -162,8 +162,8 @@ template <int NT, int STAGES> struct GroupGemm {
                 float4 gate = scaled(sums_of(t, local), facts()[t], scales.x, scales.y);
                 float4 up = scaled(sums_of(t, local + 8), facts()[t], scales.z, scales.w);
                 *(float4*)(out + (long long)t * p.stride) =
-                    float4{gated(gate.x, up.x, p.epilogue), gated(gate.y, up.y, p.epilogue), gated(gate.z, up.z, p.epilogue),
-                           gated(gate.w, up.w, p.epilogue)};
+                    float4{gated(gate.x, up.x, EPILOGUE), gated(gate.y, up.y, EPILOGUE), gated(gate.z, up.z, EPILOGUE),
+                           gated(gate.w, up.w, EPILOGUE)};
             }
         }
     }
@@ -186,8 +186,10 @@ template <int NT, int STAGES> struct GroupGemm {
             __syncthreads();
         }
         const int begin = tokens * rank / size, end = tokens * (rank + 1) / size;
-        if (p.epilogue >= EPILOGUE_RELU2) {
-            finish_gates(begin, end);
+        if (p.epilogue == EPILOGUE_RELU2) {
+            finish_gates<EPILOGUE_RELU2>(begin, end);
+        } else if (p.epilogue == EPILOGUE_SILU) {
+            finish_gates<EPILOGUE_SILU>(begin, end);
         } else {
             finish_rows(begin, end);
         }

@@ -23,7 +23,7 @@ struct alignas(16) Reduced {
     Leader leaders[WARPS];
     unsigned greatest[WARPS];
     int sum[WARPS];
-    float scale;
+    float mean;
     unsigned long long best[HEAD_TOKENS_MAX];
     float scales[TILES_MAX * 4]; // of the first round of tiles
     Phase phases[4];
@@ -82,11 +82,6 @@ template <class Value> DEVICE double ordered_sum_of_squares(int width, const Val
     return shuffle(sum, 0) + shuffle(sum, 16);
 }
 
-DEVICE float norm_scale(double sum, int width, float eps) {
-    float mean = (float)(sum / (double)width);
-    return 1.0f / sqrtf(mean + eps);
-}
-
 DEVICE double squares(const float4& v) {
     return ((double)(v.x * v.x) + (double)(v.y * v.y)) + ((double)(v.z * v.z) + (double)(v.w * v.w));
 }
@@ -96,24 +91,24 @@ DEVICE double squares(const float4& v) {
 // Any order of adding gives the mean within a relative width * 2^-52 of the defined one. Both are rounded to f32 next: if
 // the two ends of that interval round alike, so does the defined order, and only else is it run (about once in 10^5 rows).
 template <class Value>
-DEVICE float scale_of_row(int width, float eps, double share, Reduced* reduced, const Value& value) {
-    double mean = sum_of_warps(reduced->squares) * share;
+DEVICE float scale_of_row(int width, float eps, double share, double sum, Reduced* reduced, const Value& value) {
+    double mean = sum * share;
     double slack = (double)(width + 8) * 2.220446049250313e-16;
     float low = (float)(mean - mean * slack), high = (float)(mean + mean * slack);
-    if (low != high) {
+    if (seldom(low != high)) {
         if (warp_id() == 0) {
-            float scale = norm_scale(ordered_sum_of_squares(width, value), width, eps);
-            if (lane_id() == 0) reduced->scale = scale;
+            const float exact = (float)(ordered_sum_of_squares(width, value) / (double)width);
+            if (lane_id() == 0) reduced->mean = exact;
         }
         __syncthreads();
-        return reduced->scale;
+        high = reduced->mean;
     }
     return 1.0f / sqrtf(high + eps);
 }
 
 DEVICE float scale_of_row(const RowArea& area, int width, float eps, double share, Reduced* reduced) {
     const float* values = (const float*)area.values;
-    return scale_of_row(width, eps, share, reduced, [=](int i) { return values[i]; });
+    return scale_of_row(width, eps, share, sum_of_warps(reduced->squares), reduced, [=](int i) { return values[i]; });
 }
 
 // Reads `row` into the area and returns its scale.

@@ -206,7 +206,7 @@ DEVICE void token_squares(TokenRow& row, Reduced* reduced) {
 // 1 / sqrt(mean of squares + eps) of the whole row.
 DEVICE float token_scale(const Phase& p, double share, Reduced* reduced) {
     const float* input = p.input;
-    return scale_of_row(p.cols, p.eps, share, reduced, [=](int i) { return tagged_value(input, i); });
+    return scale_of_row(p.cols, p.eps, share, sum_of_warps(reduced->squares), reduced, [=](int i) { return tagged_value(input, i); });
 }
 
 // Scales the row by norm and gamma; returns the greatest magnitude of all warps.

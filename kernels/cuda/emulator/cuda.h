@@ -511,10 +511,6 @@ DEVICE void cluster_meet() { emulator::meet(emulator::machine.clusters[blockIdx.
 DEVICE void cluster_leave() { cluster_meet(); }
 DEVICE void cluster_arrive() {}
 DEVICE void cluster_wait() { cluster_meet(); }
-DEVICE void store_to_block(int4* at, int rank, const int4& v) {
-    const int first = blockIdx.x / emulator::machine.cluster * emulator::machine.cluster;
-    std::memcpy(emulator::machine.blocks[first + rank].arena.data() + ((unsigned char*)at - shared_arena()), &v, sizeof v);
-}
 DEVICE int4 load_of_block(const int4* at, int rank) {
     const int first = blockIdx.x / emulator::machine.cluster * emulator::machine.cluster;
     int4 value;
@@ -564,6 +560,12 @@ DEVICE void copy_bulk(void* to, const void* from, int bytes, Gate* gate) { emula
 DEVICE void copy_bulk_once(void* to, const void* from, int bytes, Gate* gate) { copy_bulk(to, from, bytes, gate); }
 DEVICE void copy_bulk_to_all(void* to, const void* from, int bytes, Gate* gate, int blocks) {
     for (int rank = 0; rank < blocks; rank++) copy_bulk(of_block((char*)to, rank), from, bytes, of_block(gate, rank));
+}
+DEVICE void store_to_block(int4* at, int rank, const int4& v, Gate* gate) {
+    *of_block(at, rank) = v;
+    gate = of_block(gate, rank);
+    gate->bytes -= (int)sizeof v;
+    gate_pass(gate);
 }
 template <int COUNT> DEVICE void give_registers() {}
 template <int COUNT> DEVICE void take_registers() {}

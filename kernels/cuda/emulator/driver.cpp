@@ -131,7 +131,7 @@ const std::map<std::string, void*> kernels = {
     {"step_1_bytes", (void*)step_1_bytes},
     {"step_32", (void*)step_32},         {"embed_rows", (void*)embed_rows},   {"norm_rows", (void*)norm_rows},
     {"linear_8", (void*)linear_8}, {"linear_narrow", (void*)linear_narrow},       {"linear_16", (void*)linear_16},     {"linear_32", (void*)linear_32},
-    {"linear_64", (void*)linear_64}, {"linear_held", (void*)linear_held},     {"linear_128", (void*)linear_128}, {"linear_wide", (void*)linear_wide},   {"attend_rows", (void*)attend_rows}, {"attend_few", (void*)attend_few},
+    {"linear_64", (void*)linear_64}, {"linear_held", (void*)linear_held}, {"linear_pair_32", (void*)linear_pair_32}, {"linear_pair_64", (void*)linear_pair_64},     {"linear_128", (void*)linear_128}, {"linear_wide", (void*)linear_wide},   {"attend_rows", (void*)attend_rows}, {"attend_few", (void*)attend_few},
     {"store_rows", (void*)store_rows}, {"norm_kept", (void*)norm_kept}, {"norm_short", (void*)norm_short},   {"attend_prompt", (void*)attend_prompt},
     {"attend_tensor", (void*)attend_tensor}, {"attend_tensor_128", (void*)attend_tensor_128},
     {"attend_byte_rows", (void*)attend_byte_rows}, {"store_byte_rows", (void*)store_byte_rows}, {"attend_byte_prompt", (void*)attend_byte_prompt},

@@ -28,7 +28,7 @@ struct Emulated : Machine {
     void launch(const Launch& l) override {
         static const std::map<std::string, void (*)(const Phase, const Step)> kernels = {
             {"embed_rows", embed_rows}, {"norm_rows", norm_rows}, {"norm_kept", norm_kept}, {"norm_short", norm_short},     {"linear_8", linear_8},
-            {"linear_narrow", linear_narrow}, {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64}, {"linear_held", linear_held},
+            {"linear_narrow", linear_narrow}, {"linear_16", linear_16},   {"linear_32", linear_32},     {"linear_64", linear_64}, {"linear_held", linear_held}, {"linear_pair_32", linear_pair_32}, {"linear_pair_64", linear_pair_64},
             {"linear_128", linear_128}, {"linear_wide", linear_wide}, {"attend_rows", attend_rows}, {"attend_few", attend_few}, {"store_rows", store_rows},
             {"attend_prompt", attend_prompt}, {"attend_tensor", attend_tensor}, {"attend_tensor_128", attend_tensor_128}, {"pack_screen", pack_screen},
             {"attend_byte_rows", attend_byte_rows}, {"store_byte_rows", store_byte_rows}, {"attend_byte_prompt", attend_byte_prompt},

@@ -5,7 +5,7 @@
 
 #include "model.h"
 
-const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept", "norm_short", "linear_8", "linear_narrow", "linear_16",  "linear_32", "linear_held",
+const std::vector<const char*> BATCH_KERNELS = {"embed_rows", "norm_rows",  "norm_kept", "norm_short", "linear_8", "linear_narrow", "linear_16",  "linear_32", "linear_held", "linear_pair_32", "linear_pair_64",
                                                 "linear_64",  "linear_128", "linear_wide", "attend_rows", "attend_few", "store_rows", "attend_prompt", "attend_tensor", "attend_tensor_128",
                                                 "attend_byte_rows", "store_byte_rows", "attend_byte_prompt",
                                                 "pack_screen", "norm_screen", "screen_16",   "screen_64",

@@ -362,6 +362,10 @@ inline void small_suite(Machine& machine) {
     // Screens of 128 and 256 slots, the latter's more than one block of them, with more work than blocks.
     Model narrow({640, 1, 2, 1, 32, 40, 1100}, 40, 14);
     for (int rows : {40, 140}) batch_agrees(machine, narrow, std::vector<Segment>(rows, {9, 1}));
+    // Linears by blocks for a part of the rows, and of up to 64 rows with more columns than there are places for codes.
+    Model paired({256, 1, 2, 1, 32, 272, 40}, 40, 16);
+    for (int rows : {20, 40, 100}) batch_agrees(machine, paired, std::vector<Segment>(rows, {9, 1}));
+    batch_agrees(machine, Model({2304, 1, 2, 1, 32, 320, 40}, 40, 17), std::vector<Segment>(33, {9, 1}));
     // Groups of query heads that are one, not whole fours, and more than four.
     for (int heads : {2, 10, 16}) {
         batch_agrees(machine, Model({128, 1, heads, 2, 32, 160, 300}, 600, 9), {{270, 1}, {3, 1}, {540, 1}});

@@ -48,7 +48,7 @@ pub(super) struct Launch {
     pub(super) step: Step,
 }
 
-pub(super) const KERNELS: [&CStr; 33] = [
+pub(super) const KERNELS: [&CStr; 35] = [
     c"embed_rows",
     c"norm_rows",
     c"norm_kept",
@@ -58,6 +58,8 @@ pub(super) const KERNELS: [&CStr; 33] = [
     c"linear_16",
     c"linear_32",
     c"linear_held",
+    c"linear_pair_32",
+    c"linear_pair_64",
     c"linear_64",
     c"linear_128",
     c"linear_wide",
@@ -266,7 +268,8 @@ fn attend(launch: Launch, rows: Rows, limits: Limits) -> Launch {
 
 /// Columns are split over as many blocks of a cluster as the device has room for, two blocks a multiprocessor, while each
 /// has some to do. Up to 32 rows a block holds all its loads at once, and there are no clusters where most multiprocessors have a block
-/// anyway; of up to 8 rows other blocks have a single row tile. Up to 64 rows they do so where a cluster has room for all columns.
+/// anyway; of up to 8 rows other blocks have a single row tile. Up to 64 rows they do so where a cluster has room for all columns, and up
+/// to 128 blocks for half of the rows do where they have.
 /// Warpgroups want a multiprocessor for themselves, unless columns are many.
 fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     let (tile, kernel, stages) = match tokens {
@@ -290,7 +293,7 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     let few_item_bytes = if limits.cluster_max > 1 { FEW_ITEM_BYTES } else { FEW_ITEM_BYTES_OLDER };
     if tile == 8 && limits.cluster_max > 1 && !most {
         let item_bytes = 512 + 1024;
-        let shared_bytes = 4096 + 256 + items.min(few_item_bytes / item_bytes) * item_bytes;
+        let shared_bytes = 4096 + 384 + items.min(few_item_bytes / item_bytes) * item_bytes;
         return Launch {
             kernel: c"linear_narrow",
             grid: size(launch.phase.tiles),
@@ -298,6 +301,17 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
             shared_bytes,
             ..launch
         };
+    }
+    if groups && tokens <= 128 {
+        // Four row tiles and half of the rows a block, with all columns at once, where most multiprocessors get one.
+        let rows = tile / 2;
+        let grid = size(launch.phase.tiles).div_ceil(4) * tokens.div_ceil(rows);
+        let (all, sums, facts) = (items * (2048 + rows * 128), rows * 512, if rows == 32 { 1024 } else { 2048 });
+        if grid <= limits.multiprocessors && 2 * grid >= limits.multiprocessors && all <= PAIRED_ITEM_BYTES {
+            let kernel = if rows == 32 { c"linear_pair_32" } else { c"linear_pair_64" };
+            let shared_bytes = facts + all.max(sums);
+            return Launch { kernel, grid, threads: LINEAR_THREADS, shared_bytes, ..launch };
+        }
     }
     let mut cluster = 1;
     while !most
@@ -307,9 +321,16 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     {
         cluster *= 2;
     }
-    if groups && tile == 64 && cluster > 1 && items.div_ceil(cluster) <= HELD_ITEMS_MAX {
-        // All columns at once, a block alone on its multiprocessor.
-        let shared_bytes = (32768 + 2048 + items.div_ceil(cluster) * 12288).max(ALONE_BYTES);
+    let share = items.div_ceil(cluster);
+    let has_room = if cluster > 1 {
+        share <= HELD_ITEMS_MAX
+    } else {
+        items <= ALONE_ITEMS_MAX && blocks <= limits.multiprocessors
+    };
+    if groups && tile == 64 && has_room {
+        // All columns at once, a block alone on its multiprocessor; weights of 16 items, those of the last in registers.
+        let sums = if cluster > 1 { 32768 } else { 0 };
+        let shared_bytes = (sums + 2048 + share * 8192 + share.min(16) * 4096).max(ALONE_BYTES);
         return Launch {
             kernel: c"linear_held",
             grid: blocks * cluster,
@@ -324,7 +345,7 @@ fn linear(launch: Launch, tokens: usize, limits: Limits) -> Launch {
     let sums = if tile <= 32 { tile * 512 } else { 0 };
     let facts = match tile {
         32 => 1024,
-        0..32 => 128 + tile * 16,
+        0..32 => 256 + tile * 16,
         _ if groups => tile * 16,
         _ => 128 + tile * 8,
     };
@@ -349,5 +370,9 @@ const FEW_ITEM_BYTES: usize = 160 << 10;
 const FEW_ITEM_BYTES_OLDER: usize = 80 << 10;
 /// Weights and activations of 128 columns each, of 64 rows, that a block holds.
 const HELD_ITEMS_MAX: usize = 14;
+/// The same without sums of a cluster.
+const ALONE_ITEMS_MAX: usize = 20;
+/// Those of a block for half of the rows.
+const PAIRED_ITEM_BYTES: usize = 216 << 10;
 /// More than half of the shared memory of a multiprocessor from 9.0 on.
 const ALONE_BYTES: usize = 116 << 10;
