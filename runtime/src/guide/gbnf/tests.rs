@@ -46,20 +46,23 @@ fn takes(grammar: &Grammar, text: &str) -> bool {
     ends(grammar, &grammar.rules[grammar.root], &chars, 0).contains(&chars.len())
 }
 
-/// Whether a guide takes all of a text and lets it end there.
-fn guided(library: &mut Library, tokenizer: &Arc<Tokenizer>, constraint: &Constraint, text: &str) -> bool {
+/// Whether a guide takes all of a text and lets it end there; `None` where a set of tokens takes more work than is allowed, as
+/// that of a grammar may that reads a text in very many ways.
+fn guided(library: &mut Library, tokenizer: &Arc<Tokenizer>, constraint: &Constraint, text: &str) -> Option<bool> {
     let mut guide = compile(library, tokenizer, constraint).unwrap_or_else(|error| panic!("{error}"));
     let is_allowed = |words: &[u32], id: u32| words[id as usize / 32] >> (id % 32) & 1 == 1;
     for byte in text.bytes() {
         let id = (0..tokenizer.vocab_len() as u32).find(|id| tokenizer.piece(*id) == [byte]).unwrap();
-        if guide.is_complete() || !guide.allowed().is_some_and(|words| is_allowed(words, id)) {
-            assert!(!guide.has_failed());
-            return false;
+        if guide.is_complete() {
+            return Some(false);
+        }
+        if !is_allowed(guide.allowed()?, id) {
+            return Some(false);
         }
         guide.push(id);
     }
     let end = tokenizer.end_of_generation()[0];
-    guide.is_complete() || guide.allowed().is_some_and(|words| is_allowed(words, end))
+    Some(guide.is_complete() || is_allowed(guide.allowed()?, end))
 }
 
 #[track_caller]
@@ -69,7 +72,7 @@ fn assert_same(source: &str, texts: &[&str]) {
     let constraint = Constraint::Grammar(source.into());
     for text in texts {
         let expected = takes(&grammar, text);
-        assert_eq!(guided(&mut library, &tokenizer, &constraint, text), expected, "{source}\n`{text}`");
+        assert_eq!(guided(&mut library, &tokenizer, &constraint, text), Some(expected), "{source}\n`{text}`");
     }
     assert!(texts.iter().any(|text| takes(&grammar, text)), "none of the texts is one of {source}");
 }
@@ -155,7 +158,7 @@ fn texts_that_a_longest_match_would_lose_are_taken() {
         ("root ::= (\"a\" | root)? \"b\" | ", "a", false),
     ] {
         let constraint = Constraint::Grammar(source.into());
-        assert_eq!(guided(&mut library, &tokenizer, &constraint, text), expected, "{source} `{text}`");
+        assert_eq!(guided(&mut library, &tokenizer, &constraint, text), Some(expected), "{source} `{text}`");
     }
 }
 
@@ -283,7 +286,8 @@ proptest! {
         prop_assume!(compile(&mut library, &tokenizer, &constraint).is_ok());
         for text in texts.iter().flat_map(|text| [text.clone(), format!("[{text}]")]) {
             let expected = takes(&grammar, &text);
-            prop_assert_eq!(guided(&mut library, &tokenizer, &constraint, &text), expected, "{}`{}`", source, text);
+            let guided = guided(&mut library, &tokenizer, &constraint, &text);
+            prop_assert!(guided.is_none_or(|takes| takes == expected), "{}`{}`", source, text);
         }
     }
 }
