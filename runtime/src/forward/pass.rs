@@ -354,8 +354,8 @@ impl Pass<'_> {
         }
     }
 
-    /// A linear layer whose results are added to the residual stream, normalised first where there is a norm for that. Whether its
-    /// input is what a gated unit gave.
+    /// A linear layer whose results are added to the residual stream, normalised first where there is a norm for that; `gated`
+    /// says that its input is what a gated unit gave.
     fn linear_to_residual(
         &self,
         member: Member<'_>,

@@ -178,6 +178,7 @@ impl Texts {
             self.groups.push(Group { start: size(self.arena.len()), lengths: [0; GROUP] });
         }
         self.arena.extend_from_slice(bytes);
+        // All of it is within reach of a group's start, whoever comes next.
         size(self.arena.len());
         let group = self.groups.last_mut().expect("a group for this number");
         group.lengths[self.len % GROUP] = u8::try_from(bytes.len()).unwrap_or(LENGTH_MAX);

@@ -37,11 +37,6 @@ pub fn untouched<T>(make: impl FnOnce() -> T) -> T {
     made
 }
 
-#[cfg(target_env = "gnu")]
-static MAPPED_FROM: AtomicUsize = AtomicUsize::new(0);
-#[cfg(target_env = "gnu")]
-const UNTOUCHED_FROM: usize = 16 << 10;
-
 /// Other allocators have no such option.
 #[cfg(not(target_env = "gnu"))]
 pub fn untouched<T>(make: impl FnOnce() -> T) -> T {
@@ -67,6 +62,13 @@ pub fn give_back_free() -> bool {
 pub fn give_back_free() -> bool {
     false
 }
+
+/// Bytes of [`map_blocks_from`], 0 before it was called.
+#[cfg(target_env = "gnu")]
+static MAPPED_FROM: AtomicUsize = AtomicUsize::new(0);
+/// Bytes from which blocks are mappings while [`untouched`] makes something.
+#[cfg(target_env = "gnu")]
+const UNTOUCHED_FROM: usize = 16 << 10;
 
 #[cfg(all(test, target_env = "gnu"))]
 mod tests {
