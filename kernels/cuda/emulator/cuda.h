@@ -67,9 +67,10 @@ struct Meeting {
     std::vector<Thread*> here;
 };
 
+// What lanes exchange has two places in turn: who writes the next words may be ahead of who reads the last ones.
 struct Warp {
     Meeting meeting;
-    uint32_t lanes[32][6];
+    uint32_t lanes[2][32][6];
 };
 
 struct Block {
@@ -141,27 +142,55 @@ inline void make_context(Context& context, char* stack, size_t bytes, void (*ent
 }
 #endif
 
+// A product of a warpgroup that has not been waited for.
+struct Product {
+    void (*compute)(const Product&);
+    void* sum;
+    uint32_t a[32][4];
+    long base;
+    int step;
+};
+
+// First in, first out. Keeps its memory.
+template <class T> struct Line {
+    std::vector<T> items;
+    size_t first = 0;
+
+    bool empty() const { return first == items.size(); }
+    size_t size() const { return items.size() - first; }
+    T& front() { return items[first]; }
+    void push_back(const T& item) { items.push_back(item); }
+    void pop_front() {
+        if (++first == items.size()) clear();
+    }
+    void clear() { items.clear(), first = 0; }
+};
+
 struct Thread {
     Context context;
-    std::deque<Copy> copies;
-    std::vector<std::function<void()>> products;
-    std::deque<size_t> commits; // each: products before its end
-    size_t done = 0;
-    int groups = 0;
+    Line<Copy> copies;
+    std::vector<Product> products;
+    Line<size_t> commits; // each: products before its end
+    size_t done;
+    int groups;
+    unsigned exchanges; // modulo 2
     std::unique_ptr<char[]> stack;
     Block* block;
     Index index;
 };
 
+// Threads, blocks and stacks stay for the launches that follow, with the memory that they have come to.
 struct Machine {
     std::vector<Thread> threads;
     std::vector<Block> blocks;
-    std::deque<Thread*> ready;
+    std::vector<std::unique_ptr<char[]>> stacks; // of no thread
+    std::vector<Thread*> ready;                  // a ring of a power of two, more than there are threads
+    size_t first_ready = 0, past_ready = 0;
     Thread* current = nullptr;
     size_t done = 0;
     Context scheduler;
     std::function<void()> body;
-    int threads_per_block = 0, cluster = 1, shared_bytes = 0, begun = 0; // begun: blocks
+    int grid = 0, threads_per_block = 0, cluster = 1, shared_bytes = 0, begun = 0; // begun: blocks
     std::vector<Meeting> clusters;
     std::vector<Bulk> bulks;
 };
@@ -170,19 +199,38 @@ inline Machine machine;
 
 inline Thread& self() { return *machine.current; }
 inline Warp& warp() { return self().block->warps[self().index.x / 32]; }
-inline void stop() { emulator_switch(&self().context, &machine.scheduler); }
 void begin_cluster();
+
+inline void make_ready(Thread* thread) { machine.ready[machine.past_ready++ & (machine.ready.size() - 1)] = thread; }
+
+// Who goes on now, null if nobody can.
+inline Thread* next_ready() {
+    Machine& m = machine;
+    if (m.first_ready == m.past_ready) begin_cluster();
+    return m.first_ready == m.past_ready ? nullptr : m.ready[m.first_ready++ & (m.ready.size() - 1)];
+}
+
+inline void go_on(Context& here, Thread* next) {
+    machine.current = next;
+    emulator_switch(&here, next ? &next->context : &machine.scheduler);
+}
+
+inline void stop() {
+    Thread* here = machine.current;
+    Thread* next = next_ready();
+    if (next != here) go_on(here->context, next);
+}
 
 // What it waits for may come from blocks that have not begun.
 inline void yield() {
     begin_cluster();
-    machine.ready.push_back(machine.current);
+    make_ready(machine.current);
     stop();
 }
 
 inline void meet(Meeting& meeting) {
     if ((int)meeting.here.size() + 1 == meeting.size) {
-        for (Thread* thread : meeting.here) machine.ready.push_back(thread);
+        for (Thread* thread : meeting.here) make_ready(thread);
         meeting.here.clear();
         return;
     }
@@ -193,21 +241,33 @@ inline void meet(Meeting& meeting) {
 inline void enter() {
     machine.body();
     machine.done++;
-    stop();
+    Thread* here = machine.current;
+    Thread* next = next_ready();
+    // Free for others from the switch on: no thread is made before.
+    machine.stacks.push_back(std::move(here->stack));
+    go_on(here->context, next);
 }
 
 inline void make_thread(Thread& thread, Block& block, int index) {
     const size_t stack_bytes = 64 << 10;
     thread.block = &block;
     thread.index.x = index;
-    thread.stack.reset(new char[stack_bytes]);
+    thread.copies.clear();
+    thread.products.clear();
+    thread.commits.clear();
+    thread.done = 0;
+    thread.groups = 0;
+    thread.exchanges = 0;
+    if (machine.stacks.empty()) machine.stacks.emplace_back(new char[stack_bytes]);
+    thread.stack = std::move(machine.stacks.back());
+    machine.stacks.pop_back();
     make_context(thread.context, thread.stack.get(), stack_bytes, enter);
 }
 
 // Begins the next cluster's threads, if there is one. Shared memory starts as garbage.
 inline void begin_cluster() {
     Machine& m = machine;
-    const int end = m.begun == (int)m.blocks.size() ? m.begun : m.begun + m.cluster;
+    const int end = m.begun == m.grid ? m.begun : m.begun + m.cluster;
     for (; m.begun < end; m.begun++) {
         Block& block = m.blocks[m.begun];
         block.arena.assign(m.shared_bytes, 0xa5);
@@ -219,7 +279,7 @@ inline void begin_cluster() {
         for (int t = 0; t < m.threads_per_block; t++) {
             Thread& thread = m.threads[m.begun * m.threads_per_block + t];
             make_thread(thread, block, t);
-            m.ready.push_back(&thread);
+            make_ready(&thread);
         }
     }
 }
@@ -228,38 +288,41 @@ inline void begin_cluster() {
 // memory to change, so that few stacks are needed at a time. Aborts where no thread can go on.
 inline void launch(int grid, int cluster, int threads, int shared_bytes, std::function<void()> body) {
     Machine& m = machine;
+    const size_t all = (size_t)grid * threads;
     m.body = std::move(body);
+    m.grid = grid;
     m.threads_per_block = threads;
     m.cluster = cluster;
     m.shared_bytes = shared_bytes;
     m.begun = 0;
     m.clusters = std::vector<Meeting>(grid / cluster);
     for (Meeting& meeting : m.clusters) meeting.size = cluster * threads;
-    m.blocks = std::vector<Block>(grid);
-    m.threads = std::vector<Thread>(grid * threads);
+    if ((int)m.blocks.size() < grid) m.blocks.resize(grid);
+    if (m.threads.size() < all) m.threads.resize(all);
+    m.first_ready = m.past_ready = 0;
+    while (m.ready.size() <= all) m.ready.resize(std::max<size_t>(1, 2 * m.ready.size()));
     m.done = 0;
-    while (m.done < m.threads.size()) {
-        if (m.ready.empty()) begin_cluster();
-        if (m.ready.empty()) {
-            std::fprintf(stderr, "emulator: threads wait for each other for ever\n");
-            std::abort();
-        }
-        m.current = m.ready.front();
-        m.ready.pop_front();
-        const size_t done = m.done;
-        emulator_switch(&m.scheduler, &m.current->context);
-        if (m.done > done) m.current->stack.reset();
+    go_on(m.scheduler, next_ready());
+    if (m.done < all) {
+        std::fprintf(stderr, "emulator: threads wait for each other for ever\n");
+        std::abort();
     }
 }
 
-// Every lane's `words` words, exchanged; returns after all lanes have read.
+// Every lane's words, exchanged.
 template <class Read> auto exchange(const void* mine, size_t bytes, Read read) {
     Warp& w = warp();
-    std::memcpy(w.lanes[self().index.x % 32], mine, bytes);
+    auto& lanes = w.lanes[self().exchanges++ % 2];
+    std::memcpy(lanes[self().index.x % 32], mine, bytes);
     meet(w.meeting);
-    auto result = read(w.lanes);
-    meet(w.meeting);
-    return result;
+    return read(lanes);
+}
+
+// Products of 32 bytes each.
+template <class A, class B> int dot(const A (&a)[32], const B (&b)[32]) {
+    int sum = 0;
+    for (int k = 0; k < 32; k++) sum += (int)a[k] * (int)b[k];
+    return sum;
 }
 
 } // namespace emulator
@@ -268,7 +331,7 @@ DEVICE unsigned char* shared_arena() { return emulator::self().block->arena.data
 
 #define threadIdx (emulator::self().index)
 #define blockIdx (emulator::self().block->index)
-#define gridDim (emulator::Index{(int)emulator::machine.blocks.size()})
+#define gridDim (emulator::Index{emulator::machine.grid})
 
 using std::max;
 using std::min;
@@ -380,14 +443,15 @@ template <class A, class B = int8_t> void mma_of(int (&sum)[4], const unsigned (
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     emulator::exchange(mine, sizeof mine, [&sum](const uint32_t (*lanes)[6]) {
         int lane = emulator::self().index.x % 32;
-        for (int c = 0; c < 4; c++) {
-            int row = lane / 4 + 8 * (c >> 1), column = lane % 4 * 2 + (c & 1);
-            for (int k = 0; k < 32; k++) {
-                uint32_t a = lanes[row % 8 * 4 + k % 16 / 4][row / 8 + 2 * (k / 16)];
-                uint32_t b = lanes[column * 4 + k % 16 / 4][4 + k / 16];
-                sum[c] += (int)(A)(a >> (8 * (k % 4))) * (int)(B)(b >> (8 * (k % 4)));
+        A rows[2][32];
+        B columns[2][32];
+        for (int i = 0; i < 2; i++) {
+            for (int q = 0; q < 8; q++) {
+                std::memcpy(rows[i] + 4 * q, &lanes[lane / 4 * 4 + q % 4][i + q / 4 * 2], 4);
+                std::memcpy(columns[i] + 4 * q, &lanes[(lane % 4 * 2 + i) * 4 + q % 4][4 + q / 4], 4);
             }
         }
+        for (int c = 0; c < 4; c++) sum[c] += emulator::dot(rows[c >> 1], columns[c & 1]);
         return 0;
     });
 }
@@ -405,13 +469,19 @@ DEVICE void mma_halves(float (&sum)[4], const unsigned (&a)[4], unsigned b0, uns
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     emulator::exchange(mine, sizeof mine, [&sum](const uint32_t (*lanes)[6]) {
         const int lane = emulator::self().index.x % 32;
+        float2 rows[2][8], columns[2][8];
+        for (int i = 0; i < 2; i++) {
+            for (int q = 0; q < 8; q++) {
+                rows[i][q] = floats_of_halves(lanes[lane / 4 * 4 + q % 4][i + q / 4 * 2]);
+                columns[i][q] = floats_of_halves(lanes[(lane % 4 * 2 + i) * 4 + q % 4][4 + q / 4]);
+            }
+        }
         for (int c = 0; c < 4; c++) {
-            const int row = lane / 4 + 8 * (c >> 1), column = lane % 4 * 2 + (c & 1);
             double total = sum[c];
-            for (int k = 0; k < 16; k++) {
-                const uint32_t a = lanes[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2] >> k % 2 * 16;
-                const uint32_t b = lanes[column * 4 + k % 8 / 2][4 + k / 8] >> k % 2 * 16;
-                total += (double)float_of_half_bits((unsigned short)a) * (double)float_of_half_bits((unsigned short)b);
+            for (int q = 0; q < 8; q++) {
+                const float2 a = rows[c >> 1][q], b = columns[c & 1][q];
+                total += (double)a.x * (double)b.x;
+                total += (double)a.y * (double)b.y;
             }
             sum[c] = (float)total;
         }
@@ -443,27 +513,31 @@ DEVICE void load_transposed(unsigned (&to)[4], int offset) {
 // By the operand maps of the PTX manual for wgmma m64nNk32 with A in registers and B in shared memory, its rows of columns
 // swizzled by 128 bytes. Operands are read as late as they may be, so that a missing wait shows.
 DEVICE void gather_begin() {}
-template <class A, int NT> void gather_of(int (&sum)[NT][4], const unsigned (&a)[4], const void* b, int step) {
-    struct Lanes {
-        uint32_t a[32][4];
-    };
-    Lanes all = emulator::exchange(a, sizeof a, [](const uint32_t (*lanes)[6]) {
-        Lanes copy;
-        for (int l = 0; l < 32; l++) std::memcpy(copy.a[l], lanes[l], sizeof copy.a[l]);
-        return copy;
-    });
-    const long base = (const unsigned char*)b - shared_arena();
-    emulator::self().products.push_back([&sum, all, base, step] {
-        const int lane = emulator::self().index.x % 32;
-        for (int i = 0; i < NT * 4; i++) {
-            int row = lane / 4 + i % 4 / 2 * 8, n = i / 4 * 8 + lane % 4 * 2 + i % 2;
-            for (int k = 0; k < 32; k++) {
-                uint32_t word = all.a[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2];
-                long at = base + n * 128 + step * 32 + k;
-                at ^= (at >> 7 & 7) << 4;
-                sum[i / 4][i % 4] += (int)(A)(word >> (k % 4 * 8)) * (int)(int8_t)shared_arena()[at];
-            }
+template <class A, int NT> void gather_now(const emulator::Product& product) {
+    auto& sum = *(int(*)[NT][4])product.sum;
+    const int lane = emulator::self().index.x % 32;
+    A rows[2][32];
+    for (int i = 0; i < 2; i++) {
+        for (int q = 0; q < 8; q++) std::memcpy(rows[i] + 4 * q, &product.a[lane / 4 * 4 + q % 4][i + q / 4 * 2], 4);
+    }
+    for (int n = 0; n < NT * 2; n++) {
+        int8_t column[32];
+        for (int half = 0; half < 2; half++) {
+            const long at = product.base + (n / 2 * 8 + lane % 4 * 2 + n % 2) * 128 + product.step * 32 + half * 16;
+            std::memcpy(column + half * 16, shared_arena() + (at ^ (at >> 7 & 7) << 4), 16);
         }
+        for (int i = 0; i < 2; i++) sum[n / 2][i * 2 + n % 2] += emulator::dot(rows[i], column);
+    }
+}
+template <class A, int NT> void gather_of(int (&sum)[NT][4], const unsigned (&a)[4], const void* b, int step) {
+    emulator::Product& product = emulator::self().products.emplace_back();
+    product.compute = gather_now<A, NT>;
+    product.sum = &sum;
+    product.base = (const unsigned char*)b - shared_arena();
+    product.step = step;
+    emulator::exchange(a, sizeof a, [&product](const uint32_t (*lanes)[6]) {
+        for (int l = 0; l < 32; l++) std::memcpy(product.a[l], lanes[l], sizeof product.a[l]);
+        return 0;
     });
 }
 template <int NT> DEVICE void gather_mma(int (&sum)[NT][4], const unsigned (&a)[4], const void* b, int step) {
@@ -476,7 +550,7 @@ DEVICE void gather_commit() { emulator::self().commits.push_back(emulator::self(
 template <int PENDING> DEVICE void gather_wait() {
     emulator::Thread& thread = emulator::self();
     while ((int)thread.commits.size() > PENDING) {
-        for (; thread.done < thread.commits.front(); thread.done++) thread.products[thread.done]();
+        for (; thread.done < thread.commits.front(); thread.done++) thread.products[thread.done].compute(thread.products[thread.done]);
         thread.commits.pop_front();
     }
     if (thread.commits.empty()) thread.products.clear(), thread.done = 0;
