@@ -186,7 +186,7 @@ fn every_executor_serves_the_same_on_several_shards() {
 #[test]
 fn glommio_serves_the_same_on_several_shards() {
     const SERVERS: usize = 6;
-    const ASLEEP: Duration = Duration::from_secs(20);
+    const ASLEEP: Duration = Duration::from_secs(6);
     let serves = || {
         let server = start_on("glommio");
         let awake = std::thread::scope(|scope| {
