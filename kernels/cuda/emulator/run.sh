@@ -8,7 +8,7 @@ fma=
 if grep -qw fma /proc/cpuinfo 2>/dev/null; then fma=-mfma; fi
 
 run() {
-    ${CXX:-g++} -std=c++17 -O2 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -ffp-contract=off $fma -DWARPGROUPS="$1" -I.. \
+    ${CXX:-g++} -std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -ffp-contract=off $fma -DWARPGROUPS="$1" -I.. \
         main.cpp -o "$out/$1" -lpthread && "$out/$1"
 }
 
