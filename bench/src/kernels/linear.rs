@@ -147,7 +147,7 @@ fn in_panels(
     let (product, stride) = (Product::Plain(Factored { matrix, factor: 1.0 }), range.len());
     let (scale, sum) = (input.scale.as_slice(), input.sum.as_slice());
     let x = if ternary::prefers_rows(isa, scale.len(), matrix.cols()) {
-        Panels { q: &input.q, order: PanelOrder::Rows { stride: input.stride }, scale, sum }
+        Panels { q: input.rows(), order: PanelOrder::Rows { stride: input.stride }, scale, sum }
     } else {
         Panels { q: &input.panels, order: PanelOrder::Interleaved, scale, sum }
     };
@@ -158,6 +158,8 @@ fn in_panels(
 /// Quantised activations, in rows and in panels.
 struct Quantized {
     q: Vec<i8>,
+    /// Where in these the rows begin: with a cache line, as a forward pass has them.
+    first: usize,
     panels: Vec<i8>,
     stride: usize,
     scale: Vec<f32>,
@@ -168,9 +170,10 @@ impl Quantized {
     fn new(n: usize, width: usize) -> Self {
         let stride = ternary::activation_stride(width);
         let padded = ternary::padded_cols(width);
-        let (q, panels) = (vec![0; n * stride], vec![0; n * padded]);
-        let mut made = Self { q, panels, stride, scale: Vec::new(), sum: Vec::new() };
-        for (t, q) in made.q.chunks_exact_mut(stride).enumerate() {
+        let (q, panels) = (vec![0; LINE_BYTES + n * stride], vec![0; n * padded]);
+        let first = line_start(&q);
+        let mut made = Self { q, first, panels, stride, scale: Vec::new(), sum: Vec::new() };
+        for (t, q) in made.q[first..].chunks_exact_mut(stride).take(n).enumerate() {
             let x: Vec<f32> = (0..width).map(|k| f32::from(noise(k + t * 7)) - 127.5).collect();
             let found = ternary::quantize(Isa::Portable, &x, &mut q[..ternary::padded_cols(width)]);
             made.scale.push(found.scale);
@@ -179,13 +182,17 @@ impl Quantized {
         for index in 0..ternary::panel_count(n) {
             let rows = ternary::panel_rows(n, index);
             let panel = &mut made.panels[rows.start * padded..rows.end * padded];
-            ternary::interleave(Isa::detect(), &made.q[rows.start * stride..], stride, (rows.len(), n), panel);
+            ternary::interleave(Isa::detect(), &made.q[first + rows.start * stride..], stride, (rows.len(), n), panel);
         }
         made
     }
 
+    fn rows(&self) -> &[i8] {
+        &self.q[self.first..]
+    }
+
     fn view(&self) -> Activations<'_> {
-        Activations { q: &self.q, stride: self.stride, scale: &self.scale, sum: &self.sum }
+        Activations { q: self.rows(), stride: self.stride, scale: &self.scale, sum: &self.sum }
     }
 }
 
@@ -202,12 +209,19 @@ impl Worker {
 fn with_worker(len: usize, run: impl FnOnce(&mut [f32], &mut Worker)) {
     WORKER.with_borrow_mut(|worker| {
         let mut out = std::mem::take(&mut worker.out);
-        if out.len() < len {
-            out.resize(len, 0.0);
+        let spare = LINE_BYTES / size_of::<f32>();
+        if out.len() < len + spare {
+            out.resize(len + spare, 0.0);
         }
-        run(&mut out[..len], worker);
+        let first = line_start(&out);
+        run(&mut out[first..first + len], worker);
         worker.out = out;
     });
+}
+
+/// Where in `values` the first cache line begins.
+fn line_start<T>(values: &[T]) -> usize {
+    values.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES / size_of::<T>())
 }
 
 /// The first rows and the last ones, from a row tile on: portable code would take minutes for all.
@@ -240,6 +254,7 @@ pub(super) fn noise(i: usize) -> u8 {
     ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
 }
 
+const LINE_BYTES: usize = 64;
 const UNITS_PER_WORKER: usize = 6;
 const UNIT_ROWS_MAX: usize = 256;
 const CHECKED_ROWS: usize = 32;
