@@ -282,6 +282,76 @@ def words_of_other_servers_are_taken():
     assert complete(max_tokens=24, extra_body={"min_tokens": 24}).usage.completion_tokens == 24
 
 
+def respond(**fields):
+    defaults = {"model": model, "input": MESSAGES[0]["content"], "max_output_tokens": 16, "temperature": 0}
+    return client.responses.create(**{**defaults, **fields})
+
+
+@check
+def a_response_says_what_a_chat_says():
+    answer = respond(store=True, metadata={"a": "b"})
+    assert answer.output_text == chat().choices[0].message.content and answer.output_text
+    assert answer.status == "incomplete" and answer.incomplete_details.reason == "max_output_tokens", answer
+    usage = answer.usage
+    assert usage.total_tokens == usage.input_tokens + usage.output_tokens and usage.output_tokens == 16, usage
+    assert usage.input_tokens_details.cached_tokens + usage.output_tokens_details.reasoning_tokens >= 0
+    assert answer.metadata == {"a": "b"} and answer.store is False and answer.tools == [], answer
+    openai.types.responses.Response.model_validate(answer.model_dump(), strict=False)
+    items = [{"role": "user", "content": [{"type": "input_text", "text": MESSAGES[0]["content"]}]}]
+    assert respond(input=items).output_text == answer.output_text
+    logged = respond(include=["message.output_text.logprobs"], top_logprobs=2).output[0].content[0].logprobs
+    assert len(logged) == 16 and all(len(entry.top_logprobs) == 2 for entry in logged), logged
+
+
+@check
+def a_response_streams_its_events():
+    kinds = typing.get_args(typing.get_args(openai.types.responses.ResponseStreamEvent)[0])
+    kinds = {kind.model_fields["type"].annotation.__args__[0]: kind for kind in kinds}
+    events = list(respond(stream=True))
+    for index, event in enumerate(events):
+        kinds[event.type].model_validate(event.model_dump(), strict=False)
+        assert event.sequence_number == index, event
+    assert events[-1].type == "response.incomplete" and events[-1].response.output_text == respond().output_text
+    fields = {"model": model, "input": MESSAGES[0]["content"], "temperature": 0}
+    with client.responses.stream(**fields, extra_body={"stop": ["."]}) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert final.status == "completed" and final.output_text == text, final
+    assert text == chat(max_tokens=None, stop=["."]).choices[0].message.content, text
+
+
+@check
+def a_response_is_parsed_and_calls_and_goes_on():
+    fields = {"model": model, "input": MESSAGES[0]["content"], "max_output_tokens": 200, "temperature": 1}
+    seed = {"seed": 3}
+    parsed = client.responses.parse(text_format=Fox, extra_body=seed, **fields)
+    assert isinstance(parsed.output_parsed, Fox) and parsed.status == "completed", parsed
+    tools = [openai.pydantic_function_tool(Fox)["function"] | {"type": "function"}]
+    called = {"tools": tools, "tool_choice": {"type": "function", "name": "Fox"}, "parallel_tool_calls": False}
+    answer = client.responses.create(**called, extra_body=seed, **fields)
+    (call,) = answer.output
+    assert call.type == "function_call" and call.call_id and Fox.model_validate_json(call.arguments), answer
+    assert answer.tools[0].name == "Fox" and answer.tool_choice.name == "Fox", answer
+    with client.responses.stream(**called, extra_body=seed, **fields) as stream:
+        events = list(stream)
+        (streamed,) = stream.get_final_response().output
+    assert streamed.arguments == call.arguments and streamed.parsed_arguments, streamed
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == call.arguments, events
+    given = {"type": "function_call_output", "call_id": call.call_id, "output": "It runs."}
+    history = [{"role": "user", "content": fields["input"]}, *answer.output, given]
+    assert respond(input=history, tools=tools, tool_choice="none").output_text
+
+
+@check
+def responses_are_not_kept():
+    error = refused(openai.BadRequestError, 400, lambda: respond(previous_response_id="resp_1"))
+    assert error.param == "previous_response_id", error
+    refused(openai.NotFoundError, 404, lambda: client.responses.retrieve("resp_1"))
+    refused(openai.NotFoundError, 404, lambda: client.responses.delete("resp_1"))
+    refused(openai.BadRequestError, 400, lambda: respond(tools=[{"type": "web_search"}]))
+
+
 @check
 def errors_are_the_sdk_s_own_kinds():
     error = refused(openai.NotFoundError, 404, lambda: chat(model="no-such-model"))

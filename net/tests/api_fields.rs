@@ -44,7 +44,9 @@ fn every_range_ends_where_it_says() {
         (&ALL, "repetition_penalty", &["0.001", "1", "2"], &["0", "-1", "2.001"]),
         (&OPENAI, "frequency_penalty", &["-2", "2", "0.5"], &["-2.001", "2.001"]),
         (&OPENAI, "presence_penalty", &["-2", "2"], &["-2.001", "2.001"]),
-        (&OPENAI, "n", &["1", "128"], &["0", "-1", "129", "1.5", "4294967297"]),
+        (&[Endpoint::Chat, Endpoint::Completion], "n", &["1", "128"], &["0", "-1", "129", "1.5", "4294967297"]),
+        (&[Endpoint::Responses], "n", &["1"], &["0", "2", "128"]),
+        (&[Endpoint::Responses], "max_output_tokens", &["1", "4294967295", "null"], &["0", "-1", "1.5"]),
         (&OPENAI, "max_tokens", &["1", "4294967295"], &["0", "-1", "4294967296", "1.5"]),
         (&OWN, "max_tokens", &["1", "2048"], &["0", "2049", "-1"]),
         (&[Endpoint::Chat], "max_completion_tokens", &["1", "9"], &["0", "-1"]),
@@ -200,7 +202,7 @@ fn prompts_take_four_shapes() {
     let body = format!("{{\"prompt\":{},\"n\":2}}", many(65));
     assert_eq!(param(parse(Endpoint::Completion, &body)), "n");
     for endpoint in OPENAI {
-        let name = if endpoint == Endpoint::Chat { "messages" } else { "prompt" };
+        let name = endpoint.prompt_field();
         assert_eq!(param(parse(endpoint, "{}")), name);
         assert_eq!(param(parse(endpoint, &format!("{{\"{name}\":null}}"))), name);
     }

@@ -5,7 +5,8 @@ use net::api::{DetokenizeRequest, Endpoint, GenerateRequest, TokenizeRequest};
 use net::error::Code;
 use net::json::Reader;
 
-const ENDPOINTS: [Endpoint; 4] = [Endpoint::Chat, Endpoint::Completion, Endpoint::Inference, Endpoint::InferenceStream];
+const ENDPOINTS: [Endpoint; 5] =
+    [Endpoint::Chat, Endpoint::Responses, Endpoint::Completion, Endpoint::Inference, Endpoint::InferenceStream];
 
 fn refuse(reader: &mut Reader, body: &[u8], code: Code) {
     for endpoint in ENDPOINTS {

@@ -20,6 +20,7 @@ impl Random {
 
 const SEEDS: &[&[u8]] = &[
     b"POST /v1/completions?x=1 HTTP/1.1\r\nHost: a:80\r\nContent-Length: 13\r\n\r\n{\"prompt\":\"\"}",
+    b"POST /v1/responses HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{\"input\":\"ab\"}DELETE /v1/responses/resp_1 HTTP/1.1\r\nHost: a\r\n\r\n",
     b"POST /v1/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n\
       4;a=\"b\"\r\nabcd\r\n0\r\nX: 1\r\n\r\nGET / HTTP/1.0\r\n\r\n",
     b"GET /health HTTP/1.1\r\nHost: [::1]\r\nConnection: keep-alive\r\n\r\nOPTIONS * HTTP/1.1\r\nHost:\r\n\r\n",

@@ -94,6 +94,7 @@ fn parse(path: &str, body: &Value) -> Result<(), ApiError> {
         |endpoint, reader: &mut Reader, body: &mut [u8]| GenerateRequest::parse(endpoint, reader, body).map(drop);
     match path {
         "/v1/chat/completions" => generate(Endpoint::Chat, &mut reader, &mut body),
+        "/v1/responses" => generate(Endpoint::Responses, &mut reader, &mut body),
         "/v1/completions" => generate(Endpoint::Completion, &mut reader, &mut body),
         "/v1/inference" => generate(Endpoint::Inference, &mut reader, &mut body),
         "/v1/inference/stream" => generate(Endpoint::InferenceStream, &mut reader, &mut body),
@@ -225,6 +226,9 @@ fn with(path: &str, body: &Value, name: &str, value: Value) -> Value {
     let mut body = body.clone();
     let fields = fields_of(&mut body);
     match name {
+        "top_logprobs" if path == "/v1/responses" => {
+            fields.insert("include".into(), json!(["message.output_text.logprobs"]));
+        }
         "top_logprobs" => drop(fields.insert("logprobs".into(), json!(true))),
         "stream_options" => drop(fields.insert("stream".into(), json!(true))),
         "max_tokens" if value == 0 && path == "/v1/completions" => drop(fields.insert("echo".into(), json!(true))),
@@ -236,8 +240,12 @@ fn with(path: &str, body: &Value, name: &str, value: Value) -> Value {
             let tool = json!({"type": "function", "function": {"name": "a"}});
             fields.insert("tools".into(), json!([tool]));
         }
+        "tool_choice" if path == "/v1/responses" => {
+            fields.insert("tools".into(), json!([{"type": "function", "name": "a"}]));
+        }
         "continue_final_message" => {
-            fields.insert("messages".into(), json!([{"role": "assistant", "content": "a"}]));
+            let name = if path == "/v1/responses" { "input" } else { "messages" };
+            fields.insert(name.into(), json!([{"role": "assistant", "content": "a"}]));
         }
         // With `content` these are refused.
         "messages" => drop(fields.remove("content")),

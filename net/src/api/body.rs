@@ -29,6 +29,7 @@ pub struct CallReply<'a> {
     pub name: &'a str,
     /// JSON text, which may be cut short where the answer is.
     pub arguments: &'a str,
+    pub is_complete: bool,
 }
 
 /// The body of a completion that is sent as a whole.
@@ -186,7 +187,7 @@ impl<'a, 'p> CompletionBody<'a, 'p> {
 
     fn write_call(&self, out: &mut Vec<u8>, choice: usize, call: usize, from: usize) -> Place {
         let calls = self.choices[choice].calls;
-        let Some(CallReply { id, name, arguments }) = calls.get(call) else {
+        let Some(CallReply { id, name, arguments, .. }) = calls.get(call) else {
             if !calls.is_empty() {
                 out.push(b']');
             }
@@ -419,9 +420,9 @@ mod tests {
     fn calls_follow_the_text_or_stand_in_its_place() {
         let long = format!("{{\"a\":\"{}\"}}", "\u{e9}\"".repeat(20_000));
         let calls = [
-            CallReply { id: 1, name: "f", arguments: &long },
-            CallReply { id: u128::MAX, name: "g", arguments: "" },
-            CallReply { id: 2, name: "h", arguments: "{}" },
+            CallReply { id: 1, name: "f", arguments: &long, is_complete: true },
+            CallReply { id: u128::MAX, name: "g", arguments: "", is_complete: true },
+            CallReply { id: 2, name: "h", arguments: "{}", is_complete: true },
         ];
         let choice = |index, text, calls| {
             let finish_reason = FinishReason::ToolCalls;

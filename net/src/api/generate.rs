@@ -1,4 +1,4 @@
-//! One typed request for the four endpoints that generate text, with each endpoint's defaults and ranges.
+//! One typed request for the five endpoints that generate text, with each endpoint's defaults and ranges.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use super::ending::Ending;
 use super::fields::{logit_bias, milliseconds, penalty_factor, priority, prompt, stop};
 use super::messages::{self, Message};
 use super::rendering::{self, Rendering};
+use super::responses;
 use super::tools::{self, JsonContent, ToolChoice, Tools};
 use crate::error::ApiError;
 use crate::json::{Kind, Object, Path, Reader, Value, items};
@@ -16,6 +17,8 @@ use crate::json::{Kind, Object, Path, Reader, Value, items};
 pub enum Endpoint {
     /// `POST /v1/chat/completions`
     Chat,
+    /// `POST /v1/responses`
+    Responses,
     /// `POST /v1/completions`
     Completion,
     /// `POST /v1/inference`
@@ -28,11 +31,20 @@ impl Endpoint {
     fn is_own(self) -> bool {
         matches!(self, Self::Inference | Self::InferenceStream)
     }
+
+    /// The field that has the prompt.
+    pub fn prompt_field(self) -> &'static str {
+        match self {
+            Self::Chat => "messages",
+            Self::Responses => "input",
+            Self::Completion | Self::Inference | Self::InferenceStream => "prompt",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// Chat only; not empty.
+    /// Chat and responses only; not empty.
     Messages(Vec<Message>),
     /// One prompt or more, not tokenised yet; a prompt may be the empty string.
     Text(Vec<String>),
@@ -126,6 +138,8 @@ pub struct GenerateRequest {
     pub queue_timeout_ms: Option<u64>,
     pub first_token_timeout_ms: Option<u64>,
     pub user: Option<String>,
+    /// Responses only: the last fields of the answer's object, which repeat what was asked, as JSON.
+    pub parameters: Option<Box<[u8]>>,
     pub quantization_preference: QuantizationPreference,
     pub device_preference: DevicePreference,
 }
@@ -161,6 +175,13 @@ impl GenerateRequest {
                         || draft.openai_field(key, value, path)?
                         || draft.chat_field(key, value, path)?
                 }
+                Endpoint::Responses => {
+                    let known = draft.sampling_field(key, value, path)?
+                        || draft.openai_field(key, value, path)?
+                        || draft.response_field(key, value, path)?;
+                    draft.responses.keep(key, value);
+                    known
+                }
                 Endpoint::Completion => {
                     draft.sampling_field(key, value, path)?
                         || draft.openai_field(key, value, path)?
@@ -185,7 +206,7 @@ impl GenerateRequest {
             prompt: Prompt::Text(Vec::new()),
             rendering: Rendering::default(),
             max_tokens: match endpoint {
-                Endpoint::Chat => None,
+                Endpoint::Chat | Endpoint::Responses => None,
                 Endpoint::Completion => Some(16),
                 Endpoint::Inference | Endpoint::InferenceStream => Some(100),
             },
@@ -213,6 +234,7 @@ impl GenerateRequest {
             queue_timeout_ms: None,
             first_token_timeout_ms: None,
             user: None,
+            parameters: None,
             quantization_preference: QuantizationPreference::Auto,
             device_preference: DevicePreference::Auto,
         }
@@ -230,6 +252,7 @@ struct Draft {
     best_of: Option<u32>,
     rendering: rendering::Draft,
     tools: tools::Draft,
+    responses: responses::Draft,
 }
 
 impl Draft {
@@ -243,7 +266,8 @@ impl Draft {
             top_logprobs: None,
             best_of: None,
             rendering: rendering::Draft::default(),
-            tools: tools::Draft::default(),
+            tools: if endpoint == Endpoint::Responses { tools::Draft::flat() } else { tools::Draft::default() },
+            responses: responses::Draft::default(),
         }
     }
 
@@ -351,6 +375,22 @@ impl Draft {
         Ok(true)
     }
 
+    fn response_field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
+        match key {
+            "text" => {
+                let constraint = self.responses.text(value, path)?;
+                self.constrain(constraint, "text.format")?;
+            }
+            "reasoning" => self.responses.reasoning(&mut self.rendering, value, path)?,
+            _ => {
+                return Ok(self.responses.field(key, value, path)?
+                    || self.tools.field(key, value, path)?
+                    || self.rendering.field(key, value, path)?);
+            }
+        }
+        Ok(true)
+    }
+
     fn completion_field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
         match key {
             "prompt" => self.prompt = Some(prompt(value, path, SEQUENCES_PER_REQUEST_MAX)?),
@@ -415,10 +455,13 @@ impl Draft {
             self.constrain_calls(tools)?;
         }
         let mut request = self.request;
-        let name = if endpoint == Endpoint::Chat { "messages" } else { "prompt" };
-        request.prompt = self.prompt.ok_or_else(|| ApiError::validation(name, "is required"))?;
-        request.rendering = self.rendering.finish(&request)?;
         request.max_tokens = self.max_completion_tokens.or(request.max_tokens);
+        if endpoint == Endpoint::Responses {
+            self.prompt = self.responses.finish(&mut request)?;
+        }
+        let missing = || ApiError::validation(endpoint.prompt_field(), "is required");
+        request.prompt = self.prompt.ok_or_else(missing)?;
+        request.rendering = self.rendering.finish(&request)?;
         if request.max_tokens == Some(0) && !request.echo {
             return Err(ApiError::validation("max_tokens", "must be at least 1 without `echo`"));
         }

@@ -64,7 +64,7 @@ fn message(object: &Object<'_, '_>, path: Path<'_>) -> Result<Message, ApiError>
         let path = Path::Field(&path, key);
         match key {
             "role" => role = Some(parse_role(value, path)?),
-            "content" => text = Some(content(value, path)?),
+            "content" => text = Some(content(value, path, PARTS)?),
             "name" => name = Some(value.str(path)?.to_owned()),
             "tool_call_id" => tool_call_id = Some(tools::call_id(value, path)?),
             "tool_calls" => tool_calls = tools::calls(value, path)?,
@@ -93,7 +93,7 @@ pub(super) fn prediction(value: Value<'_, '_>, path: Path<'_>) -> Result<String,
         let path = Path::Field(&path, key);
         match key {
             "type" => kind = Some(value.str(path)?),
-            "content" => text = Some(content(value, path)?),
+            "content" => text = Some(content(value, path, PARTS)?),
             _ => {}
         }
     }
@@ -109,7 +109,7 @@ pub(super) fn prediction(value: Value<'_, '_>, path: Path<'_>) -> Result<String,
     Ok(text)
 }
 
-fn parse_role(value: Value<'_, '_>, path: Path<'_>) -> Result<Role, ApiError> {
+pub(super) fn parse_role(value: Value<'_, '_>, path: Path<'_>) -> Result<Role, ApiError> {
     match value.str(path)? {
         "system" | "developer" => Ok(Role::System),
         "user" => Ok(Role::User),
@@ -119,7 +119,8 @@ fn parse_role(value: Value<'_, '_>, path: Path<'_>) -> Result<Role, ApiError> {
     }
 }
 
-fn content(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+/// A text, or parts of text of these `kinds`, joined by line ends.
+pub(super) fn content(value: Value<'_, '_>, path: Path<'_>, kinds: &[&str]) -> Result<String, ApiError> {
     let array = match value.kind() {
         Kind::String(text) => return Ok(text.to_owned()),
         Kind::Array(array) => array,
@@ -134,12 +135,12 @@ fn content(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
         if index > 0 {
             joined.push('\n');
         }
-        joined.push_str(text_part(&item.object(path)?, path)?);
+        joined.push_str(text_part(&item.object(path)?, path, kinds)?);
     }
     Ok(joined)
 }
 
-fn text_part<'i>(object: &Object<'_, 'i>, path: Path<'_>) -> Result<&'i str, ApiError> {
+fn text_part<'i>(object: &Object<'_, 'i>, path: Path<'_>, kinds: &[&str]) -> Result<&'i str, ApiError> {
     let (mut kind, mut text) = (None, None);
     for (key, value) in object.fields() {
         let path = Path::Field(&path, key);
@@ -150,12 +151,19 @@ fn text_part<'i>(object: &Object<'_, 'i>, path: Path<'_>) -> Result<&'i str, Api
         }
     }
     match kind {
-        Some("text") => text.ok_or_else(|| ApiError::validation(Path::Field(&path, "text"), "is required")),
-        Some(_) => Err(ApiError::validation(Path::Field(&path, "type"), "other than text is not supported")),
+        Some(kind) if kinds.contains(&kind) => {
+            text.ok_or_else(|| ApiError::validation(Path::Field(&path, "text"), "is required"))
+        }
+        Some(_) => {
+            let message = format_args!("other than {} is not supported", kinds.join(", "));
+            Err(ApiError::validation(Path::Field(&path, "type"), message))
+        }
         None => Err(ApiError::validation(Path::Field(&path, "type"), "is required")),
     }
 }
 
 pub(super) const PREDICTION_BYTES_MAX: usize = 64 << 10;
+/// What a part of text is called.
+const PARTS: &[&str] = &["text"];
 /// Far more turns than fit in any context this server has.
 pub(super) const MESSAGES_MAX: usize = 4096;

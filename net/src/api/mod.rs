@@ -12,6 +12,7 @@ mod messages;
 mod openapi;
 mod rendering;
 mod reply;
+mod responses;
 mod route;
 mod stats;
 mod tokens;
@@ -38,6 +39,8 @@ pub use reply::{
     Component, FinishReason, InferenceReply, ModelCard, Usage, write_health, write_inference, write_model, write_models,
 };
 pub(crate) use reply::{write_call_id, write_usage};
+pub(crate) use responses::{Cursor, Spans, State, write_item_id, write_logprobs, write_message_id};
+pub use responses::{ResponseAnswer, ResponseBody, ResponseHead};
 pub use route::{Access, Route, check_json_content_type, dialect_of, percent_decode, route, template};
 pub use stats::{STATS_HOURS_MAX, StatsRequest};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};

@@ -49,18 +49,21 @@ impl Draft {
     pub(super) fn field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
         match key {
             "chat_template_kwargs" => self.variables = variables(value, path)?,
-            "reasoning_effort" => {
-                let effort = value.str(path)?;
-                if effort.is_empty() || effort.len() > EFFORT_BYTES_MAX {
-                    return Err(ApiError::validation(path, format_args!("must have 1..={EFFORT_BYTES_MAX} bytes")));
-                }
-                self.effort = Some(effort.to_owned());
-            }
+            "reasoning_effort" => self.effort(value, path)?,
             "add_generation_prompt" => self.opens = Some(value.bool(path)?),
             "continue_final_message" => self.continues = value.bool(path)?,
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    pub(super) fn effort(&mut self, value: Value<'_, '_>, path: Path<'_>) -> Result<(), ApiError> {
+        let effort = value.str(path)?;
+        if effort.is_empty() || effort.len() > EFFORT_BYTES_MAX {
+            return Err(ApiError::validation(path, format_args!("must have 1..={EFFORT_BYTES_MAX} bytes")));
+        }
+        self.effort = Some(effort.to_owned());
+        Ok(())
     }
 
     pub(super) fn finish(self, request: &GenerateRequest) -> Result<Rendering, ApiError> {

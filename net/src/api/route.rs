@@ -10,6 +10,7 @@ use crate::http::{Method, Request};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route<'a> {
     ChatCompletions,
+    Responses,
     Completions,
     Inference,
     InferenceStream,
@@ -44,9 +45,12 @@ impl Route<'_> {
     /// Which error body this route speaks.
     pub fn dialect(&self) -> Dialect {
         match self {
-            Self::ChatCompletions | Self::Completions | Self::Embeddings | Self::Models | Self::Model(_) => {
-                Dialect::OpenAi
-            }
+            Self::ChatCompletions
+            | Self::Responses
+            | Self::Completions
+            | Self::Embeddings
+            | Self::Models
+            | Self::Model(_) => Dialect::OpenAi,
             _ => Dialect::Own,
         }
     }
@@ -60,6 +64,7 @@ impl Route<'_> {
                 Access::Keyed(Some(Scope::ModelRead))
             }
             Self::ChatCompletions
+            | Self::Responses
             | Self::Completions
             | Self::Embeddings
             | Self::Inference
@@ -97,11 +102,19 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, ApiError> {
     if path == "*" {
         return Ok(Route::Options(ANY));
     }
-    let (route, allow) = find(path).ok_or_else(ApiError::path_not_found)?;
+    let (route, allow) = find(path).ok_or_else(|| not_found(path))?;
     match (method, route) {
         (Method::Delete, Route::Model(id)) => Ok(Route::DeleteModel(id)),
         (_, route) => plain_method(method, route, allow),
     }
+}
+
+fn not_found(path: &str) -> ApiError {
+    if path.starts_with("/v1/responses/") {
+        let message = "no response is kept here, so that none can be fetched, cancelled or deleted";
+        return ApiError::new(404, Code::InvalidRequest, message);
+    }
+    ApiError::path_not_found()
 }
 
 fn plain_method<'a>(method: Method, route: Route<'a>, allow: &'static str) -> Result<Route<'a>, ApiError> {
@@ -185,8 +198,9 @@ const fn fixed(path: &'static str, route: Route<'static>, allow: &'static str) -
 }
 
 /// The first that fits counts.
-static PLACES: [Place; 21] = [
+static PLACES: [Place; 22] = [
     fixed("/v1/chat/completions", Route::ChatCompletions, POST),
+    fixed("/v1/responses", Route::Responses, POST),
     fixed("/v1/completions", Route::Completions, POST),
     fixed("/v1/embeddings", Route::Embeddings, POST),
     fixed("/v1/inference", Route::Inference, POST),
@@ -327,6 +341,19 @@ mod tests {
         ] {
             assert_eq!(route(Method::Get, path).unwrap_err().status, 404, "{path}");
         }
+    }
+
+    #[test]
+    fn responses_are_not_kept() {
+        for (method, path) in [
+            (Method::Get, "/v1/responses/resp_1"),
+            (Method::Delete, "/v1/responses/resp_1"),
+            (Method::Post, "/v1/responses/resp_1/cancel"),
+        ] {
+            let error = route(method, path).unwrap_err();
+            assert!(error.status == 404 && error.message.contains("kept"), "{error}");
+        }
+        assert_eq!(route(Method::Get, "/v1/responses").unwrap_err().allow, Some(POST));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::constraint::{check_name, named_schema};
 use crate::error::ApiError;
-use crate::json::{Kind, Path, Value, items};
+use crate::json::{Kind, Path, Value, items, write_string};
 
 /// What the answers of a request may call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,9 +59,20 @@ pub struct ToolCall {
 /// The three fields while they come in.
 #[derive(Default)]
 pub(super) struct Draft {
+    form: Form,
     list: Vec<Tool>,
     choice: Option<Wanted>,
     parallel: Option<bool>,
+}
+
+/// How a request writes what belongs to a function.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Form {
+    /// `{type: function, function: {name, ..}}`
+    #[default]
+    Nested,
+    /// `{type: function, name, ..}`
+    Flat,
 }
 
 enum Wanted {
@@ -77,11 +88,16 @@ enum Wanted {
 }
 
 impl Draft {
+    /// As the Responses API writes them.
+    pub(super) fn flat() -> Self {
+        Self { form: Form::Flat, ..Self::default() }
+    }
+
     /// Takes the field `key`; false if it is none of these.
     pub(super) fn field(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<bool, ApiError> {
         match key {
-            "tools" => self.list = tools(value, path)?,
-            "tool_choice" => self.choice = Some(wanted(value, path)?),
+            "tools" => self.list = tools(value, path, self.form)?,
+            "tool_choice" => self.choice = Some(wanted(value, path, self.form)?),
             "parallel_tool_calls" => self.parallel = Some(value.bool(path)?),
             _ => return Ok(false),
         }
@@ -96,12 +112,16 @@ impl Draft {
             Some(Wanted::Required) => ToolChoice::Required,
             Some(Wanted::Named(name)) => {
                 let index = self.list.iter().position(|tool| tool.name == name);
-                let missing = || ApiError::validation("tool_choice.function.name", "is the name of none of `tools`");
+                let path = if self.form == Form::Flat { "tool_choice.name" } else { "tool_choice.function.name" };
+                let missing = || ApiError::validation(path, "is the name of none of `tools`");
                 ToolChoice::Named(index.ok_or_else(missing)?)
             }
             Some(Wanted::Among { names, required }) => {
                 if let Some(at) = names.iter().position(|name| self.list.iter().all(|tool| tool.name != *name)) {
-                    let path = format!("tool_choice.allowed_tools.tools[{at}].function.name");
+                    let path = match self.form {
+                        Form::Flat => format!("tool_choice.tools[{at}].name"),
+                        Form::Nested => format!("tool_choice.allowed_tools.tools[{at}].function.name"),
+                    };
                     return Err(ApiError::validation(path, "is the name of none of `tools`"));
                 }
                 self.list.retain(|tool| names.contains(&tool.name));
@@ -118,7 +138,7 @@ impl Draft {
     }
 }
 
-fn tools(value: Value<'_, '_>, path: Path<'_>) -> Result<Vec<Tool>, ApiError> {
+fn tools(value: Value<'_, '_>, path: Path<'_>, form: Form) -> Result<Vec<Tool>, ApiError> {
     let array = value.array(path)?;
     if array.len() > TOOLS_MAX {
         return Err(ApiError::validation(path, format_args!("has {} tools, limit {TOOLS_MAX}", array.len())));
@@ -126,14 +146,14 @@ fn tools(value: Value<'_, '_>, path: Path<'_>) -> Result<Vec<Tool>, ApiError> {
     let (mut bytes, mut list) = (0, Vec::<Tool>::with_capacity(array.len()));
     for (index, item) in items(&array).enumerate() {
         let path_of = Path::Index(&path, index);
-        let tool = tool(item, path_of)?;
+        let tool = if form == Form::Flat { flat_tool(item, path_of) } else { tool(item, path_of) }?;
         bytes += tool.definition.len();
         if bytes > TOOLS_BYTES_MAX {
             return Err(ApiError::validation(path, format_args!("have more than {TOOLS_BYTES_MAX} bytes")));
         }
         if let Some(other) = list.iter().position(|other| other.name == tool.name) {
             let message = format_args!("is that of {}", Path::Index(&path, other));
-            return Err(ApiError::validation(name_path(path_of), message));
+            return Err(ApiError::validation(name_path(path_of, form), message));
         }
         list.push(tool);
     }
@@ -154,14 +174,41 @@ fn tool(value: Value<'_, '_>, path: Path<'_>) -> Result<Tool, ApiError> {
     let missing = || ApiError::validation(Path::Field(&path, "function"), "is required");
     let (name, parameters) = function.ok_or_else(missing)?;
     let mut definition = Vec::new();
-    if !value.write(&mut definition, TOOLS_BYTES_MAX) {
-        return Err(ApiError::validation(path, format_args!("has more than {TOOLS_BYTES_MAX} bytes")));
-    }
-    let definition = String::from_utf8(definition).expect("JSON is written as UTF-8");
-    Ok(Tool { name, definition, parameters })
+    let fits = value.write(&mut definition, TOOLS_BYTES_MAX);
+    Ok(Tool { name, definition: definition_text(definition, fits, path)?, parameters })
 }
 
-fn wanted(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
+/// Its definition is nested, as models know it.
+fn flat_tool(value: Value<'_, '_>, path: Path<'_>) -> Result<Tool, ApiError> {
+    let object = value.object(path)?;
+    let kind = object.fields().find(|(key, _)| *key == "type");
+    check_kind(kind.map(|(key, value)| value.str(Path::Field(&path, key))).transpose()?, path)?;
+    let (name, parameters) = named_schema(value, path, "parameters")?;
+    let mut definition = b"{\"type\":\"function\",\"function\":{".to_vec();
+    let (start, mut fits) = (definition.len(), true);
+    for (key, value) in object.fields().filter(|(key, _)| *key != "type") {
+        if matches!(key, "async" | "defer_loading") && !value.is_neutral() {
+            return Err(ApiError::not_supported(Path::Field(&path, key)));
+        }
+        if definition.len() > start {
+            definition.push(b',');
+        }
+        write_string(&mut definition, key);
+        definition.push(b':');
+        fits = fits && value.write(&mut definition, TOOLS_BYTES_MAX);
+    }
+    definition.extend_from_slice(b"}}");
+    Ok(Tool { name, definition: definition_text(definition, fits, path)?, parameters })
+}
+
+fn definition_text(definition: Vec<u8>, fits: bool, path: Path<'_>) -> Result<String, ApiError> {
+    if !fits {
+        return Err(ApiError::validation(path, format_args!("has more than {TOOLS_BYTES_MAX} bytes")));
+    }
+    Ok(String::from_utf8(definition).expect("JSON is written as UTF-8"))
+}
+
+fn wanted(value: Value<'_, '_>, path: Path<'_>, form: Form) -> Result<Wanted, ApiError> {
     match value.kind() {
         Kind::String("none") => return Ok(Wanted::None),
         Kind::String("auto") => return Ok(Wanted::Auto),
@@ -169,21 +216,32 @@ fn wanted(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
         Kind::Object => {}
         _ => return Err(ApiError::validation(path, "must be none, auto, required or an object that names a function")),
     }
-    let allowed = value.object(path)?.fields().find(|(key, _)| *key == ALLOWED);
-    if let Some((key, value)) = allowed {
-        return among(value, Path::Field(&path, key));
+    let object = value.object(path)?;
+    let mut fields = object.fields();
+    match form {
+        Form::Flat => {
+            if fields.any(|(key, value)| key == "type" && matches!(value.kind(), Kind::String(ALLOWED))) {
+                return among(value, path, form);
+            }
+        }
+        Form::Nested => {
+            if let Some((key, value)) = fields.find(|(key, _)| *key == ALLOWED) {
+                return among(value, Path::Field(&path, key), form);
+            }
+        }
     }
-    named(value, path).map(Wanted::Named)
+    named(value, path, form).map(Wanted::Named)
 }
 
-/// The name in OpenAI's `{type: function, function: {name}}`.
-fn named(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+/// The name of a function that is to be called.
+fn named(value: Value<'_, '_>, path: Path<'_>, form: Form) -> Result<String, ApiError> {
     let (mut kind, mut name) = (None, None);
     for (key, value) in value.object(path)?.fields() {
         let path = Path::Field(&path, key);
         match key {
             "type" => kind = Some(value.str(path)?),
-            "function" => {
+            "name" if form == Form::Flat => name = Some(value.str(path)?),
+            "function" if form == Form::Nested => {
                 for (key, value) in value.object(path)?.fields() {
                     if key == "name" {
                         name = Some(value.str(Path::Field(&path, key))?);
@@ -194,12 +252,12 @@ fn named(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
         }
     }
     check_kind(kind, path)?;
-    let name = name.ok_or_else(|| ApiError::validation(name_path(path), "is required"))?;
+    let name = name.ok_or_else(|| ApiError::validation(name_path(path, form), "is required"))?;
     Ok(name.to_owned())
 }
 
 /// OpenAI's `{mode, tools}`.
-fn among(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
+fn among(value: Value<'_, '_>, path: Path<'_>, form: Form) -> Result<Wanted, ApiError> {
     let (mut required, mut names) = (None, None);
     for (key, value) in value.object(path)?.fields() {
         let path = Path::Field(&path, key);
@@ -216,7 +274,7 @@ fn among(value: Value<'_, '_>, path: Path<'_>) -> Result<Wanted, ApiError> {
                 if !(1..=TOOLS_MAX).contains(&array.len()) {
                     return Err(ApiError::validation(path, format_args!("must name 1..={TOOLS_MAX} tools")));
                 }
-                let of = items(&array).enumerate().map(|(index, item)| named(item, Path::Index(&path, index)));
+                let of = items(&array).enumerate().map(|(index, item)| named(item, Path::Index(&path, index), form));
                 names = Some(of.collect::<Result<Vec<_>, _>>()?);
             }
             _ => {}
@@ -263,7 +321,7 @@ fn call(value: Value<'_, '_>, path: Path<'_>) -> Result<ToolCall, ApiError> {
 }
 
 /// The text of a JSON object; an empty one stands for `{}`.
-fn arguments(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
+pub(super) fn arguments(value: Value<'_, '_>, path: Path<'_>) -> Result<String, ApiError> {
     let text = value.str(path)?.trim();
     if text.is_empty() {
         return Ok("{}".into());
@@ -292,8 +350,8 @@ fn check_kind(kind: Option<&str>, path: Path<'_>) -> Result<(), ApiError> {
     }
 }
 
-fn name_path(path: Path<'_>) -> String {
-    format!("{path}.function.name")
+fn name_path(path: Path<'_>, form: Form) -> String {
+    format!("{path}{}", if form == Form::Flat { ".name" } else { ".function.name" })
 }
 
 const ALLOWED: &str = "allowed_tools";

@@ -2,9 +2,11 @@
 
 mod openai;
 mod own;
+mod response;
 
 pub use openai::{OpenAiStream, TextLogprobs};
 pub use own::{Complete, OwnStream, Progress};
+pub use response::ResponseStream;
 
 use crate::http::{Body, CHUNK_END, CHUNK_SIZE_DIGITS, Response};
 

@@ -12,6 +12,7 @@ pub(crate) fn parse(endpoint: Endpoint, body: &str) -> Result<GenerateRequest, A
 pub(crate) fn with(endpoint: Endpoint, fields: &str) -> Result<GenerateRequest, ApiError> {
     let prompt = match endpoint {
         Endpoint::Chat => r#""messages":[{"role":"user","content":"a"}]"#,
+        Endpoint::Responses => r#""input":"a""#,
         _ => r#""prompt":"a""#,
     };
     parse(endpoint, &format!("{{{prompt},{fields}}}"))
@@ -24,4 +25,4 @@ pub(crate) fn param(result: Result<GenerateRequest, ApiError>) -> String {
     error.param.unwrap().into_owned()
 }
 
-pub(crate) const OPENAI: [Endpoint; 2] = [Endpoint::Chat, Endpoint::Completion];
+pub(crate) const OPENAI: [Endpoint; 3] = [Endpoint::Chat, Endpoint::Responses, Endpoint::Completion];

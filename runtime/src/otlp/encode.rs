@@ -69,7 +69,7 @@ fn attributes(request: &RequestSpan) -> Vec<Value> {
     let Some(computed) = &request.computed else { return all };
     let receipt = &computed.receipt;
     let operation = match request.route.as_deref() {
-        Some("/v1/chat/completions") => "chat",
+        Some("/v1/chat/completions" | "/v1/responses") => "chat",
         Some("/v1/embeddings") => "embeddings",
         _ => "text_completion",
     };

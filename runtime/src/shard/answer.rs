@@ -35,6 +35,7 @@ pub(super) async fn answer(shard: &Rc<Shard>, peer: &Rc<Peer>, request: &mut Req
     }
     let result = match route {
         Route::ChatCompletions => generation::run(shard, peer, Endpoint::Chat, request, &id, writer).await,
+        Route::Responses => generation::run(shard, peer, Endpoint::Responses, request, &id, writer).await,
         Route::Completions => generation::run(shard, peer, Endpoint::Completion, request, &id, writer).await,
         Route::Inference => generation::run(shard, peer, Endpoint::Inference, request, &id, writer).await,
         Route::InferenceStream => generation::run(shard, peer, Endpoint::InferenceStream, request, &id, writer).await,
@@ -112,7 +113,7 @@ fn plain(
             Response { allow: Some(allow), ..response }.write_head(&mut writer.out);
             return Ok(());
         }
-        Route::ChatCompletions | Route::Completions | Route::Inference | Route::InferenceStream => {
+        Route::ChatCompletions | Route::Responses | Route::Completions | Route::Inference | Route::InferenceStream => {
             unreachable!("answered by generation")
         }
         Route::Embeddings => unreachable!("answered by embeddings"),

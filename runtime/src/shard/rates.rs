@@ -63,6 +63,7 @@ impl RateClass {
     fn of(route: &Route<'_>) -> Option<Self> {
         match route {
             Route::ChatCompletions
+            | Route::Responses
             | Route::Completions
             | Route::Embeddings
             | Route::Inference

@@ -41,7 +41,7 @@ pub(super) async fn tokenize(
             model.tokenizer.encode(text, add_special, parse_special, &mut tokens);
             Ok(tokens)
         }
-        TokenizeInput::Messages(messages) => chat_tokens(&model, messages, None, &Rendering::default()),
+        TokenizeInput::Messages(messages) => chat_tokens(&model, "messages", messages, None, &Rendering::default()),
     });
     let Some(tokens) = tokens.await? else { return Ok(false) };
     let tokens: Vec<u32> = tokens?;

@@ -65,7 +65,10 @@ fn a_second_signal_and_the_drain_timeout_cut_streams_with_an_error() {
         let server = Server::start(&["--drain-timeout", timeout]);
         let mut client = streaming(&server, 1000);
         let _unread = unread(&server, 1000);
-        assert!(becomes_true(PATIENCE, || server.metric("bitnet_requests_running") >= 9.0));
+        let mut response = server.connect();
+        response.send_post("/v1/responses", br#"{"input":"Once","ignore_eos":true,"stream":true}"#);
+        assert_eq!(response.head().status, 200);
+        assert!(becomes_true(PATIENCE, || server.metric("bitnet_requests_running") >= 10.0));
         let started = Instant::now();
         for signal in 0..signals {
             assert!(signal == 0 || becomes_true(PATIENCE, || TcpStream::connect(server.address).is_err()));
@@ -74,6 +77,9 @@ fn a_second_signal_and_the_drain_timeout_cut_streams_with_an_error() {
         let text = rest_of_stream(&mut client);
         assert!(text.contains("data: {\"error\":{"), "{text}");
         assert!(text.contains("SERVICE_UNAVAILABLE") && !text.contains("[DONE]"), "{text}");
+        let text = rest_of_stream(&mut response);
+        let (_, last) = text.rsplit_once("event: ").unwrap();
+        assert!(last.starts_with("response.failed\ndata: ") && last.contains("\"code\":\"server_error\""), "{text}");
         let ended = server.ended();
         // Nobody waited for the client that does not read, which has 30 s.
         assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());

@@ -24,6 +24,7 @@ mod prefixes;
 mod rates;
 mod refusals;
 mod reloads;
+mod responses;
 mod scores;
 mod secured;
 mod server;

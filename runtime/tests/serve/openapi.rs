@@ -105,6 +105,14 @@ fn answers_have_the_shape_that_is_described() {
             "/v1/chat/completions",
             json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 2, "tools": [tool], "tool_choice": "required"}),
         ),
+        (
+            "/v1/responses",
+            json!({"input": "a", "max_output_tokens": 2, "include": ["message.output_text.logprobs"], "top_logprobs": 2}),
+        ),
+        (
+            "/v1/responses",
+            json!({"input": "a", "max_output_tokens": 2, "tools": [{"type": "function", "name": "f"}], "tool_choice": "required"}),
+        ),
         ("/v1/completions", json!({"prompt": "a", "max_tokens": 2, "logprobs": 1, "n": 2})),
         ("/v1/inference", json!({"prompt": "a", "max_tokens": 2})),
         ("/v1/tokenize", json!({"content": "a b"})),
@@ -171,6 +179,19 @@ fn events_have_the_shape_that_is_described() {
         assert!(chunks.len() > 2);
         for chunk in chunks {
             assert_eq!(document.fault(&described(path), &chunk, path), None, "{chunk}");
+        }
+    }
+    let path = "/v1/responses";
+    for body in [
+        json!({"input": "a", "max_output_tokens": 3, "include": ["message.output_text.logprobs"], "stream": true}),
+        json!({"input": "a", "max_output_tokens": 90, "stream": true, "tools": [{"type": "function", "name": "f"}],
+            "tool_choice": "required", "parallel_tool_calls": false}),
+    ] {
+        let events = server.post(path, &body.to_string()).events();
+        assert!(events.len() > 6, "{events:?}");
+        for event in &events {
+            let data = serde_json::from_str(&event.data).unwrap();
+            assert_eq!(document.fault(&described(path)[&event.name], &data, path), None, "{data}");
         }
     }
     let path = "/v1/inference/stream";

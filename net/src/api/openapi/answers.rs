@@ -6,7 +6,7 @@ use super::{codes, named, object};
 
 pub(super) fn schemas() -> Map<String, Value> {
     let mut all = Map::new();
-    for group in [errors(), openai(), own(), models(), server(), stats()] {
+    for group in [errors(), openai(), responses(), own(), models(), server(), stats()] {
         match group {
             Value::Object(schemas) => all.extend(schemas),
             _ => unreachable!("each group names its schemas"),
@@ -69,9 +69,6 @@ fn openai() -> Value {
     let completion = all_of(
         json!({"index": count(), "text": text(), "logprobs": or_null("CompletionLogprobs"), "finish_reason": finish}),
     );
-    let token = json!({"token": text(), "logprob": number(), "bytes": list(count())});
-    let mut with_top = token.clone();
-    with_top["top_logprobs"] = list(all_of(token));
     json!({
         "ChatCompletion": whole("chat.completion", chat("message", message)),
         "ChatCompletionChunk": chunk("chat.completion.chunk", chat("delta", delta)),
@@ -79,7 +76,7 @@ fn openai() -> Value {
         "CompletionChunk": chunk("text_completion", completion),
         "Usage": all_of(json!({"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(),
             "prompt_tokens_details": all_of(json!({"cached_tokens": count()}))})),
-        "ChatLogprobs": all_of(json!({"content": list(all_of(with_top)), "refusal": {"type": "null"}})),
+        "ChatLogprobs": all_of(json!({"content": list(token_logprobs()), "refusal": {"type": "null"}})),
         "CompletionLogprobs": all_of(json!({
             "tokens": list(text()),
             "token_logprobs": list(json!({"type": ["number", "null"]})),
@@ -97,6 +94,96 @@ fn openai() -> Value {
             "model": text(),
             "usage": all_of(json!({"prompt_tokens": count(), "total_tokens": count()})),
         })),
+    })
+}
+
+fn token_logprobs() -> Value {
+    let token = json!({"token": text(), "logprob": number(), "bytes": list(count())});
+    let mut with_top = token.clone();
+    with_top["top_logprobs"] = list(all_of(token));
+    all_of(with_top)
+}
+
+/// Responses, and the data of their events.
+fn responses() -> Value {
+    let progress = json!({"enum": ["in_progress", "completed", "incomplete"]});
+    let nullable = |schema: Value| json!({"anyOf": [schema, {"type": "null"}]});
+    let event = |names: &[&str], mut properties: Value| {
+        (properties["type"], properties["sequence_number"]) = (json!({"enum": names}), count());
+        all_of(properties)
+    };
+    let of_item = |names: &[&str], mut properties: Value| {
+        (properties["item_id"], properties["output_index"]) = (text(), count());
+        event(names, properties)
+    };
+    let logprobs = list(token_logprobs());
+    let part = all_of(
+        json!({"type": {"const": "output_text"}, "text": text(), "annotations": {"type": "array", "maxItems": 0},
+        "logprobs": logprobs}),
+    );
+    let message = all_of(json!({"type": {"const": "message"}, "id": text(), "status": progress,
+        "role": {"const": "assistant"}, "content": list(part.clone())}));
+    let call = all_of(json!({"type": {"const": "function_call"}, "id": text(), "status": progress, "call_id": text(),
+        "name": text(), "arguments": text()}));
+    let usage = all_of(json!({"input_tokens": count(), "output_tokens": count(), "total_tokens": count(),
+        "input_tokens_details": all_of(json!({"cached_tokens": count(), "cache_write_tokens": {"const": 0,
+            "description": "What is kept for prompts to come is not counted"}})),
+        "output_tokens_details": all_of(json!({"reasoning_tokens": {"const": 0}}))}));
+    json!({
+        "Response": all_of(json!({
+            "id": text(),
+            "object": {"const": "response"},
+            "created_at": count(),
+            "completed_at": maybe("integer"),
+            "model": text(),
+            "status": {"enum": ["in_progress", "completed", "incomplete", "failed"]},
+            "error": nullable(all_of(json!({"code": text(), "message": text()}))),
+            "incomplete_details": nullable(all_of(json!({"reason": {"const": "max_output_tokens"}}))),
+            "output": list(named("ResponseItem")),
+            "usage": nullable(usage),
+            "instructions": maybe("string"),
+            "max_output_tokens": maybe("integer"),
+            "max_tool_calls": maybe("integer"),
+            "metadata": {"type": "object", "additionalProperties": text()},
+            "parallel_tool_calls": flag(),
+            "prompt_cache_key": maybe("string"),
+            "safety_identifier": maybe("string"),
+            "temperature": number(),
+            "tool_choice": {"type": ["string", "object"]},
+            "tools": list(json!({"type": "object"})),
+            "top_logprobs": count(),
+            "top_p": number(),
+            "user": maybe("string"),
+            "text": all_of(json!({"format": {"type": "object"}})),
+            "reasoning": all_of(json!({"effort": maybe("string"), "summary": {"type": "null"}})),
+            "background": {"const": false},
+            "previous_response_id": {"type": "null"},
+            "service_tier": {"const": "default"},
+            "store": {"const": false},
+            "truncation": {"const": "disabled"},
+        })),
+        "ResponseItem": {"anyOf": [message, call]},
+        "ResponseEvent": event(
+            &["response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"],
+            json!({"response": named("Response")}),
+        ),
+        "ResponseItemEvent": event(
+            &["response.output_item.added", "response.output_item.done"],
+            json!({"output_index": count(), "item": named("ResponseItem")}),
+        ),
+        "ResponsePartEvent": of_item(
+            &["response.content_part.added", "response.content_part.done"],
+            json!({"content_index": count(), "part": part}),
+        ),
+        "ResponseTextDelta": of_item(&["response.output_text.delta"],
+            json!({"content_index": count(), "delta": text(), "logprobs": logprobs})),
+        "ResponseTextDone": of_item(&["response.output_text.done"],
+            json!({"content_index": count(), "text": text(), "logprobs": logprobs})),
+        "ResponseArgumentsDelta": of_item(&["response.function_call_arguments.delta"], json!({"delta": text()})),
+        "ResponseArgumentsDone": of_item(&["response.function_call_arguments.done"],
+            json!({"name": text(), "arguments": text()})),
+        "ResponseErrorEvent": event(&["error"],
+            json!({"code": {"enum": codes()}, "message": text(), "param": maybe("string")})),
     })
 }
 

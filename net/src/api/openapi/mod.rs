@@ -112,6 +112,13 @@ fn tell(route: &Route<'_>) -> Told {
             either("ChatCompletion", "ChatCompletionChunk"),
             generation,
         ),
+        Route::Responses => told(
+            "createResponse",
+            "Answer a conversation, by the Responses API; nothing is kept of it",
+            Some("ResponseRequest"),
+            response_answer(),
+            generation,
+        ),
         Route::Completions => told(
             "createCompletion",
             "Continue prompts",
@@ -234,6 +241,7 @@ fn tell_of_the_server(route: &Route<'_>) -> Told {
         ),
         Route::Page => told("page", "A chat and live charts", None, other_answer("text/html", "The page"), &[]),
         Route::ChatCompletions
+        | Route::Responses
         | Route::Completions
         | Route::Embeddings
         | Route::Inference
@@ -290,6 +298,35 @@ fn either(whole: &str, chunk: &str) -> Value {
              event, the last one is an Error. Lines that begin with a colon keep the connection alive."
         )},
         "x-event-data": named(chunk),
+    });
+    answer
+}
+
+/// One body, or with `stream` events with names.
+fn response_answer() -> Value {
+    let kinds = [
+        ("response.created", "ResponseEvent"),
+        ("response.in_progress", "ResponseEvent"),
+        ("response.output_item.added", "ResponseItemEvent"),
+        ("response.content_part.added", "ResponsePartEvent"),
+        ("response.output_text.delta", "ResponseTextDelta"),
+        ("response.output_text.done", "ResponseTextDone"),
+        ("response.content_part.done", "ResponsePartEvent"),
+        ("response.function_call_arguments.delta", "ResponseArgumentsDelta"),
+        ("response.function_call_arguments.done", "ResponseArgumentsDone"),
+        ("response.output_item.done", "ResponseItemEvent"),
+        ("response.completed", "ResponseEvent"),
+        ("response.incomplete", "ResponseEvent"),
+        ("response.failed", "ResponseEvent"),
+        ("error", "ResponseErrorEvent"),
+    ];
+    let events: Map<String, Value> = kinds.iter().map(|(name, schema)| ((*name).to_owned(), named(schema))).collect();
+    let mut answer = json_answer("Response", "The answer, or with `stream` its pieces as they come");
+    answer["content"]["text/event-stream"] = json!({
+        "schema": {"type": "string", "description":
+            "Events with a name; one of the last four is the last. Data repeats the name as its type and counts events from \
+             0. Lines that begin with a colon keep the connection alive."},
+        "x-event-data": events,
     });
     answer
 }

@@ -13,12 +13,14 @@ use crate::api::fields::LOGIT_BIAS_MAX;
 use crate::api::generate::{Endpoint, GenerateRequest, LOGPROBS_MAX, PROMPT_CHARS_MAX, SEQUENCES_PER_REQUEST_MAX};
 use crate::api::messages::{MESSAGES_MAX, PREDICTION_BYTES_MAX};
 use crate::api::rendering::{EFFORT_BYTES_MAX, TEMPLATE_BYTES_MAX};
+use crate::api::responses::{INCLUDABLE, METADATA_CHARS_MAX, METADATA_NAME_CHARS_MAX, METADATA_PAIRS_MAX, PARTS};
 use crate::api::stats::STATS_HOURS_MAX;
 use crate::api::tools::{CALL_ID_BYTES_MAX, TOOL_CALLS_MAX, TOOLS_BYTES_MAX, TOOLS_MAX};
 
 pub(super) fn schemas() -> Map<String, Value> {
     let named = [
         ("ChatCompletionRequest", chat()),
+        ("ResponseRequest", response()),
         ("CompletionRequest", completion()),
         ("InferenceRequest", inference()),
         ("EmbeddingsRequest", embeddings()),
@@ -30,6 +32,8 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("StructuredOutputs", structured_outputs()),
         ("Tool", tool()),
         ("ToolChoice", tool_choice()),
+        ("FunctionTool", flat_tool()),
+        ("InputItem", input_item()),
         ("Message", message()),
         ("Prompt", prompt(SEQUENCES_PER_REQUEST_MAX)),
         ("Input", prompt(EMBEDDING_INPUTS_MAX)),
@@ -57,14 +61,69 @@ fn chat() -> Value {
         "top_logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX, "description": "With logprobs only"},
         "modalities": {"type": "array", "items": {"enum": ["text"]}},
         "prediction": prediction(),
-        "tools": {"type": "array", "maxItems": TOOLS_MAX, "uniqueItems": true, "items": named("Tool"),
-            "description": format!("Functions that the answers may call, of distinct names, {TOOLS_BYTES_MAX} bytes \
-                at most. A template of the model that knows <tool_call> is told of them, else a system message is. \
-                A response_format in JSON is that of answers that call nothing. Not with ignore_eos, regex, choice or \
-                grammar; stop strings end texts, not calls")},
+        "tools": tools("Tool", "response_format"),
         "tool_choice": named("ToolChoice"),
-        "parallel_tool_calls": {"type": "boolean", "default": true,
-            "description": "Whether an answer may make several calls"},
+        "parallel_tool_calls": parallel_tool_calls(),
+    })));
+    properties.extend(rendering());
+    let mut schema = object(&["messages"], Value::Object(properties));
+    schema["examples"] =
+        json!([{"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 16, "stream": true}]);
+    schema
+}
+
+fn response() -> Value {
+    let mut properties = openai(Endpoint::Responses);
+    properties.remove("n");
+    let format = json!({
+        "type": {"enum": ["text", "json_object", "json_schema"]},
+        "name": function_name(),
+        "schema": {"type": "object", "description": format!("With json_schema: of at most {SCHEMA_BYTES_MAX} bytes")},
+        "description": {"type": "string"},
+        "strict": {"type": "boolean", "description": "Every schema is kept to, with it or without"},
+    });
+    let function = object(&["type", "name"], json!({"type": {"enum": ["function"]}, "name": function_name()}));
+    let some = json!({
+        "type": {"enum": ["allowed_tools"]},
+        "mode": {"enum": ["auto", "required"]},
+        "tools": {"type": "array", "minItems": 1, "maxItems": TOOLS_MAX, "items": function},
+    });
+    properties.extend(fields(json!({
+        "input": {"anyOf": [{"type": "string"},
+            {"type": "array", "minItems": 1, "maxItems": MESSAGES_MAX, "items": named("InputItem")}],
+            "description": "The whole conversation, since nothing is kept; a string is a message of the user"},
+        "instructions": {"type": "string", "description": "A system message before all others"},
+        "max_output_tokens": {"type": "integer", "minimum": 1, "description": "Goes before max_tokens"},
+        "max_tool_calls": {"type": "integer", "minimum": 1, "description": "Of tools that servers run; here are none"},
+        "include": {"type": "array", "items": {"enum": INCLUDABLE},
+            "description": "Log-probabilities; the rest belongs to items that no answer has"},
+        "top_logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX,
+            "description": "With `include` of message.output_text.logprobs only"},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string", "maxLength": METADATA_CHARS_MAX},
+            "description": format!("Repeated in the answer: {METADATA_PAIRS_MAX} pairs with names of \
+                {METADATA_NAME_CHARS_MAX} characters at most")},
+        "text": object(&[], json!({"format": {"anyOf": [object(&["type"], format)]}})),
+        "reasoning": object(&[], json!({"effort": {"type": "string", "minLength": 1, "maxLength": EFFORT_BYTES_MAX,
+            "description": "A variable of the chat template"}})),
+        "tools": tools("FunctionTool", "text.format"),
+        "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required"]}, function,
+            object(&["type", "mode", "tools"], some)], "description": "As in a chat"},
+        "parallel_tool_calls": parallel_tool_calls(),
+        "store": {"type": "boolean", "description": "Nothing is kept either way"},
+        "background": {"enum": [false]},
+        "truncation": {"enum": ["disabled"], "default": "disabled"},
+        "safety_identifier": {"type": "string"},
+        "prompt_cache_key": {"type": "string"},
+    })));
+    properties.extend(rendering());
+    let mut schema = object(&["input"], Value::Object(properties));
+    schema["examples"] = json!([{"input": "Once upon a time", "temperature": 0, "stream": true}]);
+    schema
+}
+
+/// How a conversation becomes a prompt.
+fn rendering() -> Map<String, Value> {
+    fields(json!({
         "chat_template_kwargs": {"type": "object", "description": format!("Further variables of the chat template, \
             {TEMPLATE_BYTES_MAX} bytes at most; a template passes over those that it doesn't know")},
         "reasoning_effort": {"type": "string", "minLength": 1, "maxLength": EFFORT_BYTES_MAX,
@@ -73,11 +132,44 @@ fn chat() -> Value {
             "description": "Whether the prompt ends with the beginning of the assistant's message"},
         "continue_final_message": {"type": "boolean", "default": false,
             "description": "Whether the answer goes on with the last message, one of the assistant"},
-    })));
-    let mut schema = object(&["messages"], Value::Object(properties));
-    schema["examples"] =
-        json!([{"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 16, "stream": true}]);
-    schema
+    }))
+}
+
+fn tools(schema: &str, format: &str) -> Value {
+    json!({"type": "array", "maxItems": TOOLS_MAX, "uniqueItems": true, "items": named(schema),
+        "description": format!("Functions that the answers may call, of distinct names, {TOOLS_BYTES_MAX} bytes \
+            at most. A template of the model that knows <tool_call> is told of them, else a system message is. \
+            A {format} in JSON is that of answers that call nothing. Not with ignore_eos, regex, choice or \
+            grammar; stop strings end texts, not calls")})
+}
+
+fn parallel_tool_calls() -> Value {
+    json!({"type": "boolean", "default": true, "description": "Whether an answer may make several calls"})
+}
+
+/// What an input is made of.
+fn input_item() -> Value {
+    let part = object(&["type", "text"], json!({"type": {"enum": PARTS}, "text": {"type": "string"}}));
+    let content = json!({"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": part}]});
+    let id = json!({"type": "string", "minLength": 1, "maxLength": CALL_ID_BYTES_MAX});
+    let message = object(
+        &["role", "content"],
+        json!({"type": {"enum": ["message"]}, "role": {"enum": ["system", "developer", "user", "assistant"]},
+            "content": content}),
+    );
+    let call = object(
+        &["type", "call_id", "name", "arguments"],
+        json!({"type": {"enum": ["function_call"]}, "call_id": id, "name": function_name(),
+            "arguments": {"type": "string", "description": "The text of a JSON object"}}),
+    );
+    let output = object(
+        &["type", "call_id", "output"],
+        json!({"type": {"enum": ["function_call_output"]}, "call_id": id, "output": content}),
+    );
+    let reasoning = object(&["type"], json!({"type": {"enum": ["reasoning"]}}));
+    json!({"anyOf": [message, call, output, reasoning],
+        "description": "A message; a call of the assistant, which belongs to its message just before; what came of a call \
+            that stands before; reasoning that is empty"})
 }
 
 fn completion() -> Value {
@@ -281,15 +373,25 @@ fn text_part() -> Value {
 }
 
 fn tool() -> Value {
-    let function = json!({
+    let function = object(&["name"], Value::Object(function()));
+    object(&["type", "function"], json!({"type": {"enum": ["function"]}, "function": function}))
+}
+
+/// As the Responses API writes it.
+fn flat_tool() -> Value {
+    let mut properties = function();
+    properties.insert("type".into(), json!({"enum": ["function"]}));
+    object(&["type", "name"], Value::Object(properties))
+}
+
+fn function() -> Map<String, Value> {
+    fields(json!({
         "name": function_name(),
         "description": {"type": "string"},
         "parameters": {"type": "object",
             "description": format!("The JSON schema of an object, of at most {SCHEMA_BYTES_MAX} bytes; no arguments if absent")},
         "strict": {"type": "boolean", "description": "Every schema is kept to, with it or without"},
-    });
-    let function = object(&["name"], function);
-    object(&["type", "function"], json!({"type": {"enum": ["function"]}, "function": function}))
+    }))
 }
 
 fn tool_choice() -> Value {

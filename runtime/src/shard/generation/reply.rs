@@ -1,11 +1,12 @@
 //! The bytes of an answer, in the shape of its endpoint: one body at the end, or events as tokens come.
 
 use net::api::{
-    self, CallReply, CompletionBody, Endpoint, FinishReason, GenerateRequest, InferenceReply, ToolChoice, Usage,
+    self, CallReply, CompletionBody, Endpoint, FinishReason, GenerateRequest, InferenceReply, PieceOf, ResponseAnswer,
+    ResponseBody, ResponseHead, ToolChoice, Usage,
 };
 use net::error::{ApiError, Dialect};
 use net::http::{self, Request, Response};
-use net::sse::{Complete, Framing, OpenAiStream, OwnStream, Progress, TextLogprobs};
+use net::sse::{Complete, Framing, OpenAiStream, OwnStream, Progress, ResponseStream, TextLogprobs};
 
 use super::super::answer::count;
 use super::super::body;
@@ -16,17 +17,20 @@ use super::super::unix_time;
 use super::{Clock, Shard, Work, lost, rate};
 use crate::model::Model;
 use crate::receipts;
-use crate::text::Call;
 
 /// How one request is answered.
 pub(super) struct Reply<'a> {
     request: &'a Request,
     id: &'a str,
     endpoint: Endpoint,
-    form: Form,
+    form: Form<'a>,
     begun: bool,
-    /// Whether it had begun when the last words were left.
-    parted: Option<bool>,
+    /// Whether it had begun when the last words were left, and which event of a response was next.
+    parted: Option<(bool, u64)>,
+    /// What the answer of a response repeats.
+    parameters: &'a [u8],
+    /// Unix seconds.
+    created_s: u64,
     tokens_max: u64,
     /// What the ids of calls are counted from.
     call_id: u128,
@@ -61,9 +65,10 @@ pub(super) type Of<'s> = (&'s Shard, &'s Model, &'s Work);
 /// A whole answer.
 pub(super) type Answer<'s> = (&'s Model, &'s [Choice], &'s Work, &'s Clock);
 
-enum Form {
+enum Form<'a> {
     Whole,
     OpenAi(OpenAiStream),
+    Response(Box<ResponseStream<'a>>),
     Own(OwnStream),
 }
 
@@ -73,16 +78,23 @@ impl<'a> Reply<'a> {
         endpoint: Endpoint,
         request: &'a Request,
         id: &'a str,
-        generate: &GenerateRequest,
+        generate: &'a GenerateRequest,
         work: &Work,
     ) -> Self {
         let framing = Framing::of(&Response::event_stream(request, id));
+        let (call_id, parameters) =
+            (receipts::parse_id(id).unwrap_or_default(), generate.parameters.as_deref().unwrap_or_default());
         let (created, model) = (unix_time().as_secs(), model.name.as_str());
         let usage = generate.include_usage;
         let form = match endpoint {
             Endpoint::InferenceStream => Form::Own(OwnStream::new(framing)),
             Endpoint::Chat if generate.stream => {
                 Form::OpenAi(OpenAiStream::chat(framing, &format!("chatcmpl-{id}"), created, model, usage))
+            }
+            Endpoint::Responses if generate.stream => {
+                let model = model.to_owned();
+                let head = ResponseHead { id: call_id, created_s: created, model, parameters };
+                Form::Response(Box::new(ResponseStream::new(framing, head)))
             }
             Endpoint::Completion if generate.stream => {
                 Form::OpenAi(OpenAiStream::completion(framing, &format!("cmpl-{id}"), created, model, usage))
@@ -92,10 +104,23 @@ impl<'a> Reply<'a> {
         let choices = work.prompts.len() * work.n as usize;
         let tokens_max = work.tokens_max.iter().map(|max| *max as u64 * u64::from(work.n)).sum();
         let sent = vec![Sent::default(); choices];
-        let call_id = receipts::parse_id(id).unwrap_or_default();
         let has_text = generate.tools().is_none_or(|tools| tools.choice == ToolChoice::Auto);
-        let (begun, parted, owing) = (false, None, None);
-        Self { request, id, endpoint, form, begun, parted, tokens_max, call_id, has_text, sent, owing }
+        let (begun, parted, owing, created_s) = (false, None, None, created);
+        Self {
+            request,
+            id,
+            endpoint,
+            form,
+            begun,
+            parted,
+            parameters,
+            created_s,
+            tokens_max,
+            call_id,
+            has_text,
+            sent,
+            owing,
+        }
     }
 
     pub(super) fn is_stream(&self) -> bool {
@@ -128,6 +153,7 @@ impl<'a> Reply<'a> {
         match &self.form {
             Form::Whole => {}
             Form::OpenAi(_) => self.send(of, choice, writer),
+            Form::Response(_) => self.send_response(of, choice, writer),
             Form::Own(stream) => {
                 let position = choice.tokens - 1;
                 stream.token(&mut writer.out, &choice.ready, token, position, unix_ms());
@@ -142,14 +168,23 @@ impl<'a> Reply<'a> {
     /// The end of `choice`, which may release text that was held back.
     pub(super) fn end(&mut self, of: Of<'_>, choice: &mut Choice, writer: &mut Writer) {
         self.begin(of.0, writer);
-        if matches!(self.form, Form::OpenAi(_)) {
-            self.send(of, choice, writer);
+        match &self.form {
+            Form::OpenAi(_) => self.send(of, choice, writer),
+            Form::Response(_) => self.send_response(of, choice, writer),
+            Form::Whole | Form::Own(_) => {}
         }
     }
 
     /// Sends what was no room for; where all `choices` are over, also of those that ended without a token. Whether nothing is
     /// left.
     pub(super) fn go_on(&mut self, of: Of<'_>, choices: &mut [Choice], is_over: bool, writer: &mut Writer) -> bool {
+        if let Form::Response(stream) = &self.form {
+            if self.owing.take().is_some() || is_over && !stream.is_over() {
+                self.begin(of.0, writer);
+                self.send_response(of, &mut choices[0], writer);
+            }
+            return self.owing.is_none();
+        }
         if let Some(owing) = self.owing.take() {
             self.send(of, &mut choices[owing], writer);
         }
@@ -212,6 +247,25 @@ impl<'a> Reply<'a> {
         }
     }
 
+    /// The same of a response, whose events at the end repeat all of it.
+    fn send_response(&mut self, (_, model, work): Of<'_>, choice: &mut Choice, writer: &mut Writer) {
+        let Form::Response(stream) = &mut self.form else { return };
+        let mut text = std::mem::take(&mut choice.ready);
+        let piece_of = |token| model.tokenizer.piece(token);
+        let call_of = |index| call_at(self.call_id, choice, work, index);
+        let answer = answer_of(choice, work, &call_of, &piece_of, "");
+        while !writer.is_full() && stream.advance(&mut writer.out, &mut text, &answer) {}
+        if writer.is_full() {
+            self.owing = Some(0);
+        }
+        if stream.is_within_event() {
+            // Nothing may come in between.
+            writer.part_with(|_| {});
+            self.parted = None;
+        }
+        choice.ready = text;
+    }
+
     /// The end of a stream.
     pub(super) fn finish(&mut self, shard: &Shard, (_, choices, work, clock): Answer<'_>, writer: &mut Writer) {
         self.begin(shard, writer);
@@ -219,6 +273,7 @@ impl<'a> Reply<'a> {
         match &self.form {
             Form::Whole => {}
             Form::OpenAi(stream) => stream.done(&mut writer.out, &usage),
+            Form::Response(stream) => stream.end(&mut writer.out),
             Form::Own(stream) => {
                 let elapsed_ms = clock.elapsed().as_secs_f64() * 1e3;
                 for choice in choices.iter().filter(|choice| !choice.ready.is_empty()) {
@@ -246,6 +301,18 @@ impl<'a> Reply<'a> {
         let (created, name) = (unix_time().as_secs(), model.name.as_str());
         let usage = usage(choices, work);
         let piece_of = |token| model.tokenizer.piece(token);
+        if let (Endpoint::Responses, [choice]) = (self.endpoint, choices) {
+            let head = ResponseHead {
+                id: self.call_id,
+                created_s: self.created_s,
+                model: name.to_owned(),
+                parameters: self.parameters,
+            };
+            let call_of = |index| call_at(self.call_id, choice, work, index);
+            let answer = answer_of(choice, work, &call_of, &piece_of, &choice.ready);
+            let mut body = ResponseBody::new(&head, &answer);
+            return body::send(shard, peer, self.request, self.id, writer, |out| body.write_piece(out)).await;
+        }
         let calls: Vec<Vec<CallReply<'_>>> = choices.iter().map(|choice| self.calls(choice, work)).collect();
         let parts: Vec<_> = choices
             .iter()
@@ -262,7 +329,7 @@ impl<'a> Reply<'a> {
         let id = match self.endpoint {
             Endpoint::Chat => format!("chatcmpl-{}", self.id),
             Endpoint::Completion => format!("cmpl-{}", self.id),
-            Endpoint::Inference | Endpoint::InferenceStream => {
+            Endpoint::Responses | Endpoint::Inference | Endpoint::InferenceStream => {
                 let write = |out: &mut Vec<u8>| write_inference(out, shard, self.id, (model, choices, work, clock));
                 return body::send(shard, peer, self.request, self.id, writer, write).await;
             }
@@ -273,32 +340,29 @@ impl<'a> Reply<'a> {
     }
 
     fn calls<'c>(&self, choice: &'c Choice, work: &'c Work) -> Vec<CallReply<'c>> {
-        let calls = choice.calls().iter().enumerate();
-        let call = |(index, call): (usize, &'c Call)| CallReply {
-            id: id_of_call(self.call_id, choice.index, index),
-            name: work.name_of(call),
-            arguments: &call.arguments,
-        };
-        calls.map(call).collect()
+        (0..).map_while(|index| call_at(self.call_id, choice, work, index)).collect()
     }
 
     /// An error where the answer has begun.
-    pub(super) fn error(&self, writer: &mut Writer, error: &ApiError) {
-        match &self.form {
+    pub(super) fn error(&mut self, writer: &mut Writer, error: &ApiError) {
+        match &mut self.form {
             Form::Whole => {}
             Form::OpenAi(stream) => stream.error(&mut writer.out, error),
+            Form::Response(stream) => stream.fail(&mut writer.out, error),
             Form::Own(stream) => stream.error(&mut writer.out, error),
         }
     }
 
     /// Leaves the words that end the answer with an error if the executor breaks down while it waits.
     pub(super) fn leave_words(&mut self, writer: &Writer) {
-        if self.parted.replace(self.begun) == Some(self.begun) {
+        let next = if let Form::Response(stream) = &self.form { stream.sequence() } else { 0 };
+        if self.parted.replace((self.begun, next)) == Some((self.begun, next)) {
             return;
         }
         let error = lost();
         writer.part_with(|out| match &self.form {
             Form::OpenAi(stream) if self.begun => stream.error(out, &error),
+            Form::Response(stream) if self.begun => stream.error(out, &error),
             Form::Own(stream) if self.begun => stream.error(out, &error),
             _ => http::write_last_error(out, self.request, self.id, &error, self.dialect(), unix_ms()),
         });
@@ -314,6 +378,7 @@ impl<'a> Reply<'a> {
         match &self.form {
             Form::Whole => {}
             Form::OpenAi(stream) => stream.keep_alive(&mut writer.out),
+            Form::Response(stream) => stream.keep_alive(&mut writer.out),
             Form::Own(stream) => stream.keep_alive(&mut writer.out),
         }
     }
@@ -339,6 +404,33 @@ impl Sent {
         }
         true
     }
+}
+
+/// The call of that index, if the choice has begun it.
+fn call_at<'c>(request: u128, choice: &'c Choice, work: &'c Work, index: usize) -> Option<CallReply<'c>> {
+    let call = choice.calls().get(index)?;
+    Some(CallReply {
+        id: id_of_call(request, choice.index, index),
+        name: work.name_of(call),
+        arguments: &call.arguments,
+        is_complete: call.is_complete,
+    })
+}
+
+/// What a response says of the only choice.
+fn answer_of<'t, 'c>(
+    choice: &'c Choice,
+    work: &Work,
+    call_of: &'c dyn Fn(usize) -> Option<CallReply<'c>>,
+    piece_of: PieceOf<'c>,
+    text: &'t str,
+) -> ResponseAnswer<'t, 'c> {
+    let logprobs = choice.with_logprobs.then_some(&choice.logprobs);
+    let (mut total, mut completed_s) = (Usage::default(), 0);
+    if choice.finish.is_some() {
+        (total, completed_s) = (usage(std::slice::from_ref(choice), work), unix_time().as_secs());
+    }
+    ResponseAnswer { text, call_of, logprobs, piece_of, finish: choice.finish, usage: total, completed_s }
 }
 
 /// Distinct within the request, and as the request's is random, within all of them.

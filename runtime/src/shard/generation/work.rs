@@ -136,18 +136,14 @@ fn check_context(model: &Model, tokens: usize, endpoint: Endpoint) -> Result<(),
         return Ok(());
     }
     let message = format!("has {tokens} tokens, the context holds {context} with the answer");
-    Err(ApiError::validation(prompt_field(endpoint), message))
-}
-
-fn prompt_field(endpoint: Endpoint) -> &'static str {
-    if endpoint == Endpoint::Chat { "messages" } else { "prompt" }
+    Err(ApiError::validation(endpoint.prompt_field(), message))
 }
 
 fn prompts(model: &Model, generate: &GenerateRequest, endpoint: Endpoint) -> Result<Vec<Vec<u32>>, ApiError> {
     match &generate.prompt {
         Prompt::Messages(messages) => {
             let tools = generate.tools().map(|tools| &**tools);
-            Ok(vec![chat_tokens(model, messages, tools, &generate.rendering)?])
+            Ok(vec![chat_tokens(model, endpoint.prompt_field(), messages, tools, &generate.rendering)?])
         }
         Prompt::Text(texts) => texts
             .iter()
@@ -168,16 +164,17 @@ fn prompts(model: &Model, generate: &GenerateRequest, endpoint: Endpoint) -> Res
     }
 }
 
-/// Tokens of a conversation about `tools`, in the model's chat format.
+/// Tokens of a conversation about `tools`, in the model's chat format. `field` has its messages.
 pub(in crate::shard) fn chat_tokens(
     model: &Model,
+    field: &'static str,
     messages: &[Message],
     tools: Option<&Tools>,
     rendering: &Rendering,
 ) -> Result<Vec<u32>, ApiError> {
     let rendered = held_by(Holder::Template, || text::chat_prompt(&model.template, messages, tools, rendering))
-        .map_err(|error| ApiError::validation("messages", format_args!("don't fit the chat template: {error}")))?;
-    check_length(model, &rendered, "messages")?;
+        .map_err(|error| ApiError::validation(field, format_args!("don't fit the chat template: {error}")))?;
+    check_length(model, &rendered, field)?;
     Ok(held_by(Holder::Tokenizer, || model.template_tokens(&rendered)))
 }
 
