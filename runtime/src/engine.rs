@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rtrb::{Consumer, Producer};
 
 use crate::falls::{FALLS_MAX, FALLS_WITHIN, Falls};
+use crate::guide::Beside;
 use crate::log::warning;
 use crate::mailbox::{Doorbell, LeaderBell};
 use crate::metrics::ShardMetrics;
@@ -130,6 +131,8 @@ pub struct Link {
     /// Lanes that are over, for whoever frees their memory: never this thread.
     pub closed: Producer<Lane>,
     pub guests: Guests,
+    /// Where slow guides are while the steps go on.
+    pub beside: Beside,
     pub doorbell: Arc<Doorbell>,
     pub bell: Arc<LeaderBell>,
     pub stopping: Arc<AtomicBool>,
@@ -211,6 +214,9 @@ impl Engine {
     fn serve(&mut self) {
         while !self.link.is_abandoned() {
             self.receive();
+            if self.link.beside.take_news() {
+                self.lanes.iter_mut().for_each(Lane::take_guides_back);
+            }
             self.cut_guests();
             self.release();
             if let Some(index) = self.form() {
@@ -223,13 +229,17 @@ impl Engine {
                     std::thread::yield_now();
                 }
                 self.give_back_idle();
-            } else if self.link.has_ended() {
+                continue;
+            }
+            let waits = self.lanes.iter().any(|lane| lane.beside() > 0);
+            if self.link.has_ended() && !waits {
                 return;
-            } else if !self.give_back_idle() {
+            }
+            if !self.give_back_idle() {
                 self.publish();
                 let link = &self.link;
-                let busy = || !link.commands.is_empty() || !link.guests.are_quiet() || link.has_ended();
-                link.bell.sleep_unless(SPINS_BEFORE_SLEEP, busy);
+                let comes = || !link.commands.is_empty() || !link.guests.are_quiet() || link.beside.has_news();
+                link.bell.sleep_unless(SPINS_BEFORE_SLEEP, || comes() || link.has_ended() && !waits);
             }
         }
     }
@@ -310,13 +320,14 @@ impl Engine {
 
     fn publish(&mut self) {
         let (mut running, mut waiting, mut prompts, mut prompt_tokens) = (0, 0, 0, 0);
-        let (mut used, mut resident, mut all) = (0, 0, 0);
+        let (mut used, mut resident, mut all, mut beside) = (0, 0, 0, 0);
         for lane in &mut self.lanes {
             lane.publish();
             self.metrics.count_schedule(lane.take_counts());
             let blocks = lane.kv_blocks();
             running += lane.running();
             waiting += lane.waiting();
+            beside += lane.beside();
             prompts += lane.prompts();
             prompt_tokens += lane.prompt_tokens();
             used += blocks.0;
@@ -324,6 +335,7 @@ impl Engine {
             resident += lane.kv_resident();
         }
         self.metrics.set_queue((running, waiting), prompts, prompt_tokens);
+        self.metrics.step.beside.set(beside as u64);
         self.metrics.set_kv(used, resident, all);
     }
 }
@@ -403,7 +415,8 @@ mod tests {
         let (closed, _closed) = rtrb::RingBuffer::new(1);
         let Bells { executor: doorbell, leader: bell, stopping } = all[0].clone();
         let guests = std::mem::take(&mut ends[0].guests);
-        let mut link = Link { commands, events, closed, guests, doorbell, bell, stopping };
+        let beside = Beside::start(0, &bell).unwrap();
+        let mut link = Link { commands, events, closed, guests, beside, doorbell, bell, stopping };
         let (here, guest) = (StreamId(StreamId::first_of(0)), StreamId(StreamId::first_of(1)));
         let room = host.events.borrow().buffer().capacity();
         (0..room).for_each(|_| push(&mut link, token(guest)));

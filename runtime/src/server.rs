@@ -20,7 +20,7 @@ use crate::certificate::{self, TlsFiles};
 use crate::config::{Config, GpuChoice, IoChoice, Reload, Reloaded};
 use crate::engine::{self, Bells, Engine, LANES_MAX, Lane, Link, Neighbours};
 use crate::gpu::{Cards, Feeders, Inventory, ShardPort};
-use crate::guide::Compiler;
+use crate::guide::{Beside, Compiler};
 use crate::listen;
 use crate::local::LocalSocket;
 use crate::log::{self, info, warning};
@@ -442,6 +442,7 @@ fn start_shard(
         events,
         closed,
         guests,
+        beside: Beside::start(index, &bell).map_err(fail("the thread beside a leader"))?,
         doorbell: Arc::clone(&doorbell),
         bell: Arc::clone(&bell),
         stopping: Arc::clone(&stopping),

@@ -234,6 +234,12 @@ impl<T> PerWorker<T> {
         Self { cells: (0..workers).map(|_| UnsafeCell::new(make())).collect() }
     }
 
+    /// What `change` makes of each.
+    #[must_use]
+    pub fn map(self, mut change: impl FnMut(T) -> T) -> Self {
+        Self { cells: self.cells.into_iter().map(|cell| UnsafeCell::new(change(cell.into_inner()))).collect() }
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -71,12 +71,13 @@ impl Pulse {
         Self { metrics, turns: (0, now), steps: (0, now) }
     }
 
-    /// The thread of the shard that has stood still for longest, and how long. A leader without sequences has no steps to take.
+    /// The thread of the shard that has stood still for longest, and how long. A leader whose sequences wait
+    /// for their guides has no steps to take, nor has one without sequences.
     fn stillness(&mut self, now: Instant) -> (&'static str, Duration) {
         let step = &self.metrics.step;
         advance(&mut self.turns, self.metrics.requests.turns.get(), false, now);
         let broke_down = step.restarts.get();
-        advance(&mut self.steps, step.duration.count() + broke_down, step.running.get() == 0, now);
+        advance(&mut self.steps, step.duration.count() + broke_down, step.running.get() <= step.beside.get(), now);
         let (executor, leader) = (now.duration_since(self.turns.1), now.duration_since(self.steps.1));
         if executor >= leader { ("executor", executor) } else { ("leader", leader) }
     }
@@ -144,5 +145,9 @@ mod tests {
         assert_eq!(look(151), Look::Stuck { shard: 0, thread: "leader", for_: Duration::from_secs(21) });
         metrics.step.restarts.add(1);
         assert_eq!(look(152), Look::Tell);
+        metrics.step.beside.set(3);
+        assert_eq!(look(200), Look::Tell, "all wait for their guides");
+        metrics.step.beside.set(2);
+        assert_eq!(look(221), Look::Stuck { shard: 0, thread: "leader", for_: Duration::from_secs(21) });
     }
 }

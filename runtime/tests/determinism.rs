@@ -17,7 +17,7 @@ use net::api::Constraint;
 use runtime::cli::synth::{self, Preset};
 use runtime::engine::{Command, Engine, Event, GenerationId, Guests, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits, Step};
-use runtime::guide::{Compiler, Guide, Guided};
+use runtime::guide::{Beside, Compiler, Guide, Guided};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::mailbox::{Doorbell, LeaderBell};
 use runtime::metrics::{GenerationMetrics, ShardMetrics};
@@ -255,6 +255,34 @@ fn constrained_answers_that_are_pushed_out_go_on_with_the_same_tokens() {
     }
 }
 
+/// What slow guides allow is computed beside the steps, which others take meanwhile.
+#[test]
+fn slow_guides_change_no_token_and_no_company_changes_theirs() {
+    const COUNT: usize = 6;
+    const TOKENS_MAX: usize = 32;
+    let model = Arc::new(load(None));
+    let mut draw = Draw(8);
+    let prompts: Vec<Vec<u32>> = (0..COUNT).map(|i| draw.tokens(&model, 20 + i)).collect();
+    let positions = 20 + COUNT + TOKENS_MAX;
+    let ambiguous = Constraint::Grammar("# lark\nstart: e\ne: e e | /[a-z ]/".into());
+    let free = |i: usize| NewSequence { tokens_max: TOKENS_MAX, ..sequence(i as u64, &prompts[i], sampling_of(i)) };
+    // Every other one is free.
+    let sequences = || {
+        let guides = guides(&model, &ambiguous, COUNT).into_iter().enumerate();
+        guides.map(|(i, guide)| NewSequence { guide: (i % 2 == 1).then(|| Guided::from(guide)), ..free(i) })
+    };
+    let cache = |blocks| KvCache::new(&model.weights.params, KvType::F16, positions, COUNT, blocks);
+    let run = |blocks, sequences| run_sequences(&model, 2, (COUNT, 256), cache(blocks), sequences);
+    let alone = |sequence| run(blocks_for(positions), vec![sequence]).0.remove(0);
+    let expected: Vec<Vec<u32>> = sequences().map(alone).collect();
+    for blocks in [COUNT * blocks_for(positions), 6] {
+        let (got, metrics) = run(blocks, sequences().collect());
+        assert_eq!(got, expected, "{blocks} blocks");
+        assert_eq!(metrics.step.preempted.get() > 0, blocks == 6);
+        assert!(metrics.step.guides_beside.get() > 0 && metrics.step.beside.get() == 0);
+    }
+}
+
 fn guides(model: &Model, constraint: &Constraint, count: usize) -> Vec<Guide> {
     let (replies, bell) = (Arc::default(), Arc::new(Doorbell::new().unwrap()));
     let compiler = Compiler::start().unwrap();
@@ -416,13 +444,15 @@ fn lane(
 }
 
 fn link(commands: rtrb::Consumer<Command>, events: rtrb::Producer<Event>, closed: rtrb::Producer<Lane>) -> Link {
+    let bell = Arc::new(LeaderBell::default());
     Link {
         commands,
         events,
         closed,
         guests: Guests::default(),
+        beside: Beside::start(0, &bell).unwrap(),
         doorbell: Arc::new(Doorbell::new().unwrap()),
-        bell: Arc::new(LeaderBell::default()),
+        bell,
         stopping: Arc::new(AtomicBool::new(true)),
     }
 }

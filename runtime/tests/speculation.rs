@@ -13,6 +13,7 @@ use kernels::Isa;
 use kernels::attention::KvType;
 use runtime::engine::{Command, Engine, Event, Finish, GenerationId, Guests, Lane, LaneLimits, Link};
 use runtime::forward::{Forward, Limits};
+use runtime::guide::Beside;
 use runtime::kv::{KvCache, blocks_for};
 use runtime::mailbox::{Doorbell, LeaderBell};
 use runtime::metrics::{GenerationMetrics, ShardMetrics};
@@ -170,13 +171,15 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
     let limits = LaneLimits { slots_max, waiting_max: requests.len(), itl_target, speculation, kv_idle: None };
     let metrics = Arc::new(GenerationMetrics::default());
     let lane = Lane::new(GenerationId(0), Arc::clone(model), workers, forward, kv, limits, metrics);
+    let bell = Arc::new(LeaderBell::default());
     let link = Link {
         commands,
         events,
         closed,
         guests: Guests::default(),
+        beside: Beside::start(0, &bell).unwrap(),
         doorbell: Arc::new(Doorbell::new().unwrap()),
-        bell: Arc::new(LeaderBell::default()),
+        bell,
         stopping: Arc::new(AtomicBool::new(true)),
     };
     let metrics = Arc::new(ShardMetrics::default());

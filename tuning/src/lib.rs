@@ -19,7 +19,7 @@ pub use affinity::{allowed_cpus, current_cpu, name_thread, pin};
 pub use cpu::{CpuId, NodeId, format_cpus, parse_cpus};
 pub use error::Error;
 pub use placement::{DevicePlacement, Note, Placement, ShardPlacement, plan, plan_with_devices};
-pub use priority::{give_way, take_short_turns};
+pub use priority::{give_way, take_short_turns, thread_time};
 pub use rlimits::{raise_locked_memory, raise_open_files};
 pub use sysfs::pci_node;
 pub use topology::{Core, CoreKind, Node, Topology};

@@ -1,6 +1,8 @@
 //! Who goes first on a busy core.
 #![expect(unsafe_code, reason = "priorities are libc calls")]
 
+use std::time::Duration;
+
 /// Makes the calling thread, and threads that it starts later, give way to threads of ordinary priority: it gets
 /// about a tenth of a core that such a thread wants for itself. Needs no privilege; whether it was granted.
 pub fn give_way() -> bool {
@@ -20,6 +22,15 @@ pub fn take_short_turns() -> bool {
     attributes.runtime_ns = TURN_NS;
     // SAFETY: `attributes` is readable and says its own size; 0 is the calling thread, and no flags.
     known == 0 && unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) == 0 }
+}
+
+/// How long the calling thread has had a core.
+#[must_use]
+pub fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable. The clock is there on every Linux; else the time is 0.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
 }
 
 /// The kernel's `struct sched_attr` in its first version.
@@ -44,6 +55,14 @@ const NICE: libc::c_int = 10;
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_thread_knows_how_long_it_has_had_a_core() {
+        let begun = super::thread_time();
+        while super::thread_time() < begun + std::time::Duration::from_millis(1) {}
+        let other = std::thread::spawn(super::thread_time).join().unwrap();
+        assert!(other < super::thread_time());
+    }
+
     #[test]
     fn short_turns_are_granted_to_anybody() {
         assert!(std::thread::spawn(super::take_short_turns).join().unwrap());

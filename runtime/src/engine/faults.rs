@@ -17,6 +17,8 @@ pub(crate) enum Fault {
     Timer = 5,
     /// In the loop of an executor's driver, as it wakes the main task.
     Driver = 6,
+    /// In a thread beside a leader, as it computes what a guide allows.
+    Guide = 7,
 }
 
 /// Enough for the answer to have begun.
@@ -35,14 +37,18 @@ pub(crate) fn is_pending() -> bool {
     NEXT.load(Ordering::SeqCst) != 0
 }
 
-/// Whether `fault` strikes the leader or executor that runs on this thread now; it does so once.
+/// Whether `fault` strikes the thread of a shard that this is now; it does so once.
 pub(crate) fn strikes(fault: Fault) -> bool {
     if !is_pending() {
         return false;
     }
     let thread = std::thread::current();
-    let kind = if matches!(fault, Fault::Leader | Fault::Worker) { "leader-" } else { "shard-" };
-    let shard = thread.name().and_then(|name| name.strip_prefix(kind)?.parse::<u16>().ok());
+    let kind = match fault {
+        Fault::Leader | Fault::Worker => "leader-",
+        Fault::Guide => "guides-",
+        _ => "shard-",
+    };
+    let shard = thread.name().and_then(|name| name.strip_prefix(kind)?.trim_end_matches(".long").parse::<u16>().ok());
     let wanted = shard.map(|shard| fault as u64 | u64::from(shard) << 8);
     wanted.is_some_and(|wanted| NEXT.compare_exchange(wanted, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok())
 }

@@ -259,6 +259,15 @@ impl Lane {
         scheduler.form(step, kv.tables_mut(), rows_max, budget)
     }
 
+    /// Sequences that wait for their guides.
+    pub(super) fn beside(&self) -> usize {
+        self.scheduler.beside()
+    }
+
+    pub(super) fn take_guides_back(&mut self) {
+        self.scheduler.take_guides_back();
+    }
+
     /// Computes the formed step on `team` and sends its tokens; whether those of earlier steps are still in the ring.
     pub(super) fn step(&mut self, team: &Team, link: &mut Link, metrics: &ShardMetrics) -> bool {
         let started = Instant::now();
@@ -362,6 +371,8 @@ impl Lane {
             let (event, ended) = next_event(&self.model, sequence, sampled, now);
             if ended {
                 self.scheduler.finish(segment.slot, self.kv.tables_mut());
+            } else {
+                sequence.step_aside_if_slow(&mut link.beside);
             }
             push(link, event);
         }
@@ -427,6 +438,8 @@ impl Lane {
         metrics.observe_draft(segment.rows - 1, count.saturating_sub(1));
         if over == Some(true) {
             self.scheduler.finish(segment.slot, self.kv.tables_mut());
+        } else {
+            sequence.step_aside_if_slow(&mut link.beside);
         }
     }
 

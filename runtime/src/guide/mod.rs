@@ -4,6 +4,7 @@
 //! compiled away from every shard ([`Compiler`]); each sequence then has a [`Guide`] of its own, whose sets of tokens
 //! follow from the grammar and the answer so far, and from nothing else.
 
+mod beside;
 #[cfg(test)]
 mod call_tests;
 mod calls;
@@ -12,6 +13,7 @@ mod gbnf;
 mod grammar;
 mod marker;
 mod memory;
+mod pace;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -20,25 +22,30 @@ mod vocabulary;
 use std::borrow::Cow;
 use std::fmt;
 
-use llguidance::Matcher;
 use llguidance::api::ParserLimits;
 use llguidance::toktrie::{SimpleVob, TokEnv};
+use llguidance::{CancellationHandle, Matcher};
 
 use crate::shared::PerWorker;
+pub use beside::Beside;
+use beside::Errand;
 #[cfg(test)]
 pub(crate) use compiler::Library;
 pub use compiler::{Compiled, Compiler};
 pub use gbnf::GbnfError;
 use marker::Marker;
 use memory::Share;
+use pace::Pace;
 
 /// Where an answer stands in its grammar.
 pub struct Guide {
     matcher: Matcher,
+    /// What may come next, once that was asked.
     allowed: Option<SimpleVob>,
     failed: bool,
     /// The next token of the answer, where it was taken in before the answer has it.
     ahead: Option<u32>,
+    pace: Pace,
     /// Of the memory for all guides.
     share: Share,
     /// What its answer may begin with a text before, if that is so.
@@ -47,13 +54,25 @@ pub struct Guide {
 
 impl Guide {
     fn new(matcher: Matcher, share: Share, marker: Option<Marker>) -> Self {
-        Self { matcher, allowed: None, failed: false, ahead: None, share, marker }
+        Self { matcher, allowed: None, failed: false, ahead: None, pace: Pace::default(), share, marker }
     }
 
     /// One that shares nothing with it, as it stands; `None` where there is no memory for it.
     fn copy(&self) -> Option<Self> {
         let (share, marker) = (self.share.again()?, self.marker.clone());
-        Some(Self { failed: self.failed, ..Self::new(self.matcher.deep_clone(), share, marker) })
+        let (matcher, allowed) = (self.matcher.deep_clone(), self.allowed.clone());
+        Some(Self { allowed, failed: self.failed, ..Self::new(matcher, share, marker) })
+    }
+
+    /// The same, whose work can be ended from elsewhere.
+    fn cancellable(guide: PerWorker<Self>) -> (PerWorker<Self>, CancellationHandle) {
+        let mut guide = guide;
+        loop {
+            if let Some(work) = guide.get_mut(0).matcher.cancellation_handle() {
+                return (guide, work);
+            }
+            guide = guide.map(|guide| Self { matcher: guide.matcher.into_cancellable(), ..guide });
+        }
     }
 
     /// One that rests until the answer says `open`.
@@ -73,6 +92,7 @@ impl Guide {
         if valid.as_ref().is_ok_and(|valid| *valid < tokens.len()) {
             return false;
         }
+        self.allowed = None;
         self.failed |= valid.is_err() || self.matcher.consume_tokens(&tokens).is_err();
         true
     }
@@ -80,22 +100,27 @@ impl Guide {
     /// The tokens that may come next, a bit for each; those that end the answer are among them where it may end. `None`
     /// where that takes more work than is allowed.
     pub fn allowed(&mut self) -> Option<&[u32]> {
-        let computed = self.matcher.compute_mask();
-        self.share.grow(self.matcher.last_step_stats().map_or(0, |stats| stats.lexer_cost));
-        match computed {
-            Ok(allowed) => Some(self.allowed.insert(allowed).as_slice()),
-            Err(_) => {
-                self.failed = true;
-                None
-            }
+        if !self.is_known() {
+            let computed = self.pace.time(|| self.matcher.compute_mask());
+            self.share.grow(self.matcher.last_step_stats().map_or(0, |stats| stats.lexer_cost));
+            self.failed |= computed.is_err();
+            self.allowed = computed.ok();
         }
+        self.allowed.as_ref().map(SimpleVob::as_slice)
+    }
+
+    fn is_known(&self) -> bool {
+        self.allowed.is_some() || self.failed
     }
 
     /// Takes in the next token of the answer, unless it has.
     pub fn push(&mut self, token: u32) {
         match self.ahead.take() {
             Some(ahead) => assert_eq!(ahead, token, "an answer goes on as was said"),
-            None => self.failed |= self.matcher.consume_token(token).is_err(),
+            None => {
+                self.allowed = None;
+                self.failed |= self.matcher.consume_token(token).is_err();
+            }
         }
     }
 
@@ -120,15 +145,61 @@ impl Guide {
 
 /// A sequence's guide. While it is at work, a step samples at most one row of its sequence.
 pub struct Guided {
-    guide: PerWorker<Guide>,
+    place: Place,
     /// The answer is free until this is seen.
     marker: Option<Marker>,
 }
 
+/// Where a guide is.
+enum Place {
+    Here(PerWorker<Guide>),
+    /// It computes beside the steps what may come next.
+    Beside(Errand),
+    /// Between the two.
+    Nowhere,
+}
+
 impl Guided {
     /// The guide, where the borrow checker sees that nobody else looks.
+    ///
+    /// # Panics
+    /// While it is [beside](Self::is_beside) the steps.
     pub fn get_mut(&mut self) -> &mut Guide {
-        self.guide.get_mut(0)
+        match &mut self.place {
+            Place::Here(guide) => guide.get_mut(0),
+            _ => unreachable!("no sequence moves on while its guide is beside"),
+        }
+    }
+
+    /// Whether its sequence must wait until it is known what may come next.
+    #[must_use]
+    pub fn is_beside(&self) -> bool {
+        matches!(self.place, Place::Beside(_))
+    }
+
+    /// Has what may come next computed beside the steps, where that is likely to take long.
+    pub fn step_aside_if_slow(&mut self, beside: &mut Beside) {
+        if !self.is_at_work() || self.is_beside() {
+            return;
+        }
+        let guide = self.get_mut();
+        if !guide.pace.is_slow() || guide.is_known() {
+            return;
+        }
+        if let Place::Here(guide) = std::mem::replace(&mut self.place, Place::Nowhere) {
+            self.place = match beside.begin(guide) {
+                Ok(errand) => Place::Beside(errand),
+                Err(guide) => Place::Here(guide),
+            };
+        }
+    }
+
+    /// Takes the guide back if it is done; whether it is.
+    pub fn comes_back(&mut self) -> bool {
+        let Place::Beside(errand) = &mut self.place else { return false };
+        let Some(guide) = errand.take() else { return false };
+        self.place = Place::Here(guide);
+        true
     }
 
     /// Whether the next token must be one that the guide allows.
@@ -139,15 +210,17 @@ impl Guided {
 
     /// Takes in the next token of the answer.
     pub fn push(&mut self, token: u32) {
-        let guide = self.guide.get_mut(0);
-        match &mut self.marker {
+        let mut marker = self.marker.take();
+        let guide = self.get_mut();
+        match &mut marker {
             None => guide.push(token),
-            Some(marker) => {
-                if marker.ends_with(token, guide) {
-                    self.marker = None;
+            Some(found) => {
+                if found.ends_with(token, guide) {
+                    marker = None;
                 }
             }
         }
+        self.marker = marker;
     }
 
     /// The guide, for the worker that samples, if it is at work.
@@ -157,8 +230,11 @@ impl Guided {
     #[expect(unsafe_code, reason = "a row of a step is sampled by one worker")]
     #[expect(clippy::mut_from_ref, reason = "the caller vouches for exclusive use")]
     pub unsafe fn get(&self) -> Option<&mut Guide> {
-        // SAFETY: the caller keeps the promise.
-        self.is_at_work().then(|| unsafe { self.guide.get(0) })
+        match &self.place {
+            // SAFETY: the caller keeps the promise.
+            Place::Here(guide) if self.is_at_work() => Some(unsafe { guide.get(0) }),
+            _ => None,
+        }
     }
 }
 
@@ -166,7 +242,7 @@ impl From<Guide> for Guided {
     fn from(mut guide: Guide) -> Self {
         let marker = guide.marker.take();
         let mut guide = Some(guide);
-        Self { guide: PerWorker::new(1, || guide.take().expect("one is made")), marker }
+        Self { place: Place::Here(PerWorker::new(1, || guide.take().expect("one is made"))), marker }
     }
 }
 

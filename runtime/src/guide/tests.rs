@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::compiler::Library;
 use super::memory::Memory;
-use super::{GUIDE_BYTES, Guide, GuideError};
+use super::pace::Pace;
+use super::{Beside, GUIDE_BYTES, Guide, GuideError, Guided};
 use crate::model::Source;
 use crate::text::Tokenizer;
 
@@ -393,4 +394,91 @@ fn no_guide_is_made_where_others_take_the_memory_for_all() {
     assert_eq!(guides(4).err(), Some(GuideError::Memory));
     drop(four);
     assert_eq!(guides(4).map(|guides| guides.len()), Ok(4));
+}
+
+/// Waits until the guide is back, as a leader does.
+fn take_back(guided: &mut Guided, beside: &mut Beside) {
+    while guided.is_beside() {
+        if beside.take_news() {
+            assert!(guided.comes_back());
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// One that counts as slow, behind the beginning of an answer.
+fn slow(library: &mut Library, tokenizer: &Arc<Tokenizer>, constraint: &Constraint) -> Guided {
+    let mut guided = Guided::from(compile(library, tokenizer, constraint).unwrap());
+    guided.get_mut().pace = Pace::slow();
+    guided.push(letter(tokenizer, b'f'));
+    guided
+}
+
+fn letter(tokenizer: &Tokenizer, letter: u8) -> u32 {
+    (0..tokenizer.vocab_len() as u32).find(|id| tokenizer.piece(*id) == [letter]).unwrap()
+}
+
+#[test]
+fn a_slow_guide_comes_back_with_the_same_set_and_a_quick_one_stays() {
+    let (tokenizer, mut library) = (default_tokenizer(), Library::default());
+    let mut beside = Beside::start(0, &Arc::default()).unwrap();
+    let pattern = Constraint::Regex("(?s:.*)a(?s:.{13})Q".into());
+    let mut same = compile(&mut library, &tokenizer, &pattern).unwrap();
+    let mut guided = Guided::from(compile(&mut library, &tokenizer, &pattern).unwrap());
+    guided.get_mut().pace = Pace::slow();
+    guided.step_aside_if_slow(&mut beside);
+    assert!(!guided.is_beside(), "the first set came with it");
+    for byte in *b"a fox" {
+        guided.push(letter(&tokenizer, byte));
+        same.push(letter(&tokenizer, byte));
+        guided.get_mut().pace = Pace::default();
+        guided.step_aside_if_slow(&mut beside);
+        assert!(!guided.is_beside());
+        guided.get_mut().pace = Pace::slow();
+        guided.step_aside_if_slow(&mut beside);
+        assert!(guided.is_beside());
+        take_back(&mut guided, &mut beside);
+        assert_eq!(guided.get_mut().allowed(), same.allowed());
+    }
+}
+
+#[test]
+fn a_guide_whose_sequence_leaves_while_it_is_beside_is_not_waited_for_and_frees_its_memory() {
+    let tokenizer = default_tokenizer();
+    let memory = Memory::new(64 * GUIDE_BYTES);
+    let mut library = Library::within(&memory);
+    let mut beside = Beside::start(0, &Arc::default()).unwrap();
+    let mut guided = slow(&mut library, &tokenizer, &Constraint::Regex("[a-z]*".into()));
+    guided.step_aside_if_slow(&mut beside);
+    assert!(guided.is_beside());
+    drop(guided);
+    while !beside.take_news() {
+        std::thread::yield_now();
+    }
+    drop(library);
+    let all: Option<Vec<_>> = (0..64).map(|_| memory.share()).collect();
+    assert!(all.is_some(), "its memory is free by the time that the thread tells");
+}
+
+#[test]
+fn a_set_that_takes_seconds_ends_with_its_sequence() {
+    let (tokenizer, mut library) = (default_tokenizer(), Library::default());
+    let mut beside = Beside::start(0, &Arc::default()).unwrap();
+    let ambiguous = Constraint::Grammar("# lark\nstart: e\ne: e e | /[a-z ]/".into());
+    let mut guided = slow(&mut library, &tokenizer, &ambiguous);
+    (0..400).for_each(|_| guided.push(letter(&tokenizer, b'f')));
+    guided.step_aside_if_slow(&mut beside);
+    assert!(guided.is_beside());
+    // Not before the thread has begun it.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(20) {
+        std::thread::yield_now();
+    }
+    assert!(!beside.take_news(), "400 letters are too few");
+    let left = Instant::now();
+    drop(guided);
+    while !beside.take_news() {
+        std::thread::yield_now();
+    }
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
 }

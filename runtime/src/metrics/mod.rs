@@ -115,12 +115,16 @@ pub struct StepMetrics {
     pub accepted_tokens: Cell,
     pub head: HeadMetrics,
     pub running: Cell,
+    /// Those of them whose guides compute beside the steps: no step is due for them.
+    pub beside: Cell,
     pub waiting: Cell,
     /// Sequences that have no token yet, and the tokens of their prompts that are still to be computed.
     pub prompts: Cell,
     pub prompt_tokens: Cell,
     /// Sequences that were pushed out of their slots.
     pub preempted: Cell,
+    /// Guides that came back from beside the steps.
+    pub guides_beside: Cell,
     /// Tokens that were looked up in the KV cache, and those that were found.
     pub prefix_queries: Cell,
     pub prefix_hits: Cell,
@@ -234,10 +238,12 @@ impl Default for ShardMetrics {
                 accepted_tokens: Cell::default(),
                 head: HeadMetrics::default(),
                 running: Cell::default(),
+                beside: Cell::default(),
                 waiting: Cell::default(),
                 prompts: Cell::default(),
                 prompt_tokens: Cell::default(),
                 preempted: Cell::default(),
+                guides_beside: Cell::default(),
                 prefix_queries: Cell::default(),
                 prefix_hits: Cell::default(),
                 kv_blocks_used: Cell::default(),
@@ -326,6 +332,7 @@ impl ShardMetrics {
     /// What a lane's scheduler has counted since the last time.
     pub fn count_schedule(&self, counts: Counts) {
         self.step.preempted.add(counts.preempted);
+        self.step.guides_beside.add(counts.guides_beside);
         self.step.prefix_queries.add(counts.prefix_queries);
         self.step.prefix_hits.add(counts.prefix_hits);
     }

@@ -144,6 +144,10 @@ impl Page<'_> {
         self.counter("bitnet_preemptions_total", "Sequences that gave up their slot for want of KV blocks.", |s| {
             &s.step.preempted
         });
+        let beside = "Sequences in slots whose sets of allowed tokens are computed beside the steps now.";
+        self.gauge("bitnet_requests_beside", beside, |s| &s.step.beside);
+        let beside = "Sets of allowed tokens that were computed beside the steps, as they take long.";
+        self.counter("bitnet_guides_beside_total", beside, |s| &s.step.guides_beside);
         self.counter("bitnet_prefix_cache_queries_total", "Tokens that were looked up in the KV cache.", |s| {
             &s.step.prefix_queries
         });

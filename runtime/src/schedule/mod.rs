@@ -41,6 +41,8 @@ pub struct Counts {
     pub prefix_hits: u64,
     /// Sequences that were pushed out of their slots.
     pub preempted: u64,
+    /// Guides that came back from beside the steps.
+    pub guides_beside: u64,
 }
 
 /// Slots, queue and the order among them.
@@ -250,8 +252,8 @@ impl Scheduler {
         }
         budget.rows_max = budget.rows_max.min(rows_max - step.tokens.len());
         self.push_prompts(step, kv, budget);
-        // Whoever waits for a token that is on its way goes on after it.
-        let waits = |slot: &usize| self.taken(*slot).pending() == 0;
+        // Whoever waits for a token that is on its way goes on after it, and who waits for its guide after that.
+        let waits = |slot: &usize| self.taken(*slot).pending() == 0 || self.taken(*slot).waits_for_guide();
         if self.order.iter().any(waits) {
             return !step.tokens.is_empty();
         }
@@ -281,7 +283,8 @@ impl Scheduler {
         // Whoever is pushed out ranks behind: nothing of it is in the step yet.
         let mut at = 0;
         while at < self.order.len() && step.tokens.len() < rows_max {
-            if self.taken(self.order[at]).pending() == 1 && self.take_decode_blocks(at, kv) {
+            let sequence = self.taken(self.order[at]);
+            if sequence.pending() == 1 && !sequence.waits_for_guide() && self.take_decode_blocks(at, kv) {
                 let sequence = self.taken(self.order[at]);
                 step.push(self.order[at], sequence.computed, &sequence.tokens[sequence.computed..], true);
                 sequence.want(step, 0);
@@ -341,7 +344,8 @@ impl Scheduler {
             }
             let sequence = self.taken(slot);
             let room = (kv.table(slot).len() + kv.blocks_free()) * BLOCK - sequence.computed;
-            let mut chunk = budget.rows(sequence.computed, sequence.pending()).min(room);
+            let wanted = sequence.pending() - usize::from(sequence.waits_for_guide());
+            let mut chunk = budget.rows(sequence.computed, wanted).min(room);
             let scored = sequence.scored(sequence.computed..sequence.computed + chunk);
             if !scored.is_empty() {
                 // From the first one on each gives logits. Whoever comes behind may want those of a last row.
@@ -443,6 +447,19 @@ impl Scheduler {
         self.waiting.len()
     }
 
+    /// Sequences in slots that wait for their guides.
+    #[must_use]
+    pub fn beside(&self) -> usize {
+        self.slots.iter().flatten().filter(|sequence| sequence.waits_for_guide()).count()
+    }
+
+    /// Gives the guides that have come back to their sequences, also to those that were pushed out meanwhile.
+    pub fn take_guides_back(&mut self) {
+        let in_slots = self.slots.iter_mut().flatten().filter_map(|sequence| sequence.guide.as_mut());
+        let in_queue = self.waiting.iter_mut().filter_map(|waiting| waiting.new.guide.as_mut());
+        self.counts.guides_beside += in_slots.chain(in_queue).map(|guide| u64::from(guide.comes_back())).sum::<u64>();
+    }
+
     /// Prompt tokens that are still to be computed, in slots and in the queue.
     #[must_use]
     pub fn prompt_tokens(&self) -> usize {
@@ -471,7 +488,8 @@ impl Scheduler {
     pub fn demand(&self) -> Demand {
         let (mut crowd, free) = (StepRows::default(), self.slots.len() - self.order.len());
         let in_slots = self.slots.iter().flatten();
-        in_slots.clone().filter(|sequence| sequence.pending() <= 1).for_each(|sequence| {
+        let decodes = |sequence: &&Sequence| sequence.pending() <= 1 && !sequence.waits_for_guide();
+        in_slots.clone().filter(decodes).for_each(|sequence| {
             crowd.add_decode(sequence.tokens.len(), 1);
         });
         let prompts = in_slots.filter(|sequence| sequence.pending() > 1).map(|sequence| sequence.tokens.len());
@@ -484,7 +502,8 @@ impl Scheduler {
     #[must_use]
     pub fn decode_rows(&self) -> StepRows {
         let mut rows = StepRows::default();
-        let decoding = self.slots.iter().flatten().filter(|sequence| sequence.pending() == 1);
+        let decodes = |sequence: &&Sequence| sequence.pending() == 1 && !sequence.waits_for_guide();
+        let decoding = self.slots.iter().flatten().filter(decodes);
         decoding.for_each(|sequence| rows.add_decode(sequence.computed, 1));
         rows
     }

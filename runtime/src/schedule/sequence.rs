@@ -8,7 +8,7 @@ use kernels::attention::BLOCK;
 
 use super::clients::{ClientId, ClientIndex};
 use crate::forward::Step;
-use crate::guide::Guided;
+use crate::guide::{Beside, Guided};
 use crate::kv::blocks_for;
 use crate::sampler::{History, SamplingParams};
 use crate::speculate::Draft;
@@ -271,6 +271,19 @@ impl Sequence {
     #[must_use]
     pub fn is_guided(&self) -> bool {
         self.guide.as_ref().is_some_and(Guided::is_at_work)
+    }
+
+    /// Whether it waits for its guide, which computes beside the steps what may come next.
+    #[must_use]
+    pub fn waits_for_guide(&self) -> bool {
+        self.guide.as_ref().is_some_and(Guided::is_beside)
+    }
+
+    /// Has its guide compute that there, where that is likely to take long.
+    pub fn step_aside_if_slow(&mut self, beside: &mut Beside) {
+        if let Some(guide) = &mut self.guide {
+            guide.step_aside_if_slow(beside);
+        }
     }
 
     /// Tokens whose keys and values are not in the cache: one while it decodes, none while its next token is on its way.

@@ -4,6 +4,7 @@
 mod admin;
 mod admission;
 mod answers;
+mod beside;
 mod candidates;
 mod clients;
 mod cors;
