@@ -245,8 +245,9 @@ impl Lane {
 
     /// Admits whom it can and forms the next step; `false` where there is nothing to compute. Sequences of other lanes
     /// wait `beside_s` for their own steps already.
+    #[expect(clippy::cast_precision_loss, reason = "workers are few")]
     pub(super) fn form(&mut self, link: &mut Link, beside_s: f64) -> bool {
-        let Self { scheduler, kv, forward, pace, prompt_rows_max, speculator, step, .. } = self;
+        let Self { scheduler, kv, forward, pace, prompt_rows_max, speculator, samplers, step, .. } = self;
         scheduler.admit(kv.tables_mut(), |stream| push(link, Event::Admitted(stream)));
         let rows_max = forward.limits().rows_max;
         let budget = pace.prompt_budget(&scheduler.demand(), beside_s, *prompt_rows_max);
@@ -255,6 +256,9 @@ impl Lane {
             pool.want(step, scheduler);
             return formed;
         }
+        let step_s = pace.estimate_s(&scheduler.decode_rows()) + beside_s;
+        let sets_s = (step_s * SETS_SHARE).max(SETS_S_LEAST) * samplers.count() as f64;
+        scheduler.limit_sets(Duration::from_secs_f64(sets_s));
         speculator.plan(scheduler, rows_max);
         scheduler.form(step, kv.tables_mut(), rows_max, budget)
     }
@@ -561,6 +565,9 @@ pub(crate) fn choose(
     Some(Sampled { token: choice.token, logprobs: choice.logprob.map(logprobs) })
 }
 
+/// What sets of allowed tokens that take long may take of the time of a step, and of one that takes little, in seconds.
+const SETS_SHARE: f64 = 0.25;
+const SETS_S_LEAST: f64 = 2.0e-3;
 /// Steps with more prompt rows than these take as long for each row, or little less, and touch more memory: 2B shape on two cores
 /// with AMX, prompts of 64, 96, 128, 160 and 256 tokens in one step 677 to 705, 845 to 857, 875 to 902, 855 to 862 and 922 to
 /// 943 tok/s.

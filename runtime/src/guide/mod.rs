@@ -16,11 +16,12 @@ mod memory;
 mod pace;
 mod schema;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vocabulary;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use llguidance::api::ParserLimits;
 use llguidance::toktrie::{SimpleVob, TokEnv};
@@ -73,6 +74,12 @@ impl Guide {
             }
             guide = guide.map(|guide| Self { matcher: guide.matcher.into_cancellable(), ..guide });
         }
+    }
+
+    /// Makes its last set one that took so long.
+    #[cfg(test)]
+    pub(crate) fn pretend_that_it_took(&mut self, time: Duration) {
+        self.pace.observe(time);
     }
 
     /// One that rests until the answer says `open`.
@@ -179,11 +186,7 @@ impl Guided {
 
     /// Has what may come next computed beside the steps, where that is likely to take long.
     pub fn step_aside_if_slow(&mut self, beside: &mut Beside) {
-        if !self.is_at_work() || self.is_beside() {
-            return;
-        }
-        let guide = self.get_mut();
-        if !guide.pace.is_slow() || guide.is_known() {
+        if !self.unknown().is_some_and(|guide| guide.pace.is_slow()) {
             return;
         }
         if let Place::Here(guide) = std::mem::replace(&mut self.place, Place::Nowhere) {
@@ -192,6 +195,25 @@ impl Guided {
                 Err(guide) => Place::Here(guide),
             };
         }
+    }
+
+    /// What its next set is likely to take of a step; nothing where that is little, known already, or computed beside.
+    #[must_use]
+    pub fn wanted(&mut self) -> Duration {
+        self.unknown().map_or(Duration::ZERO, |guide| guide.pace.wanted())
+    }
+
+    /// Whether its sequence has its turn in a step that has `share` for each set that takes long.
+    pub fn has_turn(&mut self, share: Duration) -> bool {
+        self.unknown().is_none_or(|guide| guide.pace.has_turn(share))
+    }
+
+    /// The guide, where a step would have to compute its set.
+    fn unknown(&mut self) -> Option<&mut Guide> {
+        if !self.is_at_work() || self.is_beside() {
+            return None;
+        }
+        Some(self.get_mut()).filter(|guide| !guide.is_known())
     }
 
     /// Takes the guide back if it is done; whether it is.

@@ -19,7 +19,7 @@ fn tokenizer_of(source: &Source) -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_gguf(Gguf::parse(&header, source.bytes()).unwrap().metadata()).unwrap())
 }
 
-pub(super) fn default_tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn default_tokenizer() -> Arc<Tokenizer> {
     tokenizer_of(&Source::embedded())
 }
 
@@ -414,14 +414,14 @@ fn slow(library: &mut Library, tokenizer: &Arc<Tokenizer>, constraint: &Constrai
     guided
 }
 
-fn letter(tokenizer: &Tokenizer, letter: u8) -> u32 {
+pub(crate) fn letter(tokenizer: &Tokenizer, letter: u8) -> u32 {
     (0..tokenizer.vocab_len() as u32).find(|id| tokenizer.piece(*id) == [letter]).unwrap()
 }
 
 #[test]
 fn a_slow_guide_comes_back_with_the_same_set_and_a_quick_one_stays() {
     let (tokenizer, mut library) = (default_tokenizer(), Library::default());
-    let mut beside = Beside::start(0, &Arc::default()).unwrap();
+    let mut beside = Beside::start(77, &Arc::default()).unwrap();
     let pattern = Constraint::Regex("(?s:.*)a(?s:.{13})Q".into());
     let mut same = compile(&mut library, &tokenizer, &pattern).unwrap();
     let mut guided = Guided::from(compile(&mut library, &tokenizer, &pattern).unwrap());
@@ -447,7 +447,7 @@ fn a_guide_whose_sequence_leaves_while_it_is_beside_is_not_waited_for_and_frees_
     let tokenizer = default_tokenizer();
     let memory = Memory::new(64 * GUIDE_BYTES);
     let mut library = Library::within(&memory);
-    let mut beside = Beside::start(0, &Arc::default()).unwrap();
+    let mut beside = Beside::start(77, &Arc::default()).unwrap();
     let mut guided = slow(&mut library, &tokenizer, &Constraint::Regex("[a-z]*".into()));
     guided.step_aside_if_slow(&mut beside);
     assert!(guided.is_beside());
@@ -463,7 +463,7 @@ fn a_guide_whose_sequence_leaves_while_it_is_beside_is_not_waited_for_and_frees_
 #[test]
 fn a_set_that_takes_seconds_ends_with_its_sequence() {
     let (tokenizer, mut library) = (default_tokenizer(), Library::default());
-    let mut beside = Beside::start(0, &Arc::default()).unwrap();
+    let mut beside = Beside::start(77, &Arc::default()).unwrap();
     let ambiguous = Constraint::Grammar("# lark\nstart: e\ne: e e | /[a-z ]/".into());
     let mut guided = slow(&mut library, &tokenizer, &ambiguous);
     (0..400).for_each(|_| guided.push(letter(&tokenizer, b'f')));

@@ -16,10 +16,12 @@ mod simulation;
 mod tests;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use kernels::attention::BLOCK;
 
 use crate::forward::Step;
+use crate::guide::Guided;
 use crate::kv::BlockTables;
 
 pub use clients::ClientId;
@@ -62,6 +64,8 @@ pub struct Scheduler {
     logits_max: usize,
     /// Whether keys and values of answers are shared, as those of prompts are.
     shares_answers: bool,
+    /// What each set of allowed tokens that takes long may take of the next step, where they are limited.
+    sets_share: Option<Duration>,
     /// What a prompt row takes, as far as is known.
     row_s: f64,
     counts: Counts,
@@ -81,6 +85,7 @@ impl Scheduler {
             clients: Clients::with_capacity(waiting_max + slots),
             logits_max: slots,
             shares_answers: true,
+            sets_share: None,
             row_s: 0.0,
             counts: Counts::default(),
         }
@@ -245,7 +250,8 @@ impl Scheduler {
         step.clear();
         self.row_s = budget.row_s;
         self.publish(kv);
-        self.push_decodes(step, kv, rows_max);
+        // Where all take turns and none has its, the next one comes at once.
+        while self.push_decodes(step, kv, rows_max) && step.tokens.is_empty() {}
         if step.tokens.is_empty() && budget.rows_max == 0 {
             // Whoever was to decode alone has been pushed out.
             budget = PromptBudget::of_rows(BLOCK);
@@ -279,12 +285,30 @@ impl Scheduler {
         }
     }
 
-    fn push_decodes(&mut self, step: &mut Step, kv: &mut BlockTables, rows_max: usize) {
+    /// Says what all sets of allowed tokens that take long may take of the next step together, by the time of all workers.
+    pub fn limit_sets(&mut self, most: Duration) {
+        let decoding = self.slots.iter_mut().flatten().filter(|sequence| sequence.pending() == 1);
+        let wanted = decoding.filter_map(|sequence| sequence.guide.as_mut()).map(Guided::wanted);
+        let (mut all, mut count) = (Duration::ZERO, 0);
+        for set in wanted.filter(|set| !set.is_zero()) {
+            all += set;
+            count += 1;
+        }
+        self.sets_share = (all > most).then(|| (most / count).max(SET_SHARE_LEAST));
+    }
+
+    /// Whether any sequence that decodes has to wait for its turn.
+    fn push_decodes(&mut self, step: &mut Step, kv: &mut BlockTables, rows_max: usize) -> bool {
+        let mut has_waiting = false;
         // Whoever is pushed out ranks behind: nothing of it is in the step yet.
         let mut at = 0;
         while at < self.order.len() && step.tokens.len() < rows_max {
-            let sequence = self.taken(self.order[at]);
-            if sequence.pending() == 1 && !sequence.waits_for_guide() && self.take_decode_blocks(at, kv) {
+            let share = self.sets_share;
+            let sequence = self.slots[self.order[at]].as_mut().expect("ordered slots are taken");
+            let decodes = sequence.pending() == 1 && !sequence.waits_for_guide();
+            let has_turn = decodes && sequence.has_turn(share);
+            has_waiting |= decodes && !has_turn;
+            if has_turn && self.take_decode_blocks(at, kv) {
                 let sequence = self.taken(self.order[at]);
                 step.push(self.order[at], sequence.computed, &sequence.tokens[sequence.computed..], true);
                 sequence.want(step, 0);
@@ -297,6 +321,7 @@ impl Scheduler {
             }
             at += 1;
         }
+        has_waiting
     }
 
     /// Takes blocks for the next token and the draft of the sequence at `at` of the order. Where there are none it does
@@ -529,3 +554,6 @@ impl Scheduler {
         self.slots.iter().flatten().filter(|sequence| sequence.pending() == 1).count()
     }
 }
+
+/// The least that a set which takes long has of a step: so each has its turn in a thousand steps at the latest.
+const SET_SHARE_LEAST: Duration = Duration::from_micros(2);

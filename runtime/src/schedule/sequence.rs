@@ -279,6 +279,12 @@ impl Sequence {
         self.guide.as_ref().is_some_and(Guided::is_beside)
     }
 
+    /// Whether its next set of allowed tokens has its turn, where each that takes long has `share` of a step.
+    pub(super) fn has_turn(&mut self, share: Option<Duration>) -> bool {
+        let (Some(share), Some(guide)) = (share, &mut self.guide) else { return true };
+        guide.has_turn(share)
+    }
+
     /// Has its guide compute that there, where that is likely to take long.
     pub fn step_aside_if_slow(&mut self, beside: &mut Beside) {
         if let Some(guide) = &mut self.guide {

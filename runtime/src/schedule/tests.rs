@@ -3,7 +3,11 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use net::api::Constraint;
+
 use super::*;
+use crate::guide::Library;
+use crate::guide::tests::{default_tokenizer, letter};
 use crate::sampler::SamplingParams;
 
 fn cache(slots: usize, blocks: usize) -> BlockTables {
@@ -324,4 +328,43 @@ fn what_answers_leave_is_found_by_prompts_only_where_both_are_computed_alike() {
         let resumed = NewSequence { generated: 36, ..with_tokens(3, tokens, 40, Priority::Normal) };
         assert_eq!(run(&mut scheduler, &mut kv, resumed, 1), cached);
     }
+}
+
+#[test]
+fn sets_that_take_long_take_turns_and_free_sequences_are_in_every_step() {
+    let tokenizer = default_tokenizer();
+    let letter = letter(&tokenizer, b'a');
+    let (mut library, any) = (Library::default(), Constraint::Regex("(?s:.*)".into()));
+    let mut guides = library.guides((&tokenizer, tokenizer.vocab_len()), &any, 4).unwrap();
+    let (mut scheduler, mut kv) = (Scheduler::new(6, 0), cache(6, 24));
+    for id in 0..6 {
+        // Two are free, and one of those with a guide is quick.
+        let guide = (id < 4).then(|| Guided::from(guides.pop().unwrap()));
+        scheduler.submit(NewSequence { guide, ..sequence(id, 2, 100, Priority::Normal) }).unwrap();
+    }
+    assert_eq!(admitted(&mut scheduler, &mut kv).len(), 6);
+    let mut step = Step::default();
+    let mut run = |most_us: u64, free: usize, steps: usize| {
+        let mut counts = [0; 6];
+        for _ in 0..steps {
+            scheduler.limit_sets(Duration::from_micros(most_us));
+            assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
+            for segment in &step.segments {
+                let sequence = scheduler.sequence_mut(segment.slot).unwrap();
+                sequence.computed += segment.rows;
+                sequence.push(letter);
+                if let Some(guide) = &mut sequence.guide {
+                    let us = if segment.slot == 3 { 30 } else { 1_500 };
+                    guide.get_mut().pretend_that_it_took(Duration::from_micros(us));
+                }
+                counts[segment.slot] += 1;
+            }
+        }
+        (free..6).for_each(|slot| scheduler.finish(slot, &mut kv));
+        counts
+    };
+    assert_eq!(run(1_500, 6, 1), [1; 6]);
+    assert_eq!(run(4_500, 6, 6), [6; 6], "there is room for all");
+    assert_eq!(run(1_500, 3, 12), [4, 4, 4, 12, 12, 12]);
+    assert!(run(1_500, 3, 12)[..3].iter().all(|count| *count == 12), "nobody else is there: all have the same turns");
 }
