@@ -164,10 +164,15 @@ template <int WIDE, int NT, int STAGES> DEVICE void screen_rows_of(const Phase& 
 KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_16(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
     screen_rows_of<1, 2, 5>(p, s);
 }
-KERNEL void __launch_bounds__(GEMM_THREADS, 2) screen_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
-    screen_rows_of<1, 8, 4>(p, s);
-}
 // From 9.0 on by warpgroups, whose blocks stay.
+KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 2)
+    screen_64(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
+#if WARPGROUPS
+    WideScreen<8, 8>(p, s).run();
+#else
+    screen_rows_of<1, 8, 4>(p, s);
+#endif
+}
 KERNEL void __launch_bounds__(WARPGROUPS ? 384 : GEMM_THREADS, WARPGROUPS ? 1 : 2)
     screen_128(const GRID_CONSTANT Phase p, const GRID_CONSTANT Step s) {
 #if WARPGROUPS

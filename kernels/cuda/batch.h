@@ -169,11 +169,11 @@ inline Launch norm_screen(const Step& s, const Phase& p) {
 }
 inline Launch screen(const Step& s, const Phase& p, const BatchLimits& limits) {
     const int slots = 2 * s.tokens;
-    if (s.tokens > 32 && limits.cluster_max > 1) {
+    if (s.tokens > 8 && limits.cluster_max > 1) {
         // Two blocks with the same slots, which stay.
-        const int block = slots <= 128 ? 128 : 256, depth = block == 128 ? 6 : 4, pairs = divided(p.tiles, 16) * divided(slots, block);
+        const int block = slots <= 64 ? 64 : slots <= 128 ? 128 : 256, depth = block == 64 ? 8 : block == 128 ? 6 : 4, pairs = divided(p.tiles, 16) * divided(slots, block);
         const int grid = 2 * (pairs < limits.multiprocessors / 2 ? pairs : limits.multiprocessors / 2);
-        return {block == 128 ? "screen_128" : "screen_256", grid, 2, 384, depth * (16384 + block * 128 + 16) + 16 + block * 20, p, s};
+        return {block == 64 ? "screen_64" : block == 128 ? "screen_128" : "screen_256", grid, 2, 384, depth * (16384 + block * 128 + 16) + 16 + block * 20, p, s};
     }
     const int tile = slots <= 16 ? 16 : slots <= 64 ? 64 : 128, stages = tile == 16 ? 5 : tile == 64 ? 4 : 3;
     return {tile == 16 ? "screen_16" : tile == 64 ? "screen_64" : "screen_128", divided(p.tiles, 8) * divided(slots, tile), 1, 256,

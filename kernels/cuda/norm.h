@@ -175,9 +175,7 @@ DEVICE int fragment_offset(int i, int g) {
     return ((i >> 7) * 32 + g * 4 + ((i >> 2) & 3)) * 32 + ((i >> 5) & 3) * 8 + ((i >> 4) & 1) * 4;
 }
 
-// Whether so many rows are where warpgroups gather them from; plan.h has both layouts.
-DEVICE bool are_gathered(int tokens) { return WARPGROUPS && tokens > 32; }
-// How many of a linear's rows lie together so; 0 where they are in B operand order.
+// How many of a linear's rows lie together where warpgroups gather them from; 0 where they are in B operand order. plan.h has both layouts.
 DEVICE int gathered_block(int tokens) {
     return !WARPGROUPS || tokens <= 16 ? 0 : tokens <= 32 ? 32 : (int)GATHERED_ROWS;
 }

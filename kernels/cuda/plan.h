@@ -117,7 +117,7 @@ struct Step {
     unsigned short* queries; // batch kernels: rows of heads * head_dim rotated F16 queries, for prompts
     const int* picked;     // HEAD, GREEDY: the step's rows that are meant, `tokens` of them; null: all
     unsigned* lower;       // SCREEN: of each row, the greatest lower bound in the order of integers; zero between steps
-    signed char* screened; // batch kernels, SCREEN: two B operand tokens a row, upper and lower bytes; for 128 tokens more
+    signed char* screened; // batch kernels, SCREEN: two B operand tokens a row, upper and lower bytes, or two gathered ones; for 128 tokens more
     float* screen_rows;    // likewise: four floats a row, see ScreenRow
     float* normed;         // likewise: rows of hidden floats
     const int* prompt_tiles; // batch kernels: of each tile of a prompt first row, rows (1 to PROMPT_PAIRS or TENSOR_PAIRS / group), split, first position

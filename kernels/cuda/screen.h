@@ -128,7 +128,7 @@ DEVICE void choose_rows(const Phase& p, unsigned left, int first, const float* x
 
 // Where the screen keeps only the bounds of those 16 rows that may have the best: behind all bounds, the greatest of each 16
 // rows of a token.
-DEVICE bool keeps_tops(int tokens) { return are_gathered(tokens); }
+DEVICE bool keeps_tops(int tokens) { return WARPGROUPS && tokens > 8; }
 DEVICE float* screen_tops(float* bounds, int tokens, int rows, int t) {
     return bounds + (long long)tokens * rows + (long long)t * ((rows + 15) / 16);
 }
@@ -180,8 +180,8 @@ DEVICE void screen_batch_row(const Phase& p, const Step& s, int t) {
     const float4* from = (const float4*)(p.input + (long long)picked_row(s, t) * p.cols);
     for (int i = threadIdx.x; i < p.cols / 4; i += THREADS) ((float4*)x)[i] = from[i];
     __syncthreads();
-    const bool gathered = are_gathered(s.tokens);
-    const int block = s.tokens <= GATHERED_ROWS / 2 ? GATHERED_ROWS : 2 * GATHERED_ROWS;
+    const bool gathered = keeps_tops(s.tokens);
+    const int block = s.tokens <= 32 ? 64 : s.tokens <= 64 ? 128 : 256;
     signed char* out = s.screened + (gathered ? gathered_row(2 * t, items, block) : (long long)(2 * t / 8) * items * 1024);
     ScreenRow row = prepare_screen(p, x, reduced, [&](int i, const uint2& words) {
         const int slot = 2 * t % 8;

@@ -263,7 +263,7 @@ struct WideLinear {
     }
 };
 
-// The screen of more than 32 rows: both warpgroups take each stage, 64 rows and all slots each. The blocks of a cluster have the
+// The screen of more than 8 rows: both warpgroups take each stage, 64 rows and all slots each. The blocks of a cluster have the
 // same slots, of which each copies its part to all.
 template <int NT, int STAGES> struct WideScreen {
     enum {

@@ -133,7 +133,7 @@ inline void batch_agrees(Machine& machine, const Model& model, const std::vector
     for (const Launch& launch : step.screened_head()) machine.launch(launch);
     std::vector<int> screened = machine.read(step.loaded.step.token_ids, step.ids.size());
     const int vocab = model.shape.vocab, tiles = (vocab + 15) / 16;
-    const bool tops = segments.size() > 32 && machine.cluster_max() > 1;
+    const bool tops = segments.size() > 8 && machine.cluster_max() > 1;
     std::vector<float> upper = machine.read(step.loaded.upper, segments.size() * (tops ? vocab + tiles : vocab));
     step.head();
     std::vector<float> logits = machine.read(step.loaded.step.logits, segments.size() * vocab);

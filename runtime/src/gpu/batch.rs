@@ -126,10 +126,14 @@ pub(super) fn screened_head<E>(
 }
 
 /// The kernel for so many slots, two for each row: its upper and its lower bytes. Then grid, cluster, threads and shared memory.
-/// From 33 rows on two blocks with the same slots, which stay, where devices know clusters.
+/// From 9 rows on two blocks with the same slots, which stay, where devices know clusters.
 fn screen_of(slots: usize, tiles: usize, limits: Limits) -> (&'static CStr, usize, usize, usize, usize) {
-    if slots > 64 && limits.cluster_max > 1 {
-        let (block, kernel, stages) = if slots <= 128 { (128, c"screen_128", 6) } else { (256, c"screen_256", 4) };
+    if slots > 16 && limits.cluster_max > 1 {
+        let (block, kernel, stages) = match slots {
+            0..=64 => (64, c"screen_64", 8),
+            65..=128 => (128, c"screen_128", 6),
+            _ => (256, c"screen_256", 4),
+        };
         let pairs = tiles.div_ceil(16) * slots.div_ceil(block);
         let shared_bytes = stages * (16384 + block * 128 + 16) + 16 + block * 20;
         return (kernel, 2 * pairs.min(limits.multiprocessors / 2), 2, WIDE_THREADS, shared_bytes);
