@@ -1,6 +1,8 @@
 //! The logic of a feeder: brings its device up, tests it, batches sequences continuously, and hands them back where the
 //! device fails. No clock, no threads, no I/O of its own: time is an argument, ports and device are traits.
 
+mod trial;
+
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -82,6 +84,11 @@ enum Stage {
     Starting,
     /// Step `index` of the self test is computed.
     Testing {
+        index: usize,
+        begun: Instant,
+    },
+    /// Step `index` of those that show what steps cost is computed.
+    Trying {
         index: usize,
         begun: Instant,
     },
@@ -225,7 +232,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
     }
 
     fn is_up(&self) -> bool {
-        matches!(self.stage, Stage::Stepping | Stage::Idle { .. } | Stage::Testing { .. })
+        matches!(self.stage, Stage::Stepping | Stage::Idle { .. } | Stage::Testing { .. } | Stage::Trying { .. })
     }
 
     fn receive(&mut self, now: Instant, ports: &mut impl Ports) {
@@ -278,6 +285,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
                 Ok(self.begin_test(0, now))
             }
             Stage::Testing { index, begun } => self.look_at_test(index, begun, now, ports),
+            Stage::Trying { index, begun } => self.look_at_trial(index, begun, now, ports),
             Stage::Stepping => {
                 if self.device.poll_step()? {
                     self.finish_step(now, ports);
@@ -350,19 +358,13 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         let steps = known.scores.len() + usize::from(self.limits.prompt_attention == PromptAttention::Tensor);
         let is_last = index + 1 == steps;
         self.device.advance();
-        self.observe_costs(&flight.step, elapsed);
         self.spare.push(flight);
         if !is_last {
             return Ok(self.begin_test(index + 1, now));
         }
         (0..self.test_slots()).for_each(|slot| self.tables.release(slot));
         self.status.tests.add(1);
-        if self.status.state() != State::Healthy {
-            self.health.up(now);
-            self.status.set_state(State::Healthy);
-            self.journal.up(&self.status);
-        }
-        Ok(self.begin_steps(now, ports))
+        if self.status.state() == State::Healthy { Ok(self.begin_steps(now, ports)) } else { Ok(self.try_step(0, now)) }
     }
 
     /// Gives the device as many steps as it takes at a time, or rests where there is nothing to compute.

@@ -297,13 +297,14 @@ impl Journal for Log {
     fn up(&mut self, status: &Status) {
         let costs = status.costs();
         info!(
-            "{} ({}, {}) is up after its self test: {} KV blocks, attention of prompts {}, {:.2} ms a step",
+            "{} ({}, {}) is up after its self test: {} KV blocks, attention of prompts {}, {:.2} ms a step of {:.0} rows",
             status.label(),
             status.name,
             status.image,
             status.kv_blocks(),
             status.prompt_attention.name(),
             costs.decode_s * 1e3,
+            costs.decode_rows,
         );
     }
 

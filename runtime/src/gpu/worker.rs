@@ -99,6 +99,15 @@ fn die_with(pid: u32) -> Result<(), Failure> {
     }
 }
 
+/// A step that is recorded before there is one of its kind.
+struct Usual {
+    /// Of any step whose input lies where this one's does.
+    number: u64,
+    rows: usize,
+    stored: bool,
+    head: Head,
+}
+
 struct Worker<'r> {
     region: &'r Region,
     offsets: Offsets,
@@ -196,11 +205,14 @@ impl<'r> Worker<'r> {
         })
     }
 
-    fn serve(mut self) -> Result<(), Failure> {
-        self.load_weights()?;
+    fn serve(self) -> Result<(), Failure> {
+        let mut usual = self.usual_steps().into_iter();
+        self.load_weights(&mut usual)?;
         self.context.launch_batch(&batch::pack_screen(&self.plan.screen, self.plan.choose.weights))?;
-        self.record_steps()?;
         let header = self.region.header();
+        for step in usual {
+            self.record(step)?;
+        }
         header.state.store(READY, Ordering::Release);
         let mut begun = BEFORE_FIRST;
         loop {
@@ -216,22 +228,31 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Records what most steps will be, before there are any.
-    fn record_steps(&self) -> Result<(), Failure> {
-        for rows in buckets(self.shape.slots as usize) {
-            for number in (PLACES..2 * PLACES).map(|number| number as u64) {
-                self.recorded(number, (rows, 1), false, Head::Tokens(Draws::default()))?;
-                if rows <= SINGLE_ROWS_MAX {
-                    self.recorded(number, (rows, 1), true, Head::Apart)?;
-                }
-            }
-            self.region.header().beat.fetch_add(1, Ordering::Relaxed);
-        }
+    /// What most steps will be: of short sequences, whose tokens are all the best, some drawn, or some drawn among the best few,
+    /// or with rows of prompts.
+    fn usual_steps(&self) -> Vec<Usual> {
+        let draws = [(false, false), (true, false), (false, true)];
+        let heads = draws.map(|(among_all, among_best)| (false, Head::Tokens(Draws { among_all, among_best })));
+        let kinds = [heads.as_slice(), &[(true, Head::Apart)]].concat();
+        let of_rows = |rows: usize| {
+            let recorded = kinds.iter().filter(move |(stored, _)| !stored || rows <= SINGLE_ROWS_MAX);
+            recorded.flat_map(move |&(stored, head)| {
+                (PLACES..2 * PLACES).map(move |number| Usual { number: number as u64, rows, stored, head })
+            })
+        };
+        buckets(self.shape.slots as usize).flat_map(of_rows).collect()
+    }
+
+    /// Records such a step before there is one.
+    fn record(&self, step: Usual) -> Result<(), Failure> {
+        let Usual { number, rows, stored, head } = step;
+        self.recorded(number, (rows, 1), stored, head)?;
+        self.region.header().beat.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Copies what the server stages until it says that there is no more.
-    fn load_weights(&mut self) -> Result<(), Failure> {
+    /// Copies what the server stages until it says that there is no more. While it has to wait it records some of the `usual` steps.
+    fn load_weights(&self, usual: &mut impl Iterator<Item = Usual>) -> Result<(), Failure> {
         let header = self.region.header();
         header.state.store(LOADING, Ordering::Release);
         loop {
@@ -256,7 +277,10 @@ impl<'r> Worker<'r> {
                 if end {
                     return Ok(());
                 }
-                header.wait_for_step(BEFORE_FIRST, Duration::from_millis(1));
+                match usual.next() {
+                    Some(step) => self.record(step)?,
+                    None => header.wait_for_step(BEFORE_FIRST, Duration::from_millis(1)),
+                }
             }
         }
     }
