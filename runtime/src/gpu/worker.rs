@@ -211,7 +211,7 @@ impl<'r> Worker<'r> {
         self.context.launch_batch(&batch::pack_screen(&self.plan.screen, self.plan.choose.weights))?;
         let header = self.region.header();
         for step in usual {
-            self.record(step)?;
+            self.record(&step)?;
         }
         header.state.store(READY, Ordering::Release);
         let mut begun = BEFORE_FIRST;
@@ -244,8 +244,8 @@ impl<'r> Worker<'r> {
     }
 
     /// Records such a step before there is one.
-    fn record(&self, step: Usual) -> Result<(), Failure> {
-        let Usual { number, rows, stored, head } = step;
+    fn record(&self, step: &Usual) -> Result<(), Failure> {
+        let &Usual { number, rows, stored, head } = step;
         self.recorded(number, (rows, 1), stored, head)?;
         self.region.header().beat.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -278,7 +278,7 @@ impl<'r> Worker<'r> {
                     return Ok(());
                 }
                 match usual.next() {
-                    Some(step) => self.record(step)?,
+                    Some(step) => self.record(&step)?,
                     None => header.wait_for_step(BEFORE_FIRST, Duration::from_millis(1)),
                 }
             }
