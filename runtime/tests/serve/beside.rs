@@ -10,13 +10,12 @@ use crate::models::Folder;
 use crate::server::{PATIENCE, Server, becomes_true};
 
 const COMPLETIONS: &str = "/v1/completions";
-/// So ambiguous that what may follow some hundred letters takes seconds to find.
-const AMBIGUOUS: &str = "# lark\nstart: e\ne: e e | /[a-z ]/";
+/// So ambiguous that what may follow some hundred letters takes seconds to find; it hardly ever comes to its end.
+const AMBIGUOUS: &str = "# lark\nstart: e \"~\"\ne: e e | /[a-z ]/";
 
 fn slow(max_tokens: u32, more: &Value) -> Value {
-    let mut body = json!({
-        "prompt": "Once upon", "max_tokens": max_tokens, "min_tokens": max_tokens, "temperature": 1, "seed": 5, "grammar": AMBIGUOUS,
-    });
+    let mut body =
+        json!({"prompt": "Once upon", "max_tokens": max_tokens, "temperature": 1, "seed": 5, "grammar": AMBIGUOUS});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
 }
