@@ -259,7 +259,7 @@ fn constrained_answers_that_are_pushed_out_go_on_with_the_same_tokens() {
 #[test]
 fn slow_guides_change_no_token_and_no_company_changes_theirs() {
     const COUNT: usize = 4;
-    const TOKENS_MAX: usize = 8;
+    const TOKENS_MAX: usize = 16;
     let model = Arc::new(load(None));
     let mut draw = Draw(8);
     let prompts: Vec<Vec<u32>> = (0..COUNT).map(|i| draw.tokens(&model, 26 + i)).collect();
