@@ -310,13 +310,14 @@ fn a_host_that_breaks_down_ends_its_guests_and_nobody_else() {
 #[test]
 fn what_breaks_down_beside_the_steps_ends_its_own_answer_and_a_leader_those_that_are_beside() {
     let server = Server::start(1);
-    let mut clients: Vec<Client> = (0..2).map(|_| Client(BufReader::new(server.connect()))).collect();
-    let alone = clients[1].complete(&body(1, 100, false));
+    let connect = || Client(BufReader::new(server.connect()));
+    let alone = connect().complete(&body(1, 100, false));
     // Which hardly ever comes to its end.
     let ambiguous = "# lark\nstart: e \"~\"\ne: e e | /[a-z ]/";
     let slow = json!({"prompt": "Once", "max_tokens": 900, "temperature": 1, "grammar": ambiguous, "stream": true});
     for fault in [Fault::Guide, Fault::Leader, Fault::Worker] {
         let is_guide = matches!(fault, Fault::Guide);
+        let mut clients = [connect(), connect()];
         clients[0].post(&slow);
         if !is_guide {
             clients[1].post(&body(1, 1000, true));
@@ -339,12 +340,12 @@ fn what_breaks_down_beside_the_steps_ends_its_own_answer_and_a_leader_those_that
                 assert!(rest.contains("broke down") && text(&rest).is_none(), "{rest}");
             }
         }
+        drop(clients);
         server.becomes_quiet();
         assert_eq!(server.metric("bitnet_requests_beside"), 0.0);
-        let free = clients[1].complete(&body(1, 100, false));
+        let free = connect().complete(&body(1, 100, false));
         assert_eq!(free["choices"], alone["choices"], "{free}");
     }
-    drop(clients);
     let outcome = server.end();
     assert!(outcome.is_ok(), "{outcome:?}");
 }
