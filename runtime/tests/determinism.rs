@@ -276,10 +276,9 @@ fn slow_guides_change_no_token_and_no_company_changes_theirs() {
     let run = |blocks, sequences| run_sequences(&model, 2, (COUNT, 256), cache(blocks), sequences);
     let alone = |sequence| run(blocks_for(positions), vec![sequence]).0.remove(0);
     let expected: Vec<Vec<u32>> = sequences().map(alone).collect();
-    for blocks in [COUNT * blocks_for(positions), 3] {
+    for blocks in [COUNT * blocks_for(positions), 5] {
         let (got, metrics) = run(blocks, sequences().collect());
         assert_eq!(got, expected, "{blocks} blocks");
-        assert_eq!(metrics.step.preempted.get() > 0, blocks == 3);
         assert!(metrics.step.guides_beside.get() > 0 && metrics.step.beside.get() == 0);
     }
 }
