@@ -333,6 +333,15 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         Rest::None
     }
 
+    /// The step of a test or trial that began at `begun`, once it is computed.
+    fn landed(&mut self, begun: Instant, now: Instant) -> Result<Option<Flight>, Fault> {
+        if self.device.poll_step()? {
+            return Ok(self.flights.pop_front());
+        }
+        let elapsed = now.saturating_duration_since(begun);
+        if elapsed > TEST_STEP_MAX { Err(Fault::Hang(elapsed)) } else { Ok(None) }
+    }
+
     fn look_at_test(
         &mut self,
         index: usize,
@@ -340,11 +349,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         now: Instant,
         ports: &mut impl Ports,
     ) -> Result<Rest, Fault> {
-        let elapsed = now.saturating_duration_since(begun);
-        if !self.device.poll_step()? {
-            return if elapsed > TEST_STEP_MAX { Err(Fault::Hang(elapsed)) } else { Ok(Rest::None) };
-        }
-        let flight = self.flights.pop_front().expect("the test's step is under way");
+        let Some(flight) = self.landed(begun, now)? else { return Ok(Rest::None) };
         let known = &self.served.as_ref().expect("a device under test has a model").known;
         for (entry, want) in flight.wants.iter().enumerate() {
             match want {

@@ -1,13 +1,13 @@
 //! The scheduler case by case.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use net::api::Constraint;
 
 use super::*;
-use crate::guide::Library;
 use crate::guide::tests::{default_tokenizer, letter};
+use crate::guide::{Beside, Library};
 use crate::sampler::SamplingParams;
 
 fn cache(slots: usize, blocks: usize) -> BlockTables {
@@ -367,4 +367,37 @@ fn sets_that_take_long_take_turns_and_free_sequences_are_in_every_step() {
     assert_eq!(run(4_500, 6, 6), [6; 6], "there is room for all");
     assert_eq!(run(1_500, 3, 12), [4, 4, 4, 12, 12, 12]);
     assert!(run(1_500, 3, 12)[..3].iter().all(|count| *count == 12), "nobody else is there: all have the same turns");
+}
+
+#[test]
+fn who_is_pushed_out_while_its_guide_is_beside_goes_on_with_it() {
+    let tokenizer = default_tokenizer();
+    let (mut library, any) = (Library::default(), Constraint::Regex("(?s:.*)".into()));
+    let guide = library.guides((&tokenizer, tokenizer.vocab_len()), &any, 1).unwrap().pop().unwrap();
+    let mut beside = Beside::start(78, &Arc::default()).unwrap();
+    let (mut scheduler, mut kv) = (Scheduler::new(1, 0), cache(1, 8));
+    let guide = Some(Guided::from(guide));
+    scheduler.submit(NewSequence { guide, ..sequence(1, 2, 100, Priority::Normal) }).unwrap();
+    assert_eq!(admitted(&mut scheduler, &mut kv), [1]);
+    let mut step = Step::default();
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
+    let slow = scheduler.sequence_mut(0).unwrap();
+    slow.computed += 2;
+    slow.push(letter(&tokenizer, b'a'));
+    for _ in 0..2 {
+        slow.guide.as_mut().unwrap().get_mut().pretend_that_it_took(Duration::from_millis(40));
+    }
+    slow.step_aside_if_slow(&mut beside);
+    assert!(slow.waits_for_guide());
+    assert!(!scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)), "there is nothing else to compute");
+    scheduler.preempt_last(&mut kv);
+    while !beside.take_news() {
+        std::thread::yield_now();
+    }
+    scheduler.take_guides_back();
+    let counts = scheduler.take_counts();
+    assert_eq!((counts.preempted, counts.guides_beside), (1, 1));
+    assert!(admitted(&mut scheduler, &mut kv).is_empty(), "it is not new");
+    assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
+    assert_eq!(step.tokens.len(), 3, "its prompt and its token");
 }

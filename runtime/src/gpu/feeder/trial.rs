@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::super::device::{Device, Fault, Want};
 use super::super::status::State;
-use super::{Feeder, Journal, Ports, Rest, Stage, TEST_STEP_MAX, rows as rows_of};
+use super::{Feeder, Journal, Ports, Rest, Stage, rows as rows_of};
 
 impl<D: Device, J: Journal> Feeder<D, J> {
     /// Begins a step for nobody: of one row, of several rows that decode, or of a prompt. Those of the self test say little of what steps
@@ -38,11 +38,8 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         now: Instant,
         ports: &mut impl Ports,
     ) -> Result<Rest, Fault> {
+        let Some(flight) = self.landed(begun, now)? else { return Ok(Rest::None) };
         let elapsed = now.saturating_duration_since(begun);
-        if !self.device.poll_step()? {
-            return if elapsed > TEST_STEP_MAX { Err(Fault::Hang(elapsed)) } else { Ok(Rest::None) };
-        }
-        let flight = self.flights.pop_front().expect("the trial's step is under way");
         self.device.advance();
         if index == 0 {
             // What rows cost beside each other counts for where a sequence goes.
