@@ -83,7 +83,7 @@ pub enum Event {
     Embedding { stream: StreamId, vector: Box<[f32]> },
     /// The end without a further token.
     End { stream: StreamId, finish: Finish },
-    /// The device gives the sequence back as it stands: it goes on on the CPU.
+    /// The device gives the sequence back as it stands: it goes on elsewhere.
     Returned(Box<NewSequence>),
 }
 

@@ -1,8 +1,8 @@
 //! GPUs: for each a feeder thread that batches sequences for a worker process, which alone talks to the driver.
 //!
 //! A shard that chooses a GPU for a sequence takes a credit of it and sends the sequence to its feeder; tokens come back
-//! as events like those of the shard's own leader. A device that fails hands every sequence back as it stands, and the
-//! CPU goes on with the same tokens, since both compute the same bits (but for prompts on tensor cores, where that is asked for).
+//! as events like those of the shard's own leader. A device that fails hands every sequence back as it stands, and
+//! another one or the CPU goes on with the same tokens, since all compute the same bits (but for prompts on tensor cores, where that is asked for).
 
 mod abi;
 mod assign;
@@ -310,7 +310,7 @@ impl Journal for Log {
 
     fn fault(&mut self, status: &Status, fault: &Fault, returned: usize, retry_in: Duration) {
         warning!(
-            "{} is down: {fault}; {returned} sequences go on on the CPU, next try in {:.2} s",
+            "{} is down: {fault}; {returned} sequences go on elsewhere, next try in {:.2} s",
             status.label(),
             retry_in.as_secs_f64(),
         );

@@ -238,6 +238,13 @@ impl Status {
         self.prefill_row_s.store(costs.prefill_row_s.to_bits(), Ordering::Relaxed);
     }
 
+    #[cfg(test)]
+    pub(crate) fn be_healthy(&self, generation: GenerationId, costs: Costs) {
+        self.set_generation(generation);
+        self.set_costs(costs);
+        self.set_state(State::Healthy);
+    }
+
     pub(super) fn set_started(&self, started: &Started) {
         self.kv_blocks.store(u32::try_from(started.kv_blocks).unwrap_or(u32::MAX), Ordering::Relaxed);
     }

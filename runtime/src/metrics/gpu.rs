@@ -36,7 +36,7 @@ pub fn render_gpus(devices: &[Arc<Status>]) -> prometheus::Result<String> {
     let counters: [Named<u64>; 6] = [
         ("bitnet_gpu_starts_total", "Times that a GPU was brought up.", |s| s.starts.get()),
         ("bitnet_gpu_self_tests_total", "Self tests that a GPU has passed.", |s| s.tests.get()),
-        ("bitnet_device_fallbacks_total", "Sequences that a GPU gave back to the CPU.", |s| s.returned.get()),
+        ("bitnet_device_fallbacks_total", "Sequences that a GPU gave back, to go on elsewhere.", |s| s.returned.get()),
         ("bitnet_gpu_tokens_total", "Tokens that a GPU has computed.", |s| s.tokens.get()),
         ("bitnet_gpu_prompt_rows_total", "Prompt positions that a GPU has computed.", |s| s.prompt_rows.get()),
         (

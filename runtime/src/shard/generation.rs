@@ -19,7 +19,7 @@ use net::json::Reader;
 use super::admission::Refusal;
 use super::choice::Choice;
 use super::client::client_of;
-use super::gpus::{GPU_LOOK_EVERY, GPU_WAIT_MAX};
+use super::gpus::{GPU_LOOK_EVERY, GPU_WAIT_MAX, Placed};
 use super::guides;
 use super::models::Picked;
 use super::peer::{Peer, Writer};
@@ -252,7 +252,7 @@ impl<'a> Generation<'a> {
         let ends = self.served.model.tokenizer.end_of_generation();
         let sampling = sampling(generate, self.seed.wrapping_add(index as u64), (ends, prompts[prompt].len()));
         let (tokens, tokens_max) = (prompts[prompt].clone(), tokens_max[prompt]);
-        let sequence = NewSequence {
+        let mut sequence = Box::new(NewSequence {
             client: self.client,
             priority: priority_of(generate.priority),
             stop_at_end: !generate.ignore_eos,
@@ -260,7 +260,7 @@ impl<'a> Generation<'a> {
             predicted: Arc::clone(&self.work.predicted),
             scoring,
             ..NewSequence::new(stream, tokens, tokens_max, sampling, self.clock.arrival)
-        };
+        });
         let work = gpu::Work { prompt_tokens: sequence.tokens.len(), tokens_max: sequence.tokens_max };
         // Only CPUs score prompts.
         let preference = if scoring.is_some() { DevicePreference::Cpu } else { generate.device_preference };
@@ -273,10 +273,10 @@ impl<'a> Generation<'a> {
         self.inbox.device.set(device);
         self.began_on = self.began_on.or(device);
         if let Some(device) = device {
-            self.shard.gpus.start(device, self.served.id, sequence);
+            let must = preference == DevicePreference::Gpu;
+            self.shard.gpus.start(Placed { device, generation: self.served.id, must, moved: false }, sequence);
             return Ok(());
         }
-        let mut sequence = Box::new(sequence);
         if let Some(host) = self.host_of(prompt, sequence.priority) {
             match self.shard.hosts.start(host, self.served.id, sequence) {
                 Ok(()) => {

@@ -8,7 +8,7 @@ use net::api::DevicePreference;
 use net::error::{ApiError, Code};
 
 use super::Shard;
-use crate::engine::{Command, Event, GenerationId};
+use crate::engine::{Event, GenerationId};
 use crate::gpu::{self, Costs, GpuCommand, Load, ShardPort, Work};
 use crate::schedule::{NewSequence, StreamId};
 
@@ -22,10 +22,15 @@ pub(super) struct Gpus {
     waiting: Cell<usize>,
 }
 
-#[derive(Clone, Copy)]
-struct Placed {
-    device: usize,
-    generation: GenerationId,
+/// Where a sequence is, and how it came there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Placed {
+    pub(super) device: usize,
+    pub(super) generation: GenerationId,
+    /// Its request asked for a GPU, whatever is sooner.
+    pub(super) must: bool,
+    /// Another device has given it back.
+    pub(super) moved: bool,
 }
 
 impl Gpus {
@@ -133,6 +138,23 @@ impl Gpus {
         }
     }
 
+    /// Where a sequence that a device gave back should go on, with a credit taken for it: another device, or `None` for the
+    /// CPU, which costs `cpu`. What two devices gave back is the CPU's: it may be what brought them down.
+    pub(super) fn place_again(&self, cpu: Load, placed: Placed, sequence: &NewSequence) -> Option<Placed> {
+        if placed.moved {
+            return None;
+        }
+        let cpu = if placed.must { Load::default() } else { cpu };
+        let others = self.ports.iter().zip(&self.kinds).enumerate().map(|(device, (port, kind))| {
+            (device != placed.device).then(|| load(port, *kind, placed.generation)).flatten()
+        });
+        let loads: Vec<Option<Load>> = others.collect();
+        let work = Work { prompt_tokens: sequence.tokens.len(), tokens_max: sequence.tokens_max - sequence.generated };
+        let device = gpu::choose(cpu, &loads, work)?;
+        let taken = self.has_room(device) && self.ports[device].status.take_credit();
+        taken.then_some(Placed { device, moved: true, ..placed })
+    }
+
     /// Whether a sequence can be sent to a device and cancelled there, as can all that are on it.
     fn has_room(&self, device: usize) -> bool {
         let there = self.placed.borrow().values().filter(|placed| placed.device == device).count();
@@ -140,22 +162,23 @@ impl Gpus {
     }
 
     /// Sends a sequence to a device, for which a credit was taken.
-    pub(super) fn start(&self, device: usize, generation: GenerationId, sequence: NewSequence) {
-        self.placed.borrow_mut().insert(sequence.stream, Placed { device, generation });
-        let sent = self.ports[device].send(GpuCommand::Start(generation, Box::new(sequence)));
+    pub(super) fn start(&self, placed: Placed, sequence: Box<NewSequence>) {
+        self.placed.borrow_mut().insert(sequence.stream, placed);
+        let sent = self.ports[placed.device].send(GpuCommand::Start(placed.generation, sequence));
         assert!(sent.is_ok(), "room was looked at before the credit was taken");
     }
 
-    /// Takes what the devices have sent: hands each event on, or what was returned as a command for the CPU.
-    pub(super) fn receive(&self, mut event: impl FnMut(Event), mut resume: impl FnMut(Command)) {
+    /// Takes what the devices have sent: hands each event on, and what was given back with the place that it had.
+    pub(super) fn receive(&self, mut event: impl FnMut(Event), mut resume: impl FnMut(Placed, Box<NewSequence>)) {
         for port in &self.ports {
             let mut events = port.events.borrow_mut();
             while let Ok(next) = events.pop() {
                 let stream = next.stream();
                 if let Event::Returned(sequence) = next {
                     // One that was cancelled meanwhile is on no device any more.
-                    if let Some(placed) = self.placed.borrow_mut().remove(&stream) {
-                        resume(Command::Resume { generation: placed.generation, sequence });
+                    let placed = self.placed.borrow_mut().remove(&stream);
+                    if let Some(placed) = placed {
+                        resume(placed, sequence);
                     }
                     continue;
                 }
@@ -199,6 +222,43 @@ mod tests {
     use crate::mailbox::Doorbell;
     use crate::sampler::SamplingParams;
 
+    fn on(device: usize) -> Placed {
+        Placed { device, generation: GenerationId(0), must: false, moved: false }
+    }
+
+    fn sequence(stream: StreamId) -> Box<NewSequence> {
+        Box::new(NewSequence::new(stream, vec![1], 1, SamplingParams::default(), Instant::now()))
+    }
+
+    #[test]
+    fn what_a_device_gives_back_goes_to_another_once_and_where_it_is_sooner() {
+        let bell = Arc::new(Doorbell::new().unwrap());
+        let statuses: Vec<_> = (0..3).map(|_| Arc::new(Status::new(Identity::default(), SLOTS, 0))).collect();
+        let (ports, _feeders): (Vec<_>, Vec<_>) = statuses.iter().map(|status| pair(status, &bell)).unzip();
+        let gpus = Gpus::new(ports);
+        let (sooner, later) = (costs(0.001), Load { costs: costs(0.1), slots: SLOTS, ..Load::default() });
+        for status in &statuses {
+            status.be_healthy(GenerationId(0), sooner);
+        }
+        let returned = sequence(StreamId(1));
+        let again = gpus.place_again(later, on(0), &returned).unwrap();
+        assert_eq!(again, Placed { device: 1, moved: true, ..on(0) });
+        assert_eq!(statuses.iter().map(|status| status.in_flight()).collect::<Vec<_>>(), [0, 1, 0]);
+        assert_eq!(gpus.place_again(later, on(0), &returned).map(|placed| placed.device), Some(2), "the less busy one");
+        assert_eq!(gpus.place_again(later, again, &returned), None, "two have given it back");
+        let idle = Load { costs: costs(0.0001), slots: SLOTS, ..Load::default() };
+        assert_eq!(gpus.place_again(idle, on(0), &returned), None, "the CPU is sooner");
+        let must = gpus.place_again(idle, Placed { must: true, ..on(0) }, &returned);
+        assert!(must.is_some_and(|placed| placed.device != 0), "it asked for a GPU");
+        let other = Placed { generation: GenerationId(1), ..on(0) };
+        assert_eq!(gpus.place_again(later, other, &returned), None, "no device has that model");
+        assert_eq!(statuses.iter().map(|status| status.in_flight()).sum::<usize>(), 3, "no credit is lost");
+    }
+
+    fn costs(decode_s: f64) -> Costs {
+        Costs { decode_s, decode_rows: 1.0, prefill_row_s: decode_s }
+    }
+
     #[test]
     fn every_device_takes_its_full_number_of_sequences_and_their_cancellations() {
         const DEVICES: usize = 4;
@@ -211,11 +271,7 @@ mod tests {
             let device = number % DEVICES;
             assert!(gpus.has_room(device), "no room for sequence {number}");
             let stream = StreamId(number as u64);
-            gpus.start(
-                device,
-                GenerationId(0),
-                NewSequence::new(stream, vec![1], 1, SamplingParams::default(), Instant::now()),
-            );
+            gpus.start(on(device), sequence(stream));
         }
         for number in 0..DEVICES * (SLOTS + WAITING) {
             assert!(gpus.cancel(StreamId(number as u64)));

@@ -50,9 +50,9 @@ use crate::metrics::{History, ShardMetrics, Totals};
 use crate::otlp::{RequestSpan, TraceCounts, Tracer};
 use crate::receipts::Receipts;
 use crate::registry::{Message, ORDERS_MAX, Order};
-use crate::schedule::StreamId;
+use crate::schedule::{NewSequence, StreamId};
 use admission::{Admission, Standing, prompt_share};
-use gpus::Gpus;
+use gpus::{Gpus, Placed};
 use guides::Guides;
 use hosts::Hosts;
 use models::Models;
@@ -350,18 +350,23 @@ impl Shard {
         while let Ok(event) = events.pop() {
             self.deliver_one(event, now);
         }
-        let resume = |command: Command| {
-            if let Command::Resume { sequence, .. } = &command
-                && let Some((inbox, _)) = self.streams.borrow().get(&sequence.stream)
-            {
-                inbox.device.set(None);
-            }
-            let sent = self.commands.borrow_mut().push(command);
-            assert!(sent.is_ok(), "every stream has room for two commands");
-            self.bell.ring();
-        };
-        self.gpus.receive(|event| self.deliver_one(event, now), resume);
+        self.gpus.receive(|event| self.deliver_one(event, now), |placed, sequence| self.resume(placed, sequence));
         self.hosts.receive(|event| self.deliver_one(event, now));
+    }
+
+    /// Has a sequence that a device gave back go on where it is done soonest now.
+    fn resume(&self, placed: Placed, sequence: Box<NewSequence>) {
+        let again = self.gpus.place_again(self.cpu_load(), placed, &sequence);
+        if let Some((inbox, _)) = self.streams.borrow().get(&sequence.stream) {
+            inbox.device.set(again.map(|placed| placed.device));
+        }
+        if let Some(placed) = again {
+            self.gpus.start(placed, sequence);
+            return;
+        }
+        let sent = self.commands.borrow_mut().push(Command::Resume { generation: placed.generation, sequence });
+        assert!(sent.is_ok(), "every stream has room for two commands");
+        self.bell.ring();
     }
 
     /// Ends the streams of leaders that broke down since `seen`. They have forgotten all that was sent to them before; what

@@ -94,6 +94,23 @@ fn a_driver_that_does_not_record_is_used_all_the_same_and_named_once() {
     }
 }
 
+#[test]
+fn streams_of_a_device_that_fails_go_on_on_another() {
+    let once: PathBuf = [env!("CARGO_TARGET_TMPDIR"), &format!("OTHER-{}", std::process::id())].iter().collect();
+    let _ = std::fs::remove_file(&once);
+    let faults = [("DEVICES", "2"), ("LAUNCH", &MIDST.to_string()), ("ONCE", once.to_str().unwrap())];
+    let server = &serve(&faults, &["--gpu", "2"]);
+    healthy(server, 2);
+    let expected = stream(server, &request("cpu", ANSWER));
+    std::fs::write(&once, "").unwrap();
+    let (tokens, finish, device) = stream(server, &request("gpu", ANSWER));
+    assert_eq!((&tokens, &finish), (&expected.0, &expected.1));
+    assert!(!once.exists() && device.starts_with("cuda:"), "it ended on {device}");
+    assert_eq!(count(server, "bitnet_device_fallbacks_total", ""), 1.0);
+    assert_eq!(count(server, "bitnet_gpu_tokens_total", ""), f64::from(ANSWER));
+    healthy(server, 2);
+}
+
 /// A server whose device was lost and does not come back while the file exists.
 fn losing(name: &str, arguments: &[&str]) -> (Server, PathBuf) {
     let wait: PathBuf = [env!("CARGO_TARGET_TMPDIR"), &format!("{name}-{}", std::process::id())].iter().collect();
