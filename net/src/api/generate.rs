@@ -523,7 +523,7 @@ pub(super) const PROMPT_CHARS_MAX: usize = 8192;
 
 /// Fields of OpenAI and of its imitators that would change the answer and that this server does not honour.
 /// Other unknown fields are ignored.
-const REFUSED: [&str; 27] = [
+const REFUSED: [&str; 29] = [
     "allowed_token_ids",
     "audio",
     "bad_words",
@@ -542,6 +542,8 @@ const REFUSED: [&str; 27] = [
     "prefix",
     "prompt_embeds",
     "prompt_logprobs",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
     "samplers",
     "structural_tag",
     "suffix",
