@@ -6,6 +6,8 @@
 #![deny(unsafe_code)]
 
 pub mod activation;
+#[cfg(target_arch = "x86_64")]
+mod ahead;
 pub mod attention;
 mod columns;
 pub mod dense;

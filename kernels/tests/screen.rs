@@ -9,6 +9,7 @@ use kernels::screen::{self, GROUP_ROWS, Precision, ScreenInput, ScreenMatrix, Sc
 use proptest::prelude::*;
 
 const PRECISIONS: [Precision; 3] = [Precision::One, Precision::Two, Precision::Outliers];
+const RACING: [Precision; 2] = [Precision::Refined, Precision::Raced];
 
 /// A matrix in some kind, and its copy.
 struct Head {
@@ -65,7 +66,8 @@ impl Head {
             let part = first * GROUP_ROWS..self.rows.min((first + step) * GROUP_ROWS);
             let mut out = vec![f32::NAN; planes.len() * part.len()];
             let mut greatest = vec![f32::NAN; planes.len() * (groups.min(first + step) - first)];
-            screen::bounds(isa, screen, first..groups.min(first + step), &mut input, (&mut out, &mut greatest));
+            let own = first..groups.min(first + step);
+            screen::bounds(isa, screen, (own, first + 2 * step), &mut input, (&mut out, &mut greatest));
             for (all, out) in all.chunks_mut(self.rows).zip(out.chunks(part.len())) {
                 all[part.clone()].copy_from_slice(out);
             }
@@ -137,11 +139,11 @@ impl Head {
         }
     }
 
-    /// What is found for refined rows that look for what is within `distance`, by the scores of a draw where there is one,
-    /// where groups come `step` at a time in the given order, to two threads in turn.
-    fn refined(
+    /// What is found for rows that race for what is within `distance`, by the scores of a draw where there is one, where groups
+    /// come `step` at a time in the given order, to two threads in turn.
+    fn raced(
         &self,
-        isa: Isa,
+        (isa, precision): (Isa, Precision),
         x: &[f32],
         seek: (Option<Draw>, f32),
         order: &[usize],
@@ -151,7 +153,7 @@ impl Head {
         let n = x.len() / self.cols;
         let mut values = vec![0; n * stride];
         let planes = x.chunks(self.cols).zip(values.chunks_mut(stride));
-        let rows: Vec<_> = planes.map(|(x, planes)| screen::split(isa, x, Precision::Refined, planes)).collect();
+        let rows: Vec<_> = planes.map(|(x, planes)| screen::split(isa, x, precision, planes)).collect();
         let mut inputs = [(); 2].map(|()| {
             let mut input = ScreenInput::default();
             input.set(isa, self.cols, ScreenRows { planes: &values, rows: &rows });
@@ -164,7 +166,7 @@ impl Head {
             let part = first..groups.min(first + step);
             let columns = part.start * GROUP_ROWS..self.rows.min(part.end * GROUP_ROWS);
             let (mut out, mut most) = (vec![f32::NAN; n * columns.len()], vec![f32::NAN; n * part.len()]);
-            screen::bounds(isa, screen, part.clone(), &mut inputs[turn % 2], (&mut out, &mut most));
+            screen::bounds(isa, screen, (part.clone(), part.end), &mut inputs[turn % 2], (&mut out, &mut most));
             for t in 0..n {
                 upper[t * self.rows..][columns.clone()].copy_from_slice(&out[t * columns.len()..][..columns.len()]);
                 greatest[t * groups..][part.clone()].copy_from_slice(&most[t * part.len()..][..part.len()]);
@@ -186,15 +188,15 @@ impl Head {
                 screen::score(seek.0, row, value[0])
             });
             let least = reached.map_or(bound, |score| bound.max(score));
-            let count = screen::select_refined(screen, row, (seek.0, seek.1, least), (upper, greatest), &mut found)?;
+            let count = screen::select_raced(screen, row, (seek.0, seek.1, least), (upper, greatest), &mut found)?;
             assert!(upper.iter().all(|bound| *bound == f32::NEG_INFINITY), "bounds are cleared");
             Some(found[..count].to_vec())
         })
         .collect()
     }
 
-    /// Refined rows find all that matters, the same whatever the instruction set and the order.
-    fn check_refined(&self, x: &[f32], distance: f32, random: &mut Random) -> Vec<Option<usize>> {
+    /// Rows that race find all that matters, the same whatever the instruction set and the order.
+    fn check_raced(&self, precision: Precision, x: &[f32], distance: f32, random: &mut Random) -> Vec<Option<usize>> {
         let full = self.full(x);
         let groups = self.rows.div_ceil(GROUP_ROWS);
         let draws = [None, Some(1.0), Some(0.25), Some(40.0), Some(1e-4)].into_iter().enumerate();
@@ -203,12 +205,12 @@ impl Head {
             let drawn = factor.map(|factor| Draw { seed: 5, position: position as u64, factor });
             let seek = (drawn, if drawn.is_some() { 0.0 } else { distance });
             let in_order: Vec<usize> = (0..groups).collect();
-            let answers = self.refined(Isa::Portable, x, seek, &in_order, 1);
+            let answers = self.raced((Isa::Portable, precision), x, seek, &in_order, 1);
             for isa in Isa::available() {
                 for step in [1, 3] {
                     let mut order: Vec<usize> = (0..groups).step_by(step).collect();
                     (1..order.len()).for_each(|i| order.swap(i, random.next() as usize % (i + 1)));
-                    let same = self.refined(isa, x, seek, &order, step) == answers;
+                    let same = self.raced((isa, precision), x, seek, &order, step) == answers;
                     assert!(same, "{}: other rows by steps of {step}, {drawn:?}", isa.name());
                 }
             }
@@ -335,32 +337,38 @@ proptest! {
         let mut x = random.normals(cols * planes.len());
         x.iter_mut().step_by(29).for_each(|x| *x *= spike);
         head.check(&x, &planes, count, distance, &also);
-        head.check_refined(&x[..cols * planes.len().min(11)], distance, &mut random);
+        for precision in RACING {
+            head.check_raced(precision, &x[..cols * planes.len().min(11)], distance, &mut random);
+        }
     }
 }
 
 #[test]
-fn refined_rows_leave_as_few_as_two_planes() {
+fn rows_that_race_leave_as_few_as_two_planes() {
     let mut random = Random(21);
     let (rows, cols) = (20_000, 256);
     let head = Head::of_floats(&random.normals(rows * cols), cols);
     let x = random.normals(3 * cols);
-    let counts = head.check_refined(&x, 0.0, &mut random);
-    for (refined, two) in counts.into_iter().zip(head.check(&x, &[2, 2, 2], 1, 0.0, &[])) {
-        assert!(refined.unwrap() <= two.unwrap(), "{refined:?} {two:?}");
+    for precision in RACING {
+        let counts = head.check_raced(precision, &x, 0.0, &mut random);
+        for (raced, two) in counts.into_iter().zip(head.check(&x, &[2, 2, 2], 1, 0.0, &[])) {
+            assert!(raced.unwrap() <= two.unwrap(), "{precision:?} {raced:?} {two:?}");
+        }
     }
 }
 
 #[test]
-fn refined_rows_that_are_not_finite_or_too_long_are_not_decided() {
+fn racing_rows_that_are_not_finite_or_too_long_are_not_decided() {
     let mut random = Random(22);
     let cols = 40;
     let head = Head::of_floats(&random.normals(300 * cols), cols);
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, 3e38] {
         let mut x = random.normals(2 * cols);
         x[cols + 3] = bad;
-        let answers = head.check_refined(&x, 0.0, &mut random);
-        assert!(answers[0].is_some() && answers[1].is_none(), "{bad}: {answers:?}");
+        for precision in RACING {
+            let answers = head.check_raced(precision, &x, 0.0, &mut random);
+            assert!(answers[0].is_some() && answers[1].is_none(), "{bad} {precision:?}: {answers:?}");
+        }
     }
 }
 

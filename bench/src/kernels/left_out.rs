@@ -99,7 +99,8 @@ pub(super) fn screen(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result
     };
     let stride = screen::planes_len(width);
     for &n in rows.iter().filter(|&&n| n <= HEAD_TOKENS_MAX) {
-        for (precision, planes) in [(Precision::Two, 2), (Precision::Outliers, 1), (Precision::Refined, 1)] {
+        let ways = [(Precision::Two, 2), (Precision::Outliers, 1), (Precision::Refined, 1), (Precision::Raced, 2)];
+        for (precision, planes) in ways {
             let mut values = vec![0; n * stride];
             let x: Vec<f32> = (0..width).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
             let split: Vec<_> =
@@ -109,7 +110,7 @@ pub(super) fn screen(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result
             let name = format!("{} {height}x{width} n={n} {precision:?}", shape.name);
             let answer = |isa| {
                 let (mut out, mut greatest) = (vec![0.0; n * GROUP_ROWS], vec![0.0; n]);
-                screen::bounds(isa, matrix(0), 0..1, &mut input.clone(), (&mut out, &mut greatest));
+                screen::bounds(isa, matrix(0), (0..1, 1), &mut input.clone(), (&mut out, &mut greatest));
                 out
             };
             bench.check(&name, &answer(bench.isa), &answer(Isa::Portable))?;
@@ -122,7 +123,8 @@ pub(super) fn screen(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result
                     let part = claimed * GROUPS_PER_UNIT..groups.min((claimed + 1) * GROUPS_PER_UNIT);
                     let out = &mut out[..n * part.len() * GROUP_ROWS];
                     let greatest = &mut greatest[..n * part.len()];
-                    screen::bounds(isa, matrix(call), part, &mut input, (out, greatest));
+                    let next = part.end + (member.team_size() - 1) * GROUPS_PER_UNIT;
+                    screen::bounds(isa, matrix(call), (part, next), &mut input, (out, greatest));
                 }
             });
         }

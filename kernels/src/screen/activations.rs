@@ -19,6 +19,21 @@ pub enum Precision {
     /// The same, and a third plane of what these left, which only those rows of the matrix meet that the others do not
     /// rule out.
     Refined,
+    /// As [`Two`](Self::Two), but of the rows of the matrix only those are told that the best one so far does not rule out.
+    Raced,
+}
+
+impl Precision {
+    /// Whether rows of this kind look for the best one only, and know what it reaches while the matrix passes by.
+    #[must_use]
+    pub fn races(self) -> bool {
+        matches!(self, Self::Refined | Self::Raced)
+    }
+
+    /// Whether there are two whole planes.
+    fn is_double(self) -> bool {
+        matches!(self, Self::Two | Self::Raced)
+    }
 }
 
 /// What [`split`] found of an activation row.
@@ -62,7 +77,7 @@ impl ScreenRow {
 
     /// Planes that are multiplied as a whole.
     pub(super) fn whole_planes(&self) -> usize {
-        if self.precision == Precision::Two { 2 } else { 1 }
+        if self.precision.is_double() { 2 } else { 1 }
     }
 }
 
@@ -99,7 +114,7 @@ impl Kernel for Split<'_> {
         row.sum[0] = first.iter().map(|&q| i32::from(q)).sum();
         let mut used = length(first) * row.step[0];
         if precision != Precision::One {
-            if precision == Precision::Two {
+            if precision.is_double() {
                 // What the first plane leaves is at most half its step, and its rounding.
                 row.step[1] = row.step[0] / 253.0;
                 round_rest(x, row.step, first, second);
@@ -245,7 +260,8 @@ mod tests {
         for cols in [1, 15, 16, 17, 64, 100, 2560] {
             for span in [1e-33, 1e-20, 1.0, 1e12] {
                 let x = draw.floats(cols, span);
-                for precision in [Precision::One, Precision::Two, Precision::Outliers, Precision::Refined] {
+                let all = [Precision::One, Precision::Two, Precision::Outliers, Precision::Refined, Precision::Raced];
+                for precision in all {
                     let mut first = None;
                     for isa in Isa::available() {
                         let mut planes = vec![99; planes_len(cols)];
@@ -266,7 +282,7 @@ mod tests {
                         "{cols} {span} {precision:?}"
                     );
                     if span >= 1.0 {
-                        let fine = matches!(precision, Precision::Two | Precision::Refined);
+                        let fine = matches!(precision, Precision::Two | Precision::Refined | Precision::Raced);
                         let part = if fine { 1e-4 } else { 0.02 };
                         assert!(row.coarse_rest <= whole as f32 * 0.02, "{cols} {span} {precision:?}");
                         assert!(

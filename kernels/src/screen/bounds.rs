@@ -23,7 +23,7 @@ pub struct ScreenInput {
     dwords: Vec<[i8; 4]>,
     /// The same one after another, [`plane_stride`] apart, where tiles take them so; else none.
     lines: Vec<i8>,
-    /// Integer sums of two tile rows, each with all planes, and of both with the outliers of each row.
+    /// Integer sums of two tile rows, each with all planes, twice, and of both with the outliers of each row.
     sums: Vec<Sums>,
     few: Vec<[Sums; 2]>,
     /// The third plane of each refined row, where it begins for each row, and what the row is up to.
@@ -73,7 +73,7 @@ impl ScreenInput {
             outliers: Vec::with_capacity(n_max),
             dwords: Vec::with_capacity(2 * n_max * tiles_per_row(cols)),
             lines: Vec::with_capacity(2 * n_max * plane_stride(cols)),
-            sums: Vec::with_capacity(2 * 2 * n_max),
+            sums: Vec::with_capacity(2 * 2 * 2 * n_max),
             few: Vec::with_capacity(n_max),
             fine: Vec::with_capacity(n_max * tiles_per_row(cols)),
             races: Vec::with_capacity(n_max),
@@ -97,9 +97,9 @@ impl ScreenInput {
         self.outliers.clear();
         self.outliers.extend(x.rows.iter().enumerate().map(|(t, row)| match row.precision {
             Precision::Outliers | Precision::Refined => Outliers::of(plane(t, 1), outlier_tiles(cols)),
-            Precision::One | Precision::Two => Outliers::NONE,
+            Precision::One | Precision::Two | Precision::Raced => Outliers::NONE,
         }));
-        self.sums.resize(2 * self.planes, [0; TILE_ROWS]);
+        self.sums.resize(2 * 2 * self.planes, [0; TILE_ROWS]);
         self.few.resize(x.rows.len(), [[0; TILE_ROWS]; 2]);
         self.dwords.resize(self.planes * tiles, [0; 4]);
         let rows = x.rows.iter().enumerate();
@@ -115,7 +115,7 @@ impl ScreenInput {
             }
         }
         self.lines.clear();
-        if matches!(isa, Isa::AmxInt8(_)) && self.planes >= TILES_FROM_PLANES && cols.is_multiple_of(TILE_COLS) {
+        if matches!(isa, Isa::AmxInt8(_)) && self.planes >= TILES_FROM_PLANES && in_tiles(cols) {
             self.lay_in_lines(cols, x);
         }
         self.fine.clear();
@@ -137,27 +137,57 @@ impl ScreenInput {
         }
     }
 
-    #[cfg(all(test, target_arch = "x86_64"))]
-    pub(super) fn planes(&self) -> Planes<'_> {
-        Planes { dwords: &self.dwords, lines: &self.lines, count: self.planes, tiles: tiles_per_row(self.cols) }
+    /// A call of [`bounds`], and room for its sums.
+    pub(super) fn job<'a>(
+        &'a mut self,
+        w: ScreenMatrix<'a>,
+        (groups, next): (Range<usize>, usize),
+        (out, greatest): (&'a mut [f32], &'a mut [f32]),
+    ) -> (Job<'a>, &'a mut [Sums]) {
+        let all = w.rows().div_ceil(GROUP_ROWS);
+        let rows = groups.start * GROUP_ROWS..w.rows().min(groups.end * GROUP_ROWS);
+        assert!(!rows.is_empty() && groups.end <= all, "groups lie in the matrix");
+        assert_eq!(self.cols, w.cols(), "columns of the matrix");
+        assert_eq!(out.len(), self.rows.len() * rows.len(), "output length");
+        assert_eq!(greatest.len(), self.rows.len() * groups.len(), "a number for each row and group");
+        for (race, x) in self.races.iter_mut().zip(&self.rows) {
+            race.enter(&w, x);
+        }
+        let planes = Planes {
+            dwords: &self.dwords,
+            #[cfg(target_arch = "x86_64")]
+            lines: &self.lines,
+            count: self.planes,
+            tiles: tiles_per_row(self.cols),
+        };
+        let (races, waiting) = (&mut self.races, &mut self.waiting);
+        let refining = Refining { fine: &self.fine, tiles: planes.tiles, races, waiting, groups, greatest };
+        let following = next.min(all)..all.min(next.saturating_add(1));
+        let (x, outliers, few) = (&self.rows, &self.outliers, &mut self.few);
+        (Job { w, rows, following, x, outliers, few, planes, refining, out }, &mut self.sums)
     }
 
-    /// Says that what matters of refined row `t` are the results within `distance` of the best one, by the scores of the
+    /// Says that what matters of row `t`, which races, are the results within `distance` of the best one, by the scores of the
     /// draw where there is one.
     pub fn seek(&mut self, t: usize, draw: Option<Draw>, distance: f32) {
         self.races[t].seek(draw, distance);
     }
 
-    /// The greatest score that some result of refined row `t` is known to reach.
+    /// The greatest score that some result of row `t`, which races, is known to reach.
     #[must_use]
     pub fn least(&self, t: usize) -> f32 {
         self.races[t].least
     }
 
-    /// Takes in what others know of refined row `t`.
+    /// Takes in what others know of row `t`, which races.
     pub fn learn(&mut self, t: usize, least: f32) {
         self.races[t].least = self.races[t].least.max(least);
     }
+}
+
+/// Whether tiles take rows of so many columns: whole ones.
+pub(super) fn in_tiles(cols: usize) -> bool {
+    cols.is_multiple_of(TILE_COLS)
 }
 
 /// Near-equal groups of at most [`PLANES_MAX`] planes.
@@ -170,38 +200,22 @@ fn groups(planes: usize) -> impl Iterator<Item = Range<usize>> {
 /// `out[t][r]` becomes a lower bound of what [`dense::linear`](crate::dense::linear) gives for the rows of the groups
 /// `groups` and each row of `x`; `out` has for each of them as many columns as these groups have rows.
 ///
-/// For a refined row it becomes an upper bound of the score, or minus infinity where what is known of the best one rules
-/// the row out, and `greatest[t][g]` the greatest of group `g`; what is known of the best one grows meanwhile. For other
-/// rows `greatest` is left as it is.
+/// For a row that [races](Precision::races) it becomes an upper bound of the score, or minus infinity where what is known of
+/// the best one rules the row out, and `greatest[t][g]` the greatest of group `g`, or minus infinity, where nothing is written
+/// to `out`; what is known of the best one grows meanwhile. For other rows `greatest` is left as it is.
+///
+/// The group `next`, where there is one, is likely to be read afterwards: some of it is asked for.
 ///
 /// # Panics
 /// Where the groups are not in the matrix, or `x`, `out` or `greatest` are of another shape.
 pub fn bounds(
     isa: Isa,
     w: ScreenMatrix<'_>,
-    groups: Range<usize>,
+    (groups, next): (Range<usize>, usize),
     x: &mut ScreenInput,
     (out, greatest): (&mut [f32], &mut [f32]),
 ) {
-    let rows = groups.start * GROUP_ROWS..w.rows().min(groups.end * GROUP_ROWS);
-    assert!(!rows.is_empty() && groups.end <= w.rows().div_ceil(GROUP_ROWS), "groups lie in the matrix");
-    assert_eq!(x.cols, w.cols(), "columns of the matrix");
-    assert_eq!(out.len(), x.rows.len() * rows.len(), "output length");
-    assert_eq!(greatest.len(), x.rows.len() * groups.len(), "a number for each row and group");
-    let planes = Planes {
-        dwords: &x.dwords,
-        #[cfg(target_arch = "x86_64")]
-        lines: &x.lines,
-        count: x.planes,
-        tiles: tiles_per_row(w.cols()),
-    };
-    for (race, x) in x.races.iter_mut().zip(&x.rows) {
-        race.enter(&w, x);
-    }
-    let refining =
-        Refining { fine: &x.fine, tiles: planes.tiles, races: &mut x.races, waiting: &mut x.waiting, groups, greatest };
-    let job = Job { w, rows, x: &x.rows, outliers: &x.outliers, few: &mut x.few, planes, refining, out };
-    let sums = x.sums.as_mut_slice();
+    let (job, sums) = x.job(w, (groups, next), (out, greatest));
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => super::avx2::run(proof, job, sums),
@@ -212,7 +226,7 @@ pub fn bounds(
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(proof) => super::avx512_vnni::run(proof, job, sums),
         #[cfg(target_arch = "x86_64")]
-        Isa::AmxInt8(proof) if !planes.lines.is_empty() => super::amx_int8::run(proof, job, sums),
+        Isa::AmxInt8(proof) if !job.planes().lines.is_empty() => super::amx_int8::run(proof, job, sums),
         #[cfg(target_arch = "x86_64")]
         Isa::AmxInt8(proof) => super::avx512_vnni::run(proof.vnni(), job, sums),
         #[cfg(target_arch = "aarch64")]
@@ -279,6 +293,9 @@ pub(super) fn word(dword: [i8; 4]) -> i32 {
 pub(super) struct Job<'a> {
     w: ScreenMatrix<'a>,
     rows: Range<usize>,
+    /// Groups that are likely to be read afterwards.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "tiles ask for some of them"))]
+    following: Range<usize>,
     x: &'a [ScreenRow],
     outliers: &'a [Outliers],
     few: &'a mut [[Sums; 2]],
@@ -287,11 +304,22 @@ pub(super) struct Job<'a> {
     out: &'a mut [f32],
 }
 
-impl Job<'_> {
-    /// Planes that are multiplied as a whole.
+impl<'a> Job<'a> {
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn planes(&self) -> usize {
-        self.planes.len()
+    pub(super) fn planes(&self) -> Planes<'a> {
+        self.planes
+    }
+
+    /// The first tile rows of pairs, which a group has whole ones of.
+    #[inline(always)]
+    pub(super) fn firsts(&self) -> impl Iterator<Item = usize> + use<> {
+        (self.rows.start / TILE_ROWS..self.rows.end.div_ceil(TILE_ROWS)).step_by(2)
+    }
+
+    /// What is read, as bytes: the groups of this call, then some that follow.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn read(&self) -> [&'a [u8]; 2] {
+        [self.refining.groups.clone(), self.following.clone()].map(|groups| self.w.bytes(groups))
     }
 
     /// Goes through the tile rows two at a time. `products` fills the sums of two tile rows: those of the first with all
@@ -305,65 +333,103 @@ impl Job<'_> {
         few: impl Fn([&[Tile]; 2], &Outliers) -> [Sums; 2],
         fine: impl Fn(&[Tile], &[&[[i8; 4]]], &mut [Sums]),
     ) {
-        let tile_rows = self.rows.start / TILE_ROWS..self.rows.end.div_ceil(TILE_ROWS);
-        // A group is whole pairs.
-        for first in tile_rows.step_by(2) {
-            let pair = [self.w.tile_row(first), self.w.tile_row(first + 1)];
-            products(pair, self.planes, sums);
-            for (sums, outliers) in self.few.iter_mut().zip(self.outliers) {
-                if outliers.count > 0 {
-                    *sums = few(pair, outliers);
-                }
+        let sums = &mut sums[..2 * self.planes.len()];
+        for first in self.firsts() {
+            let mut pair = self.pair(first);
+            products(pair.tiles, self.planes, sums);
+            self.bound(&mut pair, usize::MAX, sums, (&few, &fine));
+        }
+    }
+
+    /// The pair that begins with a tile row.
+    #[inline(always)]
+    pub(super) fn pair(&self, first: usize) -> Pair<'a> {
+        let tiles = [self.w.tile_row(first), self.w.tile_row(first + 1)];
+        let sides = if (first + 1) * TILE_ROWS < self.rows.end { 2 } else { 1 };
+        Pair { tiles, first, units: sides * self.x.len(), done: 0, plane: 0, here: Numbers::default() }
+    }
+
+    /// Makes bounds of `pair` until `end` of them are made: of its tile rows, each with one activation row after the other.
+    #[inline(always)]
+    pub(super) fn bound(
+        &mut self,
+        pair: &mut Pair<'_>,
+        end: usize,
+        sums: &[Sums],
+        (few, fine): (&impl Fn([&[Tile]; 2], &Outliers) -> [Sums; 2], &impl Fn(&[Tile], &[&[[i8; 4]]], &mut [Sums])),
+    ) {
+        let n = self.x.len();
+        while pair.done < end.min(pair.units) {
+            let (side, t) = if pair.done < n { (0, pair.done) } else { (1, pair.done - n) };
+            if t == 0 {
+                (pair.plane, pair.here) = (0, self.numbers(pair.first + side));
             }
-            let (low, high) = sums.split_at(self.planes.len());
-            self.finish(first, low, 0, &fine);
-            if (first + 1) * TILE_ROWS < self.rows.end {
-                self.finish(first + 1, high, 1, &fine);
+            if side == 0 && self.outliers[t].count > 0 {
+                self.few[t] = few(pair.tiles, &self.outliers[t]);
+            }
+            let from = side * self.planes.len() + pair.plane;
+            let whole = &sums[from..from + self.x[t].whole_planes()];
+            pair.plane += whole.len();
+            let start = (pair.first + side) * TILE_ROWS - self.rows.start;
+            self.bound_row(t, &pair.here, (whole, side), start);
+            pair.done += 1;
+            if t + 1 == n {
+                let place = (&mut *self.out, self.rows.len(), start);
+                self.refining.refine(&pair.here, pair.tiles[side], self.x, place, fine);
             }
         }
     }
 
-    /// Bounds of one tile row, which is so many behind the first of its pair.
+    /// What is known of a tile row.
     #[inline(always)]
-    fn finish(
-        &mut self,
-        tile_row: usize,
-        sums: &[Sums],
-        side: usize,
-        fine: &impl Fn(&[Tile], &[&[[i8; 4]]], &mut [Sums]),
-    ) {
-        let facts = self.w.facts(tile_row / TILE_ROWS_PER_GROUP);
-        let at = tile_row % TILE_ROWS_PER_GROUP * TILE_ROWS;
-        let mut numbers = [[0.0; TILE_ROWS]; 3];
-        for (numbers, facts) in numbers.iter_mut().zip(facts) {
+    fn numbers(&self, tile_row: usize) -> Numbers {
+        let (group, at) = (tile_row / TILE_ROWS_PER_GROUP, tile_row % TILE_ROWS_PER_GROUP * TILE_ROWS);
+        let live = TILE_ROWS.min(self.rows.end - tile_row * TILE_ROWS);
+        let mut here = Numbers { group, at, live, ..Numbers::default() };
+        for (numbers, facts) in here.numbers.iter_mut().zip(self.w.facts(group)) {
             for (number, bytes) in numbers.iter_mut().zip(&facts[at..]) {
                 *number = f32::from_le_bytes(*bytes);
             }
         }
-        let start = tile_row * TILE_ROWS - self.rows.start;
-        let width = self.rows.len();
-        let tiles = self.w.tile_row(tile_row);
-        let here = Numbers { group: tile_row / TILE_ROWS_PER_GROUP, at, live: TILE_ROWS.min(width - start), numbers };
-        let mut plane = 0;
-        for (t, (x, few)) in self.x.iter().zip(&*self.few).enumerate() {
-            let whole = &sums[plane..plane + x.whole_planes()];
-            plane += whole.len();
-            let lower = match x.precision {
-                Precision::Outliers => lower_bounds(x, &numbers, &[whole[0], few[side]]),
-                Precision::Refined => {
-                    self.refining.look(&here, (t, x), &[whole[0], few[side]]);
-                    [f32::NEG_INFINITY; TILE_ROWS]
-                }
-                Precision::One | Precision::Two => lower_bounds(x, &numbers, whole),
-            };
-            let out = &mut self.out[t * width..(t + 1) * width][start..];
-            if let Some(out) = out.first_chunk_mut() {
-                *out = lower;
-            } else {
-                out.copy_from_slice(&lower[..out.len()]);
-            }
+        here
+    }
+
+    /// Bounds of the tile row `here`, whose first row is `start` behind that of the call, with activation row `t`.
+    #[inline(always)]
+    fn bound_row(&mut self, t: usize, here: &Numbers, (whole, side): (&[Sums], usize), start: usize) {
+        let (x, width) = (&self.x[t], self.rows.len());
+        let out = &mut self.out[t * width..(t + 1) * width];
+        let lower = match x.precision {
+            Precision::Refined => return self.refining.look(here, (t, x), &[whole[0], self.few[t][side]]),
+            Precision::Raced => return self.refining.race(here, (t, x), &[whole[0], whole[1]], (out, start)),
+            Precision::Outliers => lower_bounds(x, &here.numbers, &[whole[0], self.few[t][side]]),
+            Precision::One | Precision::Two => lower_bounds(x, &here.numbers, whole),
+        };
+        let out = &mut out[start..];
+        if let Some(out) = out.first_chunk_mut() {
+            *out = lower;
+        } else {
+            out.copy_from_slice(&lower[..out.len()]);
         }
-        self.refining.refine(&here, tiles, self.x, (&mut *self.out, width, start), fine);
+    }
+}
+
+/// Two tile rows whose bounds are made.
+pub(super) struct Pair<'a> {
+    pub(super) tiles: [&'a [Tile]; 2],
+    first: usize,
+    /// Bounds to be made, and those that are; sums of planes used so far of the tile row that is looked at.
+    units: usize,
+    done: usize,
+    plane: usize,
+    here: Numbers,
+}
+
+impl Pair<'_> {
+    /// How many bounds are to be made.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn units(&self) -> usize {
+        self.units
     }
 }
 

@@ -1,5 +1,8 @@
 //! The int8 copy of a matrix: its layout and the view of it.
 
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
+
 use super::activations::ScreenRow;
 use crate::dense::DenseMatrix;
 
@@ -110,6 +113,13 @@ impl<'a> ScreenMatrix<'a> {
         let bytes = self.group(group);
         let numbers = bytes[bytes.len() - size_of::<Facts>()..].as_chunks::<4>().0;
         numbers.as_chunks().0.as_chunks().0.first().expect("a group ends with its facts")
+    }
+
+    /// All of some groups.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn bytes(&self, groups: Range<usize>) -> &'a [u8] {
+        let bytes = group_bytes(self.cols);
+        &self.groups[groups.start * bytes..groups.end * bytes]
     }
 
     #[inline(always)]

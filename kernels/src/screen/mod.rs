@@ -39,9 +39,9 @@
 //! A draw (`kernels::draw`) takes the greatest of `factor * f + noise`, so the same holds of these scores; `score_slack`
 //! covers that they are made of bounds in f32 and of results in f64.
 //!
-//! A refined row looks for the best one, or those within a distance of it. While the matrix passes by, the greatest lower
-//! bound so far is such a `T`, so a row of the matrix whose upper bound by two planes is below it is done with; the others
-//! meet the third plane while they are in the caches. The best lower bound by all planes is found whatever the order, and
+//! A row that races looks for the best one, or those within a distance of it. While the matrix passes by, the greatest lower
+//! bound so far is such a `T`, so a row of the matrix whose upper bound is below it is done with. Of a refined row that is the
+//! bound by a plane and outliers; those that it leaves meet the third plane while they are in the caches. The best lower bound by all planes is found whatever the order, and
 //! what is kept for a row, the lesser of its upper bounds, doesn't depend on it either: nor does what is found. At last the
 //! result of the row with the greatest upper bound is such a `T` too: bounds were at most its own half width below.
 //!
@@ -75,10 +75,16 @@ pub use activations::{Precision, ScreenRow, ScreenRows, planes_len, split};
 pub use bounds::{ScreenInput, bounds};
 pub use layout::{COLS_MAX, GROUP_ROWS, ScreenMatrix, group_bytes, packed_bytes};
 pub use pack::pack;
-pub use select::{SelectScratch, Sought, likeliest, score, select, select_refined};
+pub use select::{SelectScratch, Sought, likeliest, score, select, select_raced};
 
-/// Whether `isa` has products of its own for [`Precision::Refined`]. It is exact either way.
+/// How many activation rows of `cols` columns each that look for the best row only are looked at soonest: [`Precision::Raced`]
+/// where tiles multiply, whose second plane costs little, [`Precision::Refined`] where `isa` has products of its own for it. It
+/// is exact either way.
 #[must_use]
-pub fn refines(isa: Isa) -> bool {
-    matches!(isa, Isa::Avx512Vnni(_) | Isa::AmxInt8(_))
+pub fn racing(isa: Isa, cols: usize) -> Option<Precision> {
+    match isa {
+        Isa::AmxInt8(_) if bounds::in_tiles(cols) => Some(Precision::Raced),
+        Isa::Avx512Vnni(_) | Isa::AmxInt8(_) => Some(Precision::Refined),
+        _ => None,
+    }
 }

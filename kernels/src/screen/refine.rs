@@ -1,15 +1,15 @@
-//! Rows of the matrix that the first planes of a refined activation row do not rule out meet its third plane, while they
-//! are in the caches.
+//! Activation rows that look for the best row of the matrix while it passes by. Rows of the matrix that the first planes of a
+//! refined one do not rule out meet its third plane, while they are in the caches.
 
 use std::ops::Range;
 
-use super::activations::{Precision, ScreenRow};
+use super::activations::ScreenRow;
 use super::bounds::{FINE_MAX, Sums, add_plane};
-use super::layout::{GROUP_ROWS, ScreenMatrix, TILE_ROWS, Tile};
+use super::layout::{CODE_ZERO, GROUP_ROWS, ScreenMatrix, TILE_ROWS, Tile};
 use super::select::{bar, score_slack};
 use crate::draw::{self, Draw};
 
-/// What a refined row is up to: the scores `factor * result + noise` within a distance of the best one.
+/// What a row that races is up to: the scores `factor * result + noise` within a distance of the best one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Race {
     draw: Option<Draw>,
@@ -36,7 +36,7 @@ impl Race {
 
     /// Begins with rows of `w`.
     pub(super) fn enter(&mut self, w: &ScreenMatrix<'_>, x: &ScreenRow) {
-        if x.precision != Precision::Refined {
+        if !x.precision.races() {
             return;
         }
         self.slack = self.draw.map_or(0.0, |draw| score_slack(draw.factor * w.bound_max(x)));
@@ -62,6 +62,7 @@ pub(super) struct Waiting {
 }
 
 /// The tile row that is looked at.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Numbers {
     pub(super) group: usize,
     /// Its first row in the group, and how many of its rows are rows of the matrix.
@@ -110,22 +111,48 @@ pub(super) struct Refining<'a> {
 }
 
 impl Refining<'_> {
-    /// Bounds by the first two planes of activation row `t`.
+    /// The first tile row of a group is about to meet activation row `t`.
     #[inline(always)]
-    pub(super) fn look(&mut self, here: &Numbers, (t, x): (usize, &ScreenRow), sums: &[Sums; 2]) {
-        let race = &mut self.races[t];
+    fn enter(&mut self, here: &Numbers, t: usize) {
         if here.at == 0 {
             self.greatest[t * self.groups.len() + here.group - self.groups.start] = f32::NEG_INFINITY;
+            let race = &mut self.races[t];
             if let (Some(draw), Ok(group)) = (&race.draw, u32::try_from(here.group)) {
                 race.noise = draw::noise(draw, group);
             }
         }
-        let mut product = [0.0; TILE_ROWS];
-        add_plane(x, 0, &sums[0], &mut product);
-        add_plane(x, 1, &sums[1], &mut product);
+    }
+
+    /// Bounds by both planes of activation row `t`.
+    #[inline(always)]
+    pub(super) fn race(
+        &mut self,
+        here: &Numbers,
+        (t, x): (usize, &ScreenRow),
+        sums: &[Sums; 2],
+        (out, start): (&mut [f32], usize),
+    ) {
+        self.enter(here, t);
+        let race = &mut self.races[t];
+        let (lower, upper) = scores(here, race, two_planes(x, sums), (x.norm, x.rest));
+        if here.reaches(&upper, race.bar) {
+            let greatest = &mut self.greatest[t * self.groups.len() + here.group - self.groups.start];
+            tell(here, race, (&lower, &upper), greatest, (out, start));
+        }
+    }
+
+    /// Bounds by the first two planes of activation row `t`.
+    #[inline(always)]
+    pub(super) fn look(&mut self, here: &Numbers, (t, x): (usize, &ScreenRow), sums: &[Sums; 2]) {
+        self.enter(here, t);
+        let (race, product) = (&self.races[t], two_planes(x, sums));
         let (_, upper) = scores(here, race, &product, (x.norm, x.coarse_rest));
         if here.reaches(&upper, race.bar) {
-            self.waiting.push(Waiting { row: t, product, upper });
+            let mut products = [0.0; TILE_ROWS];
+            for (l, value) in products.iter_mut().enumerate() {
+                *value = product(l);
+            }
+            self.waiting.push(Waiting { row: t, product: products, upper });
         }
     }
 
@@ -150,29 +177,56 @@ impl Refining<'_> {
                 let (t, x, race) = (waiting.row, &x[waiting.row], &mut self.races[waiting.row]);
                 let mut product = waiting.product;
                 add_plane(x, 2, sums, &mut product);
-                let (lower, mut upper) = scores(here, race, &product, (x.norm, x.rest));
+                let (lower, mut upper) = scores(here, race, |l| product[l], (x.norm, x.rest));
                 for (upper, coarse) in upper.iter_mut().zip(waiting.upper) {
                     *upper = if coarse < *upper { coarse } else { *upper };
                 }
-                let least = here.greatest(&lower);
-                if least > race.least {
-                    (race.least, race.bar) = (least, race.bar_of(least));
-                }
                 let greatest = &mut self.greatest[t * self.groups.len() + here.group - self.groups.start];
-                *greatest = greatest.max(here.greatest(&upper));
-                out[t * width + start..][..here.live].copy_from_slice(&upper[..here.live]);
+                let out = &mut out[t * width..(t + 1) * width];
+                tell(here, race, (&lower, &upper), greatest, (out, start));
             }
         }
         self.waiting.clear();
     }
 }
 
-/// Lower and upper bounds of the scores, given the products with some planes and what these leave of the activations.
+/// Bounds of a tile row that may matter: what they say of the best row, and the upper ones to their place, which the first ones of
+/// a group prepare.
+#[inline(never)]
+fn tell(
+    here: &Numbers,
+    race: &mut Race,
+    (lower, upper): (&[f32; TILE_ROWS], &[f32; TILE_ROWS]),
+    greatest: &mut f32,
+    (out, start): (&mut [f32], usize),
+) {
+    let least = here.greatest(lower);
+    if least > race.least {
+        (race.least, race.bar) = (least, race.bar_of(least));
+    }
+    if *greatest == f32::NEG_INFINITY {
+        let group = start - here.at;
+        let end = out.len().min(group + GROUP_ROWS);
+        out[group..end].fill(f32::NEG_INFINITY);
+    }
+    *greatest = greatest.max(here.greatest(upper));
+    out[start..][..here.live].copy_from_slice(&upper[..here.live]);
+}
+
+/// The products with two planes of `x`, by lanes.
+#[inline(always)]
+fn two_planes(x: &ScreenRow, sums: &[Sums; 2]) -> impl Fn(usize) -> f32 {
+    let zero = [i32::from(CODE_ZERO) * x.sum[0], i32::from(CODE_ZERO) * x.sum[1]];
+    move |l| x.step[0] * (sums[0][l] - zero[0]) as f32 + x.step[1] * (sums[1][l] - zero[1]) as f32
+}
+
+/// Lower and upper bounds of the scores, given the products with some planes, by lanes, and what these leave of the activations.
+/// All in one loop, which compilers make vectors of.
 #[inline(always)]
 fn scores(
     here: &Numbers,
     race: &Race,
-    product: &[f32; TILE_ROWS],
+    product: impl Fn(usize) -> f32,
     (norm, rest): (f32, f32),
 ) -> ([f32; TILE_ROWS], [f32; TILE_ROWS]) {
     let ([scale, spread, length], factor) = (&here.numbers, race.factor());
@@ -180,7 +234,7 @@ fn scores(
     let (mut lower, mut upper) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
     for l in 0..TILE_ROWS {
         let half = spread[l] * norm + length[l] * rest;
-        lower[l] = (product[l] * scale[l] - half) * factor + noise[l];
+        lower[l] = (product(l) * scale[l] - half) * factor + noise[l];
         upper[l] = lower[l] + 2.0 * factor * half;
     }
     (lower, upper)

@@ -1,6 +1,6 @@
 //! Which rows could be among the best, given lower bounds of all.
 
-use super::activations::{Precision, ScreenRow};
+use super::activations::ScreenRow;
 use super::layout::{GROUP_ROWS, ScreenMatrix};
 use crate::Isa;
 use crate::draw::{self, Draw, NOISE_MAX};
@@ -78,7 +78,7 @@ pub fn select(
     dispatch(isa, Passing { w, x, draw: sought.draw.as_ref(), bar, lower, greatest: &scratch.greatest, found, count })
 }
 
-/// Of a refined activation row the row of the matrix with the greatest upper bound, the first of equal ones: its result
+/// Of an activation row that races the row of the matrix with the greatest upper bound, the first of equal ones: its result
 /// says more of what the best one reaches than bounds do. `upper` and `greatest` are as [`bounds`](super::bounds) left them;
 /// `None` where all rows are ruled out.
 #[must_use]
@@ -102,22 +102,22 @@ pub fn score(draw: Option<Draw>, row: u32, value: f32) -> f32 {
     value * draw.factor + noise[(row % GROUP_ROWS_U32) as usize]
 }
 
-/// Of a refined activation row, for which [`bounds`](super::bounds) left `upper` and the `greatest` of each group: writes
+/// Of an activation row that races, for which [`bounds`](super::bounds) left `upper` and the `greatest` of each group: writes
 /// the rows whose scores could be within `distance` of the best one to `found` and says how many they are; `upper` is
 /// filled with minus infinity then. `least` is what the best one is known to reach, by bounds or by a [`score`]. `None` as
 /// [`select`].
 ///
 /// # Panics
-/// Where `upper` or `greatest` is of another length than `w` has rows and groups, or the row is no refined one.
+/// Where `upper` or `greatest` is of another length than `w` has rows and groups, or the row does not race.
 #[must_use]
-pub fn select_refined(
+pub fn select_raced(
     w: ScreenMatrix<'_>,
     x: &ScreenRow,
     (draw, distance, least): (Option<Draw>, f32, f32),
     (upper, greatest): (&mut [f32], &[f32]),
     found: &mut [u32],
 ) -> Option<usize> {
-    assert!(x.precision == Precision::Refined, "a refined row");
+    assert!(x.precision.races(), "a row that races");
     assert_eq!(upper.len(), w.rows(), "a bound for each row");
     assert_eq!(greatest.len(), w.rows().div_ceil(GROUP_ROWS), "a number for each group");
     if !w.admits(x.norm, x.coarse_rest) {
@@ -128,7 +128,7 @@ pub fn select_refined(
         return None;
     }
     let mut count = 0;
-    for (group, (upper, greatest)) in (0_u32..).zip(upper.chunks_mut(GROUP_ROWS).zip(greatest)) {
+    for (group, (upper, greatest)) in (0_u32..).zip(upper.chunks(GROUP_ROWS).zip(greatest)) {
         if *greatest >= bar {
             for (i, upper) in (0_u32..).zip(upper.iter()) {
                 if *upper >= bar {
@@ -137,10 +137,8 @@ pub fn select_refined(
                 }
             }
         }
-        if *greatest > f32::NEG_INFINITY {
-            upper.fill(f32::NEG_INFINITY);
-        }
     }
+    upper.fill(f32::NEG_INFINITY);
     Some(count)
 }
 

@@ -3,7 +3,7 @@
 //! A row whose sampler needs only the best tokens goes through the screen (`kernels::screen`): lower bounds of all its
 //! logits from an int8 copy of the head, then exact logits of the tokens that could be among the best, minus infinity
 //! for the others. Where the screen does not decide, the row gets all its logits after all. Rows that look for the best
-//! token only are refined, where there are many: the workers tell each other which score is known to be reached.
+//! token only race, where there are many: the workers tell each other which score is known to be reached.
 #![expect(unsafe_code, reason = "workers write disjoint parts of shared buffers, see each SAFETY line")]
 
 use std::ops::Range;
@@ -56,8 +56,8 @@ pub(super) struct HeadPlan {
     /// How the screened rows become int8, and steps that go with two planes, since less left too many tokens.
     precision: Precision,
     careful: usize,
-    /// Whether rows that look for one token are refined.
-    refined: bool,
+    /// How rows that look for one token become int8, where they race.
+    racing: Option<Precision>,
 }
 
 /// What the screened rows of a step are kept in; `m` is their number, `n` that of all.
@@ -71,7 +71,7 @@ pub(super) struct HeadBuffers {
     found: Shared<u32>,
     found_max: usize,
     counts: Shared<u32>,
-    /// Of refined rows the greatest bound of each group of tokens, m x groups, and the score that is known to be reached.
+    /// Of rows that race the greatest bound of each group of tokens, m x groups, and the score that is known to be reached.
     greatest: Shared<f32>,
     least: Box<[AtomicU32]>,
     /// Undecided rows in the order in which they turned up, and their inputs.
@@ -144,7 +144,7 @@ impl HeadPlan {
             pause: 0,
             precision: Precision::Two,
             careful: 0,
-            refined: false,
+            racing: None,
         }
     }
 
@@ -171,7 +171,7 @@ impl HeadPlan {
         }
         let near = weights.params.vocab * weights.params.hidden <= NEAR_HEAD_MAX;
         let many = self.screened.len() >= OUTLIERS_FROM_ROWS && !near;
-        self.refined = many && screen::refines(isa);
+        self.racing = screen::racing(isa, weights.params.hidden).filter(|_| many);
         let one_is_enough = many && self.careful == 0;
         self.precision = if one_is_enough { Precision::Outliers } else { Precision::Two };
         self.careful = self.careful.saturating_sub(1);
@@ -180,7 +180,7 @@ impl HeadPlan {
     /// How screened row `m` becomes int8.
     fn precision(&self, m: usize) -> Precision {
         let (reach, also) = &self.sought[m];
-        if self.refined && reach.count == 1 && also.is_empty() { Precision::Refined } else { self.precision }
+        self.racing.filter(|_| reach.count == 1 && also.is_empty()).unwrap_or(self.precision)
     }
 
     /// What became of the step; a screen that decides too little rests for a while.
@@ -286,33 +286,48 @@ impl Pass<'_> {
             scratch.screen.seek(m, *draw, *distance);
         }
         while let Some(run) = self.claim_tokens(member, COUNTER_BOUNDS) {
-            for range in self.pieces(run) {
-                let groups = range.start / GROUP_ROWS..range.end.div_ceil(GROUP_ROWS);
+            let next = run.start + member.team_size() * run.len();
+            for range in self.pieces(run, scratch.first.len()) {
                 if !full.is_empty() {
                     let out = &mut scratch.first[..full.len() * range.len()];
                     dense::linear(self.isa, head, range.clone(), inputs, out, &mut scratch.dense);
                     self.put(full, range.clone(), out);
                 }
-                for (m, least) in self.head.least[..screened.len()].iter().enumerate() {
-                    scratch.screen.learn(m, unordered(least.load(Ordering::Relaxed)));
+                self.bound_piece(scratch, copy, range, next);
+            }
+        }
+    }
+
+    /// Bounds of a piece of a run, behind which the run from token `next` on is likely to come.
+    fn bound_piece(&self, scratch: &mut Scratch, copy: ScreenMatrix<'_>, range: Range<usize>, next: usize) {
+        let (screened, groups) = (&self.plan.screened, range.start / GROUP_ROWS..range.end.div_ceil(GROUP_ROWS));
+        for (m, least) in self.head.least[..screened.len()].iter().enumerate() {
+            scratch.screen.learn(m, unordered(least.load(Ordering::Relaxed)));
+        }
+        let out = &mut scratch.first[..screened.len() * range.len()];
+        let greatest = &mut scratch.second[..screened.len() * groups.len()];
+        let order = (groups.clone(), next / GROUP_ROWS);
+        screen::bounds(self.isa, copy, order, &mut scratch.screen, (&mut *out, &mut *greatest));
+        let each = out.chunks_exact(range.len()).zip(greatest.chunks_exact(groups.len()));
+        for (m, (bounds, greatest)) in each.enumerate() {
+            if !self.plan.precision(m).races() {
+                self.put(&screened[m..=m], range.clone(), bounds);
+                continue;
+            }
+            let row = m * self.vocab.div_ceil(GROUP_ROWS);
+            // SAFETY: the groups were claimed by this worker alone.
+            let to = unsafe { self.head.greatest.write(row + groups.start..row + groups.end) };
+            to.copy_from_slice(greatest);
+            for ((bounds, greatest), start) in
+                bounds.chunks(GROUP_ROWS).zip(greatest).zip(range.clone().step_by(GROUP_ROWS))
+            {
+                if *greatest > f32::NEG_INFINITY {
+                    self.put(&screened[m..=m], start..start + bounds.len(), bounds);
                 }
-                let out = &mut scratch.first[..screened.len() * range.len()];
-                let greatest = &mut scratch.second[..screened.len() * groups.len()];
-                screen::bounds(self.isa, copy, groups.clone(), &mut scratch.screen, (&mut *out, &mut *greatest));
-                self.put(screened, range, out);
-                for (m, greatest) in greatest.chunks_exact(groups.len()).enumerate() {
-                    if self.plan.precision(m) != Precision::Refined {
-                        continue;
-                    }
-                    let row = m * self.vocab.div_ceil(GROUP_ROWS);
-                    // SAFETY: the groups were claimed by this worker alone.
-                    let to = unsafe { self.head.greatest.write(row + groups.start..row + groups.end) };
-                    to.copy_from_slice(greatest);
-                    let least = ordered(scratch.screen.least(m));
-                    if least > self.head.least[m].load(Ordering::Relaxed) {
-                        self.head.least[m].fetch_max(least, Ordering::Relaxed);
-                    }
-                }
+            }
+            let least = ordered(scratch.screen.least(m));
+            if least > self.head.least[m].load(Ordering::Relaxed) {
+                self.head.least[m].fetch_max(least, Ordering::Relaxed);
             }
         }
     }
@@ -331,14 +346,14 @@ impl Pass<'_> {
             let found = unsafe { self.head.found.write(m * most..(m + 1) * most) };
             // SAFETY: as above.
             let kept = unsafe { self.head.counts.write(m..m + 1) };
-            let count = if row[0].precision() == Precision::Refined {
+            let count = if row[0].precision().races() {
                 let groups = self.vocab.div_ceil(GROUP_ROWS);
                 // SAFETY: the phase before wrote the bounds of groups, this one only reads them.
                 let greatest = unsafe { self.head.greatest.read(m * groups..(m + 1) * groups) };
                 let bound = unordered(self.head.least[m].load(Ordering::Relaxed));
                 let reached = self.reached(head, m, draw, screen::likeliest(lower, greatest));
                 let least = reached.map_or(bound, |score| bound.max(score));
-                screen::select_refined(copy, &row[0], (draw, distance, least), (lower, greatest), found)
+                screen::select_raced(copy, &row[0], (draw, distance, least), (lower, greatest), found)
             } else {
                 let sought = Sought { count, distance, draw, also: &self.step.also[also] };
                 screen::select(self.isa, copy, &row[0], sought, lower, found, &mut scratch.select)
@@ -415,7 +430,7 @@ impl Pass<'_> {
         // SAFETY: as above.
         let inputs = unsafe { self.head.again.read(0..n * hidden) };
         while let Some(run) = self.claim_tokens(member, COUNTER_AGAIN) {
-            for range in self.pieces(run) {
+            for range in self.pieces(run, 0) {
                 let out = &mut scratch.first[..n * range.len()];
                 dense::linear(self.isa, head, range.clone(), inputs, out, &mut scratch.dense);
                 self.put(rows, range, out);
@@ -432,9 +447,13 @@ impl Pass<'_> {
         Some(claimed * unit..self.vocab.min((claimed + 1) * unit))
     }
 
-    /// A run in pieces of whole groups that are computed at a time, as scratch and caches hold them.
-    fn pieces(&self, run: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let piece = unit_rows(self.vocab, self.step.logits.len(), 1).next_multiple_of(GROUP_ROWS).min(UNIT_ROWS_MAX);
+    /// A run in pieces of whole groups that are computed at a time: where there are full logits as caches hold them, else as
+    /// the scratch of so many floats does.
+    fn pieces(&self, run: Range<usize>, scratch: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let n = self.step.logits.len();
+        let cached = unit_rows(self.vocab, n, 1).next_multiple_of(GROUP_ROWS).min(UNIT_ROWS_MAX);
+        let held = if self.plan.full.is_empty() { scratch / n / GROUP_ROWS * GROUP_ROWS } else { 0 };
+        let piece = cached.max(held);
         run.clone().step_by(piece).map(move |start| start..run.end.min(start + piece))
     }
 

@@ -12,9 +12,10 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::super::layout::Tile;
-use super::ahead::Ahead;
+use super::ahead::{self, Pieces};
 use super::avx512_vnni::{prefetch_to_write, unpack_both};
 use super::{Codes, GROUP_ROWS_MAX, PAIR, PanelJob, RING_STEPS, Room, STEP_RUNS, Sums};
+use crate::ahead::Ahead;
 use crate::tiles::{STEPS_BETWEEN_STORES, TILE_ROWS, Tiles, tile_rows};
 use crate::{AmxInt8, Avx512Bw};
 
@@ -133,7 +134,7 @@ fn pairs(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usiz
         unpack_both([tiles[0], tiles[1]], &mut ring.ring[slot]);
     }
     let share = GROUP_ROWS_MAX.div_ceil(ring.feed.tiles[0].len().max(1));
-    let mut ahead = Ahead::new(job);
+    let mut ahead = ahead::of(job);
     for pair in 0..job.pairs() {
         for (index, group) in groups(job.n()).enumerate() {
             let rows = group.rows[0] + group.rows[1];
@@ -155,7 +156,7 @@ fn pairs(proof: Avx512Bw, unit: &impl Multiply, job: &PanelJob<'_>, stride: usiz
 /// What is asked for during the steps of a group.
 struct Asking<'a, 'b> {
     /// Weights, of which each of so many groups asks for its share.
-    ahead: &'b mut Ahead<'a>,
+    ahead: &'b mut Ahead<Pieces<'a>>,
     /// The next step in which some are asked for, and how far apart they are.
     due: usize,
     apart: usize,
