@@ -276,10 +276,12 @@ impl Engine {
                     push(&mut self.link, Event::Refused(full.0.stream));
                 }
             }
-            Command::Resume { generation, sequence } => match self.lane(generation) {
-                Some(lane) => lane.resume(*sequence),
-                None => push(&mut self.link, Event::End { stream: sequence.stream, finish: Finish::Failed }),
-            },
+            Command::Resume { generation, sequence } => {
+                match self.lanes.iter_mut().find(|lane| lane.id() == generation) {
+                    Some(lane) => lane.resume(*sequence, &self.link.beside),
+                    None => push(&mut self.link, Event::End { stream: sequence.stream, finish: Finish::Failed }),
+                }
+            }
             Command::Cancel(stream) => self.lanes.iter_mut().for_each(|lane| lane.cancel(stream)),
             Command::Open(lane) => self.lanes.push(*lane),
             Command::Close(generation) => self.lane(generation).expect("a generation is closed once").close(),

@@ -283,6 +283,37 @@ fn slow_guides_change_no_token_and_no_company_changes_theirs() {
     }
 }
 
+#[test]
+fn a_sequence_that_comes_without_its_guide_goes_on_when_that_is_back() {
+    const TOKENS_MAX: usize = 6;
+    let model = Arc::new(load(None));
+    let letter = (0..).find(|token| model.tokenizer.piece(*token) == b"e").unwrap();
+    let prompt = Draw(9).tokens(&model, 20);
+    let ambiguous = Constraint::Grammar("# lark\nstart: e \"~\"\ne: e e | /[a-z ]/".into());
+    // Of another device, which may be gone.
+    let mut there = Beside::start(1, &Arc::default()).unwrap();
+    let answers = [false, true].map(|is_away| {
+        let mut guide = guides(&model, &ambiguous, 1).remove(0);
+        (0..200).for_each(|_| guide.push(letter));
+        for _ in 0..4 {
+            assert!(guide.allowed().is_some());
+            guide.push(letter);
+        }
+        let mut guided = Guided::from(guide);
+        if is_away {
+            guided.step_aside_if_slow(&mut there);
+            assert!(guided.is_beside());
+        }
+        let new = NewSequence { tokens_max: TOKENS_MAX, ..sequence(1, &prompt, sampling_of(0)) };
+        let kv = KvCache::new(&model.weights.params, KvType::F16, 64, 1, 2);
+        let (mut answers, metrics) =
+            run_sequences(&model, 2, (1, 64), kv, vec![NewSequence { guide: Some(guided), ..new }]);
+        assert!(metrics.step.guides_beside.get() > u64::from(is_away));
+        answers.remove(0)
+    });
+    assert!(answers[0].len() == TOKENS_MAX && answers[0] == answers[1], "{answers:?}");
+}
+
 fn guides(model: &Model, constraint: &Constraint, count: usize) -> Vec<Guide> {
     let (replies, bell) = (Arc::default(), Arc::new(Doorbell::new().unwrap()));
     let compiler = Compiler::start().unwrap();
@@ -408,7 +439,11 @@ fn run_sequences(
     let (closed, _closed_out) = rtrb::RingBuffer::new(1);
     let streams: Vec<u64> = sequences.iter().map(|new| new.stream.0).collect();
     for sequence in sequences {
-        commands_in.push(Command::Start { generation: GENERATION, sequence: Box::new(sequence) }).ok().unwrap();
+        let (generation, sequence) = (GENERATION, Box::new(sequence));
+        let is_away = sequence.guide.as_ref().is_some_and(Guided::is_beside);
+        let begun =
+            if is_away { Command::Resume { generation, sequence } } else { Command::Start { generation, sequence } };
+        commands_in.push(begun).ok().unwrap();
     }
     let lane = lane(model, GENERATION, workers, limits, kv);
     let team = Team::start(workers, |_| {}).unwrap();

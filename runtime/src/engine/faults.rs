@@ -1,6 +1,7 @@
 //! Faults that tests of this crate bring about; they are no part of any other build.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Where to panic.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +18,7 @@ pub(crate) enum Fault {
     Timer = 5,
     /// In the loop of an executor's driver, as it wakes the main task.
     Driver = 6,
-    /// In a thread beside a leader, as it computes what a guide allows.
+    /// In a thread beside a leader or a feeder, as it computes what a guide allows.
     Guide = 7,
 }
 
@@ -48,7 +49,30 @@ pub(crate) fn strikes(fault: Fault) -> bool {
         Fault::Guide => "guides-",
         _ => "shard-",
     };
-    let shard = thread.name().and_then(|name| name.strip_prefix(kind)?.trim_end_matches(".long").parse::<u16>().ok());
+    // A feeder's are as good as a shard's.
+    let number = |name: &str| name.trim_start_matches('g').trim_end_matches(".long").parse::<u16>().ok();
+    let shard = thread.name().and_then(|name| number(name.strip_prefix(kind)?));
     let wanted = shard.map(|shard| fault as u64 | u64::from(shard) << 8);
     wanted.is_some_and(|wanted| NEXT.compare_exchange(wanted, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok())
+}
+
+/// The right to have faults in this process, or a server that must have none.
+pub(crate) struct Turn;
+
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+impl Turn {
+    #[expect(clippy::disallowed_methods, reason = "this test waits for others")]
+    pub(crate) fn take() -> Self {
+        while TAKEN.swap(true, Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TAKEN.store(false, Ordering::SeqCst);
+    }
 }

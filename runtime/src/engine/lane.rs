@@ -10,7 +10,7 @@ use super::faults;
 use super::pool::Pool;
 use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
 use crate::forward::{Forward, Reach, Segment, Step};
-use crate::guide::Guide;
+use crate::guide::{Beside, Guide};
 use crate::kv::{KvCache, SWEEPS_KEPT};
 use crate::metrics::{GenerationMetrics, ShardMetrics};
 use crate::model::Model;
@@ -175,7 +175,9 @@ impl Lane {
         self.scheduler.submit(sequence)
     }
 
-    pub(super) fn resume(&mut self, sequence: NewSequence) {
+    /// Takes in a sequence that was accepted elsewhere; its guide may be beside the steps of where it was.
+    pub(super) fn resume(&mut self, sequence: NewSequence, beside: &Beside) {
+        sequence.follow_guide(beside);
         self.scheduler.resume(sequence);
     }
 
@@ -477,22 +479,22 @@ pub(crate) fn next_event(
         // Only its prompt was asked for.
         return (Event::End { stream, finish: Finish::Length }, true);
     }
-    let unguided = |sequence: &mut Sequence| sequence.guide.as_mut().is_some_and(|guide| guide.get_mut().has_failed());
+    let end = |sequence: &mut Sequence| {
+        let guide = sequence.guide.as_mut()?.get_mut();
+        let complete = guide.is_complete().then_some(Finish::Stop);
+        if guide.has_failed() { Some(Finish::Unguided) } else { complete }
+    };
     let Some(sampled) = sampled else {
-        let finish = if unguided(sequence) { Finish::Unguided } else { Finish::Failed };
-        return (Event::End { stream, finish }, true);
+        return (Event::End { stream, finish: end(sequence).unwrap_or(Finish::Failed) }, true);
     };
     if sequence.stop_at_end && model.tokenizer.is_end_of_generation(sampled.token) {
         return (Event::End { stream, finish: Finish::Stop }, true);
     }
     sequence.push(sampled.token);
-    if unguided(sequence) {
-        return (Event::End { stream, finish: Finish::Unguided }, true);
-    }
-    let complete = sequence.guide.as_mut().is_some_and(|guide| guide.get_mut().is_complete());
-    let finish = match complete {
-        true => Some(Finish::Stop),
-        false => (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length),
+    let finish = match end(sequence) {
+        Some(Finish::Unguided) => return (Event::End { stream, finish: Finish::Unguided }, true),
+        None => (sequence.generated() >= sequence.tokens_max).then_some(Finish::Length),
+        finish => finish,
     };
     (Event::Token { stream, sampled, at, finish }, finish.is_some())
 }

@@ -1,6 +1,8 @@
 //! The logic of a feeder: brings its device up, tests it, batches sequences continuously, and hands them back where the
 //! device fails. No clock, no threads, no I/O of its own: time is an argument, ports and device are traits.
 
+mod flight;
+mod sets;
 mod trial;
 
 use std::any::Any;
@@ -13,15 +15,18 @@ use tuning::CpuId;
 
 use super::abi;
 use super::assign::Assignment;
-use super::device::{Device, Fault, STEPS_MAX, Want, token_of};
+use super::device::{Device, Fault, STEPS_MAX, Want};
 use super::health::Health;
 use super::route::Costs;
 use super::sampling::Samplers;
 use super::status::{PromptAttention, State, Status};
 use crate::engine::{Event, GenerationId, Sampled, cached_event, next_event};
-use crate::forward::{Segment, Step};
+use crate::forward::Step;
+use crate::guide::Beside;
 use crate::kv::BlockTables;
-use crate::schedule::{LONGER_ON_GPUS, NewSequence, Pace, Scheduler, Sequence, StepRows, StreamId};
+use crate::schedule::{LONGER_ON_GPUS, NewSequence, Pace, Scheduler, StepRows, StreamId};
+use flight::{Flight, has_logits, waits_for, want};
+use sets::sets_time;
 
 /// From a shard to a feeder.
 #[derive(Debug)]
@@ -99,18 +104,6 @@ enum Stage {
     },
 }
 
-/// A step that the device was given.
-struct Flight {
-    step: Step,
-    wants: Vec<Want>,
-    /// Rows of each segment whose attention is computed on tensor cores, the first ones.
-    tensor_rows: Vec<usize>,
-    /// Who has the slot of each segment: it may be another stream's when the step is done.
-    streams: Vec<StreamId>,
-    begun: Instant,
-    expected: Duration,
-}
-
 /// A device and the sequences on it.
 pub(super) struct Feeder<D, J> {
     device: D,
@@ -120,6 +113,8 @@ pub(super) struct Feeder<D, J> {
     scheduler: Scheduler,
     tables: BlockTables,
     samplers: Samplers,
+    /// Where slow guides are while the steps go on.
+    beside: Beside,
     pace: Pace,
     /// Steps that the device has, the oldest first, and places for more.
     flights: VecDeque<Flight>,
@@ -136,7 +131,13 @@ pub(super) struct Feeder<D, J> {
 impl<D: Device, J: Journal> Feeder<D, J> {
     /// A feeder with nothing to serve yet.
     #[must_use]
-    pub(super) fn new(device: D, journal: J, limits: FeederLimits, status: Arc<Status>, now: Instant) -> Self {
+    pub(super) fn new(
+        (device, journal): (D, J),
+        limits: FeederLimits,
+        status: Arc<Status>,
+        beside: Beside,
+        now: Instant,
+    ) -> Self {
         Self {
             device,
             journal,
@@ -144,6 +145,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             samplers: Samplers::new(0, limits.slots, 1, None),
             scheduler: new_scheduler(&limits),
             tables: BlockTables::new(0, limits.slots, 0),
+            beside,
             pace: Pace::new(limits.itl_target).with_longer(LONGER_ON_GPUS),
             flights: VecDeque::with_capacity(STEPS_MAX),
             spare: (0..STEPS_MAX).map(|_| Flight::new(limits.slots, now)).collect(),
@@ -154,6 +156,11 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             status,
             limits,
         }
+    }
+
+    /// Whether guides have come back that no turn has looked for.
+    pub(super) fn has_news(&self) -> bool {
+        self.beside.has_news()
     }
 
     #[cfg(test)]
@@ -173,6 +180,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             if let Some(assignment) = ports.assignment() {
                 self.assign(assignment, now, ports);
             }
+            self.take_guides_back();
             self.receive(now, ports);
             self.advance(now, ports)
         }));
@@ -240,6 +248,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             match command {
                 GpuCommand::Start(generation, sequence) if self.is_up() && self.serves(generation) => {
                     let stream = sequence.stream;
+                    sequence.follow_guide(&self.beside);
                     match self.scheduler.submit(*sequence) {
                         Ok(()) => self.arrivals.push((stream, now)),
                         Err(full) => self.give_back(*full.0, ports),
@@ -291,7 +300,11 @@ impl<D: Device, J: Journal> Feeder<D, J> {
                     self.finish_step(now, ports);
                     return Ok(self.begin_steps(now, ports));
                 }
-                let oldest = self.flights.front().expect("steps are under way in this stage");
+                if self.compute_sets() {
+                    return Ok(Rest::None);
+                }
+                let oldest = self.flights.front_mut().expect("steps are under way in this stage");
+                oldest.is_unseen = false;
                 let (begun, expected) = (oldest.begun.max(self.done_at), oldest.expected);
                 let waited = now.saturating_duration_since(begun);
                 if waited > HANG_MIN.max(expected * HANG_FACTOR) {
@@ -393,7 +406,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             return false;
         }
         let ranked_max = self.ranked_max();
-        let Self { scheduler, tables, pace, limits, arrivals, status, .. } = self;
+        let Self { scheduler, tables, pace, limits, arrivals, status, samplers, .. } = self;
         scheduler.admit(tables, |stream| {
             if let Some(at) = arrivals.iter().position(|(of, _)| *of == stream) {
                 status.queue.observe_duration(now.saturating_duration_since(arrivals.swap_remove(at).1));
@@ -404,6 +417,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         let mut demand = scheduler.demand();
         let ahead = self.flights.back().map_or(0, |before| before.continuing(scheduler, &mut demand.decodes));
         let budget = pace.prompt_budget(&demand, 0.0, limits.rows_max);
+        scheduler.limit_sets(sets_time(pace.estimate_s(&demand.decodes), samplers.threads()));
         scheduler.form(&mut next.step, tables, limits.rows_max - ahead, budget);
         next.wants.clear();
         next.streams.clear();
@@ -429,6 +443,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         }
         self.device.submit(&next.step, tables, &next.tensor_rows, &next.wants);
         next.begun = now;
+        (next.sets_due, next.is_unseen) = (next.wants.contains(&Want::Scores), false);
         next.expected = Duration::try_from_secs_f64(pace.estimate_s(&rows(&next.step))).unwrap_or_default();
         self.flights.push_back(next);
         true
@@ -439,7 +454,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         let flight = self.flights.pop_front().expect("a step is done");
         let elapsed = now.saturating_duration_since(flight.begun.max(self.done_at));
         self.done_at = now;
-        self.observe_costs(&flight.step, elapsed);
+        self.observe_costs(&flight.step, (!flight.is_unseen).then_some(elapsed));
         self.status.tensor_rows.add(flight.tensor_rows.iter().sum::<usize>() as u64);
         #[expect(clippy::cast_precision_loss, reason = "rows are few")]
         let (rows, sequences) = (flight.step.tokens.len() as f64, flight.wants.len() as f64);
@@ -475,7 +490,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             }
             let sequence = self.scheduler.sequence_mut(segment.slot).expect("it waits");
             // It was chosen before the token before it put a guide to work: it is computed again, and chosen here.
-            if sequence.is_guided() && flight.wants[entry - 1] != Want::Scores {
+            if sequence.waits_for_guide() || sequence.is_guided() && flight.wants[entry - 1] != Want::Scores {
                 sequence.computed = sequence.tokens.len() - 1;
                 continue;
             }
@@ -487,6 +502,8 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             if ended {
                 self.scheduler.finish(segment.slot, &mut self.tables);
                 self.status.give_credit();
+            } else {
+                sequence.step_aside_if_slow(&mut self.beside);
             }
             ports.send(event);
         }
@@ -494,17 +511,21 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         self.spare.push(flight);
     }
 
-    fn observe_costs(&mut self, step: &Step, elapsed: Duration) {
+    /// Counts a step, and learns from what it took if that is known.
+    fn observe_costs(&mut self, step: &Step, elapsed: Option<Duration>) {
         let rows = rows(step);
-        self.pace.observe(&rows, elapsed);
         self.status.prompt_rows.add(rows.prompt_rows as u64);
+        let Some(elapsed) = elapsed else { return };
+        self.pace.observe(&rows, elapsed);
         let (decode_s, decode_rows) = self.pace.decode_costs();
         self.status.set_costs(Costs { decode_s, decode_rows, prefill_row_s: self.pace.prefill_row_s() });
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let used = self.tables.blocks() - self.tables.blocks_free();
         self.status.kv_blocks_used.set(used as u64);
+        self.status.beside.set(self.scheduler.beside() as u64);
+        self.status.guides_beside.add(self.scheduler.take_counts().guides_beside);
     }
 
     /// Takes the device down; its sequences go back as they stand, to go on elsewhere.
@@ -532,85 +553,6 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         self.publish();
         returned
     }
-}
-
-impl Flight {
-    fn new(slots: usize, now: Instant) -> Self {
-        Self {
-            step: Step::default(),
-            wants: Vec::with_capacity(slots),
-            tensor_rows: Vec::with_capacity(slots),
-            streams: Vec::with_capacity(slots),
-            begun: now,
-            expected: Duration::ZERO,
-        }
-    }
-
-    /// Sequences that go on after this step whatever token it gives them, unless that token ends them; their rows are added.
-    fn continuing(&self, scheduler: &Scheduler, rows: &mut StepRows) -> usize {
-        let with_logits = self.step.segments.iter().zip(&self.streams).filter(|(s, _)| has_logits(&self.step, s));
-        let goes_on = with_logits.filter(|(s, stream)| goes_on(scheduler.sequence(s.slot), s, **stream));
-        goes_on.inspect(|(segment, _)| rows.add_decode(segment.first_position + segment.rows, 1)).count()
-    }
-
-    /// Adds to `next`, which follows this step, a row for each sequence that goes on.
-    fn extend(&self, scheduler: &mut Scheduler, tables: &mut BlockTables, next: &mut Self, ranked_max: usize) {
-        let mut entries = 0;
-        for (segment, stream) in self.step.segments.iter().zip(&self.streams) {
-            if !has_logits(&self.step, segment) {
-                continue;
-            }
-            entries += 1;
-            if !goes_on(scheduler.sequence(segment.slot), segment, *stream) {
-                continue;
-            }
-            let sequence = scheduler.sequence_mut(segment.slot).expect("it goes on");
-            // Without a block for it, it waits like others that have none.
-            if tables.extend(segment.slot, sequence.computed + 1).is_err() {
-                continue;
-            }
-            next.step.push(segment.slot, sequence.computed, &[token_of(entries - 1)], true);
-            next.streams.push(sequence.stream);
-            next.tensor_rows.push(0);
-            sequence.computed += 1;
-            next.wants.push(want(sequence, sequence.computed, ranked_max));
-        }
-    }
-}
-
-/// What is wanted of the logits that give a sequence's token at `position`; draws among more than `ranked_max` best are made here.
-fn want(sequence: &Sequence, position: usize, ranked_max: usize) -> Want {
-    let (sampling, position) = (&sequence.sampling, position as u64);
-    if sequence.is_guided() {
-        return Want::Scores;
-    }
-    if sampling.takes_best() {
-        return Want::Best;
-    }
-    if let Some(draw) = sampling.plain_draw(position) {
-        return Want::Drawn(draw);
-    }
-    let ranked = sampling.ranked_draw(position).filter(|ranked| ranked.count as usize <= ranked_max);
-    ranked.map_or(Want::Scores, Want::Ranked)
-}
-
-/// Whether the logits of a segment's last row are wanted.
-fn has_logits(step: &Step, segment: &Segment) -> bool {
-    step.logits.binary_search(&(segment.first_row + segment.rows - 1)).is_ok()
-}
-
-/// Whether the sequence of a slot is `stream`'s and its next token is the one that `segment` gives. It may have been pushed
-/// out and come back since: then only what it still lacks is taken.
-fn waits_for(sequence: Option<&Sequence>, segment: &Segment, stream: StreamId) -> bool {
-    let end = segment.first_position + segment.rows;
-    sequence.is_some_and(|sequence| sequence.stream == stream && sequence.tokens.len() == end)
-}
-
-/// Whether it also has room for a token after that one, and nothing else to compute before.
-fn goes_on(sequence: Option<&Sequence>, segment: &Segment, stream: StreamId) -> bool {
-    let has_room = |sequence: &Sequence| sequence.generated() + 1 < sequence.tokens_max && sequence.pending() == 0;
-    // The token of one with a guide is not known before it is chosen here.
-    waits_for(sequence, segment, stream) && sequence.is_some_and(|sequence| has_room(sequence) && !sequence.is_guided())
 }
 
 /// On tensor cores, keys and values of a prompt are not the bits that decoding gives: nobody's prompt is another's answer.

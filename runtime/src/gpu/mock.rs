@@ -1,5 +1,7 @@
 //! A device that does what a test tells it, and a feeder on it under a clock of the test's own.
 
+mod guides;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +16,9 @@ use super::shape::Shape;
 use super::status::{Identity, PromptAttention, State, Status};
 use crate::engine::{Event, Finish, GenerationId};
 use crate::forward::Step;
-use crate::guide::{Guided, Library};
+use crate::guide::Beside;
 use crate::kv::BlockTables;
+use crate::mailbox::Doorbell;
 use crate::model::{LoadOptions, Model, Source};
 use crate::sampler::SamplingParams;
 use crate::schedule::{NewSequence, StreamId};
@@ -30,6 +33,10 @@ enum Mood {
     Panics,
     /// Has no scores but minus infinity.
     Mute,
+    /// Is done with each step at the second look.
+    Takes,
+    /// Takes so long for each, by the clock on the wall.
+    Lasts(Duration),
 }
 
 /// Every sequence of it continues with its last token plus one.
@@ -41,6 +48,12 @@ struct Mock {
     flat: Vec<f32>,
     known: Vec<Vec<f32>>,
     testing: usize,
+    /// KV blocks.
+    blocks: usize,
+    /// Whether the oldest step was looked at.
+    is_seen: bool,
+    /// When that began.
+    begun: Instant,
     /// Rows of each step, and how many of their tokens were not known yet.
     steps: Vec<(usize, usize)>,
 }
@@ -58,7 +71,7 @@ impl Device for Mock {
     }
 
     fn poll_start(&mut self) -> Result<Option<Started>, Fault> {
-        Ok(Some(Started { name: "mock".into(), kv_blocks: 64, memory_bytes: 0 }))
+        Ok(Some(Started { name: "mock".into(), kv_blocks: self.blocks, memory_bytes: 0 }))
     }
 
     fn submit(&mut self, step: &Step, _: &BlockTables, tensor_rows: &[usize], wants: &[Want]) {
@@ -78,6 +91,9 @@ impl Device for Mock {
         }
         let unknown = step.tokens.iter().filter(|token| entry_of(**token).is_some()).count();
         self.steps.push((step.tokens.len(), unknown));
+        if self.under_way.is_empty() {
+            self.begun = Instant::now();
+        }
         self.under_way.push_back(scores.into_iter().zip(wants.iter().copied()).collect());
     }
 
@@ -87,6 +103,8 @@ impl Device for Mock {
             Mood::Hangs => Ok(false),
             Mood::Panics => panic!("told to"),
             Mood::Well | Mood::Lies | Mood::Mute => Ok(true),
+            Mood::Lasts(time) => Ok(self.begun.elapsed() >= time),
+            Mood::Takes => Ok(std::mem::replace(&mut self.is_seen, true)),
         }
     }
 
@@ -103,6 +121,7 @@ impl Device for Mock {
 
     fn advance(&mut self) {
         self.under_way.pop_front();
+        (self.is_seen, self.begun) = (false, Instant::now());
     }
 
     fn stop(&mut self) {}
@@ -114,7 +133,8 @@ impl Mock {
             return vec![f32::NEG_INFINITY; self.known[0].len()];
         }
         let mut scores = vec![0.0; self.known[0].len()];
-        scores[token as usize + 1] = 1.0;
+        let next = (token as usize + 1) % scores.len();
+        scores[next] = 1.0;
         scores
     }
 }
@@ -175,6 +195,9 @@ impl Scene {
             flat: Vec::new(),
             known: Vec::new(),
             testing: 0,
+            blocks: 64,
+            is_seen: false,
+            begun: Instant::now(),
             steps: Vec::new(),
         };
         let limits = FeederLimits {
@@ -190,7 +213,9 @@ impl Scene {
         let status = Arc::new(Status::new(Identity::default(), 4, 0));
         let now = Instant::now();
         let shape = Shape::of(&model.weights, KvType::F16, limits.slots, limits.rows_max).unwrap();
-        let feeder = Feeder::new(device, Silent, limits, Arc::clone(&status), now);
+        let bell = Arc::new(Doorbell::new().unwrap());
+        let beside = Beside::start_for_gpu(BESIDE, &bell).unwrap();
+        let feeder = Feeder::new((device, Silent), limits, Arc::clone(&status), beside, now);
         let assignment = Assignment { generation: GenerationId(0), model: Arc::new(model), shape, known };
         let queues = Queues { assignment: Some(Box::new(assignment.clone())), ..Queues::default() };
         Self { feeder, queues, status, now, assignment }
@@ -209,15 +234,16 @@ impl Scene {
     }
 
     fn start(&mut self, id: u64, prompt: &[u32], tokens_max: usize) {
-        self.start_with(id, prompt, tokens_max, SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+        self.start_with(id, prompt, tokens_max, greedy());
     }
 
     fn start_with(&mut self, id: u64, prompt: &[u32], tokens_max: usize, sampling: SamplingParams) {
+        let sequence = NewSequence::new(StreamId(id), prompt.to_vec(), tokens_max, sampling, self.now);
+        self.submit(NewSequence { stop_at_end: false, ..sequence });
+    }
+
+    fn submit(&mut self, sequence: NewSequence) {
         assert!(self.status.take_credit());
-        let sequence = NewSequence {
-            stop_at_end: false,
-            ..NewSequence::new(StreamId(id), prompt.to_vec(), tokens_max, sampling, self.now)
-        };
         self.queues.commands.push(GpuCommand::Start(self.assignment.generation, Box::new(sequence)));
     }
 
@@ -323,68 +349,6 @@ fn a_fault_gives_every_sequence_back_as_it_stands_and_the_device_comes_back() {
 }
 
 #[test]
-fn a_guide_keeps_its_sequence_on_the_device_to_its_form_and_goes_back_with_it() {
-    let mut scene = Scene::new();
-    let tokenizer = Arc::clone(&scene.assignment.model.tokenizer);
-    let vocab = scene.assignment.model.weights.params.vocab;
-    let pattern = net::api::Constraint::Regex("[0-9a-f]{40}".into());
-    let mut guides = Library::default().guides((&tokenizer, vocab), &pattern, 2).unwrap();
-    scene.settle();
-    scene.start(1, &[10], 100);
-    assert!(scene.status.take_credit());
-    let sequence = NewSequence::new(StreamId(2), vec![50], 100, SamplingParams::default(), scene.now);
-    let sequence = NewSequence { guide: guides.pop().map(Guided::from), ..sequence };
-    scene.queues.commands.push(GpuCommand::Start(scene.assignment.generation, Box::new(sequence)));
-    for _ in 0..8 {
-        scene.feeder.turn(scene.now, &mut scene.queues);
-        scene.now += Duration::from_millis(2);
-    }
-    scene.feeder.device_mut().mood = Mood::Fails;
-    scene.feeder.turn(scene.now, &mut scene.queues);
-    let tokens = scene.tokens(2);
-    let text: Vec<u8> = tokens.iter().flat_map(|token| tokenizer.piece(*token)).copied().collect();
-    assert!(tokens.len() > 1 && text.iter().all(u8::is_ascii_hexdigit), "{tokens:?}");
-    let returned = scene.queues.events.iter_mut().find_map(|event| match event {
-        Event::Returned(sequence) if sequence.stream.0 == 2 => Some(sequence),
-        _ => None,
-    });
-    let guide = returned.unwrap().guide.as_mut().unwrap().get_mut();
-    let mut same = guides.pop().unwrap();
-    tokens.iter().for_each(|token| same.push(*token));
-    assert_eq!(guide.allowed(), same.allowed());
-    assert!(scene.tokens(1).starts_with(&[11, 12]), "the other one is as it was");
-}
-
-#[test]
-fn what_was_chosen_ahead_of_a_guide_is_dropped() {
-    let mut scene = Scene::new();
-    let tokenizer = Arc::clone(&scene.assignment.model.tokenizer);
-    let vocab = scene.assignment.model.weights.params.vocab;
-    let pattern = net::api::Constraint::Regex("[0-9a-f]{40}".into());
-    let guide = Library::default().guides((&tokenizer, vocab), &pattern, 1).unwrap().remove(0);
-    // The device counts up from the prompt until the answer says this.
-    let open: &str = String::from_utf8(tokenizer.piece(54).to_vec()).unwrap().leak();
-    let before = |id: u32| String::from_utf8_lossy(tokenizer.piece(id)).contains(open);
-    assert!(!open.is_empty() && !(51..54).any(before));
-    scene.settle();
-    scene.start(1, &[10], 100);
-    assert!(scene.status.take_credit());
-    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let sequence = NewSequence::new(StreamId(2), vec![50], 30, greedy, scene.now);
-    let sequence = NewSequence { stop_at_end: false, guide: Some(Guided::from(guide.behind(open))), ..sequence };
-    scene.queues.commands.push(GpuCommand::Start(scene.assignment.generation, Box::new(sequence)));
-    for _ in 0..60 {
-        scene.feeder.turn(scene.now, &mut scene.queues);
-        scene.now += Duration::from_millis(2);
-    }
-    let tokens = scene.tokens(2);
-    assert!(tokens.len() > 10 && tokens.starts_with(&[51, 52, 53, 54]), "{tokens:?}");
-    let text: Vec<u8> = tokens[4..].iter().flat_map(|token| tokenizer.piece(*token)).copied().collect();
-    assert!(text.iter().all(u8::is_ascii_hexdigit), "{tokens:?}");
-    assert!(scene.tokens(1).starts_with(&[11, 12, 13, 14, 15, 16]), "the other one is as it was");
-}
-
-#[test]
 fn a_step_that_never_ends_and_scores_that_differ_are_faults() {
     let mut scene = Scene::new();
     scene.settle();
@@ -478,5 +442,11 @@ fn another_generation_takes_the_place_of_the_one_before_and_never_gets_its_seque
     assert_eq!(scene.feeder.device().starts, 2);
 }
 
+fn greedy() -> SamplingParams {
+    SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+}
+
+/// The number of the device, for faults beside its steps.
+const BESIDE: usize = 79;
 /// Steps of the self test, which come first, and those that are tried for what they cost.
 const TEST_STEPS: usize = 5 + 3;

@@ -42,6 +42,7 @@ use kernels::attention::KvType;
 use tuning::{CpuId, DevicePlacement, NodeId, Placement};
 
 use crate::config::{Config, GpuChoice};
+use crate::guide::Beside;
 use crate::log::{info, warning};
 use crate::mailbox::Doorbell;
 use crate::model::Model;
@@ -213,8 +214,10 @@ impl Feeders {
             let ports = RingPorts::new(ports, orders.add(&bell), bells.to_vec());
             let config = config.clone();
             let (stopping, own_bell) = (Arc::clone(&running.stopping), Arc::clone(&bell));
+            // Here, where no thread has been given a cpu of its own.
+            let beside = Beside::start_for_gpu(status.ordinal, &bell)?;
             let thread = std::thread::Builder::new().name(feeder_name(status.ordinal)).spawn(move || {
-                feed(&config, &status, (ports, cpus), &own_bell, &stopping);
+                feed(&config, &status, (ports, cpus, beside), &own_bell, &stopping);
             })?;
             running.threads.push((thread, bell));
         }
@@ -266,7 +269,7 @@ impl Cpus {
 fn feed(
     config: &Config,
     status: &Arc<Status>,
-    (ports, cpus): (RingPorts, Option<Cpus>),
+    (ports, cpus, beside): (RingPorts, Option<Cpus>, Beside),
     bell: &Doorbell,
     stopping: &AtomicBool,
 ) {
@@ -286,7 +289,7 @@ fn feed(
         sampler_cpus: cpus.as_ref().map(|cpus| Arc::clone(&cpus.others)),
     };
     let device = ChildDevice::new(status.ordinal, cpus);
-    let feeder = Feeder::new(device, Log, limits, Arc::clone(status), Instant::now());
+    let feeder = Feeder::new((device, Log), limits, Arc::clone(status), beside, Instant::now());
     threads::run(feeder, ports, bell, stopping);
 }
 

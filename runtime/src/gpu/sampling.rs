@@ -9,7 +9,7 @@ use crate::engine::{Sampled, choose};
 use crate::sampler::Sampler;
 use crate::schedule::Scheduler;
 use crate::shared::PerWorker;
-use crate::team::{Counters, Team};
+use crate::team::{Counters, Member, Team};
 
 /// The threads, and what they chose last.
 pub(super) struct Samplers {
@@ -54,28 +54,56 @@ impl Samplers {
         self.slots.is_empty()
     }
 
-    /// Chooses a token from each row of `scores`, which are changed.
-    pub(super) fn choose(&mut self, scheduler: &Scheduler, scores: &mut [f32]) {
-        let Self { team, counters, samplers, slots, sampled } = self;
-        let mut rows = scores.chunks_exact_mut(scores.len() / slots.len());
-        let rows = PerWorker::new(slots.len(), || rows.next().expect("a row of scores for each slot"));
-        let (samplers, slots, sampled) = (&*samplers, &*slots, &*sampled);
-        team.run(counters, &|member| {
-            while let Some(i) = member.claim(0, slots.len()) {
-                // SAFETY: every row is claimed once.
-                let row = unsafe { rows.get(i) };
-                // SAFETY: likewise its result.
-                let result = unsafe { sampled.get(i) };
-                // SAFETY: every member has its own.
-                let sampler = unsafe { samplers.get(member.index) };
-                let sequence = slots[i].and_then(|slot| scheduler.sequence(slot));
-                *result = sequence.and_then(|sequence| {
-                    // SAFETY: a step has one row of scores of a sequence.
-                    let guide = sequence.guide.as_ref().and_then(|guide| unsafe { guide.get() });
-                    choose(sampler, sequence, guide, 0, row)
-                });
+    pub(super) fn threads(&self) -> usize {
+        self.team.size()
+    }
+
+    /// Has the guide of each row's sequence say what may come next, for when the scores are there.
+    pub(super) fn look_ahead(&mut self, scheduler: &Scheduler) {
+        let slots = &self.slots;
+        self.each(|i, _| {
+            let sequence = slots[i].and_then(|slot| scheduler.sequence(slot));
+            // SAFETY: a step has one row of scores of a sequence, and every row is claimed once.
+            if let Some(guide) = sequence.and_then(|s| s.guide.as_ref()).and_then(|guide| unsafe { guide.get() }) {
+                let _ = guide.allowed();
             }
         });
+    }
+
+    /// Chooses a token from each row of `scores`, which are changed.
+    pub(super) fn choose(&mut self, scheduler: &Scheduler, scores: &mut [f32]) {
+        let Self { samplers, slots, sampled, .. } = &*self;
+        let mut rows = scores.chunks_exact_mut(scores.len() / slots.len());
+        let rows = PerWorker::new(slots.len(), || rows.next().expect("a row of scores for each slot"));
+        self.each(|i, member| {
+            // SAFETY: every row is claimed once.
+            let row = unsafe { rows.get(i) };
+            // SAFETY: likewise its result.
+            let result = unsafe { sampled.get(i) };
+            // SAFETY: every member has its own.
+            let sampler = unsafe { samplers.get(member) };
+            let sequence = slots[i].and_then(|slot| scheduler.sequence(slot));
+            *result = sequence.and_then(|sequence| {
+                // SAFETY: a step has one row of scores of a sequence.
+                let guide = sequence.guide.as_ref().and_then(|guide| unsafe { guide.get() });
+                choose(sampler, sequence, guide, 0, row)
+            });
+        });
+    }
+
+    /// Does `work` for each row, given the row and the thread that does it; a single row is not worth waking others.
+    fn each(&self, work: impl Fn(usize, usize) + Sync) {
+        let rows = self.slots.len();
+        let claim = |member: Member<'_>| {
+            while let Some(i) = member.claim(0, rows) {
+                work(i, member.index);
+            }
+        };
+        match rows {
+            0 => {}
+            1 => self.team.run_alone(&self.counters, claim),
+            _ => self.team.run(&self.counters, &claim),
+        }
     }
 
     /// What was chosen from row `i`; `None` where it holds no scores.

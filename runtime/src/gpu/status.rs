@@ -112,6 +112,9 @@ pub struct Status {
     pub tests: Cell,
     pub returned: Cell,
     pub kv_blocks_used: Cell,
+    /// Sequences whose guides compute beside the steps, and guides that came back from there.
+    pub beside: Cell,
+    pub guides_beside: Cell,
     faults: [Cell; FaultKind::ALL.len()],
     /// The name that answers give: `cuda:N`.
     label: OnceLock<String>,
@@ -151,6 +154,8 @@ impl Status {
             tests: Cell::default(),
             returned: Cell::default(),
             kv_blocks_used: Cell::default(),
+            beside: Cell::default(),
+            guides_beside: Cell::default(),
             faults: Default::default(),
             label: OnceLock::new(),
         }

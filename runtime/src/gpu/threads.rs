@@ -27,7 +27,7 @@ pub(super) fn run<D: Device, J: Journal>(
         match feeder.turn(now, &mut ports) {
             Rest::Until(until) if until > now => {
                 bell.prepare_sleep();
-                if ports.is_empty() && !stopping.load(Ordering::SeqCst) {
+                if ports.is_empty() && !feeder.has_news() && !stopping.load(Ordering::SeqCst) {
                     sleep(bell, until);
                 }
                 bell.awake();

@@ -1,9 +1,9 @@
-//! Sets of tokens that take long are computed beside the steps of a shard, at low priority, so that a slow grammar delays its
-//! own answer only: its sequence sits out the steps until its guide is back.
+//! Sets of tokens that take long are computed beside the steps of a shard or a GPU, at low priority, so that a slow grammar
+//! delays its own answer only: its sequence sits out the steps until its guide is back.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -13,29 +13,54 @@ use llguidance::CancellationHandle;
 use super::Guide;
 #[cfg(test)]
 use crate::engine::faults;
-use crate::mailbox::LeaderBell;
+use crate::mailbox::{Doorbell, LeaderBell};
 use crate::shared::PerWorker;
 
-/// The ways to the threads beside a leader.
+/// The ways to the threads beside a leader or a feeder.
 pub struct Beside {
     jobs: SyncSender<Job>,
     /// For sets that take so long that others must not wait behind them.
     long_jobs: SyncSender<Job>,
-    /// Guides that have come back, and those that the leader has looked for.
-    done: Arc<AtomicU64>,
+    /// A guide whose sets take longer on average has no place in steps.
+    pub(super) slow: Duration,
+    news: Arc<News>,
+    /// Guides that had come back when they were last looked for.
     seen: u64,
+}
+
+/// Who is told that guides have come back.
+struct News {
+    done: AtomicU64,
+    ring: Box<dyn Fn() + Send + Sync>,
 }
 
 /// Where a guide comes back, once; whoever drops it before ends its work.
 pub(super) struct Errand {
     back: Arc<OnceLock<PerWorker<Guide>>>,
+    forwards: Arc<[Forward; MOVES_MAX]>,
     /// What ends it; `None` once the guide is back.
     work: Option<CancellationHandle>,
+}
+
+/// Who else is to be told, where the sequence has moved on meanwhile.
+#[derive(Default)]
+struct Forward {
+    to: OnceLock<Arc<News>>,
+    /// Set by the first of two: who is to be told, and the guide that is back. The second one tells.
+    met: AtomicBool,
 }
 
 struct Job {
     guide: PerWorker<Guide>,
     back: Arc<OnceLock<PerWorker<Guide>>>,
+    forwards: Arc<[Forward; MOVES_MAX]>,
+}
+
+impl News {
+    fn tell(&self) {
+        self.done.fetch_add(1, Ordering::SeqCst);
+        (self.ring)();
+    }
 }
 
 impl Errand {
@@ -44,6 +69,18 @@ impl Errand {
         let guide = Arc::get_mut(&mut self.back)?.take()?;
         self.work = None;
         Some(guide)
+    }
+
+    /// Has `beside`'s owner told, who has the sequence from now on.
+    ///
+    /// # Panics
+    /// When it has moved on so often before.
+    pub(super) fn follow(&self, beside: &Beside) {
+        let mut forwards = self.forwards.iter();
+        let forward = forwards.find(|forward| forward.to.set(Arc::clone(&beside.news)).is_ok());
+        if forward.expect("a sequence moves on twice").met.swap(true, Ordering::SeqCst) {
+            beside.news.tell();
+        }
     }
 }
 
@@ -61,54 +98,66 @@ impl Beside {
     /// # Errors
     /// When there can be no further thread.
     pub fn start(index: usize, bell: &Arc<LeaderBell>) -> io::Result<Self> {
-        let done = Arc::new(AtomicU64::new(0));
-        let start = |name| start(name, Arc::clone(&done), Arc::clone(bell));
-        let (jobs, long_jobs) = (start(format!("guides-{index}"))?, start(format!("guides-{index}.long"))?);
-        Ok(Self { jobs, long_jobs, done, seen: 0 })
+        let bell = Arc::clone(bell);
+        Self::start_named(&format!("guides-{index}"), SLOW, move || bell.ring())
+    }
+
+    /// The same for the GPU of that number, whose steps are shorter and have more company.
+    ///
+    /// # Errors
+    /// As [`Beside::start`].
+    pub fn start_for_gpu(ordinal: usize, bell: &Arc<Doorbell>) -> io::Result<Self> {
+        let bell = Arc::clone(bell);
+        Self::start_named(&format!("guides-g{ordinal}"), SLOW_ON_GPUS, move || bell.ring())
+    }
+
+    fn start_named(name: &str, slow: Duration, ring: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
+        let news = Arc::new(News { done: AtomicU64::new(0), ring: Box::new(ring) });
+        let jobs = start(name.to_owned(), &news)?;
+        let long_jobs = start(format!("{name}.long"), &news)?;
+        Ok(Self { jobs, long_jobs, slow, news, seen: 0 })
     }
 
     /// Hands a guide over; it comes back where no more of them may wait.
     pub(super) fn begin(&mut self, guide: PerWorker<Guide>) -> Result<Errand, PerWorker<Guide>> {
         let (mut guide, work) = Guide::cancellable(guide);
         let jobs = if guide.get_mut(0).pace.last > LONG { &self.long_jobs } else { &self.jobs };
-        let back = Arc::default();
-        match jobs.try_send(Job { guide, back: Arc::clone(&back) }) {
-            Ok(()) => Ok(Errand { back, work: Some(work) }),
+        let (back, forwards) = (Arc::default(), Arc::default());
+        match jobs.try_send(Job { guide, back: Arc::clone(&back), forwards: Arc::clone(&forwards) }) {
+            Ok(()) => Ok(Errand { back, forwards, work: Some(work) }),
             Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => Err(job.guide),
         }
     }
 
-    /// Whether guides have come back that the leader has not looked for.
+    /// Whether guides have come back that the owner has not looked for.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.done.load(Ordering::SeqCst) != self.seen
+        self.news.done.load(Ordering::SeqCst) != self.seen
     }
 
-    /// Whether that is so; the leader looks for them now.
+    /// Whether that is so; the owner looks for them now.
     pub fn take_news(&mut self) -> bool {
-        let done = self.done.load(Ordering::SeqCst);
+        let done = self.news.done.load(Ordering::SeqCst);
         std::mem::replace(&mut self.seen, done) != done
     }
 }
 
-/// Starts a thread that adds one to `done` and rings `bell` for each guide that it is done with.
-fn start(name: String, done: Arc<AtomicU64>, bell: Arc<LeaderBell>) -> io::Result<SyncSender<Job>> {
+/// Starts a thread that tells `news` of each guide that it is done with.
+fn start(name: String, news: &Arc<News>) -> io::Result<SyncSender<Job>> {
     let (jobs, incoming) = sync_channel(JOBS_MAX);
+    let news = Arc::clone(news);
     std::thread::Builder::new().name(name).spawn(move || {
         // Where it may not, it takes turns with the others; short ones, so that it holds nobody up for long.
         let _ = tuning::give_way();
         let _ = tuning::take_short_turns();
-        work(&incoming, || {
-            done.fetch_add(1, Ordering::SeqCst);
-            bell.ring();
-        });
+        work(&incoming, &news);
     })?;
     Ok(jobs)
 }
 
 /// Each sequence has one guide in the queue at most: they take turns.
-fn work(incoming: &Receiver<Job>, done: impl Fn()) {
-    while let Ok(Job { mut guide, back }) = incoming.recv() {
+fn work(incoming: &Receiver<Job>, news: &News) {
+    while let Ok(Job { mut guide, back, forwards }) = incoming.recv() {
         // Its client may have left meanwhile.
         if Arc::strong_count(&back) > 1 {
             compute(guide.get_mut(0));
@@ -117,7 +166,10 @@ fn work(incoming: &Receiver<Job>, done: impl Fn()) {
             drop(guide);
         }
         drop(back);
-        done();
+        news.tell();
+        for forward in forwards.iter().filter(|forward| forward.met.swap(true, Ordering::SeqCst)) {
+            forward.to.get().expect("it was said before they met").tell();
+        }
     }
 }
 
@@ -131,8 +183,15 @@ fn compute(guide: &mut Guide) {
     guide.failed |= computed.is_err();
 }
 
+/// A guide whose sets take longer on average has no place in the steps of a shard, until they take a quarter of it: more than any
+/// work on automata may take of one set, as ordinary guides now and then have to do, and than what a machine that others use adds to it.
+const SLOW: Duration = Duration::from_millis(4);
+/// The same in those of a GPU, which take 1 to 3 ms for hundreds of sequences.
+const SLOW_ON_GPUS: Duration = Duration::from_millis(1);
 /// Sets that follow one that took longer are made by a thread of their own: those of an ambiguous grammar (`e: e e | /[a-z ]/`)
 /// take seconds after some hundred tokens.
 const LONG: Duration = Duration::from_millis(20);
+/// Times that a sequence moves on while its guide is away: to another device, then to a leader.
+const MOVES_MAX: usize = 2;
 /// Guides that may wait for one thread; what finds no room is computed in a step.
 const JOBS_MAX: usize = 1024;

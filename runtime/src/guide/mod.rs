@@ -37,6 +37,8 @@ pub use gbnf::GbnfError;
 use marker::Marker;
 use memory::Share;
 use pace::Pace;
+#[cfg(test)]
+pub(crate) use pace::SETS_TIME_MAX;
 
 /// Where an answer stands in its grammar.
 pub struct Guide {
@@ -46,16 +48,32 @@ pub struct Guide {
     failed: bool,
     /// The next token of the answer, where it was taken in before the answer has it.
     ahead: Option<u32>,
+    /// The last token of the answer, where it is still to be taken in.
+    later: Option<u32>,
     pace: Pace,
     /// Of the memory for all guides.
     share: Share,
     /// What its answer may begin with a text before, if that is so.
     marker: Option<Marker>,
+    /// What each set takes at least.
+    #[cfg(test)]
+    least: Duration,
 }
 
 impl Guide {
     fn new(matcher: Matcher, share: Share, marker: Option<Marker>) -> Self {
-        Self { matcher, allowed: None, failed: false, ahead: None, pace: Pace::default(), share, marker }
+        Self {
+            matcher,
+            allowed: None,
+            failed: false,
+            ahead: None,
+            later: None,
+            pace: Pace::default(),
+            share,
+            marker,
+            #[cfg(test)]
+            least: Duration::ZERO,
+        }
     }
 
     /// One that shares nothing with it, as it stands; `None` where there is no memory for it.
@@ -82,6 +100,12 @@ impl Guide {
         self.pace.observe(time);
     }
 
+    /// One whose sets take so long at least.
+    #[cfg(test)]
+    pub(crate) fn taking(self, least: Duration) -> Self {
+        Self { least, ..self }
+    }
+
     /// One that rests until the answer says `open`.
     #[cfg(test)]
     pub(crate) fn behind(mut self, open: &'static str) -> Self {
@@ -105,13 +129,21 @@ impl Guide {
     }
 
     /// The tokens that may come next, a bit for each; those that end the answer are among them where it may end. `None`
-    /// where that takes more work than is allowed.
+    /// where nothing may, or where that takes more work than is allowed.
     pub fn allowed(&mut self) -> Option<&[u32]> {
         if !self.is_known() {
-            let computed = self.pace.time(|| self.matcher.compute_mask());
+            let Self { matcher, later, pace, .. } = self;
+            #[cfg(test)]
+            let until = tuning::thread_time() + self.least;
+            let computed = pace.time(|| {
+                later.take().map_or(Ok(()), |token| matcher.consume_token(token))?;
+                #[cfg(test)]
+                while tuning::thread_time() < until {}
+                if matcher.is_stopped() { Ok(None) } else { matcher.compute_mask().map(Some) }
+            });
             self.share.grow(self.matcher.last_step_stats().map_or(0, |stats| stats.lexer_cost));
-            self.failed |= computed.is_err();
-            self.allowed = computed.ok();
+            self.failed |= computed.is_err() || self.pace.is_over();
+            self.allowed = computed.ok().flatten().filter(|_| !self.failed);
         }
         self.allowed.as_ref().map(SimpleVob::as_slice)
     }
@@ -131,16 +163,28 @@ impl Guide {
         }
     }
 
-    /// Takes in the next token of an answer that is sure to have it: who chooses it has time for that, others of a step may not.
+    /// Takes in the next token of an answer that is sure to have it: who chooses it has time for that, others of a step may not. Not
+    /// where its sets take long, as so do tokens.
     pub fn push_ahead(&mut self, token: u32) {
-        self.push(token);
-        self.ahead = Some(token);
+        if !self.pace.was_slow() {
+            self.push(token);
+            self.ahead = Some(token);
+        }
     }
 
-    /// Whether the answer is complete, and nothing may follow.
+    /// Takes in the next token of the answer, where its sets take long not before the next one is asked for.
+    fn push_or_later(&mut self, token: u32) {
+        if self.ahead.is_none() && self.pace.was_slow() {
+            (self.allowed, self.later) = (None, Some(token));
+        } else {
+            self.push(token);
+        }
+    }
+
+    /// Whether the answer is complete, as far as its tokens have been taken in, and nothing may follow.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        !self.failed && self.matcher.is_stopped()
+        !self.failed && self.later.is_none() && self.matcher.is_stopped()
     }
 
     /// Whether the grammar took more work than is allowed, here or before.
@@ -186,7 +230,7 @@ impl Guided {
 
     /// Has what may come next computed beside the steps, where that is likely to take long.
     pub fn step_aside_if_slow(&mut self, beside: &mut Beside) {
-        if !self.unknown().is_some_and(|guide| guide.pace.is_slow()) {
+        if !self.unknown().is_some_and(|guide| guide.pace.is_slow(beside.slow)) {
             return;
         }
         if let Place::Here(guide) = std::mem::replace(&mut self.place, Place::Nowhere) {
@@ -194,6 +238,13 @@ impl Guided {
                 Ok(errand) => Place::Beside(errand),
                 Err(guide) => Place::Here(guide),
             };
+        }
+    }
+
+    /// Has `beside`'s owner told where it comes back, who has the sequence from now on.
+    pub fn follow(&self, beside: &Beside) {
+        if let Place::Beside(errand) = &self.place {
+            errand.follow(beside);
         }
     }
 
@@ -232,10 +283,20 @@ impl Guided {
 
     /// Takes in the next token of the answer.
     pub fn push(&mut self, token: u32) {
+        self.take_in(token, Guide::push);
+    }
+
+    /// The same, but a guide whose sets take long does so as it computes the next one: that it is complete, or has failed, is known
+    /// by then.
+    pub fn push_or_later(&mut self, token: u32) {
+        self.take_in(token, Guide::push_or_later);
+    }
+
+    fn take_in(&mut self, token: u32, push: impl FnOnce(&mut Guide, u32)) {
         let mut marker = self.marker.take();
         let guide = self.get_mut();
         match &mut marker {
-            None => guide.push(token),
+            None => push(guide, token),
             Some(found) => {
                 if found.ends_with(token, guide) {
                     marker = None;

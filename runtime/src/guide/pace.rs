@@ -12,6 +12,8 @@ pub(super) struct Pace {
     /// A moving average of those that were timed so.
     mean: Duration,
     is_slow: bool,
+    /// What all of those took.
+    spent: Duration,
     /// What it still owes of that where the sets of a step are limited.
     owed: Duration,
 }
@@ -35,24 +37,37 @@ impl Pace {
     /// Of one whose next set goes beside the steps.
     #[cfg(test)]
     pub(super) fn slow() -> Self {
-        Self { last: SLOW, watched: WATCHED, mean: SLOW, is_slow: true, owed: SLOW }
+        let long = Duration::from_millis(4);
+        Self { last: long, watched: WATCHED, mean: long, is_slow: true, spent: Duration::ZERO, owed: long }
     }
 
     pub(super) fn observe(&mut self, took: Duration) {
         (self.last, self.owed) = (took, took);
         if self.watched > 0 {
             self.mean = (self.mean * (KEPT - 1) + took) / KEPT;
-            self.is_slow = self.mean > if self.is_slow { QUICK } else { SLOW };
+            self.spent += took;
         }
-        self.watched = if took > SLOW { WATCHED } else { self.watched.saturating_sub(1) };
+        self.watched = if took > LONG { WATCHED } else { self.watched.saturating_sub(1) };
         if self.watched == 0 {
             self.mean = Duration::ZERO;
         }
     }
 
-    /// Whether the next one has no place in a step.
-    pub(super) fn is_slow(self) -> bool {
+    /// Whether the next one has no place in a step, where those of a guide may take `most` on average: once they take more, until they
+    /// take a quarter of it.
+    pub(super) fn is_slow(&mut self, most: Duration) -> bool {
+        self.is_slow = self.mean > if self.is_slow { most / 4 } else { most };
         self.is_slow
+    }
+
+    /// Whether that was so when it was last asked.
+    pub(super) fn was_slow(self) -> bool {
+        self.is_slow
+    }
+
+    /// Whether they have taken more than an answer's may.
+    pub(super) fn is_over(self) -> bool {
+        self.spent > SETS_TIME_MAX
     }
 
     /// What the next one is likely to take of a step that others may want it for; nothing where that isn't worth a look.
@@ -69,20 +84,22 @@ impl Pace {
     }
 }
 
-/// A guide whose sets take longer on average has no place in steps, until they take less than the other one: more than any work on
-/// automata may take of one set, as ordinary guides now and then have to do, and than what a machine that others use adds to it.
-const SLOW: Duration = Duration::from_millis(4);
-const QUICK: Duration = Duration::from_millis(1);
+/// What those sets of an answer may take of a core's time that follow a long one: a set of an ambiguous grammar takes seconds.
+pub(crate) const SETS_TIME_MAX: Duration = Duration::from_secs(60);
 /// Sets that count of those before.
 const KEPT: u32 = 4;
 /// Sets that take less are in every step that wants them.
 const CHEAP: Duration = Duration::from_micros(100);
+/// A set that takes longer by the clock on the wall is reason to look at those that follow.
+const LONG: Duration = Duration::from_millis(1);
 /// How many sets in a row must take less before it is no longer looked at so closely.
 const WATCHED: u32 = 16;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SLOW: Duration = Duration::from_millis(4);
 
     fn us(us: u64) -> Duration {
         Duration::from_micros(us)
@@ -93,20 +110,21 @@ mod tests {
         let mut pace = Pace::default();
         for took in [20, 30, 40_000, 20, 30] {
             pace.observe(us(took));
-            assert!(!pace.is_slow(), "the thread may have waited for its core");
+            assert!(!pace.is_slow(SLOW), "the thread may have waited for its core");
         }
         pace.observe(us(40_000));
-        assert!(pace.is_slow());
+        assert!(pace.is_slow(SLOW));
         let mut sets = 0;
-        while pace.is_slow() {
+        while pace.is_slow(SLOW) {
             pace.observe(us(100));
             sets += 1;
         }
         assert!((4..12).contains(&sets), "{sets}");
         (0..8).for_each(|_| pace.observe(us(5_000)));
-        assert!(pace.is_slow());
+        assert!(pace.is_slow(SLOW));
         (0..8).for_each(|_| pace.observe(us(2_000)));
-        assert!(pace.is_slow(), "neither here nor there");
+        assert!(pace.is_slow(SLOW), "neither here nor there");
+        assert!(!Pace { is_slow: false, ..pace }.is_slow(SLOW) && Pace { is_slow: false, ..pace }.is_slow(us(1_000)));
     }
 
     #[test]
@@ -131,7 +149,7 @@ mod tests {
         for _ in 0..10 {
             (0..2).for_each(|_| pace.observe(us(6_000)));
             (0..8).for_each(|_| pace.observe(us(30)));
-            assert!(!pace.is_slow());
+            assert!(!pace.is_slow(SLOW));
         }
     }
 }

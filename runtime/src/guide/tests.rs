@@ -482,3 +482,29 @@ fn a_set_that_takes_seconds_ends_with_its_sequence() {
     }
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
 }
+
+#[test]
+fn who_has_the_sequence_now_is_told_of_its_guide_whenever_that_is_back() {
+    let (tokenizer, mut library) = (default_tokenizer(), Library::default());
+    let mut here = Beside::start(77, &Arc::default()).unwrap();
+    let mut there = Beside::start(78, &Arc::default()).unwrap();
+    for turn in 0..200 {
+        let mut guided = slow(&mut library, &tokenizer, &Constraint::Regex("[a-z]*".into()));
+        guided.step_aside_if_slow(&mut here);
+        assert!(guided.is_beside() && !there.has_news());
+        // Before it is back, at about that time, and after that.
+        match turn % 4 {
+            0 => {}
+            1 => std::thread::yield_now(),
+            2 => (0..turn * 50).for_each(|_| std::hint::spin_loop()),
+            _ => {
+                while !here.take_news() {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        guided.follow(&there);
+        take_back(&mut guided, &mut there);
+        assert!(!there.has_news());
+    }
+}

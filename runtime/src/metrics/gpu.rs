@@ -33,7 +33,7 @@ pub fn render_gpus(devices: &[Arc<Status>]) -> prometheus::Result<String> {
         })
     });
     families.push("bitnet_gpu_faults_total", "Failures of a GPU, by kind.", MetricType::COUNTER, faults.collect());
-    let counters: [Named<u64>; 6] = [
+    let counters: [Named<u64>; 7] = [
         ("bitnet_gpu_starts_total", "Times that a GPU was brought up.", |s| s.starts.get()),
         ("bitnet_gpu_self_tests_total", "Self tests that a GPU has passed.", |s| s.tests.get()),
         ("bitnet_device_fallbacks_total", "Sequences that a GPU gave back, to go on elsewhere.", |s| s.returned.get()),
@@ -44,6 +44,11 @@ pub fn render_gpus(devices: &[Arc<Status>]) -> prometheus::Result<String> {
             "Prompt positions whose attention a GPU has computed on tensor cores.",
             |s| s.tensor_rows.get(),
         ),
+        (
+            "bitnet_gpu_guides_beside_total",
+            "Sets of allowed tokens that were computed beside the steps of a GPU, as they take long.",
+            |s| s.guides_beside.get(),
+        ),
     ];
     for (name, help, value) in counters {
         let metrics = devices
@@ -51,8 +56,13 @@ pub fn render_gpus(devices: &[Arc<Status>]) -> prometheus::Result<String> {
             .map(|device| labelled_value(MetricType::COUNTER, &[("device", device.label())], count(value(device))));
         families.push(name, help, MetricType::COUNTER, metrics.collect());
     }
-    let gauges: [Named<f64>; 4] = [
+    let gauges: [Named<f64>; 5] = [
         ("bitnet_gpu_sequences", "Sequences on a GPU or on their way to it.", |s| count(s.in_flight() as u64)),
+        (
+            "bitnet_gpu_requests_beside",
+            "Sequences on a GPU whose sets of allowed tokens are computed beside the steps now.",
+            |s| count(s.beside.get()),
+        ),
         ("bitnet_gpu_decode_step_seconds", "Moving average of a step without prompts.", |s| s.costs().decode_s),
         ("bitnet_gpu_prefill_row_seconds", "Moving average of a prompt position.", |s| s.costs().prefill_row_s),
         ("bitnet_gpu_kv_cache_usage_ratio", "KV blocks in use.", |s| {

@@ -165,6 +165,13 @@ impl NewSequence {
         &self.tokens[..self.scoring.map_or(end, |scoring| scoring.done.min(end))]
     }
 
+    /// Has `beside`'s owner, who has it from now on, told where its guide comes back from elsewhere.
+    pub fn follow_guide(&self, beside: &Beside) {
+        if let Some(guide) = &self.guide {
+            guide.follow(beside);
+        }
+    }
+
     /// Positions that the sequence can come to hold.
     #[must_use]
     pub fn positions_max(&self) -> usize {
@@ -262,8 +269,11 @@ impl Sequence {
     pub fn push(&mut self, token: u32) {
         self.tokens.push(token);
         self.history.push_output(token);
-        if let Some(guide) = &mut self.guide {
-            guide.push(token);
+        let is_last = self.generated() >= self.tokens_max;
+        match &mut self.guide {
+            Some(guide) if is_last => guide.push(token),
+            Some(guide) => guide.push_or_later(token),
+            None => {}
         }
     }
 

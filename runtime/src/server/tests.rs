@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Settings;
-use crate::engine::faults::{self, Fault};
+use crate::engine::faults::{self, Fault, Turn};
 use crate::falls::FALLS_MAX;
 use crate::registry::State;
 
@@ -135,26 +135,6 @@ impl Server {
         // SAFETY: no pointers are involved; the thread has the signal blocked and waits for it.
         unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), self.thread, libc::SIGTERM) };
         self.join.join().unwrap()
-    }
-}
-
-/// The right to have a server in this process.
-struct Turn;
-
-static TAKEN: AtomicBool = AtomicBool::new(false);
-
-impl Turn {
-    fn take() -> Self {
-        while TAKEN.swap(true, Ordering::SeqCst) {
-            pause(Duration::from_millis(10));
-        }
-        Self
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        TAKEN.store(false, Ordering::SeqCst);
     }
 }
 

@@ -45,7 +45,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             // What rows cost beside each other counts for where a sequence goes.
             self.pace.foresee(&rows_of(&flight.step), elapsed);
         } else {
-            self.observe_costs(&flight.step, elapsed);
+            self.observe_costs(&flight.step, Some(elapsed));
         }
         flight.step.segments.iter().for_each(|segment| self.tables.release(segment.slot));
         self.spare.push(flight);
