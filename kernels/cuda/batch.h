@@ -152,7 +152,7 @@ inline Launch attend_prompt(const Step& s, const BatchRows& rows, Phase p, const
         const int shared = pairs * ((SPLIT + 4 + 6) * 4 + divided(s.head_dim, 32) * 64) + SPLIT * 4 + 16;
         return {"attend_byte_prompt", rows.prompt_tiles * s.kv_heads, 1, 256, shared, p, s};
     }
-    const int shared = (pairs * (SPLIT + 8 + s.head_dim) + 8 * 256 + 4) * 4; // TileArea
+    const int shared = (pairs * (SPLIT + 8 + s.head_dim) + 8 * 256 + 8) * 4; // TileArea
     return {"attend_prompt", rows.prompt_tiles * s.kv_heads, 1, 256, shared, p, s};
 }
 inline Launch attend_tensor(Step s, const BatchRows& rows, const Phase& p) {

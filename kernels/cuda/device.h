@@ -400,6 +400,14 @@ DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 // Arithmetic on these values stays in the order of the calls, likewise.
 DEVICE void settle(float4& v) { asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w)); }
 DEVICE void settle(double& v) { asm volatile("" : "+d"(v)); }
+// Zeros that the compiler does not know to be such, from shared memory, into four successive registers.
+DEVICE float4 load_zeros(const float* at) {
+    float4 zero;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(zero.x), "=f"(zero.y), "=f"(zero.z), "=f"(zero.w)
+                 : "r"((unsigned)__cvta_generic_to_shared(at)));
+    return zero;
+}
 DEVICE void settle(int& v) { asm volatile("" : "+r"(v)); }
 // The compiler's addresses of copies, of a lane's and what is the same for all, trap in large kernels: such ones are a lane's own.
 DEVICE void settle(unsigned char*& v) { asm volatile("" : "+l"(v)); }

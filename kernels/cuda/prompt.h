@@ -37,6 +37,7 @@ struct TileArea {
     int* ends;      // [pair]: positions that it sees
     int* places;    // [pair]: row * heads + head
     int* notes;     // whether the block merges, the tile's pairs and splits
+    float* zeros;   // [4]
 
     DEVICE void place(unsigned char* arena) {
         weights = (float*)arena;
@@ -45,7 +46,8 @@ struct TileArea {
         ends = (int*)(states + 2 * PROMPT_PAIRS);
         places = ends + PROMPT_PAIRS;
         notes = places + PROMPT_PAIRS;
-        queries = (float*)(notes + 4);
+        zeros = (float*)(notes + 4);
+        queries = zeros + 4;
     }
     // Positions of a split that a pair sees.
     DEVICE int seen(int pair, int split) const { return min(max(ends[pair] - split * (int)SPLIT, 0), (int)SPLIT); }
@@ -81,6 +83,7 @@ DEVICE void load_queries(const Step& s, const TileArea& area, int first_row, int
     const int p = min(pair, pairs - 1), row = p / s.group, place = (first_row + row) * s.heads + kv_head * s.group + p - row * s.group;
     const unsigned short* from = s.queries + (long long)place * dim;
     float* to = area.queries + pair / 32 * 32 + pair % 8 * 4 + pair / 8 % 4;
+    if (threadIdx.x == 0) *(float4*)area.zeros = float4{0.0f, 0.0f, 0.0f, 0.0f};
     if (first == 0) {
         area.places[pair] = place;
         area.ends[pair] = first_position + row + 1;
@@ -105,15 +108,27 @@ DEVICE void load_queries(const Step& s, const TileArea& area, int first_row, int
     }
 }
 
-DEVICE void add_products(float (&sum)[8], float query, const float4 (&keys)[2]) {
-    sum[0] = fused(query, keys[0].x, sum[0]);
-    sum[1] = fused(query, keys[0].y, sum[1]);
-    sum[2] = fused(query, keys[0].z, sum[2]);
-    sum[3] = fused(query, keys[0].w, sum[3]);
-    sum[4] = fused(query, keys[1].x, sum[4]);
-    sum[5] = fused(query, keys[1].y, sum[5]);
-    sum[6] = fused(query, keys[1].z, sum[6]);
-    sum[7] = fused(query, keys[1].w, sum[7]);
+// Registers are in two banks, even and odd ones, each of which gives one operand a cycle. A product of three is read in one cycle where a factor is that of the
+// product before and the other is not in the bank of the sum. Factors come in fours of successive registers by loads of 16 bytes, and so do these sums by
+// their zeros, each two of them exchanged: sum 1 in R, sum 0 in R + 1.
+DEVICE void clear_four(float* sum, const float* zeros) {
+    const float4 zero = load_zeros(zeros);
+    sum[1] = zero.x, sum[0] = zero.y, sum[3] = zero.z, sum[2] = zero.w;
+}
+
+// Products of one dimension. Each two that follow each other have a factor in common.
+DEVICE void add_products(float (&sum)[LANE_PAIRS][8], const float4 (&queries)[LANE_PAIRS / 4], const float4 (&keys)[2]) {
+    const float key[8] = {keys[0].x, keys[0].y, keys[0].z, keys[0].w, keys[1].x, keys[1].y, keys[1].z, keys[1].w};
+#pragma unroll
+    for (int i = 0; i < LANE_PAIRS; i++) {
+        const float4& four = queries[i / 4];
+        const float query = i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            const int k = i % 2 ? 7 - n : n;
+            sum[i][k] = fused(query, key[k], sum[i][k]);
+        }
+    }
 }
 
 // Scores of all pairs with cache block b of the split, yet without their scale. `next`: the first eight dimensions of the lane's key.
@@ -124,7 +139,9 @@ DEVICE void score_keys(const Step& s, const uint4* keys, uint4 next, const TileA
     settle(q_place);
     settle(k_place);
     float* to = area.wide + lane_id();
-    float sum[LANE_PAIRS][8] = {};
+    float sum[LANE_PAIRS][8];
+#pragma unroll
+    for (int i = 0; i < LANE_PAIRS * 2; i++) clear_four(sum[i / 2] + i % 2 * 4, area.zeros);
 #pragma unroll 1
     for (int d = 0; d < dim; d += WIDE_DIMS) {
         float k[8];
@@ -139,15 +156,13 @@ DEVICE void score_keys(const Step& s, const uint4* keys, uint4 next, const TileA
         const float *q_at = area.queries + q_place + d * PROMPT_PAIRS, *k_at = area.wide + k_place;
 #pragma unroll
         for (int j = 0; j < WIDE_DIMS; j++) {
-            const float4 keys_of[2] = {*(const float4*)(k_at + j * KV_BLOCK), *(const float4*)(k_at + j * KV_BLOCK + 4)};
-            float4 q[LANE_PAIRS / 4];
+            const float4 keys_of[2] = {*(const float4*)k_at, *(const float4*)(k_at + 4)};
+            float4 queries[LANE_PAIRS / 4];
 #pragma unroll
-            for (int i = 0; i < LANE_PAIRS / 4; i++) q[i] = *(const float4*)(q_at + j * PROMPT_PAIRS + i * 32);
-#pragma unroll
-            for (int i = 0; i < LANE_PAIRS; i++) {
-                const float4& four = q[i / 4];
-                add_products(sum[i], i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w, keys_of);
-            }
+            for (int i = 0; i < LANE_PAIRS / 4; i++) queries[i] = *(const float4*)(q_at + i * 32);
+            add_products(sum, queries, keys_of);
+            k_at += KV_BLOCK;
+            q_at += PROMPT_PAIRS;
         }
         if ((d + WIDE_DIMS) % CHAIN != 0 && d + WIDE_DIMS < dim) continue;
         // The end of a chain.
@@ -158,25 +173,25 @@ DEVICE void score_keys(const Step& s, const uint4* keys, uint4 next, const TileA
             float* of = sum[i / 2] + i % 2 * 4;
             float4 total = d < CHAIN ? float4{0.0f, 0.0f, 0.0f, 0.0f} : *at;
             *at = float4{total.x + of[0], total.y + of[1], total.z + of[2], total.w + of[3]};
-            of[0] = of[1] = of[2] = of[3] = 0.0f;
+            clear_four(of, area.zeros);
         }
     }
 }
 
-// e^x for x up to 0, the bits of exp_exact: one exact power of two on the bits, one that may round.
+// e^x for x up to 0, the bits of exp_exact: times a power of two that is exact, then by one that may round.
 DEVICE float exp_of_negative(float x) {
-    const float round = 12582912.0f + 64.0f;
+    // The sum's lowest bits are an exponent, of 2^(n + 64).
+    const float round = 12582912.0f + 64.0f + 127.0f;
     x = greater_or_nan(x, -104.0f);
     const float shifted = fused(x, 1.44269504088896340736f, round), n = shifted - round;
-    const float r = fused(n, 1.9046542e-9f, fused(n, -0.693147180559945309417f, x));
+    const float r = fused(n, 1.9046542e-9f, fused(n, -0.693147180559945309417f, x)), power = float_of_bits(bits_of_float(shifted) << 23);
     float p = 0.0013814538f;
     p = fused(p, r, 0.008368745f);
     p = fused(p, r, 0.04166839f);
     p = fused(p, r, 0.16666521f);
     p = fused(p, r, 0.49999994f);
-    p = fused(r * r, p, r) + 1.0f;
-    // The product with 0 keeps what is no number.
-    return fused(float_of_bits(bits_of_float(p) + (bits_of_float(shifted) << 23)), 5.42101086242752217e-20f, 0.0f * r);
+    // 1 + .., rounded at the same bit.
+    return fused(fused(r * r, p, r), power, power) * 5.42101086242752217e-20f;
 }
 
 // Scores of two pairs become weights exp(score - greatest), half a warp for each. Position p counts to lane p % 16, in order;
@@ -208,11 +223,23 @@ template <bool WHOLE> DEVICE void soften_pairs(const Step& s, const TileArea& ar
     }
 }
 
-DEVICE void add_values(float (&sum)[4], float weight, const float4& value) {
-    sum[0] = fused(weight, value.x, sum[0]);
-    sum[1] = fused(weight, value.y, sum[1]);
-    sum[2] = fused(weight, value.z, sum[2]);
-    sum[3] = fused(weight, value.w, sum[3]);
+// Weighted values of four positions. In turn of positions, each two products that follow each other have a value or a weight in common, and what is new
+// of a weight is in the other bank than its sum.
+DEVICE void add_values(float (&sum)[LANE_PAIRS][4], const float4 (&weights)[LANE_PAIRS], const float4 (&values)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const float value[4] = {values[j].y, values[j].x, values[j].w, values[j].z};
+#pragma unroll
+        for (int i = 0; i < LANE_PAIRS; i++) {
+            const float weight = j == 0 ? weights[i].x : j == 1 ? weights[i].y : j == 2 ? weights[i].z : weights[i].w;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                // 1 0 2 3 and 3 2 0 1, 0 1 3 2 and 2 3 1 0.
+                const int turn = i % 2 ? 3 - n : n, k = (turn ^ turn / 2) ^ (j + 1) % 2;
+                sum[i][k] = fused(weight, value[k], sum[i][k]);
+            }
+        }
+    }
 }
 
 // A lane's half of a position's 16 dimensions, step by step of so many positions.
@@ -254,28 +281,26 @@ DEVICE void mix_values(const Step& s, const TileCache& cache, LaneValues& values
     float* to = area.wide + lane_id() * 8;
     const float *v_at = area.wide + v_place, *w_at = area.weights + w_place;
 #pragma unroll 1
-    for (int start = 0; start < longest; start += WIDE_POSITIONS, w_at += WIDE_POSITIONS) {
+    for (int start = 0; start < longest; start += WIDE_POSITIONS) {
         float v[8];
         widen(v, values.next);
         __syncwarp();
-        ((float4*)to)[0] = float4{v[0], v[1], v[2], v[3]};
-        ((float4*)to)[1] = float4{v[4], v[5], v[6], v[7]};
+        ((float4*)to)[0] = float4{v[1], v[0], v[3], v[2]};
+        ((float4*)to)[1] = float4{v[5], v[4], v[7], v[6]};
         __syncwarp();
         if (start + WIDE_POSITIONS < longest) values.advance(s, cache, start + WIDE_POSITIONS);
         if (start + WIDE_POSITIONS <= common) {
+            const float* v_now = v_at;
 #pragma unroll
             for (int p = 0; p < WIDE_POSITIONS; p += 4) {
-                float4 value[4];
+                float4 value[4], weights[LANE_PAIRS];
 #pragma unroll
-                for (int j = 0; j < 4; j++) value[j] = *(const float4*)(v_at + (p + j) * 16);
+                for (int j = 0; j < 4; j++) value[j] = *(const float4*)(v_now + j * 16);
 #pragma unroll
-                for (int i = 0; i < LANE_PAIRS; i++) {
-                    float4 weight = *(const float4*)(w_at + i * 8 * WEIGHT_STRIDE + p);
-                    add_values(sum[i], weight.x, value[0]);
-                    add_values(sum[i], weight.y, value[1]);
-                    add_values(sum[i], weight.z, value[2]);
-                    add_values(sum[i], weight.w, value[3]);
-                }
+                for (int i = 0; i < LANE_PAIRS; i++) weights[i] = *(const float4*)(w_at + i * 8 * WEIGHT_STRIDE);
+                add_values(sum, weights, value);
+                v_now += 4 * 16;
+                w_at += 4;
             }
             continue;
         }
@@ -286,10 +311,15 @@ DEVICE void mix_values(const Step& s, const TileCache& cache, LaneValues& values
 #pragma unroll
             for (int i = 0; i < LANE_PAIRS; i++) {
                 if (split * (int)SPLIT + start + p < area.ends[8 * i + lane_pair()]) {
-                    add_values(sum[i], w_at[i * 8 * WEIGHT_STRIDE + p], value);
+                    const float weight = w_at[i * 8 * WEIGHT_STRIDE + p];
+                    sum[i][0] = fused(weight, value.y, sum[i][0]);
+                    sum[i][1] = fused(weight, value.x, sum[i][1]);
+                    sum[i][2] = fused(weight, value.w, sum[i][2]);
+                    sum[i][3] = fused(weight, value.z, sum[i][3]);
                 }
             }
         }
+        w_at += WIDE_POSITIONS;
     }
 }
 
@@ -321,48 +351,58 @@ DEVICE void leave_values(const Step& s, const TileArea& area, int pairs, int spl
     }
 }
 
-// All splits of a tile, in order, a warp for each pair.
+// All splits of a tile, in order, a warp for each MERGED pairs.
 template <class Area> DEVICE void merge_tile(const Step& s, const Area& area, int pairs) {
-    enum { AHEAD = 4 };
-    const int dim = s.head_dim;
+    enum { MERGED = 4, AHEAD = 2 };
+    const int dim = s.head_dim, groups = (pairs + MERGED - 1) / MERGED;
 #pragma unroll 1
-    for (int i = warp_id(); i < pairs * ((dim + 127) / 128); i += Area::WARPS) {
-        const int pair = i % pairs, d = i / pairs * 128 + 4 * lane_id(), place = area.places[pair];
-        const int splits = (area.ends[pair] - 1) / (int)Area::LENGTH + 1;
+    for (int i = warp_id(); i < groups * ((dim + 127) / 128); i += Area::WARPS) {
+        const int d = i / groups * 128 + 4 * lane_id();
         if (d >= dim) continue;
-        float greatest = 0.0f, sum = 0.0f;
-        float4 out = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 1
-        for (int start = 0; start < splits; start += AHEAD) {
-            float4 values[AHEAD];
-            float next[AHEAD], sums[AHEAD];
+        int place[MERGED], splits[MERGED];
+        float greatest[MERGED], sum[MERGED];
+        float4 out[MERGED];
 #pragma unroll
-            for (int j = 0; j < AHEAD; j++) {
-                const int split = min(start + j, splits - 1);
-                values[j] = __ldcg((const float4*)(partial_values(s, place, split) + d));
-                next[j] = __ldcg(partial_state(s, place, split));
-                sums[j] = __ldcg(partial_state(s, place, split) + 1);
+        for (int k = 0; k < MERGED; k++) {
+            // Pairs past the last are copies of it.
+            const int pair = min(i % groups * MERGED + k, pairs - 1);
+            place[k] = area.places[pair];
+            splits[k] = (area.ends[pair] - 1) / (int)Area::LENGTH + 1;
+        }
+#pragma unroll 1
+        for (int start = 0; start < splits[MERGED - 1]; start += AHEAD) {
+            float4 values[MERGED][AHEAD];
+            float2 states[MERGED][AHEAD];
+#pragma unroll
+            for (int k = 0; k < MERGED * AHEAD; k++) {
+                const int split = min(start + k % AHEAD, splits[k / AHEAD] - 1);
+                values[k / AHEAD][k % AHEAD] = __ldcg((const float4*)(partial_values(s, place[k / AHEAD], split) + d));
+                states[k / AHEAD][k % AHEAD] = __ldcg((const float2*)partial_state(s, place[k / AHEAD], split));
             }
 #pragma unroll
-            for (int j = 0; j < AHEAD; j++) {
-                if (start + j >= splits) break;
+            for (int n = 0; n < MERGED * AHEAD; n++) {
+                const int k = n / AHEAD, j = n % AHEAD;
+                if (start + j >= splits[k]) continue;
+                const float4& value = values[k][j];
+                const float next = states[k][j].x;
                 if (start + j == 0) {
-                    greatest = next[0];
-                    sum = sums[0];
-                    out = values[0];
+                    greatest[k] = next;
+                    sum[k] = states[k][j].y;
+                    out[k] = value;
                     continue;
                 }
                 // One of both is e^0.
-                const bool kept = greatest > next[j];
-                const float less = exp_of_negative(kept ? next[j] - greatest : greatest - next[j]);
+                const bool kept = greatest[k] > next;
+                const float less = exp_of_negative(kept ? next - greatest[k] : greatest[k] - next);
                 const float keep = kept ? 1.0f : less, add = kept ? less : 1.0f;
-                greatest = kept ? greatest : next[j];
-                sum = fused(sums[j], add, sum * keep);
-                out = float4{fused(values[j].x, add, out.x * keep), fused(values[j].y, add, out.y * keep),
-                             fused(values[j].z, add, out.z * keep), fused(values[j].w, add, out.w * keep)};
+                greatest[k] = kept ? greatest[k] : next;
+                sum[k] = fused(states[k][j].y, add, sum[k] * keep);
+                out[k] = float4{fused(value.x, add, out[k].x * keep), fused(value.y, add, out[k].y * keep),
+                                fused(value.z, add, out[k].z * keep), fused(value.w, add, out[k].w * keep)};
             }
         }
-        *(float4*)(s.attention + (long long)place * dim + d) = Area::divided(out, sum);
+#pragma unroll
+        for (int k = 0; k < MERGED; k++) *(float4*)(s.attention + (long long)place[k] * dim + d) = Area::divided(out[k], sum[k]);
     }
 }
 
@@ -421,7 +461,12 @@ DEVICE void attend_prompt_tile(const Step& s, int layer, int most) {
     const int pairs = area.notes[1], splits = area.notes[2];
 #pragma unroll 1
     for (int d = first; d < dim; d += PROMPT_WARPS * 16) {
-        float sum[LANE_PAIRS][4] = {};
+        float sum[LANE_PAIRS][4];
+#pragma unroll
+        for (int i = 0; i < LANE_PAIRS; i++) {
+            const float4 zero = load_zeros(area.zeros);
+            sum[i][0] = zero.x, sum[i][1] = zero.y, sum[i][2] = zero.z, sum[i][3] = zero.w;
+        }
         if (d > first) values.open(s, cache, d);
         mix_values(s, cache, values, area, split, sum);
         leave_values(s, area, pairs, split, splits == 1, d, sum);

@@ -218,7 +218,7 @@ fn attend_prompt(launch: Launch, limits: Limits) -> Launch {
     let (kernel, shared_bytes) = if launch.phase.plain == 1 {
         (c"attend_byte_prompt", pairs * ((SPLIT + 4 + 6) * 4 + dim.div_ceil(32) * 64) + SPLIT * 4 + 16)
     } else {
-        (c"attend_prompt", (pairs * (SPLIT + 8 + dim) + 8 * 256 + 4) * 4)
+        (c"attend_prompt", (pairs * (SPLIT + 8 + dim) + 8 * 256 + 8) * 4)
     };
     let phase = Phase { items: to_i32(limits.multiprocessors), ..launch.phase };
     Launch { kernel, threads: PROMPT_THREADS, shared_bytes, phase, ..launch }
