@@ -191,7 +191,7 @@ impl World {
         let decode_s = machine_s(&decodes);
         let each_s = decode_s * (1.0 + prompts as f64 / decodes.decode_rows.max(1) as f64);
         // What the last prompt will make of it, or the smallest chunk; within the target as much as those who wait are many.
-        let last_s = 1.6 * machine_s(&crowd) + 16.0 * 2e-4;
+        let last_s = LONGER * machine_s(&crowd) + 16.0 * 2e-4;
         let allowed = last_s.max(each_s.min(ITL_TARGET.as_secs_f64()));
         if self.ended > 5 && decodes.decode_rows > 0 && seconds / allowed > self.worst.0 / self.worst.1.max(1e-9) {
             self.worst = (seconds, allowed);
@@ -343,7 +343,7 @@ fn of_many_prompts_at_once_none_makes_longer_steps_than_the_last_and_all_are_soo
         "all prompts after {now_s:.1} s, alone {alone_s:.1} s; {} steps, the longest {longest_s:.3} s",
         felt_s.len()
     );
-    let last_s = 1.6 * (15e-3 + 31.0 * 5e-3);
+    let last_s = LONGER * (15e-3 + 31.0 * 5e-3);
     assert!(longest_s < 1.1 * last_s, "a step of {longest_s} s where the last prompt makes them {last_s} s long");
     assert!(now_s < 1.75 * alone_s, "{now_s} s, of which prompts alone take {alone_s} s");
 }
@@ -370,7 +370,7 @@ fn the_first_prompts_make_no_longer_steps_also_where_rows_of_both_kinds_cost_mor
         }
         let mut crowd = StepRows::default();
         (0..31).for_each(|_| crowd.add_decode(MANY_TOKENS as usize + 32, 1));
-        let last_s = 1.6 * (32e-3 + 31.0 * 1.6e-3 + crowd.decode_positions as f64 * 3e-6);
+        let last_s = LONGER * (32e-3 + 31.0 * 1.6e-3 + crowd.decode_positions as f64 * 3e-6);
         let (felt_s, _) = many_prompts(pace, machine);
         worst = felt_s.iter().copied().fold(worst, |worst, seconds| worst.max(seconds / last_s));
     }

@@ -334,11 +334,11 @@ mod tests {
     fn a_lone_prompt_gets_less_of_the_steps_than_the_target_leaves_and_many_get_more() {
         let share = |decoding, prompts| prompt_share(0.05, (0.0035, 0.004), decoding, prompts);
         assert_eq!((share(0, 0), prompt_share(0.05, (0.0, 0.0), 4, 0)), (1.0, 1.0));
-        assert!((share(16, 0) - 2.9 / 6.4).abs() < 1e-9);
+        assert!((share(16, 0) - 2.1 / 5.6).abs() < 1e-9);
         assert!((share(16, 31) - 2.0 / 3.0).abs() < 1e-9);
         assert!((share(1, 1000) - 46.5 / 50.0).abs() < 1e-9, "as far as the target goes");
-        assert!((prompt_share(0.05, (0.1, 0.1), 10, 0) - 0.6 / 1.6).abs() < 1e-9, "which decoding alone misses");
-        assert!((prompt_share(0.05, (0.1, 0.2), 10, 1000) - 2.2 / 3.2).abs() < 1e-9);
+        assert!((prompt_share(0.05, (0.1, 0.1), 10, 0) - 0.4 / 1.4).abs() < 1e-9, "which decoding alone misses");
+        assert!((prompt_share(0.05, (0.1, 0.2), 10, 1000) - 1.8 / 2.8).abs() < 1e-9);
     }
 
     #[test]
