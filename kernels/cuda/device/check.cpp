@@ -274,6 +274,7 @@ void measure_decode(Driver& gpu, const std::vector<std::string>& names) {
     for (const std::string& name : names) {
         const size_t at = name.find('@');
         const int context = at == std::string::npos ? 128 : std::atoi(name.c_str() + at + 1);
+        model.positions = context + 76; // room for the steps of all timings
         model.shape.bytes = name.find("/int8") != std::string::npos;
         measure_batch(gpu, model, std::vector<Segment>(std::atoi(name.c_str()), {context, 1}));
     }

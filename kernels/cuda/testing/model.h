@@ -24,9 +24,10 @@ struct Machine {
         return at;
     }
     template <class T> T* filled(size_t count, int byte) {
-        std::vector<uint8_t> bytes(count * sizeof(T) + 16, (uint8_t)byte);
-        void* at = alloc(bytes.size());
-        upload(at, bytes.data(), bytes.size());
+        const size_t all = count * sizeof(T) + 16;
+        std::vector<uint8_t> bytes(std::min(all, (size_t)16 << 20), (uint8_t)byte);
+        uint8_t* at = (uint8_t*)alloc(all);
+        for (size_t done = 0; done < all; done += bytes.size()) upload(at + done, bytes.data(), std::min(all - done, bytes.size()));
         return (T*)at;
     }
     template <class T> std::vector<T> read(const T* from, size_t count) {

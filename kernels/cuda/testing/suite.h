@@ -361,7 +361,7 @@ inline void small_suite(Machine& machine) {
     batch_agrees(machine, Model({1152, 1, 2, 1, 32, 896, 40}, 310, 15), {{3, 300}});
     // Screens of 128 and 256 slots, the latter's more than one block of them, with more work than blocks.
     Model narrow({640, 1, 2, 1, 32, 40, 1100}, 40, 14);
-    for (int rows : {40, 140}) batch_agrees(machine, narrow, std::vector<Segment>(rows, {9, 1}));
+    for (int rows : {40, 140, 300}) batch_agrees(machine, narrow, std::vector<Segment>(rows, {9, 1}));
     // Linears by blocks for a part of the rows, and of up to 64 rows with more columns than there are places for codes.
     Model paired({256, 1, 2, 1, 32, 272, 40}, 40, 16);
     for (int rows : {20, 40, 100}) batch_agrees(machine, paired, std::vector<Segment>(rows, {9, 1}));

@@ -120,7 +120,7 @@ pub(super) const TOKEN_COLS_MAX: usize = 8192;
 pub(super) const NO_TOKEN: u32 = 0x7fff_ffff;
 
 /// Rows whose head is screened by one set of launches.
-pub(super) const SCREEN_ROWS: usize = 128;
+pub(super) const SCREEN_ROWS: usize = 256;
 
 /// Words of what a row's draw depends on: seed, position, one over the temperature; among how many best, if not all, and with
 /// which shares of these.

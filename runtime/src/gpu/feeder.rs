@@ -7,6 +7,7 @@ mod trial;
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ use super::status::{PromptAttention, State, Status};
 use crate::engine::{Event, GenerationId, Sampled, cached_event, next_event};
 use crate::forward::Step;
 use crate::guide::Beside;
-use crate::kv::BlockTables;
+use crate::kv::{BlockTables, blocks_for};
 use crate::schedule::{LONGER_ON_GPUS, NewSequence, Pace, Scheduler, StepRows, StreamId};
 use flight::{Flight, has_logits, waits_for, want};
 use sets::sets_time;
@@ -235,7 +236,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
 
     fn new_tables(&self, blocks: usize) -> BlockTables {
         let context = self.served.as_ref().map_or(0, |served| served.model.weights.context);
-        let tables = BlockTables::new(context, self.limits.slots, blocks);
+        let tables = BlockTables::new(context, self.limits.slots + TEST_SLOTS, blocks);
         if self.limits.prefix_cache { tables.with_prefixes() } else { tables }
     }
 
@@ -315,23 +316,39 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             }
             Stage::Idle { probe_at } => {
                 if self.scheduler.running() + self.scheduler.waiting() > 0 {
-                    return Ok(self.begin_steps(now, ports));
+                    let rest = self.begin_steps(now, ports);
+                    if !matches!(self.stage, Stage::Idle { .. }) {
+                        return Ok(rest);
+                    }
+                    // All wait for their guides.
+                    self.stage = Stage::Idle { probe_at };
                 }
-                Ok(if now < probe_at { Rest::Until(probe_at) } else { self.begin_test(0, now) })
+                Ok(if now < probe_at { Rest::Until(probe_at) } else { self.begin_probe(now) })
             }
         }
     }
 
-    /// Slots of the self test.
-    fn test_slots(&self) -> usize {
-        self.limits.slots.min(2)
+    /// The self test once more, where it has room beside sequences that wait for their guides.
+    fn begin_probe(&mut self, now: Instant) -> Rest {
+        let known = &self.served.as_ref().expect("a device that is up has a model").known;
+        if self.tables.blocks_free() >= self.test_slots().len() * blocks_for(known.positions()) {
+            return self.begin_test(0, now);
+        }
+        self.stage = Stage::Idle { probe_at: now + PROBE_EVERY };
+        Rest::Until(now + PROBE_EVERY)
+    }
+
+    /// Slots of the self test, which no sequence gets.
+    fn test_slots(&self) -> Range<usize> {
+        let first = self.limits.slots;
+        first..first + first.min(TEST_SLOTS)
     }
 
     fn begin_test(&mut self, index: usize, now: Instant) -> Rest {
         let slots = self.test_slots();
         let known = &self.served.as_ref().expect("a device under test has a model").known;
         if index == 0 {
-            for slot in 0..slots {
+            for slot in slots.clone() {
                 self.tables.reserve(slot, known.positions()).expect("a device holds two short sequences");
             }
         }
@@ -380,7 +397,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         if !is_last {
             return Ok(self.begin_test(index + 1, now));
         }
-        (0..self.test_slots()).for_each(|slot| self.tables.release(slot));
+        self.test_slots().for_each(|slot| self.tables.release(slot));
         self.status.tests.add(1);
         if self.status.state() == State::Healthy { Ok(self.begin_steps(now, ports)) } else { Ok(self.try_step(0, now)) }
     }
@@ -599,5 +616,7 @@ const LOOK_BEFORE: Duration = Duration::from_micros(150);
 /// It looks so often all the same: a step that is done sooner than expected is followed by the one that waits behind it, and
 /// the device has nothing to do from the end of that one on.
 const SLEEP_MAX: Duration = Duration::from_micros(200);
+/// Sequences of the self test.
+const TEST_SLOTS: usize = 2;
 /// An idle device is tested so often.
 const PROBE_EVERY: Duration = Duration::from_secs(15);

@@ -84,7 +84,8 @@ pub(super) fn padded_rows(rows: usize, rows_max: usize) -> usize {
         2..=4 => 2,
         5..=64 => 8,
         65..=128 => 16,
-        _ => 32,
+        129..=256 => 32,
+        _ => 64,
     };
     rows.next_multiple_of(unit).min(rows_max)
 }
@@ -99,8 +100,8 @@ pub(super) fn buckets(slots: usize) -> impl Iterator<Item = usize> {
     (2..=slots).filter(move |rows| padded_rows(*rows, slots) == *rows)
 }
 
-/// Recorded steps that are kept: five kinds of heads, and rows of prompts, at two lengths for 20 sizes.
-const GRAPHS_MAX: usize = 6 * 2 * 20 * PLACES;
+/// Recorded steps that are kept: five kinds of heads, and rows of prompts, at two lengths for 24 sizes.
+const GRAPHS_MAX: usize = 6 * 2 * 24 * PLACES;
 
 #[cfg(test)]
 mod tests {
@@ -108,12 +109,12 @@ mod tests {
 
     #[test]
     fn few_sizes_fit_all_steps_with_little_left_over() {
-        let sizes: Vec<usize> = buckets(256).collect();
-        assert_eq!((sizes.len(), &sizes[..4], sizes.last()), (18, &[2, 4, 8, 16][..], Some(&256)));
-        for rows in 2..=256 {
-            let padded = padded_rows(rows, 256);
+        let sizes: Vec<usize> = buckets(512).collect();
+        assert_eq!((sizes.len(), &sizes[..4], sizes.last()), (22, &[2, 4, 8, 16][..], Some(&512)));
+        for rows in 2..=512 {
+            let padded = padded_rows(rows, 512);
             assert!(
-                sizes.contains(&padded) && padded >= rows && padded - rows < 32.min(rows.max(2)),
+                sizes.contains(&padded) && padded >= rows && padded - rows < 64.min((rows / 4).max(8)),
                 "{rows}: {padded}"
             );
         }

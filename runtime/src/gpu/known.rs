@@ -1,5 +1,7 @@
 //! The self test of a device: a few steps whose scores the CPU has computed, to be met bit for bit.
 
+use std::ops::Range;
+
 use kernels::Isa;
 use kernels::attention::KvType;
 use kernels::draw::{self, Draw};
@@ -55,7 +57,7 @@ impl KnownAnswer {
 
     /// Forms step `i` of the test for at most `slots` slots, and what is wanted of each: two sequences first, of one of
     /// which only a token is asked, as of most; then one alone, in each way.
-    pub(super) fn form(&self, i: usize, slots: usize, step: &mut Step, wants: &mut Vec<Want>) {
+    pub(super) fn form(&self, i: usize, slots: Range<usize>, step: &mut Step, wants: &mut Vec<Want>) {
         let wanted: &[Want] = match i {
             _ if self.is_near(i) => &[Want::Scores],
             0 => &[Want::Scores, Want::Best],
@@ -66,7 +68,7 @@ impl KnownAnswer {
         };
         step.clear();
         wants.clear();
-        for (slot, want) in wanted.iter().enumerate().take(slots) {
+        for (slot, want) in slots.zip(wanted) {
             match i.checked_sub(1) {
                 _ if self.is_near(i) => step.push(slot, 0, &self.prompt, true),
                 None => step.push(slot, 0, &self.prompt, true),

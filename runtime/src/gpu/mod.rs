@@ -321,8 +321,8 @@ impl Journal for Log {
 }
 
 /// Sequences that a device computes at a time.
-pub const SLOTS: usize = 256;
+pub const SLOTS: usize = 512;
 /// Threads that choose tokens for one device, which are idle unless a step has rows whose tokens are not chosen there.
 const SAMPLERS_MAX: usize = 8;
-/// Rows of one step of a device.
-const ROWS_MAX: usize = 512;
+/// Rows of one step of a device: one of each sequence, and some of prompts beside them.
+const ROWS_MAX: usize = SLOTS + 256;

@@ -294,13 +294,13 @@ fn are_few(step: &Step, tensor_rows: &[usize], singles_max: usize) -> bool {
     let parts = |segment: &Segment| segment.rows * (segment.first_position + segment.rows).div_ceil(SPLIT);
     let of_prompts = step.segments.iter().filter(|segment| segment.rows > 1).map(parts).sum::<usize>();
     (1..=SINGLE_ROWS_MAX).contains(&of_prompts)
-        && step.tokens.len() <= SINGLE_ROWS_MAX.min(singles_max)
+        && step.tokens.len() <= singles_max
         && tensor_rows.iter().all(|rows| *rows == 0)
 }
 
-/// Steps of more rows have those of prompts in tiles, and so have steps whose prompts have more splits to look at, by their rows:
-/// a prompt of 256 rows beside 8 others takes as long either way (2B shape, H100).
-pub(super) const SINGLE_ROWS_MAX: usize = 256;
+/// Steps whose prompts have more rows, or more splits to look at by their rows, have them in tiles: a prompt of 256 rows beside 8
+/// others takes as long either way (2B shape, H100).
+const SINGLE_ROWS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@ use super::cuda::{self, Address, Card, Context, Failure, Graph};
 use super::graphs::{Graphs, Head, Key, buckets, padded_rows, padded_splits};
 use super::images::Image;
 use super::layout::{Content, ScreenLayout, WeightLayout, WorkLayout};
-use super::plan::{Addresses, Plan, SINGLE_ROWS_MAX};
+use super::plan::{Addresses, Plan};
 use super::shape::Shape;
 use super::wire::{BEFORE_FIRST, LOADING, Offsets, PLACES, READY, Region, STAGE_BYTES, place, tiles_max};
 use crate::log;
@@ -235,8 +235,7 @@ impl<'r> Worker<'r> {
         let heads = draws.map(|(among_all, among_best)| (false, Head::Tokens(Draws { among_all, among_best })));
         let kinds = [heads.as_slice(), &[(true, Head::Apart)]].concat();
         let of_rows = |rows: usize| {
-            let recorded = kinds.iter().filter(move |(stored, _)| !stored || rows <= SINGLE_ROWS_MAX);
-            recorded.flat_map(move |&(stored, head)| {
+            kinds.iter().flat_map(move |&(stored, head)| {
                 (PLACES..2 * PLACES).map(move |number| Usual { number: number as u64, rows, stored, head })
             })
         };

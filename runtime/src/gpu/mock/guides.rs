@@ -185,6 +185,28 @@ fn a_feeder_that_has_none_but_guides_that_are_away_rests_until_one_is_back() {
 }
 
 #[test]
+fn a_device_that_has_none_but_guides_that_are_away_is_tested_like_an_idle_one() {
+    let mut scene = Scene::new();
+    let guide = scene.guides(&ambiguous(), 1).remove(0);
+    scene.settle();
+    scene.start_guided(2, slow(guide, scene.letter(), 20).taking(Duration::from_secs(1)), 3);
+    scene.until("no guide is beside", |scene| scene.status.beside.get() == 1);
+    scene.turns(3);
+    for tests in 1..3 {
+        assert_eq!((scene.status.tests.get(), scene.status.beside.get()), (tests, 1));
+        // It gives the known answers once more.
+        scene.feeder.device_mut().testing = 0;
+        scene.now += Duration::from_secs(16);
+        scene.turns(8);
+    }
+    assert_eq!((scene.status.tests.get(), scene.status.state()), (3, State::Healthy));
+    scene.feeder.device_mut().mood = Mood::Fails;
+    scene.now += Duration::from_secs(16);
+    scene.turns(2);
+    assert_eq!((scene.status.state(), scene.returned().len()), (State::Down, 1), "no step would have told");
+}
+
+#[test]
 fn a_sequence_goes_back_without_its_guide_which_comes_after_it() {
     for how in ["fault", "close", "swap", "panic"] {
         let mut scene = Scene::with_one_beside();
