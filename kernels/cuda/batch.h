@@ -137,6 +137,38 @@ inline Launch attend(Step s, const BatchRows& rows, Phase p, const BatchLimits& 
     return {p.items > whole ? "attend_few" : "attend_rows", blocks, 1, SPLIT, p.items * KV_BLOCK * s.head_dim * 2 + rest, p, s};
 }
 
+// How many of the rows, the last ones, launches of their own compute beside those of the others: the attention of one part takes what the
+// linears of the other leave. Halves where linears take them best, up to 128 rows at a time; none where one part is as soon.
+inline int rows_beside(const BatchRows& rows, const BatchLimits& limits) {
+    if (rows.decodes <= 128 || rows.prompts || rows.stored || limits.cluster_max == 1) return 0;
+    return rows.decodes <= 256 ? rows.decodes / 2 : (rows.decodes / 2 + 63) / 128 * 128;
+}
+// The same phase for the rows from `first` on.
+inline Phase phase_from(Phase p, int first) {
+    if (p.kind == PHASE_EMBED) p.output += (long long)first * p.cols;
+    if (p.kind == PHASE_QUANTIZE) p.input += (long long)first * p.cols;
+    if (p.kind == PHASE_LINEAR) p.output += (long long)first * p.stride;
+    return p;
+}
+// The same step with `count` rows from `first` on; the widest of them has so many columns, padded.
+inline Step step_of(Step s, int first, int count, int widest) {
+    const long long from = first, query_width = s.heads * s.head_dim;
+    s.tokens = count;
+    s.token_ids += from;
+    s.positions += from;
+    s.sequences += from;
+    s.qkv += from * (query_width + 2 * s.kv_heads * s.head_dim);
+    s.attention += from * query_width;
+    s.partial += from * s.heads * s.splits_max * (s.head_dim + 2);
+    s.arrived += from * s.heads;
+    s.quantized += (from + 127) / 128 * 128 * widest; // in whole blocks
+    s.quantized_scale += from;
+    s.quantized_sum += from;
+    s.queries += from * query_width;
+    s.query_factors += from * s.heads;
+    return s;
+}
+
 // Prompt rows follow the decode rows: RoPE and cache write of all, then attention tile by tile.
 inline Launch store(const Step& s, const BatchRows& rows, Phase p) {
     p.first_block = rows.stored ? 0 : rows.decodes;

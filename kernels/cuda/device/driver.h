@@ -14,7 +14,7 @@
 
 class Driver : public Machine {
     void* library;
-    void *stream;
+    void *stream, *other = nullptr, *crossings[2];
     std::map<std::string, void*> functions;
     int sms = 0;
 
@@ -106,6 +106,22 @@ class Driver : public Machine {
         void* args[] = {(void*)&l.phase, (void*)&l.step};
         call("cuLaunchKernelEx", &config, functions.at(l.kernel), (void**)args, (void**)nullptr);
         if (!asynchronous) call("cuStreamSynchronize", stream);
+    }
+
+    // What `first` and `second` launch, side by side.
+    void side_by_side(const std::function<void()>& first, const std::function<void()>& second) {
+        if (!other) {
+            call("cuStreamCreate", &other, 1u);
+            for (void*& crossing : crossings) call("cuEventCreate", &crossing, 2u);
+        }
+        call("cuEventRecord", crossings[0], stream);
+        call("cuStreamWaitEvent", other, crossings[0], 0u);
+        first();
+        std::swap(stream, other);
+        second();
+        std::swap(stream, other);
+        call("cuEventRecord", crossings[1], other);
+        call("cuStreamWaitEvent", stream, crossings[1], 0u);
     }
 
     // Microseconds of each of `repeats` replays of a graph of the launches that `body` makes.

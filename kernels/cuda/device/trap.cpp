@@ -14,7 +14,7 @@
     F(cuInit) F(cuDriverGetVersion) F(cuDeviceGetCount) F(cuDeviceGet) F(cuDeviceGetName) F(cuDeviceGetAttribute) F(cuDeviceGetPCIBusId) \
     F(cuDeviceTotalMem_v2) F(cuDevicePrimaryCtxRetain) F(cuCtxSetCurrent) F(cuMemGetInfo_v2) F(cuMemAlloc_v2)     \
     F(cuMemsetD8Async) F(cuMemHostRegister_v2) F(cuMemHostGetDevicePointer_v2) F(cuMemcpyHtoDAsync_v2) F(cuMemcpyDtoHAsync_v2) F(cuStreamCreate)  \
-    F(cuStreamQuery) F(cuStreamSynchronize) F(cuModuleLoadData) F(cuModuleGetFunction) F(cuFuncSetAttribute)      \
+    F(cuStreamQuery) F(cuStreamSynchronize) F(cuStreamWaitEvent) F(cuEventCreate) F(cuEventRecord) F(cuModuleLoadData) F(cuModuleGetFunction) F(cuFuncSetAttribute)      \
     F(cuGraphInstantiateWithFlags) F(cuGraphUpload) F(cuGraphDestroy) F(cuGraphExecDestroy) F(cuGetErrorName)
 
 #define FORWARD(name)                                                     \

@@ -17,25 +17,41 @@ struct Segment {
     bool tensor = false;
 };
 
-// The launches of the layers of one step; embed first, without the head.
-inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows& rows) {
-    const BatchLimits limits = {loaded.machine.blocks(), loaded.machine.cluster_max()};
+// The launches of `phases`, those of the layers of one step; embed first, without the head.
+inline std::vector<Launch> layer_launches(const Step& step, const std::vector<Phase>& phases, const BatchRows& rows, const BatchLimits& limits) {
     std::vector<Launch> launches;
-    for (const Phase& p : loaded.phases) {
+    for (const Phase& p : phases) {
         switch (p.kind) {
-        case PHASE_EMBED: launches.push_back(batch::embed(loaded.step, p)); break;
-        case PHASE_QUANTIZE: launches.push_back(batch::norm(loaded.step, p)); break;
-        case PHASE_LINEAR: launches.push_back(batch::linear(loaded.step, p, limits)); break;
+        case PHASE_EMBED: launches.push_back(batch::embed(step, p)); break;
+        case PHASE_QUANTIZE: launches.push_back(batch::norm(step, p)); break;
+        case PHASE_LINEAR: launches.push_back(batch::linear(step, p, limits)); break;
         case PHASE_ATTEND:
-            if (rows.prompts || rows.stored) launches.push_back(batch::store(loaded.step, rows, p));
-            if (rows.decodes) launches.push_back(batch::attend(loaded.step, rows, p, limits));
-            if (rows.prompt_tiles) launches.push_back(batch::attend_prompt(loaded.step, rows, p, limits));
-            if (rows.tensor_tiles) launches.push_back(batch::attend_tensor(loaded.step, rows, p));
+            if (rows.prompts || rows.stored) launches.push_back(batch::store(step, rows, p));
+            if (rows.decodes) launches.push_back(batch::attend(step, rows, p, limits));
+            if (rows.prompt_tiles) launches.push_back(batch::attend_prompt(step, rows, p, limits));
+            if (rows.tensor_tiles) launches.push_back(batch::attend_tensor(step, rows, p));
             break;
         default: break;
         }
     }
     return launches;
+}
+inline BatchLimits limits_of(const Machine& machine) { return {machine.blocks(), machine.cluster_max()}; }
+inline std::vector<Launch> layer_launches(const Loaded& loaded, const BatchRows& rows) {
+    return layer_launches(loaded.step, loaded.phases, rows, limits_of(loaded.machine));
+}
+
+// The same by two parts of the rows, for launches beside each other; the second one empty where there are no two.
+inline std::array<std::vector<Launch>, 2> layer_parts(const Loaded& loaded, const BatchRows& rows) {
+    const BatchLimits limits = limits_of(loaded.machine);
+    const int beside = batch::rows_beside(rows, limits), first = rows.decodes - beside;
+    if (!beside) return {layer_launches(loaded, rows), {}};
+    const Shape& s = loaded.model.shape;
+    const int widest = (std::max(std::max(s.hidden, s.ffn), s.query_width()) + 127) / 128 * 128;
+    std::vector<Phase> moved;
+    for (const Phase& p : loaded.phases) moved.push_back(batch::phase_from(p, first));
+    return {layer_launches(batch::step_of(loaded.step, 0, first, widest), loaded.phases, {first, 0, 0, 0, false}, limits),
+            layer_launches(batch::step_of(loaded.step, first, beside, widest), moved, {beside, 0, 0, 0, false}, limits)};
 }
 
 // A step of several segments: those of one row first, those for tensor cores last.
@@ -106,7 +122,9 @@ struct BatchStep {
     }
 
     void layers() const {
-        for (const Launch& launch : layer_launches(loaded, rows)) loaded.machine.launch(launch);
+        for (const auto& part : layer_parts(loaded, rows)) {
+            for (const Launch& launch : part) loaded.machine.launch(launch);
+        }
     }
     // Next tokens alone, by the screen: the draws', or the best without any.
     std::vector<Launch> screened_head(const std::vector<Draw>& of = {}) const {

@@ -2,6 +2,7 @@
 //! `kernels/cuda/batch.h`.
 
 use std::ffi::CStr;
+use std::ops::Range;
 
 use kernels::attention::BLOCK;
 
@@ -13,7 +14,7 @@ use super::abi::{
 
 /// Where the rows of a step go: single rows first, then those of prompts in tiles, each for one split; tiles for tensor cores come
 /// after the others. `stored`: all rows are single ones, but some are successive ones of a prompt.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rows {
     pub(super) decodes: usize,
     pub(super) prompts: usize,
@@ -207,6 +208,53 @@ pub(super) fn launches<E>(
     Ok(())
 }
 
+/// How many of `rows`, the last ones, launches of their own compute beside those of the others: the attention of one part takes what the
+/// linears of the other leave. Halves where linears take them best, up to 128 rows at a time; none where one part is as soon.
+pub(super) fn rows_beside(rows: Rows, limits: Limits) -> usize {
+    match rows.decodes {
+        0..=128 => 0,
+        _ if rows.prompts > 0 || rows.stored || limits.cluster_max == 1 => 0,
+        decodes @ 129..=256 => decodes / 2,
+        decodes => (decodes / 2 + LINEAR_ROWS / 2 - 1) / LINEAR_ROWS * LINEAR_ROWS,
+    }
+}
+
+/// The same phase for the rows from `first` on.
+pub(super) fn phase_from(phase: &Phase, first: usize) -> Phase {
+    let after = |at: u64, width: i32| at + (first * size(width) * 4) as u64;
+    match phase.kind {
+        PHASE_EMBED => Phase { output: after(phase.output, phase.cols), ..*phase },
+        PHASE_QUANTIZE => Phase { input: after(phase.input, phase.cols), ..*phase },
+        PHASE_LINEAR => Phase { output: after(phase.output, phase.stride), ..*phase },
+        _ => *phase,
+    }
+}
+
+/// The same step with some of its rows; the widest of them has so many columns, padded.
+pub(super) fn step_of(step: &Step, rows: Range<usize>, widest: usize) -> Step {
+    let after = |at: u64, bytes: usize| at + (rows.start * bytes) as u64;
+    let (heads, query_width) = (size(step.heads), size(step.heads * step.head_dim));
+    let qkv_width = query_width + 2 * size(step.kv_heads * step.head_dim);
+    let parts = heads * size(step.splits_max) * (size(step.head_dim) + 2);
+    Step {
+        tokens: to_i32(rows.len()),
+        token_ids: after(step.token_ids, 4),
+        positions: after(step.positions, 4),
+        sequences: after(step.sequences, 4),
+        qkv: after(step.qkv, qkv_width * 4),
+        attention: after(step.attention, query_width * 4),
+        partial: after(step.partial, parts * 4),
+        arrived: after(step.arrived, heads * 4),
+        // In whole blocks.
+        quantized: step.quantized + (rows.start.next_multiple_of(LINEAR_ROWS) * widest) as u64,
+        quantized_scale: after(step.quantized_scale, 4),
+        quantized_sum: after(step.quantized_sum, 4),
+        queries: after(step.queries, query_width * 2),
+        query_factors: after(step.query_factors, heads * 4),
+        ..*step
+    }
+}
+
 /// Pairs of a row and a query head in one tile of a prompt.
 pub(super) fn prompt_pairs(sm_90: bool) -> usize {
     if sm_90 { 64 } else { PROMPT_PAIRS_LEAST }
@@ -363,6 +411,8 @@ fn size(value: i32) -> usize {
     usize::try_from(value).expect("sizes are not negative")
 }
 
+/// Rows that a block of a linear kernel takes at most.
+const LINEAR_ROWS: usize = 128;
 const LINEAR_THREADS: usize = 256;
 const WIDE_THREADS: usize = 384;
 const KEPT_THREADS: usize = 256;
@@ -380,3 +430,36 @@ const ALONE_ITEMS_MAX: usize = 20;
 const PAIRED_ITEM_BYTES: usize = 216 << 10;
 /// More than half of the shared memory of a multiprocessor from 9.0 on.
 const ALONE_BYTES: usize = 116 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_beside_others_have_places_of_their_own_and_no_more_blocks_than_all() {
+        let limits = Limits { multiprocessors: 132, cluster_max: 8 };
+        let step = Step { heads: 4, kv_heads: 2, head_dim: 16, splits_max: 3, ..Step::default() };
+        let linear = Phase { kind: PHASE_LINEAR, stride: 100, ..Phase::default() };
+        for decodes in 129..=600 {
+            let rows = Rows { decodes, ..Rows::default() };
+            let beside = rows_beside(rows, limits);
+            let first = decodes - beside;
+            assert!(beside > 0 && first > 0, "{decodes}");
+            let blocks = |rows: usize| rows.div_ceil(LINEAR_ROWS);
+            assert_eq!(blocks(first) + blocks(beside), blocks(decodes), "{decodes}");
+            let second = step_of(&step, first..decodes, 640);
+            assert_eq!(second.quantized as usize, blocks(first) * LINEAR_ROWS * 640);
+            let places = [(second.positions, 4), (second.qkv, 128 * 4), (second.attention, 64 * 4)];
+            let further = [(second.partial, 4 * 3 * 18 * 4), (second.queries, 64 * 2), (second.arrived, 4 * 4)];
+            for (at, row_bytes) in places.into_iter().chain(further) {
+                assert_eq!(at, first as u64 * row_bytes);
+            }
+            assert_eq!((size(second.tokens), phase_from(&linear, first).output), (beside, first as u64 * 400));
+            for of_one_part in [Rows { stored: true, ..rows }, Rows { prompts: 1, ..rows }] {
+                assert_eq!(rows_beside(of_one_part, limits), 0);
+            }
+            assert_eq!(rows_beside(rows, Limits { cluster_max: 1, ..limits }), 0);
+        }
+        assert_eq!(rows_beside(Rows { decodes: 128, ..Rows::default() }, limits), 0);
+    }
+}

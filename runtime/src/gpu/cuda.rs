@@ -107,9 +107,13 @@ impl Card {
     }
 }
 
-/// A context with the loaded kernels, a stream for them and one for copies beside them. Lives until the process ends.
+/// A context with the loaded kernels, a stream for them, one for kernels of the same step beside them, and one for copies. Lives
+/// until the process ends.
 pub(super) struct Context {
     stream: sys::CUstream,
+    beside: sys::CUstream,
+    /// Where the former two part and meet.
+    crossings: [sys::CUevent; 2],
     aside: sys::CUstream,
     kernels: Vec<(&'static CStr, sys::CUfunction)>,
     /// Whether launches may form clusters and overlap.
@@ -126,9 +130,14 @@ impl Context {
         let mut context = std::ptr::null_mut();
         call!(cuDevicePrimaryCtxRetain(&raw mut context, card.device))?;
         call!(cuCtxSetCurrent(context))?;
-        let (mut stream, mut aside) = (std::ptr::null_mut(), std::ptr::null_mut());
-        call!(cuStreamCreate(&raw mut stream, NON_BLOCKING))?;
-        call!(cuStreamCreate(&raw mut aside, NON_BLOCKING))?;
+        let (mut streams, mut crossings) = ([std::ptr::null_mut(); 3], [std::ptr::null_mut(); 2]);
+        for stream in &mut streams {
+            call!(cuStreamCreate(&raw mut *stream, NON_BLOCKING))?;
+        }
+        for crossing in &mut crossings {
+            call!(cuEventCreate(&raw mut *crossing, WITHOUT_TIMES))?;
+        }
+        let [stream, beside, aside] = streams;
         let code =
             image.code().ok_or_else(|| Failure { code: -1, text: format!("image {} is damaged", image.name) })?;
         let step_kernels = [c"step_1", c"step_1_bytes", c"step_8", c"step_16", c"step_32"];
@@ -148,7 +157,7 @@ impl Context {
                 kernels.push((*name, function));
             }
         }
-        Ok(Self { stream, aside, kernels, sm_90: image.sm_90 })
+        Ok(Self { stream, beside, crossings, aside, kernels, sm_90: image.sm_90 })
     }
 
     fn kernel(&self, name: &CStr) -> sys::CUfunction {
@@ -234,6 +243,27 @@ impl Context {
 
     /// Begins a launch of a batch kernel.
     pub(super) fn launch_batch(&self, launch: &Launch) -> Result<(), Failure> {
+        self.launch_on(self.stream, launch)
+    }
+
+    /// The same beside those, between [`Self::part`] and [`Self::meet`].
+    pub(super) fn launch_beside(&self, launch: &Launch) -> Result<(), Failure> {
+        self.launch_on(self.beside, launch)
+    }
+
+    /// What is launched beside comes after what was launched so far.
+    pub(super) fn part(&self) -> Result<(), Failure> {
+        call!(cuEventRecord(self.crossings[0], self.stream))?;
+        call!(cuStreamWaitEvent(self.beside, self.crossings[0], 0))
+    }
+
+    /// What is launched from now on comes after what was launched beside.
+    pub(super) fn meet(&self) -> Result<(), Failure> {
+        call!(cuEventRecord(self.crossings[1], self.beside))?;
+        call!(cuStreamWaitEvent(self.stream, self.crossings[1], 0))
+    }
+
+    fn launch_on(&self, stream: sys::CUstream, launch: &Launch) -> Result<(), Failure> {
         use sys::CUlaunchAttributeID as Id;
         let word = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         let clusters = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: word(launch.cluster), y: 1, z: 1 };
@@ -257,7 +287,7 @@ impl Context {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: word(launch.shared_bytes),
-            hStream: self.stream,
+            hStream: stream,
             attrs: attributes.as_mut_ptr(),
             numAttrs: if self.sm_90 { word(attributes.len()) } else { 0 },
         };
@@ -342,6 +372,8 @@ const BATCH_SHARED_BYTES: usize = 99 << 10;
 const BATCH_SHARED_BYTES_SM_90: usize = 227 << 10;
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: u32 = 1;
+/// `CU_EVENT_DISABLE_TIMING`.
+const WITHOUT_TIMES: u32 = 2;
 /// `CU_MEMHOSTREGISTER_PORTABLE`.
 const PORTABLE: u32 = 1;
 /// `CU_MEMHOSTREGISTER_DEVICEMAP`.
@@ -349,7 +381,7 @@ const MAPPED: u32 = 2;
 /// The driver of CUDA 12.4, which reads the images.
 const VERSION_MIN: i32 = 12040;
 
-const NEEDED: [&str; 33] = [
+const NEEDED: [&str; 36] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -370,6 +402,9 @@ const NEEDED: [&str; 33] = [
     "cuStreamCreate",
     "cuStreamQuery",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+    "cuEventCreate",
+    "cuEventRecord",
     "cuModuleLoadData",
     "cuModuleGetFunction",
     "cuFuncSetAttribute",

@@ -382,7 +382,11 @@ impl<'r> Worker<'r> {
 
     fn launch_rows(&self, number: u64, step: Step, stored: bool, head: Head) -> Result<(), Failure> {
         let rows = step.tokens.unsigned_abs() as usize;
-        self.launch_layers(step, batch::Rows { decodes: rows, prompts: 0, prompt_tiles: 0, tensor_tiles: 0, stored })?;
+        let alone = batch::Rows { decodes: rows, stored, ..batch::Rows::default() };
+        match batch::rows_beside(alone, self.limits()) {
+            0 => self.launch_layers(step, alone)?,
+            beside => self.launch_parts(step, rows - beside)?,
+        }
         let Head::Tokens(draws) = head else { return Ok(()) };
         self.launch_screened_heads(number, step, rows, draws)?;
         self.context.launch_batch(&batch::tell(&step))
@@ -430,6 +434,20 @@ impl<'r> Worker<'r> {
     fn launch_layers(&self, step: Step, rows: batch::Rows) -> Result<(), Failure> {
         let layers = &self.plan.phases[self.plan.layers.clone()];
         batch::launches(layers, &step, rows, self.limits(), |launch| self.context.launch_batch(launch))
+    }
+
+    /// Rows that decode through the layers in two parts side by side, the second one from row `first` on.
+    fn launch_parts(&self, step: Step, first: usize) -> Result<(), Failure> {
+        let (context, limits, widest) = (&self.context, self.limits(), self.shape.widest_padded());
+        let layers = &self.plan.phases[self.plan.layers.clone()];
+        let moved: Vec<Phase> = layers.iter().map(|phase| batch::phase_from(phase, first)).collect();
+        let rows = step.tokens.unsigned_abs() as usize;
+        let of = |decodes| batch::Rows { decodes, ..batch::Rows::default() };
+        context.part()?;
+        let (step, second) = (batch::step_of(&step, 0..first, widest), batch::step_of(&step, first..rows, widest));
+        batch::launches(layers, &step, of(first), limits, |launch| context.launch_batch(launch))?;
+        batch::launches(&moved, &second, of(rows - first), limits, |launch| context.launch_beside(launch))?;
+        context.meet()
     }
 
     fn limits(&self) -> batch::Limits {
