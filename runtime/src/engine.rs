@@ -221,6 +221,7 @@ impl Engine {
             self.release();
             if let Some(index) = self.form() {
                 self.turn = index + 1;
+                self.metrics.step.under_way.set(1);
                 let is_behind = self.lanes[index].step(&self.team, &mut self.link, &self.metrics);
                 self.publish();
                 self.link.ring();
@@ -321,6 +322,7 @@ impl Engine {
     }
 
     fn publish(&mut self) {
+        self.metrics.step.under_way.set(0);
         let (mut running, mut waiting, mut prompts, mut prompt_tokens) = (0, 0, 0, 0);
         let (mut used, mut resident, mut all, mut beside) = (0, 0, 0, 0);
         for lane in &mut self.lanes {

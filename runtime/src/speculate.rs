@@ -148,7 +148,7 @@ impl Speculator {
             return;
         }
         let decoding = scheduler.decoding();
-        let busy = decoding != scheduler.running() || decoding > SEQUENCES_MAX;
+        let busy = decoding != scheduler.running() - scheduler.beside() || decoding > SEQUENCES_MAX;
         let mut room = self.rows_spare.min(rows_max.saturating_sub(decoding));
         if busy && !matches!(self.setting, Speculation::Fixed(_)) {
             room = 0;

@@ -77,7 +77,8 @@ impl Pulse {
         let step = &self.metrics.step;
         advance(&mut self.turns, self.metrics.requests.turns.get(), false, now);
         let broke_down = step.restarts.get();
-        advance(&mut self.steps, step.duration.count() + broke_down, step.running.get() <= step.beside.get(), now);
+        let is_idle = step.under_way.get() == 0 && step.running.get() <= step.beside.get();
+        advance(&mut self.steps, step.duration.count() + broke_down, is_idle, now);
         let (executor, leader) = (now.duration_since(self.turns.1), now.duration_since(self.steps.1));
         if executor >= leader { ("executor", executor) } else { ("leader", leader) }
     }
@@ -149,5 +150,11 @@ mod tests {
         assert_eq!(look(200), Look::Tell, "all wait for their guides");
         metrics.step.beside.set(2);
         assert_eq!(look(221), Look::Stuck { shard: 0, thread: "leader", for_: Duration::from_secs(21) });
+        metrics.step.beside.set(3);
+        assert_eq!(look(230), Look::Tell);
+        metrics.step.under_way.set(1);
+        assert_eq!(look(250), Look::Tell);
+        let stuck = Look::Stuck { shard: 0, thread: "leader", for_: Duration::from_secs(21) };
+        assert_eq!(look(251), stuck, "a guide came back, what is published is of before that");
     }
 }

@@ -165,6 +165,11 @@ impl GenerateRequest {
         }
     }
 
+    /// Whether it was asked of the Responses API.
+    pub fn is_response(&self) -> bool {
+        self.parameters.is_some()
+    }
+
     fn from_object(endpoint: Endpoint, object: &Object<'_, '_>) -> Result<Self, ApiError> {
         let mut draft = Draft::new(endpoint);
         for (key, value) in object.fields() {
@@ -179,7 +184,7 @@ impl GenerateRequest {
                     let known = draft.sampling_field(key, value, path)?
                         || draft.openai_field(key, value, path)?
                         || draft.response_field(key, value, path)?;
-                    draft.responses.keep(key, value);
+                    draft.responses.keep(key, value, path)?;
                     known
                 }
                 Endpoint::Completion => {

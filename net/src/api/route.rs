@@ -109,8 +109,11 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, ApiError> {
     }
 }
 
+/// Of OpenAI's paths, those below responses that name no response.
+const RESPONSE_ACTIONS: [&str; 2] = ["compact", "input_tokens"];
+
 fn not_found(path: &str) -> ApiError {
-    if path.starts_with("/v1/responses/") {
+    if path.strip_prefix("/v1/responses/").is_some_and(|id| !RESPONSE_ACTIONS.contains(&id)) {
         let message = "no response is kept here, so that none can be fetched, cancelled or deleted";
         return ApiError::new(404, Code::InvalidRequest, message);
     }

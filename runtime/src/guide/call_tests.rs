@@ -195,7 +195,7 @@ fn a_tool_that_is_at_fault_is_named() {
                 Constraint::Tools(Arc::new(Tools { list: list.clone(), choice, parallel: true, content: None }));
             let error = compile(&mut library, &tokenizer, &constraint).err();
             let Some(error @ GuideError::Tool(1, _)) = error else { panic!("{choice:?} {parameters}: {error:?}") };
-            assert_eq!(error.field("tools"), "tools[1].function.parameters");
+            assert_eq!(error.field("tools", false), "tools[1].function.parameters");
             let text = error.to_string();
             assert!(text.contains(word) && text.len() < 400 && !text.contains('\n'), "{parameters}: {text}");
         }
@@ -274,12 +274,12 @@ fn a_form_that_is_at_fault_is_named() {
     for schema in [json!({"type": "strnig"}), json!({"$ref": "#/$defs/none"}), json!({"$ref": "#"}), hostile] {
         let good = with_content(&tools(ToolChoice::Auto, true), Some(&schema));
         let error = compile(&mut library, &tokenizer, &Constraint::Tools(Arc::clone(&good))).err().unwrap();
-        assert_eq!(error.field("tools"), "response_format", "{schema}: {error}");
+        assert_eq!(error.field("tools", false), "response_format", "{schema}: {error}");
         // A tool that is at fault too goes first.
         let list = vec![tool("bad", Some(json!({"type": "strnig"})))];
         let bad = Arc::new(Tools { list, ..(*good).clone() });
         let error = compile(&mut library, &tokenizer, &Constraint::Tools(bad)).err().unwrap();
-        assert_eq!(error.field("tools"), "tools[0].function.parameters", "{schema}: {error}");
+        assert_eq!(error.field("tools", false), "tools[0].function.parameters", "{schema}: {error}");
         assert!(error.to_string().len() < 400);
     }
 }

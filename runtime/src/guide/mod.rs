@@ -330,9 +330,11 @@ impl From<Guide> for Guided {
 }
 
 impl GuideError {
-    /// The field of the request that is at fault; `field` is that of the constraint.
-    pub fn field(&self, field: &'static str) -> Cow<'static, str> {
+    /// The field of the request that is at fault; `field` is that of the constraint, `is_flat` whether tools are written
+    /// as the Responses API has them.
+    pub fn field(&self, field: &'static str, is_flat: bool) -> Cow<'static, str> {
         match self {
+            Self::Tool(index, _) if is_flat => format!("{field}[{index}].parameters").into(),
             Self::Tool(index, _) => format!("{field}[{index}].function.parameters").into(),
             Self::Content(field, _) => (*field).into(),
             _ => field.into(),

@@ -114,6 +114,8 @@ pub struct StepMetrics {
     pub drafted_tokens: Cell,
     pub accepted_tokens: Cell,
     pub head: HeadMetrics,
+    /// 1 while a step is under way.
+    pub under_way: Cell,
     pub running: Cell,
     /// Those of them whose guides compute beside the steps: no step is due for them.
     pub beside: Cell,
@@ -237,6 +239,7 @@ impl Default for ShardMetrics {
                 drafted_tokens: Cell::default(),
                 accepted_tokens: Cell::default(),
                 head: HeadMetrics::default(),
+                under_way: Cell::default(),
                 running: Cell::default(),
                 beside: Cell::default(),
                 waiting: Cell::default(),

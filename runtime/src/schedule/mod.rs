@@ -548,10 +548,11 @@ impl Scheduler {
         rows
     }
 
-    /// Whether any running sequence decodes, that is, would feel a long step.
+    /// Running sequences that decode and don't wait for their guides.
     #[must_use]
     pub fn decoding(&self) -> usize {
-        self.slots.iter().flatten().filter(|sequence| sequence.pending() == 1).count()
+        let decodes = |sequence: &&Sequence| sequence.pending() == 1 && !sequence.waits_for_guide();
+        self.slots.iter().flatten().filter(decodes).count()
     }
 }
 

@@ -89,7 +89,7 @@ pub(super) async fn make(
             Ok(made) => {
                 let refused = |error: GuideError| match error {
                     GuideError::Memory => no_memory(),
-                    error => ApiError::validation(error.field(generate.constrained_by), error),
+                    error => ApiError::validation(error.field(generate.constrained_by, generate.is_response()), error),
                 };
                 return made.map(Some).map_err(refused);
             }

@@ -139,6 +139,10 @@ fn calls_are_items_and_come_back_with_what_they_gave() {
 fn what_is_wrong_is_refused_and_who_leaves_costs_nothing() {
     let server = Server::start(&[]);
     let huge = json!({"input": "fox ".repeat(20_000)}).to_string();
+    let escaped = json!({"input": "a", "user": "\u{7f}".repeat(200_000)}).to_string();
+    let parameters = json!({"type": "object", "properties": {"x": {"type": "string", "pattern": "("}}});
+    let tool = json!({"type": "function", "name": "f", "parameters": parameters});
+    let broken_tool = json!({"input": "a", "tools": [tool], "tool_choice": "required"}).to_string();
     let wide = json!({"input": vec![json!({"role": "user", "content": "fox ".repeat(50)}); 1000]}).to_string();
     for (body, param) in [
         ("{}", "input"),
@@ -148,6 +152,8 @@ fn what_is_wrong_is_refused_and_who_leaves_costs_nothing() {
         (r#"{"input":"a","previous_response_id":"resp_1"}"#, "previous_response_id"),
         (r#"{"input":"a","stream":true,"background":true}"#, "background"),
         (r#"{"input":"a","stream":true,"regex":"("}"#, "regex"),
+        (&escaped, "user"),
+        (&broken_tool, "tools[0].parameters"),
         (&huge, "input"),
         (&wide, "input"),
     ] {
@@ -158,6 +164,8 @@ fn what_is_wrong_is_refused_and_who_leaves_costs_nothing() {
         let answer = server.connect().request(method, "/v1/responses/resp_1", "", "");
         assert!(answer.status == 404 && answer.text().contains("no response is kept"), "{}", answer.text());
     }
+    let answer = server.post("/v1/responses/compact", r#"{"input":"a"}"#);
+    assert!(answer.status == 404 && !answer.text().contains("no response is kept"), "{}", answer.text());
     let mut client = server.connect();
     client.send_post(RESPONSES, br#"{"input":"a","stream":true,"ignore_eos":true}"#);
     let mut begun = Vec::new();

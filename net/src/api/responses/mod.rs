@@ -26,6 +26,8 @@ pub(super) struct Draft {
     effort: Option<Vec<u8>>,
     /// What is repeated of the request, as JSON.
     repeated: Vec<(&'static str, Vec<u8>)>,
+    /// Of all that is repeated.
+    repeated_bytes: usize,
 }
 
 impl Draft {
@@ -78,7 +80,7 @@ impl Draft {
         for (key, value) in value.object(path)?.fields() {
             if key == "format" {
                 constraint = format(value, Path::Field(&path, key))?;
-                self.format = Some(written(value));
+                self.format = Some(self.written(value, Path::Field(&path, key))?);
             }
         }
         Ok(constraint)
@@ -94,17 +96,31 @@ impl Draft {
         for (key, value) in value.object(path)?.fields() {
             if key == "effort" {
                 rendering.effort(value, Path::Field(&path, key))?;
-                self.effort = Some(written(value));
+                self.effort = Some(self.written(value, Path::Field(&path, key))?);
             }
         }
         Ok(())
     }
 
     /// Takes note of a field that is well-formed, if answers repeat it.
-    pub(super) fn keep(&mut self, key: &str, value: Value<'_, '_>) {
+    pub(super) fn keep(&mut self, key: &str, value: Value<'_, '_>, path: Path<'_>) -> Result<(), ApiError> {
         if let Some((name, _)) = REPEATED.iter().find(|(name, _)| *name == key) {
-            self.repeated.push((name, written(value)));
+            let written = self.written(value, path)?;
+            self.repeated.push((name, written));
         }
+        Ok(())
+    }
+
+    /// A value as JSON without spaces. Escapes may make it several times as long as it came in, so all of them are counted.
+    fn written(&mut self, value: Value<'_, '_>, path: Path<'_>) -> Result<Vec<u8>, ApiError> {
+        let mut out = Vec::new();
+        if !value.write(&mut out, REPEATED_BYTES_MAX - self.repeated_bytes) {
+            let message = format_args!("is repeated by answers, which repeat {REPEATED_BYTES_MAX} bytes at most");
+            return Err(ApiError::validation(path, message));
+        }
+        out.shrink_to_fit();
+        self.repeated_bytes += out.len();
+        Ok(out)
     }
 
     /// Completes `request` by what is written otherwise than in a chat; the prompt.
@@ -206,13 +222,6 @@ fn format(value: Value<'_, '_>, path: Path<'_>) -> Result<Option<Constraint>, Ap
     }
 }
 
-/// A value as JSON without spaces: no longer than the body that it came in, but for numbers.
-fn written(value: Value<'_, '_>) -> Vec<u8> {
-    let mut out = Vec::new();
-    value.write(&mut out, usize::MAX);
-    out
-}
-
 const LOGPROBS: &str = "message.output_text.logprobs";
 /// What OpenAI's clients may ask for.
 pub(super) const INCLUDABLE: [&str; 8] = [
@@ -225,6 +234,8 @@ pub(super) const INCLUDABLE: [&str; 8] = [
     "web_search_call.action.sources",
     "web_search_call.results",
 ];
+/// Of the fields that an answer repeats, which are kept until it ends.
+const REPEATED_BYTES_MAX: usize = 1 << 20;
 /// Fields of a request that its answers repeat, and what they say where it has none.
 const REPEATED: [(&str, &str); 13] = [
     ("instructions", "null"),

@@ -74,7 +74,8 @@ impl Work {
             let (mb, max) = (logprobs_bytes >> 20, LOGPROBS_BYTES_MAX >> 20);
             let message =
                 format_args!("may come to {mb} MiB, limit {max}: ask for fewer answers, tokens or best tokens");
-            return Err(ApiError::validation("logprobs", message));
+            let field = if generate.is_response() { "top_logprobs" } else { "logprobs" };
+            return Err(ApiError::validation(field, message));
         }
         let echoes = if generate.echo { prompts.iter().map(|prompt| decode(model, prompt)).collect() } else { vec![] };
         Ok(Self {
