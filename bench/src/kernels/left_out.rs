@@ -71,7 +71,7 @@ fn time_skip(
         run(isa, 0, &mut out);
         out
     };
-    bench.check(&name, &answer(bench.isa), &answer(Isa::Portable))?;
+    bench.check(&name, &answer)?;
     let (isa, workers) = (bench.isa, bench.workers());
     let case = Case { family: "skips", name, bytes: bytes * workers, work: Work::Float(0) };
     bench.time(case, &|member, call| {
@@ -101,21 +101,24 @@ pub(super) fn screen(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result
     for &n in rows.iter().filter(|&&n| n <= HEAD_TOKENS_MAX) {
         let ways = [(Precision::Two, 2), (Precision::Outliers, 1), (Precision::Refined, 1), (Precision::Raced, 2)];
         for (precision, planes) in ways {
-            let mut values = vec![0; n * stride];
             let x: Vec<f32> = (0..width).map(|i| f32::from(noise(i)) / 128.0 - 1.0).collect();
-            let split: Vec<_> =
-                values.chunks_mut(stride).map(|values| screen::split(bench.isa, &x, precision, values)).collect();
-            let mut input = ScreenInput::default();
-            input.set(bench.isa, width, ScreenRows { planes: &values, rows: &split });
+            let input = |isa| {
+                let mut values = vec![0; n * stride];
+                let split: Vec<_> =
+                    values.chunks_mut(stride).map(|values| screen::split(isa, &x, precision, values)).collect();
+                let mut input = ScreenInput::default();
+                input.set(isa, width, ScreenRows { planes: &values, rows: &split });
+                input
+            };
             let name = format!("{} {height}x{width} n={n} {precision:?}", shape.name);
             let answer = |isa| {
                 let (mut out, mut greatest) = (vec![0.0; n * GROUP_ROWS], vec![0.0; n]);
-                screen::bounds(isa, matrix(0), (0..1, 1), &mut input.clone(), (&mut out, &mut greatest));
+                screen::bounds(isa, matrix(0), (0..1, 1), &mut input(isa), (&mut out, &mut greatest));
                 out
             };
-            bench.check(&name, &answer(bench.isa), &answer(Isa::Portable))?;
+            bench.check(&name, &answer)?;
             let work = Work::Int8(2 * height * width * n * planes);
-            let isa = bench.isa;
+            let (isa, input) = (bench.isa, input(bench.isa));
             bench.time(Case { family: "screen", name, bytes, work }, &|member, call| {
                 let (mut input, mut out) = (input.clone(), vec![0.0; n * GROUPS_PER_UNIT * GROUP_ROWS]);
                 let mut greatest = vec![0.0; n * GROUPS_PER_UNIT];

@@ -57,12 +57,13 @@ pub(super) fn ternary(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Resul
                     ternary::linear(isa, matrix(0), part.clone(), input.view(), &mut out);
                     out
                 };
-                let want = linear(Isa::Portable);
-                bench.check(&case.name, &linear(bench.isa), &want)?;
-                let mut out = vec![0.0; n * part.len()];
-                let mut scratch = PanelScratch::new(width, n);
-                in_panels(bench.isa, matrix(0), (part.clone(), 0), (&input, 0..n), &mut out, &mut scratch);
-                bench.check(&case.name, &out, &want)?;
+                let want = bench.check(&case.name, &linear)?;
+                bench.check_against(&want, &case.name, &|isa| {
+                    let mut out = vec![0.0; n * part.len()];
+                    let mut scratch = PanelScratch::new(width, n);
+                    in_panels(isa, matrix(0), (part.clone(), 0), (&input, 0..n), &mut out, &mut scratch);
+                    out
+                })?;
             }
             // As a forward pass does it.
             let (isa, unit, panels) =
@@ -119,7 +120,7 @@ pub(super) fn dense(bench: &mut Bench, shape: &Shape, rows: &[usize]) -> Result<
                     dense::linear(isa, matrix(0), part.clone(), &x, &mut out, &mut DenseScratch::new(n));
                     out
                 };
-                bench.check(&case.name, &linear(bench.isa), &linear(Isa::Portable))?;
+                bench.check(&case.name, &linear)?;
             }
             let (isa, unit) = (bench.isa, unit_rows(height, bench.workers()));
             bench.time(case, &|member, call| {

@@ -10,7 +10,10 @@ use crate::limits::{Gauge, Limits};
 
 /// A team, what measures its limits, and what was found with it; without a gauge it only checks.
 pub(super) struct Bench {
+    /// What is timed.
     pub(super) isa: Isa,
+    /// Whose answers are compared with those of the portable kernels.
+    compared: Vec<Isa>,
     team: Team,
     gauge: Option<Gauge>,
     budget: Duration,
@@ -54,12 +57,24 @@ pub(super) struct Outcome {
 }
 
 impl Bench {
-    pub(super) fn checking(isa: Isa, team: Team) -> Self {
-        Self { isa, team, gauge: None, budget: Duration::ZERO, print: false, outcomes: Vec::new(), checked: 0 }
+    /// Only compares: every instruction set of this machine, with one answer of the portable kernel.
+    pub(super) fn checking(team: Team) -> Self {
+        let (isa, compared) = (Isa::detect(), Isa::available());
+        Self {
+            isa,
+            compared,
+            team,
+            gauge: None,
+            budget: Duration::ZERO,
+            print: false,
+            outcomes: Vec::new(),
+            checked: 0,
+        }
     }
 
     pub(super) fn timing(isa: Isa, team: Team, gauge: Gauge, budget: Duration, print: bool) -> Self {
-        Self { isa, team, gauge: Some(gauge), budget, print, outcomes: Vec::new(), checked: 0 }
+        let compared = vec![isa];
+        Self { isa, compared, team, gauge: Some(gauge), budget, print, outcomes: Vec::new(), checked: 0 }
     }
 
     pub(super) fn workers(&self) -> usize {
@@ -68,12 +83,16 @@ impl Bench {
 
     /// How many copies of `bytes` keep every call's own out of the caches; one where nothing is timed.
     pub(super) fn copies(&self, bytes: usize) -> usize {
-        if self.gauge.is_none() { 1 } else { COLD_BYTES.div_ceil(bytes.max(1)) }
+        if self.only_checks() { 1 } else { COLD_BYTES.div_ceil(bytes.max(1)) }
     }
 
-    /// How many cases were compared with the portable kernels.
-    pub(super) fn checked(&self) -> usize {
-        self.checked
+    pub(super) fn only_checks(&self) -> bool {
+        self.gauge.is_none()
+    }
+
+    /// How many answers were compared, and of which instruction sets.
+    pub(super) fn checked(&self) -> (usize, &[Isa]) {
+        (self.checked, &self.compared)
     }
 
     /// The median of what was measured around the cases.
@@ -83,11 +102,26 @@ impl Bench {
         values.get(values.len() / 2).copied()
     }
 
-    /// Notes that an answer is that of the portable kernel, bit for bit.
-    pub(super) fn check(&mut self, what: &str, got: &[f32], want: &[f32]) -> Result<(), super::Failure> {
-        let same = got.len() == want.len() && got.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits());
-        if !same {
-            return Err(format!("{what} on {}: the answer is not that of the portable kernel", self.isa.name()).into());
+    /// Notes that the answers are that of the portable kernel, bit for bit, which is returned.
+    pub(super) fn check(&mut self, what: &str, answer: &dyn Fn(Isa) -> Vec<f32>) -> Result<Vec<f32>, super::Failure> {
+        let want = answer(Isa::Portable);
+        self.check_against(&want, what, answer)?;
+        Ok(want)
+    }
+
+    /// The same with an answer that is known.
+    pub(super) fn check_against(
+        &mut self,
+        want: &[f32],
+        what: &str,
+        answer: &dyn Fn(Isa) -> Vec<f32>,
+    ) -> Result<(), super::Failure> {
+        for &isa in &self.compared {
+            let got = answer(isa);
+            let same = got.len() == want.len() && got.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits());
+            if !same {
+                return Err(format!("{what} on {}: the answer is not that of the portable kernel", isa.name()).into());
+            }
         }
         self.checked += 1;
         Ok(())
