@@ -104,10 +104,14 @@ fn chunks_workers_and_isas_change_no_logit_over(kv_type: KvType, model: &Model, 
     let mut draw = Draw(1);
     let tokens = draw.tokens(model, len);
     let expected = Rig::over(model, kv_type, Isa::detect(), 1, (1, len)).feed(0, 0, &tokens, ROWS_MAX);
-    for isa in Isa::available() {
+    for (i, isa) in Isa::available().into_iter().enumerate() {
         let len = if isa == Isa::Portable { portable_len } else { len };
         for workers in [1, 2, 3] {
-            for chunk in [1, 7, 64, ROWS_MAX] {
+            for (j, chunk) in [1, 7, 64, ROWS_MAX].into_iter().enumerate() {
+                // All pairs of these with what the machine runs; others meet each chunk once, and each number of workers.
+                if isa != Isa::detect() && (i + j) % 3 != workers - 1 {
+                    continue;
+                }
                 let got = Rig::over(model, kv_type, isa, workers, (1, len)).feed(0, 0, &tokens[..len], chunk);
                 let what = format!("{}, {workers} workers, chunks of {chunk}", isa.name());
                 same_bits(&got, &expected[..len], &what);
