@@ -40,7 +40,7 @@ fn rest_of_stream(client: &mut Client) -> String {
 
 #[test]
 fn a_drain_finishes_streams_takes_nothing_new_and_ends_with_0() {
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     let mut streams: Vec<_> = (0..8).map(|_| streaming(&server, 40)).collect();
     // It holds the drain up until it is read.
     let mut unread = unread(&server, 300);
@@ -62,7 +62,7 @@ fn a_drain_finishes_streams_takes_nothing_new_and_ends_with_0() {
 #[test]
 fn a_second_signal_and_the_drain_timeout_cut_streams_with_an_error() {
     for (timeout, signals) in [("30", 2), ("0", 1), ("1", 1)] {
-        let server = Server::start(&["--drain-timeout", timeout]);
+        let server = Server::start_on_all_cores(&["--drain-timeout", timeout]);
         let mut client = streaming(&server, 1000);
         let _unread = unread(&server, 1000);
         let mut response = server.connect();
@@ -91,7 +91,7 @@ fn a_second_signal_and_the_drain_timeout_cut_streams_with_an_error() {
 
 #[test]
 fn other_signals_end_nothing() {
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     let mut client = streaming(&server, 60);
     ["HUP", "USR1", "USR2"].into_iter().for_each(|name| server.signal(name));
     let text = rest_of_stream(&mut client);

@@ -20,7 +20,7 @@ fn body(max_tokens: u32, stream: bool) -> Vec<u8> {
 
 #[test]
 fn clients_that_leave_at_any_point_free_their_places() {
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     let descriptors = server.descriptors();
     let mut random = 1_u64;
     let mut next = |below: u64| {
@@ -65,7 +65,7 @@ fn clients_that_leave_at_any_point_free_their_places() {
 fn a_hundred_clients_at_once_are_all_served() {
     // Unoptimised kernels make fewer tokens in the same time.
     let tokens = if cfg!(debug_assertions) { 10 } else { 100 };
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     let mut clients: Vec<_> = (0..100).map(|_| server.connect()).collect();
     for (index, client) in clients.iter_mut().enumerate() {
         client.send_post(COMPLETIONS, &body(tokens, index % 2 == 0));
@@ -89,7 +89,7 @@ fn a_hundred_clients_at_once_are_all_served() {
 
 #[test]
 fn what_has_no_place_is_refused_at_once_and_told_when_to_come_back() {
-    let server = Server::start(&["--max-concurrent-requests", "2", "--max-queued-requests", "2"]);
+    let server = Server::start_on_all_cores(&["--max-concurrent-requests", "2", "--max-queued-requests", "2"]);
     let mut running: Vec<_> = (0..4).map(|_| server.connect()).collect();
     for client in &mut running {
         client.send_post(COMPLETIONS, &body(900, true));
@@ -118,14 +118,14 @@ fn what_has_no_place_is_refused_at_once_and_told_when_to_come_back() {
     let mut next = server.connect();
     assert_eq!(next.post(COMPLETIONS, &body(2, false)).status, 200);
 
-    let server = Server::start(&["--max-concurrent-requests", "2", "--max-queued-requests", "0"]);
+    let server = Server::start_on_all_cores(&["--max-concurrent-requests", "2", "--max-queued-requests", "0"]);
     let answer = server.connect().post(COMPLETIONS, &body(2, false));
     assert_eq!(answer.status, 200, "without a queue a free place is enough: {}", answer.text());
 }
 
 #[test]
 fn clients_that_do_not_read_hold_nobody_up() {
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     let mut silent: Vec<_> = (0..4).map(|_| server.connect()).collect();
     // More bytes than the buffers of both sides take.
     let logprobs = r#"{"prompt":"a","max_tokens":300,"temperature":0,"ignore_eos":true,"stream":true,"logprobs":20}"#;
@@ -145,7 +145,7 @@ fn clients_that_do_not_read_hold_nobody_up() {
 
 #[test]
 fn bodies_that_never_end_take_bounded_memory_and_no_small_request_its_place() {
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     let before = server.resident_bytes();
     let mut head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 4194304\r\n\r\n".to_vec();
     head.resize((4 << 20) - 1, b' ');
@@ -167,7 +167,7 @@ fn bodies_that_never_end_take_bounded_memory_and_no_small_request_its_place() {
 #[test]
 fn answers_that_are_asked_for_ahead_take_bounded_memory() {
     const AHEAD: usize = 1500;
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     let before = server.resident_bytes();
     let ahead = b"GET /openapi.json HTTP/1.1\r\nHost:\r\n\r\n".repeat(AHEAD);
     let mut clients: Vec<_> = (0..10).map(|_| server.connect()).collect();
@@ -183,7 +183,7 @@ fn answers_that_are_asked_for_ahead_take_bounded_memory() {
 
 #[test]
 fn a_client_for_whom_there_is_no_connection_is_told_so() {
-    let server = Server::start(&["--max-connections", "2"]);
+    let server = Server::start_on_all_cores(&["--max-connections", "2"]);
     let mut inside = [server.connect(), server.connect()];
     for client in &mut inside {
         assert_eq!(client.get("/health/live").status, 200);
@@ -202,7 +202,7 @@ fn a_client_for_whom_there_is_no_connection_is_told_so() {
 
 #[test]
 fn an_idle_connection_takes_little_memory() {
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     // Code that the start gave back is there again.
     assert_eq!(server.metric("bitnet_requests_running"), 0.0);
     let before = server.resident_bytes();
@@ -214,7 +214,7 @@ fn an_idle_connection_takes_little_memory() {
 
 #[test]
 fn connections_leave_no_descriptors_behind() {
-    let server = Server::start(&[]);
+    let server = Server::start_on_all_cores(&[]);
     server.get("/health");
     assert!(becomes_true(PATIENCE, || server.metric("bitnet_connections") <= 1.0));
     let before = server.descriptors();
@@ -234,7 +234,7 @@ fn connections_leave_no_descriptors_behind() {
 #[test]
 fn an_idle_server_sleeps() {
     for io in ["auto", "epoll"] {
-        let server = Server::start(&["--io", io]);
+        let server = Server::start_on_all_cores(&["--io", io]);
         assert_eq!(server.connect().post(COMPLETIONS, &body(4, true)).status, 200);
         let idle_client = server.connect();
         let sleeps = || {

@@ -52,7 +52,7 @@ fn threads_run_where_the_placement_says() {
     let shards = cores.min(2).to_string();
     for arguments in [&[][..], &["--shards", &shards, "--workers", "1"][..]] {
         let wanted = wanted(&placement(arguments));
-        let server = Server::start(arguments);
+        let server = Server::start_on_all_cores(arguments);
         let holds = || {
             let threads = threads(&server);
             wanted.iter().all(|(name, cpus)| threads.get(name) == Some(cpus))

@@ -67,8 +67,15 @@ pub(crate) fn run_to_end(command: &mut Command) -> Ended {
 }
 
 impl Server {
-    /// Serves the model of the binary on a free port, with further arguments.
+    /// Serves the model of the binary on a free port, with further arguments; by one worker unless they choose: those of
+    /// two servers at once, on the same cores, would mostly wait for each other.
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        let chosen = arguments.iter().any(|name| ["--workers", "--shards", "--config"].contains(name));
+        Self::start_on_all_cores(&[if chosen { &[] } else { &["--workers", "1"][..] }, arguments].concat())
+    }
+
+    /// The same by as many workers as the server takes by itself.
+    pub(crate) fn start_on_all_cores(arguments: &[&str]) -> Self {
         let mut command = bitnetd(&["serve", "--port", "0"]);
         command.args(arguments);
         Self::spawn(&mut command)
