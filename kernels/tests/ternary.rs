@@ -161,6 +161,14 @@ fn panels_by_fields_agree() {
     }
 }
 
+/// Each way that many rows of activations are taken, by as few weights as it takes: for processors that are emulated.
+#[test]
+fn few_weights_by_many_rows_agree() {
+    for n in [14, 28, 35, 70] {
+        Case::new(35, 264, n, false, &mut Random(9)).check(0..35);
+    }
+}
+
 #[test]
 fn many_row_blocks_agree() {
     Case::new(16 * 40 + 3, 2048, 13, false, &mut Random(3)).check(32..16 * 40 + 3);
