@@ -24,7 +24,9 @@ VERSION = (12, 4)
 PROGRAMS = ["step", "batch"]
 HEADERS = ["attention.h", "bytes.h", "decode.h", "decode_bytes.h", "device.h", "draw.h", "few.h", "gemm.h", "group.h", "head.h", "linear.h", "norm.h", "plan.h", "prompt.h", "prompt_bytes.h", "rank.h", "rows.h", "screen.h", "tensor.h", "token.h", "token_bytes.h", "wide.h"]
 FLAGS = ["--std=c++17", "--fmad=false", "--ptxas-options=-v", "--extra-device-vectorization"]
-TARGETS = ["sm_80", "sm_90a", "compute_80"]
+TARGETS = ["sm_80", "sm_90a"]
+# Whose PTX is shipped, too: for devices that these have no code for.
+PTX_TARGET = "sm_80"
 
 
 class Nvrtc:
@@ -66,7 +68,7 @@ class Nvrtc:
         log = self.read(program, "ProgramLog").rstrip(b"\0").decode()
         if code:
             sys.exit(f"{file} {target}:\n{log}")
-        return self.read(program, "CUBIN" if target.startswith("sm_") else "PTX"), log
+        return self.read(program, "CUBIN"), self.read(program, "PTX").rstrip(b"\0"), log
 
 
 def resources(log):
@@ -86,12 +88,12 @@ def resources(log):
 def build():
     nvrtc, files, kernels = Nvrtc(), {}, {}
     for program in PROGRAMS:
-        for target in TARGETS:
-            code, log = nvrtc.compile(program, target)
-            name = f"{program}.{target}.{'cubin' if target.startswith('sm_') else 'ptx'}.gz"
-            files[name] = gzip.compress(code.rstrip(b"\0") if name.endswith("ptx.gz") else code, 9, mtime=0)
-            if target.startswith("sm_"):
-                kernels.setdefault(target, {}).update(resources(log))
+        compiled = {target: nvrtc.compile(program, target) for target in TARGETS}
+        for target, (cubin, _, log) in compiled.items():
+            files[f"{program}.{target}.cubin.gz"] = gzip.compress(cubin, 9, mtime=0)
+            kernels.setdefault(target, {}).update(resources(log))
+        ptx = compiled[PTX_TARGET][1]
+        files[f"{program}.{PTX_TARGET.replace('sm', 'compute')}.ptx.gz"] = gzip.compress(ptx, 9, mtime=0)
     digest = hashlib.sha256()
     for name in [f"{program}.cu" for program in PROGRAMS] + HEADERS:
         digest.update((HERE / name).read_bytes())
