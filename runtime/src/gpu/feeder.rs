@@ -264,6 +264,8 @@ impl<D: Device, J: Journal> Feeder<D, J> {
                     self.arrivals.retain(|(of, _)| *of != stream);
                     if self.scheduler.running() + self.scheduler.waiting() < before {
                         self.status.give_credit();
+                        // Nothing may follow before the next test.
+                        self.publish();
                     }
                 }
             }
@@ -475,7 +477,9 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         self.status.tensor_rows.add(flight.tensor_rows.iter().sum::<usize>() as u64);
         #[expect(clippy::cast_precision_loss, reason = "rows are few")]
         let (rows, sequences) = (flight.step.tokens.len() as f64, flight.wants.len() as f64);
-        self.status.steps.observe_duration(elapsed);
+        if !flight.is_unseen {
+            self.status.steps.observe_duration(elapsed);
+        }
         self.status.rows.observe(rows);
         self.status.sequences.observe(sequences);
         let Self { samplers, scheduler, device, .. } = self;
@@ -514,7 +518,9 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             if let Some(event) = cached_event(sequence) {
                 ports.send(event);
             }
+            // What breaks down from here on finds the sequence with a token that its client has, too.
             let (event, ended) = next_event(model, sequence, sampled, now);
+            ports.send(event);
             self.status.tokens.add(1);
             if ended {
                 self.scheduler.finish(segment.slot, &mut self.tables);
@@ -522,7 +528,6 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             } else {
                 sequence.step_aside_if_slow(&mut self.beside);
             }
-            ports.send(event);
         }
         self.device.advance();
         self.spare.push(flight);

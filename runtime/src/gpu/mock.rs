@@ -145,6 +145,9 @@ struct Queues {
     commands: Vec<GpuCommand>,
     assignment: Option<Box<Assignment>>,
     events: Vec<Event>,
+    /// Whose sequences are counted at each event, and how many they were.
+    status: Option<Arc<Status>>,
+    in_flight: Vec<usize>,
 }
 
 impl Ports for Queues {
@@ -157,6 +160,7 @@ impl Ports for Queues {
     }
 
     fn send(&mut self, event: Event) {
+        self.in_flight.extend(self.status.as_ref().map(|status| status.in_flight()));
         self.events.push(event);
     }
 

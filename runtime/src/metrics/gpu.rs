@@ -84,7 +84,7 @@ pub fn render_gpus(devices: &[Arc<Status>]) -> prometheus::Result<String> {
         }
     }
     let histograms: [NamedHistogram; 4] = [
-        ("bitnet_gpu_step_duration_seconds", "Duration of a step of a GPU.", |s| &s.steps),
+        ("bitnet_gpu_step_duration_seconds", "Duration of a step of a GPU whose end was seen.", |s| &s.steps),
         ("bitnet_gpu_queue_seconds", "Wait of a sequence for a place on a GPU.", |s| &s.queue),
         ("bitnet_gpu_step_rows", "Rows of a step of a GPU.", |s| &s.rows),
         ("bitnet_gpu_batch_size", "Sequences of a step of a GPU that got a token.", |s| &s.sequences),

@@ -289,6 +289,29 @@ fn a_guide_that_breaks_down_beside_a_device_ends_its_own_answer() {
 }
 
 #[test]
+fn whoever_leaves_a_device_that_rests_is_counted_no_longer() {
+    let mut scene = Scene::new();
+    let guide = scene.guides(&ambiguous(), 1).remove(0);
+    scene.settle();
+    scene.start_guided(2, slow(guide, scene.letter(), 20).taking(Duration::from_millis(400)), 100);
+    scene.until("no guide is beside", |scene| scene.status.beside.get() == 1);
+    scene.queues.commands.push(GpuCommand::Cancel(StreamId(2)));
+    scene.turns(1);
+    assert_eq!((scene.status.beside.get(), scene.status.in_flight()), (0, 0));
+}
+
+#[test]
+fn a_token_is_sent_before_its_sequence_is_over() {
+    let mut scene = Scene::new();
+    scene.settle();
+    scene.queues.status = Some(Arc::clone(&scene.status));
+    scene.start(1, &[10], 3);
+    scene.settle();
+    assert_eq!((scene.tokens(1), scene.status.in_flight()), (vec![11, 12, 13], 0));
+    assert_eq!(scene.queues.in_flight.last(), Some(&1));
+}
+
+#[test]
 fn an_answer_whose_sets_take_too_long_in_all_ends_as_too_complex() {
     let mut scene = Scene::new();
     let mut guide = slow(scene.guides(&hex(), 1).remove(0), 0, 0);
@@ -311,6 +334,7 @@ fn sets_are_computed_while_the_device_computes_and_their_time_is_no_step_s() {
     scene.turns(4);
     scene.feeder.device_mut().mood = Mood::Takes;
     let (before, tokens) = (scene.status.costs().decode_s, scene.tokens(2).len());
+    let (steps, rows) = (scene.status.steps.count(), scene.status.rows.count());
     assert!(before < 0.01);
     for _ in 0..10 {
         assert_eq!(scene.feeder.turn(scene.now, &mut scene.queues), Rest::None, "the step is not done, but a set is");
@@ -319,6 +343,7 @@ fn sets_are_computed_while_the_device_computes_and_their_time_is_no_step_s() {
         scene.feeder.turn(scene.now, &mut scene.queues);
     }
     assert_eq!((scene.tokens(2).len() - tokens, scene.status.costs().decode_s), (10, before));
+    assert_eq!((scene.status.steps.count() - steps, scene.status.rows.count() - rows), (0, 10));
 }
 
 #[test]
