@@ -307,11 +307,12 @@ impl Engine {
     /// The next lane that has work, its step formed.
     fn form(&mut self) -> Option<usize> {
         let count = self.lanes.len();
+        let is_felt = self.lanes.iter_mut().any(|lane| lane.has_quick(&self.link.beside));
         let all_s: f64 = self.lanes.iter().map(|lane| lane.decode_estimate_s()).sum();
         (0..count).map(|offset| (self.turn + offset) % count).find(|&index| {
             let lane = &mut self.lanes[index];
             let beside_s = all_s - lane.decode_estimate_s();
-            lane.form(&mut self.link, beside_s.max(0.0))
+            lane.form(&mut self.link, beside_s.max(0.0), is_felt)
         })
     }
 
@@ -419,7 +420,7 @@ mod tests {
         let (closed, _closed) = rtrb::RingBuffer::new(1);
         let Bells { executor: doorbell, leader: bell, stopping } = all[0].clone();
         let guests = std::mem::take(&mut ends[0].guests);
-        let beside = Beside::start(0, &bell).unwrap();
+        let beside = Beside::start(0, 1, &bell).unwrap();
         let mut link = Link { commands, events, closed, guests, beside, doorbell, bell, stopping };
         let (here, guest) = (StreamId(StreamId::first_of(0)), StreamId(StreamId::first_of(1)));
         let room = host.events.borrow().buffer().capacity();

@@ -442,7 +442,7 @@ fn start_shard(
         events,
         closed,
         guests,
-        beside: Beside::start(index, &bell).map_err(fail("the thread beside a leader"))?,
+        beside: Beside::start(index, place.workers.len(), &bell).map_err(fail("the threads beside a leader"))?,
         doorbell: Arc::clone(&doorbell),
         bell: Arc::clone(&bell),
         stopping: Arc::clone(&stopping),

@@ -295,17 +295,17 @@ fn a_sequence_that_comes_without_its_guide_goes_on_when_that_is_back() {
     let prompt = Draw(9).tokens(&model, 20);
     let ambiguous = Constraint::Grammar("# lark\nstart: e \"~\"\ne: e e | /[a-z ]/".into());
     // Of another device, which may be gone.
-    let mut there = Beside::start(1, &Arc::default()).unwrap();
+    let mut there = Beside::start(1, 1, &Arc::default()).unwrap();
     let answers = [false, true].map(|is_away| {
         let mut guide = guides(&model, &ambiguous, 1).remove(0);
-        (0..200).for_each(|_| guide.push(letter));
+        (0..300).for_each(|_| guide.push(letter));
         for _ in 0..4 {
             assert!(guide.allowed().is_some());
             guide.push(letter);
         }
         let mut guided = Guided::from(guide);
         if is_away {
-            guided.step_aside_if_slow(&mut there);
+            guided.step_aside_if_slow(&mut there, true);
             assert!(guided.is_beside());
         }
         let new = NewSequence { tokens_max: TOKENS_MAX, ..sequence(1, &prompt, sampling_of(0)) };
@@ -489,7 +489,7 @@ fn link(commands: rtrb::Consumer<Command>, events: rtrb::Producer<Event>, closed
         events,
         closed,
         guests: Guests::default(),
-        beside: Beside::start(0, &bell).unwrap(),
+        beside: Beside::start(0, 1, &bell).unwrap(),
         doorbell: Arc::new(Doorbell::new().unwrap()),
         bell,
         stopping: Arc::new(AtomicBool::new(true)),

@@ -177,7 +177,7 @@ fn answers(model: &Arc<Model>, setup: Setup, requests: &[Request]) -> (Vec<Answe
         events,
         closed,
         guests: Guests::default(),
-        beside: Beside::start(0, &bell).unwrap(),
+        beside: Beside::start(0, 1, &bell).unwrap(),
         doorbell: Arc::new(Doorbell::new().unwrap()),
         bell,
         stopping: Arc::new(AtomicBool::new(true)),

@@ -15,7 +15,7 @@ use crate::kv::{KvCache, SWEEPS_KEPT};
 use crate::metrics::{GenerationMetrics, ShardMetrics};
 use crate::model::Model;
 use crate::sampler::Sampler;
-use crate::schedule::{Counts, NewSequence, Pace, QueueFull, Scheduler, Sequence, StepRows, StreamId};
+use crate::schedule::{Company, Counts, NewSequence, Pace, QueueFull, Scheduler, Sequence, StepRows, StreamId};
 use crate::shared::PerWorker;
 use crate::speculate::{DRAFT_TOKENS_MAX, Speculation, Speculator};
 use crate::team::Team;
@@ -245,12 +245,18 @@ impl Lane {
         self.pace.estimate_s(&self.scheduler.decode_rows())
     }
 
+    /// Whether any sequence in it has no slow guide.
+    pub(super) fn has_quick(&mut self, beside: &Beside) -> bool {
+        self.scheduler.has_quick(beside)
+    }
+
     /// Admits whom it can and forms the next step; `false` where there is nothing to compute. Sequences of other lanes
-    /// wait `beside_s` for their own steps already.
+    /// wait `beside_s` for their own steps already; `is_felt`: any of all lanes has no slow guide.
     #[expect(clippy::cast_precision_loss, reason = "workers are few")]
-    pub(super) fn form(&mut self, link: &mut Link, beside_s: f64) -> bool {
+    pub(super) fn form(&mut self, link: &mut Link, beside_s: f64, is_felt: bool) -> bool {
         let Self { scheduler, kv, forward, pace, prompt_rows_max, speculator, samplers, step, .. } = self;
         scheduler.admit(kv.tables_mut(), |stream| push(link, Event::Admitted(stream)));
+        scheduler.step_aside(&mut link.beside, is_felt);
         let rows_max = forward.limits().rows_max;
         let budget = pace.prompt_budget(&scheduler.demand(), beside_s, *prompt_rows_max);
         if let Some(pool) = &self.pool {
@@ -260,7 +266,8 @@ impl Lane {
         }
         let step_s = pace.estimate_s(&scheduler.decode_rows()) + beside_s;
         let sets_s = (step_s * SETS_SHARE).max(SETS_S_LEAST) * samplers.count() as f64;
-        scheduler.limit_sets(Duration::from_secs_f64(sets_s));
+        let company = if beside_s > 0.0 { Company::Others } else { Company::Nobody };
+        scheduler.limit_sets(Duration::from_secs_f64(sets_s), company);
         speculator.plan(scheduler, rows_max);
         scheduler.form(step, kv.tables_mut(), rows_max, budget)
     }
@@ -377,8 +384,6 @@ impl Lane {
             let (event, ended) = next_event(&self.model, sequence, sampled, now);
             if ended {
                 self.scheduler.finish(segment.slot, self.kv.tables_mut());
-            } else {
-                sequence.step_aside_if_slow(&mut link.beside);
             }
             push(link, event);
         }
@@ -444,8 +449,6 @@ impl Lane {
         metrics.observe_draft(segment.rows - 1, count.saturating_sub(1));
         if over == Some(true) {
             self.scheduler.finish(segment.slot, self.kv.tables_mut());
-        } else {
-            sequence.step_aside_if_slow(&mut link.beside);
         }
     }
 

@@ -25,7 +25,7 @@ use crate::engine::{Event, GenerationId, Sampled, cached_event, next_event};
 use crate::forward::Step;
 use crate::guide::Beside;
 use crate::kv::{BlockTables, blocks_for};
-use crate::schedule::{LONGER_ON_GPUS, NewSequence, Pace, Scheduler, StepRows, StreamId};
+use crate::schedule::{Company, LONGER_ON_GPUS, NewSequence, Pace, Scheduler, StepRows, StreamId};
 use flight::{Flight, has_logits, waits_for, want};
 use sets::sets_time;
 
@@ -425,7 +425,7 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             return false;
         }
         let ranked_max = self.ranked_max();
-        let Self { scheduler, tables, pace, limits, arrivals, status, samplers, .. } = self;
+        let Self { scheduler, tables, pace, limits, arrivals, status, samplers, beside, .. } = self;
         scheduler.admit(tables, |stream| {
             if let Some(at) = arrivals.iter().position(|(of, _)| *of == stream) {
                 status.queue.observe_duration(now.saturating_duration_since(arrivals.swap_remove(at).1));
@@ -433,10 +433,13 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             ports.send(Event::Admitted(stream));
         });
         let mut next = self.spare.pop().expect("fewer steps than places are under way");
+        let is_felt = scheduler.has_quick(beside);
+        scheduler.step_aside(beside, is_felt);
         let mut demand = scheduler.demand();
         let ahead = self.flights.back().map_or(0, |before| before.continuing(scheduler, &mut demand.decodes));
         let budget = pace.prompt_budget(&demand, 0.0, limits.rows_max);
-        scheduler.limit_sets(sets_time(pace.estimate_s(&demand.decodes), samplers.threads()));
+        let company = if ahead > 0 { Company::Ahead } else { Company::Nobody };
+        scheduler.limit_sets(sets_time(pace.estimate_s(&demand.decodes), samplers.threads()), company);
         scheduler.form(&mut next.step, tables, limits.rows_max - ahead, budget);
         next.wants.clear();
         next.streams.clear();
@@ -525,8 +528,6 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             if ended {
                 self.scheduler.finish(segment.slot, &mut self.tables);
                 self.status.give_credit();
-            } else {
-                sequence.step_aside_if_slow(&mut self.beside);
             }
         }
         self.device.advance();

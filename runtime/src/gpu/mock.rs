@@ -218,7 +218,7 @@ impl Scene {
         let now = Instant::now();
         let shape = Shape::of(&model.weights, KvType::F16, limits.slots, limits.rows_max).unwrap();
         let bell = Arc::new(Doorbell::new().unwrap());
-        let beside = Beside::start_for_gpu(BESIDE, &bell).unwrap();
+        let beside = Beside::start_for_gpu(BESIDE, 2, &bell).unwrap();
         let feeder = Feeder::new((device, Silent), limits, Arc::clone(&status), beside, now);
         let assignment = Assignment { generation: GenerationId(0), model: Arc::new(model), shape, known };
         let queues = Queues { assignment: Some(Box::new(assignment.clone())), ..Queues::default() };

@@ -215,7 +215,7 @@ impl Feeders {
             let config = config.clone();
             let (stopping, own_bell) = (Arc::clone(&running.stopping), Arc::clone(&bell));
             // Here, where no thread has been given a cpu of its own.
-            let beside = Beside::start_for_gpu(status.ordinal, &bell)?;
+            let beside = Beside::start_for_gpu(status.ordinal, samplers(), &bell)?;
             let thread = std::thread::Builder::new().name(feeder_name(status.ordinal)).spawn(move || {
                 feed(&config, &status, (ports, cpus, beside), &own_bell, &stopping);
             })?;
@@ -265,6 +265,11 @@ impl Cpus {
     }
 }
 
+/// Threads that choose tokens from scores, where a thread is asked that may run anywhere.
+fn samplers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).div_ceil(4).min(SAMPLERS_MAX)
+}
+
 /// The life of a feeder's thread.
 fn feed(
     config: &Config,
@@ -274,7 +279,7 @@ fn feed(
     stopping: &AtomicBool,
 ) {
     // Asked before this thread has but one.
-    let samplers = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(4).min(SAMPLERS_MAX);
+    let samplers = samplers();
     if let Some(Err(error)) = cpus.as_ref().map(|cpus| tuning::pin(&[cpus.feeder])) {
         warning!("{error}");
     }

@@ -93,35 +93,40 @@ impl Drop for Errand {
 }
 
 impl Beside {
-    /// Starts the threads of shard `index`, which live as long as this; they ring `bell` where a guide comes back.
+    /// Starts the threads of shard `index` of so many workers, which live as long as this; they ring `bell` where a guide comes back.
     ///
     /// # Errors
     /// When there can be no further thread.
-    pub fn start(index: usize, bell: &Arc<LeaderBell>) -> io::Result<Self> {
+    pub fn start(index: usize, workers: usize, bell: &Arc<LeaderBell>) -> io::Result<Self> {
         let bell = Arc::clone(bell);
-        Self::start_named(&format!("guides-{index}"), SLOW, move || bell.ring())
+        Self::start_named((&format!("guides-{index}"), workers), SLOW, move || bell.ring())
     }
 
-    /// The same for the GPU of that number, whose steps are shorter and have more company.
+    /// The same for the GPU of that number, whose steps are shorter and have more company; its workers are those that choose tokens.
     ///
     /// # Errors
     /// As [`Beside::start`].
-    pub fn start_for_gpu(ordinal: usize, bell: &Arc<Doorbell>) -> io::Result<Self> {
+    pub fn start_for_gpu(ordinal: usize, workers: usize, bell: &Arc<Doorbell>) -> io::Result<Self> {
         let bell = Arc::clone(bell);
-        Self::start_named(&format!("guides-g{ordinal}"), SLOW_ON_GPUS, move || bell.ring())
+        Self::start_named((&format!("guides-g{ordinal}"), workers), SLOW_ON_GPUS, move || bell.ring())
     }
 
-    fn start_named(name: &str, slow: Duration, ring: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
+    fn start_named(
+        (name, workers): (&str, usize),
+        slow: Duration,
+        ring: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let news = Arc::new(News { done: AtomicU64::new(0), ring: Box::new(ring) });
-        let jobs = start(name.to_owned(), &news)?;
-        let long_jobs = start(format!("{name}.long"), &news)?;
+        let threads = workers.div_ceil(WORKERS_PER_THREAD);
+        let jobs = start(name, threads, &news)?;
+        let long_jobs = start(&format!("{name}.long"), threads, &news)?;
         Ok(Self { jobs, long_jobs, slow, news, seen: 0 })
     }
 
     /// Hands a guide over; it comes back where no more of them may wait.
     pub(super) fn begin(&mut self, guide: PerWorker<Guide>) -> Result<Errand, PerWorker<Guide>> {
         let (mut guide, work) = Guide::cancellable(guide);
-        let jobs = if guide.get_mut(0).pace.last > LONG { &self.long_jobs } else { &self.jobs };
+        let jobs = if guide.get_mut(0).pace.is_long() { &self.long_jobs } else { &self.jobs };
         let (back, forwards) = (Arc::default(), Arc::default());
         match jobs.try_send(Job { guide, back: Arc::clone(&back), forwards: Arc::clone(&forwards) }) {
             Ok(()) => Ok(Errand { back, forwards, work: Some(work) }),
@@ -142,22 +147,30 @@ impl Beside {
     }
 }
 
-/// Starts a thread that tells `news` of each guide that it is done with.
-fn start(name: String, news: &Arc<News>) -> io::Result<SyncSender<Job>> {
+/// What threads have in common that wait for the same jobs.
+#[expect(clippy::disallowed_types, reason = "these threads are no shard's, and who gives them jobs takes no lock")]
+type Incoming = std::sync::Mutex<Receiver<Job>>;
+
+/// Starts threads that tell `news` of each guide that they are done with.
+fn start(name: &str, threads: usize, news: &Arc<News>) -> io::Result<SyncSender<Job>> {
     let (jobs, incoming) = sync_channel(JOBS_MAX);
-    let news = Arc::clone(news);
-    std::thread::Builder::new().name(name).spawn(move || {
-        // Where it may not, it takes turns with the others; short ones, so that it holds nobody up for long.
-        let _ = tuning::give_way();
-        let _ = tuning::take_short_turns();
-        work(&incoming, &news);
-    })?;
+    let incoming = Arc::new(Incoming::new(incoming));
+    for _ in 0..threads {
+        let (news, incoming) = (Arc::clone(news), Arc::clone(&incoming));
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Where it may not, it takes turns with the others; short ones, so that it holds nobody up for long.
+            let _ = tuning::give_way();
+            let _ = tuning::take_short_turns();
+            work(&incoming, &news);
+        })?;
+    }
     Ok(jobs)
 }
 
-/// Each sequence has one guide in the queue at most: they take turns.
-fn work(incoming: &Receiver<Job>, news: &News) {
-    while let Ok(Job { mut guide, back, forwards }) = incoming.recv() {
+/// Each sequence has one guide in the queue at most: they take turns. Whoever waits for the next job has the lock.
+fn work(incoming: &Incoming, news: &News) {
+    let next = || incoming.lock().expect("nothing breaks down under it").recv();
+    while let Ok(Job { mut guide, back, forwards }) = next() {
         // Its client may have left meanwhile.
         if Arc::strong_count(&back) > 1 {
             compute(guide.get_mut(0));
@@ -188,10 +201,9 @@ fn compute(guide: &mut Guide) {
 const SLOW: Duration = Duration::from_millis(4);
 /// The same in those of a GPU, which take 1 to 3 ms for hundreds of sequences.
 const SLOW_ON_GPUS: Duration = Duration::from_millis(1);
-/// Sets that follow one that took longer are made by a thread of their own: those of an ambiguous grammar (`e: e e | /[a-z ]/`)
-/// take seconds after some hundred tokens.
-const LONG: Duration = Duration::from_millis(20);
+/// Workers for each thread of either kind: while others take steps, slow sets have a part of the cores, at low priority.
+const WORKERS_PER_THREAD: usize = 4;
 /// Times that a sequence moves on while its guide is away: to another device, then to a leader.
 const MOVES_MAX: usize = 2;
-/// Guides that may wait for one thread; what finds no room is computed in a step.
+/// Guides that may wait for the threads of a kind; what finds no room is computed in a step.
 const JOBS_MAX: usize = 1024;

@@ -149,7 +149,7 @@ impl Guide {
     }
 
     fn is_known(&self) -> bool {
-        self.allowed.is_some() || self.failed
+        self.allowed.is_some() || self.failed || self.later.is_none() && self.matcher.is_stopped()
     }
 
     /// Takes in the next token of the answer, unless it has.
@@ -228,9 +228,16 @@ impl Guided {
         matches!(self.place, Place::Beside(_))
     }
 
-    /// Has what may come next computed beside the steps, where that is likely to take long.
-    pub fn step_aside_if_slow(&mut self, beside: &mut Beside) {
-        if !self.unknown().is_some_and(|guide| guide.pace.is_slow(beside.slow)) {
+    /// Whether its sets take longer than those that have a place in the steps.
+    pub fn is_slow(&mut self, beside: &Beside) -> bool {
+        self.is_beside() || self.is_at_work() && self.get_mut().pace.is_slow(beside.slow)
+    }
+
+    /// Has what may come next computed beside the steps, where that is likely to take long and is felt by others; where it takes so
+    /// long that whoever comes or leaves would feel it, in any case.
+    pub fn step_aside_if_slow(&mut self, beside: &mut Beside, is_felt: bool) {
+        let leaves = |guide: &mut Guide| guide.pace.is_slow(beside.slow) && (is_felt || guide.pace.is_long());
+        if !self.unknown().is_some_and(leaves) {
             return;
         }
         if let Place::Here(guide) = std::mem::replace(&mut self.place, Place::Nowhere) {
@@ -254,9 +261,17 @@ impl Guided {
         self.unknown().map_or(Duration::ZERO, |guide| guide.pace.wanted())
     }
 
-    /// Whether its sequence has its turn in a step that has `share` for each set that takes long.
-    pub fn has_turn(&mut self, share: Duration) -> bool {
-        self.unknown().is_none_or(|guide| guide.pace.has_turn(share))
+    /// What it owes before its next turn, where the sets of steps are limited.
+    #[must_use]
+    pub fn owed(&mut self) -> Duration {
+        self.unknown().map_or(Duration::ZERO, |guide| guide.pace.owed())
+    }
+
+    /// Has it owe that much less.
+    pub fn pay(&mut self, share: Duration) {
+        if let Some(guide) = self.unknown() {
+            guide.pace.pay(share);
+        }
     }
 
     /// The guide, where a step would have to compute its set.

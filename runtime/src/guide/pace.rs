@@ -75,12 +75,20 @@ impl Pace {
         if self.last > CHEAP { self.last } else { Duration::ZERO }
     }
 
-    /// Whether the next one has its turn in a step that has `share` for it, as all that took longer before: so they take
-    /// turns, and those that take less more often.
-    pub(super) fn has_turn(&mut self, share: Duration) -> bool {
-        let has_turn = self.wanted().is_zero() || self.owed <= share;
+    /// Whether the last one took so long that the next one must not hold up the sets of others either.
+    pub(super) fn is_long(self) -> bool {
+        self.last > LONG_BESIDE
+    }
+
+    /// What it owes before the next one has its turn in a step that has a share for it: so they take turns, and those that take
+    /// less more often.
+    pub(super) fn owed(self) -> Duration {
+        self.owed
+    }
+
+    /// Has it owe that much less.
+    pub(super) fn pay(&mut self, share: Duration) {
         self.owed = self.owed.saturating_sub(share);
-        has_turn
     }
 }
 
@@ -92,6 +100,9 @@ const KEPT: u32 = 4;
 const CHEAP: Duration = Duration::from_micros(100);
 /// A set that takes longer by the clock on the wall is reason to look at those that follow.
 const LONG: Duration = Duration::from_millis(1);
+/// Sets that follow one that took longer are beside the steps of a shard or a GPU whoever is there, by threads of their own: those
+/// of an ambiguous grammar (`e: e e | /[a-z ]/`) take seconds after some hundred tokens.
+const LONG_BESIDE: Duration = Duration::from_millis(20);
 /// How many sets in a row must take less before it is no longer looked at so closely.
 const WATCHED: u32 = 16;
 
@@ -134,7 +145,9 @@ mod tests {
             let mut pace = Pace::default();
             let mut turns = 0;
             for _ in 0..12 {
-                if pace.has_turn(share) {
+                let has_turn = pace.owed() <= share;
+                pace.pay(share);
+                if has_turn {
                     pace.observe(us(took));
                     turns += 1;
                 }

@@ -421,21 +421,21 @@ pub(crate) fn letter(tokenizer: &Tokenizer, letter: u8) -> u32 {
 #[test]
 fn a_slow_guide_comes_back_with_the_same_set_and_a_quick_one_stays() {
     let (tokenizer, mut library) = (default_tokenizer(), Library::default());
-    let mut beside = Beside::start(77, &Arc::default()).unwrap();
+    let mut beside = Beside::start(77, 1, &Arc::default()).unwrap();
     let pattern = Constraint::Regex("(?s:.*)a(?s:.{13})Q".into());
     let mut same = compile(&mut library, &tokenizer, &pattern).unwrap();
     let mut guided = Guided::from(compile(&mut library, &tokenizer, &pattern).unwrap());
     guided.get_mut().pace = Pace::slow();
-    guided.step_aside_if_slow(&mut beside);
+    guided.step_aside_if_slow(&mut beside, true);
     assert!(!guided.is_beside(), "the first set came with it");
     for byte in *b"a fox" {
         guided.push(letter(&tokenizer, byte));
         same.push(letter(&tokenizer, byte));
         guided.get_mut().pace = Pace::default();
-        guided.step_aside_if_slow(&mut beside);
+        guided.step_aside_if_slow(&mut beside, true);
         assert!(!guided.is_beside());
         guided.get_mut().pace = Pace::slow();
-        guided.step_aside_if_slow(&mut beside);
+        guided.step_aside_if_slow(&mut beside, true);
         assert!(guided.is_beside());
         take_back(&mut guided, &mut beside);
         assert_eq!(guided.get_mut().allowed(), same.allowed());
@@ -447,9 +447,9 @@ fn a_guide_whose_sequence_leaves_while_it_is_beside_is_not_waited_for_and_frees_
     let tokenizer = default_tokenizer();
     let memory = Memory::new(64 * GUIDE_BYTES);
     let mut library = Library::within(&memory);
-    let mut beside = Beside::start(77, &Arc::default()).unwrap();
+    let mut beside = Beside::start(77, 1, &Arc::default()).unwrap();
     let mut guided = slow(&mut library, &tokenizer, &Constraint::Regex("[a-z]*".into()));
-    guided.step_aside_if_slow(&mut beside);
+    guided.step_aside_if_slow(&mut beside, true);
     assert!(guided.is_beside());
     drop(guided);
     while !beside.take_news() {
@@ -463,11 +463,11 @@ fn a_guide_whose_sequence_leaves_while_it_is_beside_is_not_waited_for_and_frees_
 #[test]
 fn a_set_that_takes_seconds_ends_with_its_sequence() {
     let (tokenizer, mut library) = (default_tokenizer(), Library::default());
-    let mut beside = Beside::start(77, &Arc::default()).unwrap();
+    let mut beside = Beside::start(77, 1, &Arc::default()).unwrap();
     let ambiguous = Constraint::Grammar("# lark\nstart: e\ne: e e | /[a-z ]/".into());
     let mut guided = slow(&mut library, &tokenizer, &ambiguous);
     (0..400).for_each(|_| guided.push(letter(&tokenizer, b'f')));
-    guided.step_aside_if_slow(&mut beside);
+    guided.step_aside_if_slow(&mut beside, true);
     assert!(guided.is_beside());
     // Not before the thread has begun it.
     let begun = Instant::now();
@@ -484,13 +484,28 @@ fn a_set_that_takes_seconds_ends_with_its_sequence() {
 }
 
 #[test]
+fn a_set_that_takes_seconds_holds_up_no_other_where_there_are_threads_for_both() {
+    let (tokenizer, mut library) = (default_tokenizer(), Library::default());
+    let mut beside = Beside::start(77, 5, &Arc::default()).unwrap();
+    let ambiguous = Constraint::Grammar("# lark\nstart: e\ne: e e | /[a-z ]/".into());
+    let mut long = slow(&mut library, &tokenizer, &ambiguous);
+    (0..400).for_each(|_| long.push(letter(&tokenizer, b'f')));
+    long.step_aside_if_slow(&mut beside, true);
+    let mut short = slow(&mut library, &tokenizer, &Constraint::Regex("[a-z]*".into()));
+    short.step_aside_if_slow(&mut beside, true);
+    assert!(long.is_beside() && short.is_beside());
+    take_back(&mut short, &mut beside);
+    assert!(!long.comes_back());
+}
+
+#[test]
 fn who_has_the_sequence_now_is_told_of_its_guide_whenever_that_is_back() {
     let (tokenizer, mut library) = (default_tokenizer(), Library::default());
-    let mut here = Beside::start(77, &Arc::default()).unwrap();
-    let mut there = Beside::start(78, &Arc::default()).unwrap();
+    let mut here = Beside::start(77, 1, &Arc::default()).unwrap();
+    let mut there = Beside::start(78, 1, &Arc::default()).unwrap();
     for turn in 0..200 {
         let mut guided = slow(&mut library, &tokenizer, &Constraint::Regex("[a-z]*".into()));
-        guided.step_aside_if_slow(&mut here);
+        guided.step_aside_if_slow(&mut here, true);
         assert!(guided.is_beside() && !there.has_news());
         // Before it is back, at about that time, and after that.
         match turn % 4 {

@@ -21,7 +21,7 @@ use std::time::Duration;
 use kernels::attention::BLOCK;
 
 use crate::forward::Step;
-use crate::guide::Guided;
+use crate::guide::{Beside, Guided};
 use crate::kv::BlockTables;
 
 pub use clients::ClientId;
@@ -34,6 +34,16 @@ use sequence::{Rank, Waiting};
 /// The queue is full; the sequence comes back.
 #[derive(Debug)]
 pub struct QueueFull(pub Box<NewSequence>);
+
+/// Who feels what a step takes besides its own sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    Nobody,
+    /// Sequences of other schedulers.
+    Others,
+    /// Those of the step before: it goes on with them whatever else there is.
+    Ahead,
+}
 
 /// What has happened in a scheduler, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,8 +74,10 @@ pub struct Scheduler {
     logits_max: usize,
     /// Whether keys and values of answers are shared, as those of prompts are.
     shares_answers: bool,
-    /// What each set of allowed tokens that takes long may take of the next step, where they are limited.
-    sets_share: Option<Duration>,
+    /// The slot behind the last one that had its turn where sets of allowed tokens take turns.
+    sets_from: usize,
+    /// Whether the step being formed has rows without those of this scheduler.
+    has_rows_ahead: bool,
     /// What a prompt row takes, as far as is known.
     row_s: f64,
     counts: Counts,
@@ -85,7 +97,8 @@ impl Scheduler {
             clients: Clients::with_capacity(waiting_max + slots),
             logits_max: slots,
             shares_answers: true,
-            sets_share: None,
+            sets_from: 0,
+            has_rows_ahead: false,
             row_s: 0.0,
             counts: Counts::default(),
         }
@@ -250,8 +263,11 @@ impl Scheduler {
         step.clear();
         self.row_s = budget.row_s;
         self.publish(kv);
-        // Where all take turns and none has its, the next one comes at once.
-        while self.push_decodes(step, kv, rows_max) && step.tokens.is_empty() {}
+        self.push_decodes(step, kv, rows_max);
+        if step.tokens.is_empty() && !self.has_rows_ahead && self.let_all_in() {
+            // Those whose turn it was have no blocks.
+            self.push_decodes(step, kv, rows_max);
+        }
         if step.tokens.is_empty() && budget.rows_max == 0 {
             // Whoever was to decode alone has been pushed out.
             budget = PromptBudget::of_rows(BLOCK);
@@ -285,30 +301,78 @@ impl Scheduler {
         }
     }
 
-    /// Says what all sets of allowed tokens that take long may take of the next step together, by the time of all workers.
-    pub fn limit_sets(&mut self, most: Duration) {
-        let decoding = self.slots.iter_mut().flatten().filter(|sequence| sequence.pending() == 1);
-        let wanted = decoding.filter_map(|sequence| sequence.guide.as_mut()).map(Guided::wanted);
-        let (mut all, mut count) = (Duration::ZERO, 0);
-        for set in wanted.filter(|set| !set.is_zero()) {
-            all += set;
-            count += 1;
-        }
-        self.sets_share = (all > most).then(|| (most / count).max(SET_SHARE_LEAST));
+    /// Whether any sequence in a slot has no slow guide, so that it would feel slow sets in steps.
+    pub fn has_quick(&mut self, beside: &Beside) -> bool {
+        let is_slow = |sequence: &mut Sequence| sequence.guide.as_mut().is_some_and(|guide| guide.is_slow(beside));
+        self.slots.iter_mut().flatten().any(|sequence| !is_slow(sequence))
     }
 
-    /// Whether any sequence that decodes has to wait for its turn.
-    fn push_decodes(&mut self, step: &mut Step, kv: &mut BlockTables, rows_max: usize) -> bool {
-        let mut has_waiting = false;
+    /// Has the next sets of slow guides computed beside the steps, where others feel these or they are very slow.
+    pub fn step_aside(&mut self, beside: &mut Beside, is_felt: bool) {
+        let decoding = self.slots.iter_mut().flatten().filter(|sequence| sequence.decodes());
+        decoding.filter_map(|sequence| sequence.guide.as_mut()).for_each(|guide| {
+            guide.step_aside_if_slow(beside, is_felt);
+        });
+    }
+
+    /// Says what all sets of allowed tokens that take long may take of the next step together, by the time of all workers. Those that
+    /// want no more than their share are in every step; where they or `company` feel it, the others take turns, each step as
+    /// many as fit.
+    pub fn limit_sets(&mut self, most: Duration, company: Company) {
+        self.has_rows_ahead = company == Company::Ahead;
+        let (mut all, mut least, mut count) = (Duration::ZERO, Duration::MAX, 0);
+        for sequence in self.slots.iter_mut().flatten() {
+            sequence.sits_out = false;
+            if sequence.decodes() {
+                let set = sequence.guide.as_mut().map_or(Duration::ZERO, Guided::wanted);
+                least = least.min(set);
+                count += u32::from(!set.is_zero());
+                all += set;
+            }
+        }
+        let share = (most / count.max(1)).max(SET_SHARE_LEAST);
+        if all > most && (least <= share || company != Company::Nobody) {
+            self.take_turns(most, share, least > share);
+        }
+    }
+
+    /// Chooses whose sets are in the next step, `most` in all and one at least if `is_empty` without them.
+    fn take_turns(&mut self, most: Duration, share: Duration, is_empty: bool) {
+        let Self { slots, sets_from, has_rows_ahead, .. } = self;
+        if is_empty && !*has_rows_ahead {
+            // The next turn comes at once.
+            let owed = slots.iter_mut().filter_map(|slot| Some(wanting(slot, share)?.0.owed())).min();
+            let early = owed.unwrap_or_default().saturating_sub(share);
+            slots.iter_mut().filter_map(|slot| wanting(slot, share)).for_each(|(guide, ..)| guide.pay(early));
+        }
+        let (count, first, mut left) = (slots.len(), *sets_from, most.max(share));
+        for slot in (first..first + count).map(|slot| slot % count) {
+            let Some((guide, sits_out, wanted)) = wanting(&mut slots[slot], share) else { continue };
+            let has_turn = guide.owed() <= share && !left.is_zero();
+            guide.pay(share);
+            *sits_out = !has_turn;
+            if has_turn {
+                left = left.saturating_sub(wanted);
+                *sets_from = slot + 1;
+            }
+        }
+    }
+
+    /// Has every sequence in the next step; whether any was to sit it out.
+    fn let_all_in(&mut self) -> bool {
+        let mut any = false;
+        for sequence in self.slots.iter_mut().flatten() {
+            any |= std::mem::take(&mut sequence.sits_out);
+        }
+        any
+    }
+
+    fn push_decodes(&mut self, step: &mut Step, kv: &mut BlockTables, rows_max: usize) {
         // Whoever is pushed out ranks behind: nothing of it is in the step yet.
         let mut at = 0;
         while at < self.order.len() && step.tokens.len() < rows_max {
-            let share = self.sets_share;
-            let sequence = self.slots[self.order[at]].as_mut().expect("ordered slots are taken");
-            let decodes = sequence.pending() == 1 && !sequence.waits_for_guide();
-            let has_turn = decodes && sequence.has_turn(share);
-            has_waiting |= decodes && !has_turn;
-            if has_turn && self.take_decode_blocks(at, kv) {
+            let sequence = self.taken(self.order[at]);
+            if sequence.decodes() && !sequence.sits_out && self.take_decode_blocks(at, kv) {
                 let sequence = self.taken(self.order[at]);
                 step.push(self.order[at], sequence.computed, &sequence.tokens[sequence.computed..], true);
                 sequence.want(step, 0);
@@ -321,7 +385,6 @@ impl Scheduler {
             }
             at += 1;
         }
-        has_waiting
     }
 
     /// Takes blocks for the next token and the draft of the sequence at `at` of the order. Where there are none it does
@@ -554,6 +617,14 @@ impl Scheduler {
         let decodes = |sequence: &&Sequence| sequence.pending() == 1 && !sequence.waits_for_guide();
         self.slots.iter().flatten().filter(decodes).count()
     }
+}
+
+/// The guide of a slot's sequence, where its next set takes more than `share` of a step, whether it sits out, and what it takes.
+fn wanting(slot: &mut Option<Sequence>, share: Duration) -> Option<(&mut Guided, &mut bool, Duration)> {
+    let Sequence { guide, sits_out, .. } = slot.as_mut().filter(|sequence| sequence.decodes())?;
+    let guide = guide.as_mut()?;
+    let wanted = guide.wanted();
+    (wanted > share).then_some((guide, sits_out, wanted))
 }
 
 /// The least that a set which takes long has of a step: so each has its turn in a thousand steps at the latest.

@@ -129,6 +129,8 @@ pub struct Sequence {
     pub history: History,
     /// What may come next.
     pub draft: Draft,
+    /// Its next set of allowed tokens has no turn in the step being formed.
+    pub(super) sits_out: bool,
 }
 
 impl NewSequence {
@@ -221,6 +223,7 @@ impl Sequence {
             scoring: new.scoring,
             history,
             draft: Draft::default(),
+            sits_out: false,
         }
     }
 
@@ -289,17 +292,9 @@ impl Sequence {
         self.guide.as_ref().is_some_and(Guided::is_beside)
     }
 
-    /// Whether its next set of allowed tokens has its turn, where each that takes long has `share` of a step.
-    pub(super) fn has_turn(&mut self, share: Option<Duration>) -> bool {
-        let (Some(share), Some(guide)) = (share, &mut self.guide) else { return true };
-        guide.has_turn(share)
-    }
-
-    /// Has its guide compute that there, where that is likely to take long.
-    pub fn step_aside_if_slow(&mut self, beside: &mut Beside) {
-        if let Some(guide) = &mut self.guide {
-            guide.step_aside_if_slow(beside);
-        }
+    /// Whether it wants a row of the next step for its next token.
+    pub(super) fn decodes(&self) -> bool {
+        self.pending() == 1 && !self.waits_for_guide()
     }
 
     /// Tokens whose keys and values are not in the cache: one while it decodes, none while its next token is on its way.

@@ -347,7 +347,7 @@ fn sets_that_take_long_take_turns_and_free_sequences_are_in_every_step() {
     let mut run = |most_us: u64, free: usize, steps: usize| {
         let mut counts = [0; 6];
         for _ in 0..steps {
-            scheduler.limit_sets(Duration::from_micros(most_us));
+            scheduler.limit_sets(Duration::from_micros(most_us), Company::Nobody);
             assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
             for segment in &step.segments {
                 let sequence = scheduler.sequence_mut(segment.slot).unwrap();
@@ -365,8 +365,44 @@ fn sets_that_take_long_take_turns_and_free_sequences_are_in_every_step() {
     };
     assert_eq!(run(1_500, 6, 1), [1; 6]);
     assert_eq!(run(4_500, 6, 6), [6; 6], "there is room for all");
-    assert_eq!(run(1_500, 3, 12), [4, 4, 4, 12, 12, 12]);
+    assert_eq!(run(1_500, 3, 14), [4, 4, 4, 14, 14, 14]);
     assert!(run(1_500, 3, 12)[..3].iter().all(|count| *count == 12), "nobody else is there: all have the same turns");
+}
+
+#[test]
+fn sets_that_are_alike_are_spread_over_the_steps_of_others() {
+    let tokenizer = default_tokenizer();
+    let letter = letter(&tokenizer, b'a');
+    let (mut library, any) = (Library::default(), Constraint::Regex("(?s:.*)".into()));
+    let mut guides = library.guides((&tokenizer, tokenizer.vocab_len()), &any, 16).unwrap();
+    let (mut scheduler, mut kv) = (Scheduler::new(17, 0), cache(17, 80));
+    for id in 0..17 {
+        // The last one is free.
+        let guide = guides.pop().map(Guided::from);
+        scheduler.submit(NewSequence { guide, ..sequence(id, 2, 100, Priority::Normal) }).unwrap();
+    }
+    assert_eq!(admitted(&mut scheduler, &mut kv).len(), 17);
+    let (mut step, mut most, mut counts) = (Step::default(), 0, [0; 17]);
+    for turn in 0..65 {
+        scheduler.limit_sets(Duration::from_micros(6_000), Company::Nobody);
+        assert!(scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)));
+        let mut guided = 0;
+        for segment in &step.segments {
+            let sequence = scheduler.sequence_mut(segment.slot).unwrap();
+            sequence.computed += segment.rows;
+            sequence.push(letter);
+            if let Some(guide) = &mut sequence.guide {
+                guide.get_mut().pretend_that_it_took(Duration::from_micros(3_000));
+                guided += 1;
+            }
+            counts[segment.slot] += 1;
+        }
+        if turn > 0 {
+            most = most.max(guided);
+        }
+    }
+    assert_eq!(most, 2);
+    assert!(counts[16] == 65 && counts[..16].iter().all(|count| (8..=9).contains(count)), "{counts:?}");
 }
 
 #[test]
@@ -374,7 +410,7 @@ fn who_is_pushed_out_while_its_guide_is_beside_goes_on_with_it() {
     let tokenizer = default_tokenizer();
     let (mut library, any) = (Library::default(), Constraint::Regex("(?s:.*)".into()));
     let guide = library.guides((&tokenizer, tokenizer.vocab_len()), &any, 1).unwrap().pop().unwrap();
-    let mut beside = Beside::start(78, &Arc::default()).unwrap();
+    let mut beside = Beside::start(78, 1, &Arc::default()).unwrap();
     let (mut scheduler, mut kv) = (Scheduler::new(1, 0), cache(1, 8));
     let guide = Some(Guided::from(guide));
     scheduler.submit(NewSequence { guide, ..sequence(1, 2, 100, Priority::Normal) }).unwrap();
@@ -387,7 +423,8 @@ fn who_is_pushed_out_while_its_guide_is_beside_goes_on_with_it() {
     for _ in 0..2 {
         slow.guide.as_mut().unwrap().get_mut().pretend_that_it_took(Duration::from_millis(40));
     }
-    slow.step_aside_if_slow(&mut beside);
+    scheduler.step_aside(&mut beside, true);
+    let slow = scheduler.sequence(0).unwrap();
     assert!(slow.waits_for_guide());
     assert!(!scheduler.form(&mut step, &mut kv, 64, PromptBudget::of_rows(64)), "there is nothing else to compute");
     scheduler.preempt_last(&mut kv);

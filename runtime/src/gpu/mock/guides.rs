@@ -132,7 +132,7 @@ fn a_slow_guide_is_away_between_its_tokens_and_changes_none() {
         let guide = scene.guides(&hex(), 1).remove(0);
         scene.settle();
         scene.start(1, &[10], 150);
-        let slow = |guide| slow(guide, 0, 0).taking(Duration::from_millis(2));
+        let slow = |guide| slow(guide, 0, 0).taking(Duration::from_millis(22));
         scene.start_guided(2, if is_slow { slow(guide) } else { guide }, 100);
         scene.until("streams don't end", |scene| scene.status.in_flight() == 0);
         assert_eq!((scene.status.guides_beside.get() > 3, scene.status.beside.get()), (is_slow, 0));
@@ -227,7 +227,7 @@ fn a_sequence_goes_back_without_its_guide_which_comes_after_it() {
         let guide = returned.guide.as_mut().unwrap();
         assert!(guide.is_beside(), "{how}");
         // A leader that has the sequence now is told.
-        let mut leader = Beside::start(BESIDE + 1, &Arc::new(LeaderBell::default())).unwrap();
+        let mut leader = Beside::start(BESIDE + 1, 1, &Arc::new(LeaderBell::default())).unwrap();
         guide.follow(&leader);
         while !leader.take_news() {
             std::thread::yield_now();
@@ -257,7 +257,7 @@ fn a_sequence_goes_on_on_another_device_and_its_guide_comes_after_it() {
             second.feeder.device_mut().mood = Mood::Fails;
             second.turns(1);
             let mut moved = second.take_returned(2);
-            let mut leader = Beside::start(BESIDE + 1, &Arc::new(LeaderBell::default())).unwrap();
+            let mut leader = Beside::start(BESIDE + 1, 1, &Arc::new(LeaderBell::default())).unwrap();
             let guide = moved.guide.as_mut().unwrap();
             guide.follow(&leader);
             while guide.is_beside() && !(leader.take_news() && guide.comes_back()) {
@@ -286,6 +286,27 @@ fn a_guide_that_breaks_down_beside_a_device_ends_its_own_answer() {
     let failed = [2, 3].map(|id| matches!(scene.last_of(id), Some(Event::End { finish: Finish::Unguided, .. })));
     assert_eq!(failed.into_iter().filter(|failed| *failed).count(), 1);
     assert_eq!((scene.tokens(1).len(), scene.status.state()), (100, State::Healthy));
+}
+
+#[test]
+fn slow_guides_stay_in_steps_that_nobody_else_waits_for() {
+    let mut scene = Scene::new();
+    let guides = scene.guides(&Constraint::Regex("(?s:.*)".into()), 3);
+    scene.settle();
+    for (id, guide) in (1..).zip(guides) {
+        let mut guide = slow(guide, 0, 0).taking(Duration::from_millis(2));
+        (0..8).for_each(|_| guide.pretend_that_it_took(Duration::from_millis(2)));
+        scene.start_guided(id, guide, 200);
+    }
+    scene.turns(20);
+    let counts = [1, 2, 3].map(|id| scene.tokens(id).len());
+    assert!(counts.iter().all(|count| *count >= 17), "{counts:?}");
+    assert_eq!(scene.status.guides_beside.get(), 0);
+    scene.start(9, &[10], 200);
+    scene.until("no guide is beside", |scene| scene.status.guides_beside.get() > 3);
+    scene.until("the free stream does not end", |scene| scene.last_of(9).is_some());
+    scene.until("streams don't end", |scene| scene.status.in_flight() == 0);
+    assert_eq!([1, 2, 3].map(|id| scene.tokens(id).len()), [200; 3]);
 }
 
 #[test]
@@ -331,7 +352,11 @@ fn sets_are_computed_while_the_device_computes_and_their_time_is_no_step_s() {
     scene.settle();
     scene.start(1, &[10], 100);
     scene.start_guided(2, guide, 30);
-    scene.turns(4);
+    // Long enough for any set to have its turn.
+    for _ in 0..4 {
+        scene.feeder.turn(scene.now, &mut scene.queues);
+        scene.now += Duration::from_millis(9);
+    }
     scene.feeder.device_mut().mood = Mood::Takes;
     let (before, tokens) = (scene.status.costs().decode_s, scene.tokens(2).len());
     let (steps, rows) = (scene.status.steps.count(), scene.status.rows.count());
@@ -365,6 +390,8 @@ fn sets_of_more_time_than_a_step_take_turns_and_free_streams_are_in_every_step()
     }
     let counts: Vec<usize> = counts(&scene).iter().zip(before).map(|(after, before)| after - before).collect();
     assert!(counts[0] >= 55 && counts[1..].iter().all(|count| (4..30).contains(count)), "{counts:?}");
+    // Of 60 steps, two threads each.
+    assert!(counts[1..].iter().sum::<usize>() <= 44, "{counts:?}");
     assert_eq!(scene.status.guides_beside.get(), 0);
 }
 
