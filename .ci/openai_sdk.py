@@ -279,6 +279,10 @@ def words_of_other_servers_are_taken():
     tokens = complete(max_tokens=8, logprobs=0).choices[0].logprobs.tokens
     shown = complete(max_tokens=8, stop=[tokens[2]], extra_body={"include_stop_str_in_output": True}).choices[0]
     assert shown.finish_reason == "stop" and shown.text.endswith(tokens[2]), shown
+    for ask, of_prompt in ((chat, lambda answer: answer), (complete, lambda answer: answer.choices[0])):
+        answer = ask(max_tokens=8, extra_body={"return_token_ids": True})
+        counts = len(of_prompt(answer).prompt_token_ids), len(answer.choices[0].token_ids)
+        assert counts == (answer.usage.prompt_tokens, answer.usage.completion_tokens), answer
     assert complete(max_tokens=24, extra_body={"min_tokens": 24}).usage.completion_tokens == 24
 
 

@@ -450,7 +450,6 @@ fn what_would_change_the_answer_is_refused_by_name() {
             ("suffix", "\"x\""),
             ("use_beam_search", "true"),
             ("prompt_logprobs", "1"),
-            ("return_token_ids", "true"),
             ("return_tokens_as_token_ids", "true"),
             ("length_penalty", "1.5"),
             ("repeat_penalty", "1.1"),

@@ -142,8 +142,15 @@ fn completions_have_openai_s_shape() {
     let usage_json = json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
                             "prompt_tokens_details": {"cached_tokens": 0}});
     let finish_reason = FinishReason::Stop;
-    let choices =
-        [0, 1].map(|index| Choice { index, echo: "", text: "a\n", calls: &[], finish_reason, logprobs: None });
+    let choices = [0, 1].map(|index| Choice {
+        index,
+        echo: "",
+        text: "a\n",
+        calls: &[],
+        finish_reason,
+        logprobs: None,
+        token_ids: None,
+    });
     let piece_of = |_| b"a".as_slice();
     let chat = json_of(|out| assert!(CompletionBody::chat("c", 9, "m", &choices, usage, &piece_of).write_piece(out)));
     let choice_json = |index: u32| {
@@ -156,7 +163,15 @@ fn completions_have_openai_s_shape() {
     let mut logprobs = Logprobs::default();
     logprobs.push(7, -1.0, &[(7, -1.0)]);
     let finish_reason = FinishReason::Length;
-    let choices = [Choice { index: 0, echo: "p", text: "a", calls: &[], finish_reason, logprobs: Some(&logprobs) }];
+    let choices = [Choice {
+        index: 0,
+        echo: "p",
+        text: "a",
+        calls: &[],
+        finish_reason,
+        logprobs: Some(&logprobs),
+        token_ids: None,
+    }];
     let text =
         json_of(|out| assert!(CompletionBody::completion("c", 9, "m", &choices, usage, &piece_of).write_piece(out)));
     let logprobs_json =

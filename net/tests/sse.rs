@@ -51,9 +51,9 @@ fn data(chunk: &[u8]) -> Value {
 fn a_chat_stream_reads_as_openai_writes_it() {
     let stream = OpenAiStream::chat(Framing::Chunked, "chatcmpl-1", 1_700_000_000, "m\"1", true);
     let mut out = Vec::new();
-    stream.begin(&mut out, 0, true);
-    stream.text(&mut out, 0, "Hé\n\"\u{1f600}", None);
-    stream.finish(&mut out, 0, FinishReason::Length);
+    stream.begin(&mut out, 0, true, None);
+    stream.text(&mut out, 0, "Hé\n\"\u{1f600}", None, None);
+    stream.finish(&mut out, 0, FinishReason::Length, None);
     stream.done(&mut out, &Usage { prompt_tokens: 5, completion_tokens: 2, cached_tokens: 4 });
     let chunks = dechunk(&out, true);
     assert_eq!(chunks.len(), 5);
@@ -77,10 +77,10 @@ fn a_chat_stream_reads_as_openai_writes_it() {
 fn calls_stream_as_openai_writes_them() {
     let stream = OpenAiStream::chat(Framing::Chunked, "c", 1, "m", false);
     let mut out = Vec::new();
-    stream.begin(&mut out, 2, false);
+    stream.begin(&mut out, 2, false, None);
     stream.call(&mut out, 2, 1, 0xab, "f");
     stream.arguments(&mut out, 2, 1, "{\"é");
-    stream.finish(&mut out, 2, FinishReason::ToolCalls);
+    stream.finish(&mut out, 2, FinishReason::ToolCalls, None);
     let choices: Vec<Value> = dechunk(&out, false).iter().map(|chunk| data(chunk)["choices"][0].clone()).collect();
     let id = format!("call_{:032x}", 0xab);
     assert!(id.len() <= 40);
@@ -101,10 +101,10 @@ fn calls_stream_as_openai_writes_them() {
 fn a_text_stream_has_no_role_and_no_usage_unless_asked() {
     let stream = OpenAiStream::completion(Framing::Chunked, "cmpl-1", 1, "m", false);
     let mut out = Vec::new();
-    stream.begin(&mut out, 3, true);
+    stream.begin(&mut out, 3, true, None);
     assert!(out.is_empty());
-    stream.text(&mut out, 3, "a", None);
-    stream.finish(&mut out, 3, FinishReason::Stop);
+    stream.text(&mut out, 3, "a", None, None);
+    stream.finish(&mut out, 3, FinishReason::Stop, None);
     stream.done(&mut out, &Usage::default());
     let chunks = dechunk(&out, true);
     assert_eq!(chunks.len(), 3);
@@ -125,8 +125,8 @@ fn logprobs_have_the_shape_of_their_endpoint() {
     let piece_of = |token: u32| pieces[token as usize];
     let logprobs = Some(TextLogprobs { tokens: &tokens, from: 0, piece_of: &piece_of, text_offset: 10 });
     let mut out = Vec::new();
-    OpenAiStream::chat(Framing::Chunked, "i", 1, "m", false).text(&mut out, 0, "hé z", logprobs);
-    OpenAiStream::completion(Framing::Chunked, "i", 1, "m", false).text(&mut out, 0, "hé z", logprobs);
+    OpenAiStream::chat(Framing::Chunked, "i", 1, "m", false).text(&mut out, 0, "hé z", logprobs, None);
+    OpenAiStream::completion(Framing::Chunked, "i", 1, "m", false).text(&mut out, 0, "hé z", logprobs, None);
     let chunks = dechunk(&out, false);
     let chat = data(&chunks[0])["choices"][0]["logprobs"].clone();
     assert_eq!(chat["content"][0]["token"], "h\u{fffd}");
@@ -156,7 +156,7 @@ fn many_logprobs_make_events_of_bounded_length() {
         while from < tokens.len() {
             let before = from;
             let logprobs = TextLogprobs { tokens: &tokens, from, piece_of: &piece_of, text_offset: 5 * from };
-            from = stream.text(&mut out, 0, if from == 0 { "all" } else { "" }, Some(logprobs));
+            from = stream.text(&mut out, 0, if from == 0 { "all" } else { "" }, Some(logprobs), None);
             assert!(from > before);
         }
         let chunks = dechunk(&out, false);
@@ -237,7 +237,7 @@ proptest! {
     fn any_piece_reads_back(text in any::<String>(), id in any::<String>(), model in any::<String>(), index in any::<u32>()) {
         let mut out = Vec::new();
         let stream = OpenAiStream::chat(Framing::Chunked, &id, 1, &model, false);
-        stream.text(&mut out, index, &text, None);
+        stream.text(&mut out, index, &text, None, None);
         OwnStream::new(Framing::Chunked).token(&mut out, &text, 1, 2, 3);
         let chunks = dechunk(&out, false);
         let chat = data(&chunks[0]);

@@ -20,6 +20,17 @@ pub struct Choice<'a> {
     pub calls: &'a [CallReply<'a>],
     pub finish_reason: FinishReason,
     pub logprobs: Option<&'a Logprobs>,
+    /// Where they were asked for.
+    pub token_ids: Option<TokenIds<'a>>,
+}
+
+/// The tokens of an answer as numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenIds<'a> {
+    /// Of the prompt, which is never empty; empty where it was sent before.
+    pub prompt: &'a [u32],
+    /// All that were generated, those of a stop string and the one that ends it, too.
+    pub answer: &'a [u32],
 }
 
 /// A call of a tool.
@@ -72,8 +83,23 @@ enum Place {
     Close {
         choice: usize,
     },
+    /// The ids from `from` on.
+    Ids {
+        choice: usize,
+        of: IdsOf,
+        from: usize,
+    },
     Tail,
     Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum IdsOf {
+    /// Of a completion, which may have several.
+    Prompt,
+    Answer,
+    /// Of a chat.
+    OnlyPrompt,
 }
 
 impl<'a, 'p> CompletionBody<'a, 'p> {
@@ -140,12 +166,21 @@ impl<'a, 'p> CompletionBody<'a, 'p> {
             Place::Close { choice } => {
                 out.extend_from_slice(b",\"finish_reason\":\"");
                 out.extend_from_slice(self.choices[choice].finish_reason.as_str().as_bytes());
-                out.extend_from_slice(b"\"}");
+                out.push(b'"');
+                if self.choices[choice].token_ids.is_some() {
+                    let of = if self.shape == Shape::Chat { IdsOf::Answer } else { IdsOf::Prompt };
+                    return Place::Ids { choice, of, from: 0 };
+                }
+                out.push(b'}');
                 self.open(choice + 1)
             }
+            Place::Ids { choice, of, from } => self.write_ids(out, choice, of, from),
             Place::Tail => {
                 out.extend_from_slice(b"],\"usage\":");
                 write_usage(out, &self.usage);
+                if self.shape == Shape::Chat && self.choices.first().is_some_and(|choice| choice.token_ids.is_some()) {
+                    return Place::Ids { choice: 0, of: IdsOf::OnlyPrompt, from: 0 };
+                }
                 out.push(b'}');
                 Place::Done
             }
@@ -220,6 +255,28 @@ impl<'a, 'p> CompletionBody<'a, 'p> {
         Place::Close { choice }
     }
 
+    fn write_ids(&self, out: &mut Vec<u8>, choice: usize, of: IdsOf, from: usize) -> Place {
+        let ids = self.choices[choice].token_ids.expect("the place of one that has them");
+        let (name, ids) = match of {
+            IdsOf::Answer => (TOKEN_IDS, ids.answer),
+            IdsOf::Prompt | IdsOf::OnlyPrompt => (PROMPT_TOKEN_IDS, ids.prompt),
+        };
+        if from == 0 {
+            out.extend_from_slice(name);
+        }
+        let end = ids.len().min(from + IDS_AT_ONCE);
+        write_ids(out, &ids[from..end], from > 0);
+        if end < ids.len() {
+            return Place::Ids { choice, of, from: end };
+        }
+        out.push(b']');
+        if of == IdsOf::Prompt {
+            return Place::Ids { choice, of: IdsOf::Answer, from: 0 };
+        }
+        out.push(b'}');
+        if of == IdsOf::OnlyPrompt { Place::Done } else { self.open(choice + 1) }
+    }
+
     fn write_logprobs(&mut self, out: &mut Vec<u8>, choice: usize, column: usize, token: usize) -> Place {
         let logprobs = self.choices[choice].logprobs.expect("the place of one that has them");
         if column == self.shape.columns() {
@@ -238,6 +295,38 @@ impl<'a, 'p> CompletionBody<'a, 'p> {
         Place::Logprobs { choice, column, token: token + 1 }
     }
 }
+
+impl TokenIds<'_> {
+    /// Appends the fields that are vLLM's to an object: the prompt's, where they are there, and the answer's.
+    pub(crate) fn write(self, out: &mut Vec<u8>) {
+        self.write_prompt(out);
+        out.extend_from_slice(TOKEN_IDS);
+        write_ids(out, self.answer, false);
+        out.push(b']');
+    }
+
+    pub(crate) fn write_prompt(self, out: &mut Vec<u8>) {
+        if !self.prompt.is_empty() {
+            out.extend_from_slice(PROMPT_TOKEN_IDS);
+            write_ids(out, self.prompt, false);
+            out.push(b']');
+        }
+    }
+}
+
+fn write_ids(out: &mut Vec<u8>, ids: &[u32], goes_on: bool) {
+    for (at, &id) in ids.iter().enumerate() {
+        if at > 0 || goes_on {
+            out.push(b',');
+        }
+        write_u64(out, u64::from(id));
+    }
+}
+
+const PROMPT_TOKEN_IDS: &[u8] = b",\"prompt_token_ids\":[";
+const TOKEN_IDS: &[u8] = b",\"token_ids\":[";
+/// At most 11 bytes each.
+const IDS_AT_ONCE: usize = PIECE_BYTES / 11;
 
 /// OpenAI's list of embeddings, in the order of the inputs.
 pub struct EmbeddingsBody<'a, V> {
@@ -389,9 +478,11 @@ mod tests {
         let top: Vec<(u32, f32)> = (0..20).map(|token| (token, -0.5 * token as f32)).collect();
         (0..300).for_each(|token| logprobs.push(token, -1.5, &top));
         let (echo, text) = ("\u{1}\u{fc}".repeat(10_000), "\u{1f600}".repeat(10_000));
-        let choice = |index, logprobs| {
+        let ids: Vec<u32> = (0..50_000).map(|id| u32::MAX - id).collect();
+        let choice = |index, logprobs: Option<_>| {
             let finish_reason = FinishReason::Stop;
-            Choice { index, echo: &echo, text: &text, calls: &[], finish_reason, logprobs }
+            let token_ids = logprobs.map(|_| TokenIds { prompt: &ids, answer: &ids[1..] });
+            Choice { index, echo: &echo, text: &text, calls: &[], finish_reason, logprobs, token_ids }
         };
         let choices = [choice(0, Some(&logprobs)), choice(1, None), choice(2, Some(&logprobs))];
         let usage = Usage { prompt_tokens: 1, completion_tokens: 900, cached_tokens: 0 };
@@ -407,13 +498,20 @@ mod tests {
             assert_eq!(written["tokens"][2], "bytes:\\xa9\\x20");
             assert_eq!(written["text_offset"][299], 299 / 4 * 5 + 4);
             assert_eq!(written["top_logprobs"][299]["ab"], -8.0, "the last of a name counts");
+            let choice = &json["choices"][index];
+            assert_eq!((&choice["prompt_token_ids"], &choice["token_ids"]), (&ids.clone().into(), &ids[1..].into()));
         }
-        assert!(json["choices"][1]["logprobs"].is_null());
+        assert!(json["choices"][1]["logprobs"].is_null() && json["choices"][1].get("token_ids").is_none());
         let mut body = CompletionBody::chat("c", 9, "m", &choices, usage, &piece);
         let (lengths, json) = pieces(|out| body.write_piece(out));
         assert!(lengths.iter().all(|length| *length < 8 * PIECE_BYTES), "{lengths:?}");
         assert_eq!(json["choices"][2]["logprobs"]["content"][299]["top_logprobs"][19]["logprob"], -9.5);
         assert_eq!(json["usage"]["total_tokens"], 901);
+        assert_eq!(
+            (&json["prompt_token_ids"], &json["choices"][2]["token_ids"]),
+            (&ids.clone().into(), &ids[1..].into())
+        );
+        assert!(json["choices"][2].get("prompt_token_ids").is_none());
     }
 
     #[test]
@@ -426,7 +524,7 @@ mod tests {
         ];
         let choice = |index, text, calls| {
             let finish_reason = FinishReason::ToolCalls;
-            Choice { index, echo: "", text, calls, finish_reason, logprobs: None }
+            Choice { index, echo: "", text, calls, finish_reason, logprobs: None, token_ids: None }
         };
         let choices = [choice(0, "", &calls[..]), choice(1, "Well:", &calls[2..]), choice(2, "", &[])];
         let mut body = CompletionBody::chat("c", 9, "m", &choices, Usage::default(), &piece);

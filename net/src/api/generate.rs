@@ -124,6 +124,8 @@ pub struct GenerateRequest {
     /// Log-probabilities of the chosen tokens, and of so many best ones (0..=20); with `echo` of the prompt's tokens, too.
     pub logprobs: Option<u32>,
     pub echo: bool,
+    /// Whether the ids of the prompt's and the answer's tokens stand in the answer.
+    pub return_token_ids: bool,
     pub ignore_eos: bool,
     /// What every answer must look like; not with `ignore_eos`.
     pub constraint: Option<Constraint>,
@@ -230,6 +232,7 @@ impl GenerateRequest {
             include_usage: false,
             logprobs: None,
             echo: false,
+            return_token_ids: false,
             ignore_eos: false,
             constraint: None,
             constrained_by: "",
@@ -371,6 +374,7 @@ impl Draft {
                     }
                 }
             }
+            "return_token_ids" => self.request.return_token_ids = value.bool(path)?,
             "prediction" => self.request.prediction = Some(messages::prediction(value, path)?),
             // Even `{}` asks for a search.
             "web_search_options" => return Err(ApiError::not_supported(path)),
@@ -401,6 +405,7 @@ impl Draft {
             "prompt" => self.prompt = Some(prompt(value, path, SEQUENCES_PER_REQUEST_MAX)?),
             "logprobs" => self.request.logprobs = Some(value.integer(path, 0, LOGPROBS_MAX)? as u32),
             "echo" => self.request.echo = value.bool(path)?,
+            "return_token_ids" => self.request.return_token_ids = value.bool(path)?,
             "best_of" => self.best_of = Some(value.u32(path, 1)?),
             "tool_choice" => check_no_call(value, path)?,
             "messages" => return Err(ApiError::validation(path, "belongs to /v1/chat/completions; send `prompt`")),

@@ -23,7 +23,9 @@ pub use admin::{
     QuantizationComparison, Receipt, Resources, RollbackInfo, SwapReply, SwapRequest, SwapStatus, SwapStrategy,
     ValidationConfig, ValidationResult, ValidationResults, VersionStatus, write_admin,
 };
-pub use body::{CallReply, Choice, CompletionBody, ContentBody, EmbeddingsBody, PIECE_BYTES, TokensBody, beginning};
+pub use body::{
+    CallReply, Choice, CompletionBody, ContentBody, EmbeddingsBody, PIECE_BYTES, TokenIds, TokensBody, beginning,
+};
 pub use constraint::Constraint;
 pub use embeddings::{EMBEDDING_INPUTS_MAX, EmbeddingsRequest, EncodingFormat};
 pub use ending::Ending;

@@ -2,7 +2,7 @@
 
 use super::Framing;
 use crate::api::{
-    FinishReason, Logprobs, LogprobsWriter, PIECE_BYTES, PieceOf, Shape, Usage, write_call_id, write_usage,
+    FinishReason, Logprobs, LogprobsWriter, PIECE_BYTES, PieceOf, Shape, TokenIds, Usage, write_call_id, write_usage,
 };
 use crate::error::{ApiError, Dialect};
 use crate::json::{write_string, write_u64};
@@ -65,12 +65,17 @@ impl OpenAiStream {
     }
 
     /// Appends the first delta of choice `index`, which names the role; nothing for text completions. `has_text` is false
-    /// where there will be calls alone.
-    pub fn begin(&self, out: &mut Vec<u8>, index: u32, has_text: bool) {
+    /// where there will be calls alone. Of `ids` it has the prompt's.
+    pub fn begin(&self, out: &mut Vec<u8>, index: u32, has_text: bool, ids: Option<TokenIds<'_>>) {
         if self.kind == Kind::Chat {
-            self.delta(out, index, |out| {
-                out.extend_from_slice(b"\"role\":\"assistant\",\"content\":");
+            self.choice(out, index, |out| {
+                out.extend_from_slice(b",\"delta\":{\"role\":\"assistant\",\"content\":");
                 out.extend_from_slice(if has_text { b"\"\"" } else { b"null" });
+                out.extend_from_slice(b"},\"logprobs\":null,\"finish_reason\":null}]");
+                if let Some(ids) = ids {
+                    ids.write_prompt(out);
+                }
+                out.extend_from_slice(b"}\n\n");
             });
         }
     }
@@ -101,7 +106,14 @@ impl OpenAiStream {
 
     /// Appends a piece of text of choice `index`, with as many of its log-probabilities as make no long event: the first that
     /// has to come with another piece, which may be empty.
-    pub fn text(&self, out: &mut Vec<u8>, index: u32, text: &str, logprobs: Option<TextLogprobs<'_, '_>>) -> usize {
+    pub fn text(
+        &self,
+        out: &mut Vec<u8>,
+        index: u32,
+        text: &str,
+        logprobs: Option<TextLogprobs<'_, '_>>,
+        ids: Option<TokenIds<'_>>,
+    ) -> usize {
         let mut next = 0;
         self.choice(out, index, |out| {
             out.extend_from_slice(match self.kind {
@@ -112,27 +124,29 @@ impl OpenAiStream {
             if self.kind == Kind::Chat {
                 out.push(b'}');
             }
-            let Some(logprobs) = logprobs else {
-                return out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
-            };
             out.extend_from_slice(b",\"logprobs\":");
-            let shape = if self.kind == Kind::Chat { Shape::Chat } else { Shape::Completion };
-            let TextLogprobs { tokens: logprobs, from, piece_of, text_offset } = logprobs;
-            next = LogprobsWriter { shape, logprobs, piece_of }.write_from(out, from, text_offset, PIECE_BYTES);
-            out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
+            if let Some(TextLogprobs { tokens: logprobs, from, piece_of, text_offset }) = logprobs {
+                let shape = if self.kind == Kind::Chat { Shape::Chat } else { Shape::Completion };
+                next = LogprobsWriter { shape, logprobs, piece_of }.write_from(out, from, text_offset, PIECE_BYTES);
+            } else {
+                out.extend_from_slice(b"null");
+            }
+            out.extend_from_slice(b",\"finish_reason\":null");
+            close(out, ids);
         });
         next
     }
 
     /// Appends the last chunk of choice `index`.
-    pub fn finish(&self, out: &mut Vec<u8>, index: u32, reason: FinishReason) {
+    pub fn finish(&self, out: &mut Vec<u8>, index: u32, reason: FinishReason, ids: Option<TokenIds<'_>>) {
         self.choice(out, index, |out| {
             out.extend_from_slice(match self.kind {
                 Kind::Chat => b",\"delta\":{},\"logprobs\":null,\"finish_reason\":\"",
                 Kind::Completion => b",\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"",
             });
             out.extend_from_slice(reason.as_str().as_bytes());
-            out.extend_from_slice(b"\"}]}\n\n");
+            out.push(b'"');
+            close(out, ids);
         });
     }
 
@@ -181,4 +195,12 @@ impl OpenAiStream {
             write(out);
         });
     }
+}
+
+/// The end of a chunk's only choice, and of the chunk.
+fn close(out: &mut Vec<u8>, ids: Option<TokenIds<'_>>) {
+    if let Some(ids) = ids {
+        ids.write(out);
+    }
+    out.extend_from_slice(b"}]}\n\n");
 }

@@ -30,6 +30,8 @@ pub(super) struct Choice {
     /// Of them, those before what may be the beginning of a call.
     text_logprobs: usize,
     pub(super) with_logprobs: bool,
+    /// Ids that were not sent yet, where they were asked for.
+    pub(super) token_ids: Option<Vec<u32>>,
     pub(super) tokens: u64,
     /// Tokens of its prompt that were found in the KV cache.
     pub(super) cached_tokens: u64,
@@ -61,6 +63,7 @@ impl Choice {
             logprobs: Logprobs::default(),
             text_logprobs: 0,
             with_logprobs,
+            token_ids: None,
             tokens: 0,
             cached_tokens: 0,
             last_token: 0,
@@ -81,6 +84,9 @@ impl Choice {
     pub(super) fn push(&mut self, model: &Model, sampled: &Sampled, finish: Option<Finish>) {
         self.tokens += 1;
         self.last_token = sampled.token;
+        if let Some(ids) = &mut self.token_ids {
+            ids.push(sampled.token);
+        }
         let stops = self.stop_tokens.contains(&sampled.token);
         let is_shown = !stops || self.shows_stop;
         if let Some(logprobs) = sampled.logprobs.as_ref().filter(|_| is_shown && self.calls().is_empty()) {

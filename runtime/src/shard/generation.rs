@@ -240,6 +240,7 @@ impl<'a> Generation<'a> {
         let reader = generate.tools().map(|tools| CallReader::new(Arc::clone(tools), &text::forced(tools)));
         let place = u32::try_from(index).expect("bounded by the schema");
         let mut choice = Choice::new(place, prompt, ending, *with_logprobs, reader);
+        choice.token_ids = generate.return_token_ids.then(Vec::new);
         let scoring = self.work.scoring;
         if scoring.is_some() {
             choice.logprobs.push_first(prompts[prompt][0]);

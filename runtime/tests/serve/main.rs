@@ -12,6 +12,7 @@ mod embeddings;
 mod guides;
 mod holds;
 mod hosts;
+mod ids;
 mod kills;
 mod lifecycle;
 mod load;

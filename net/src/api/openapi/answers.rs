@@ -37,15 +37,20 @@ fn errors() -> Value {
 
 fn openai() -> Value {
     let finish = json!({"enum": ["stop", "length", "tool_calls", null]});
+    let ids = || list(count());
     let whole = |kind: &str, choice: Value| {
-        all_of(json!({"id": text(), "object": {"const": kind}, "created": count(), "model": text(),
-            "choices": list(choice), "usage": named("Usage")}))
+        object(
+            &["id", "object", "created", "model", "choices", "usage"],
+            json!({"id": text(), "object": {"const": kind}, "created": count(), "model": text(),
+                "choices": list(choice), "usage": named("Usage"), "prompt_token_ids": ids()}),
+        )
     };
     let chunk = |kind: &str, choice: Value| {
         object(
             &["id", "object", "created", "model", "choices"],
             json!({"id": text(), "object": {"const": kind}, "created": count(), "model": text(),
-                "choices": list(choice), "usage": {"anyOf": [named("Usage"), {"type": "null"}]}}),
+                "choices": list(choice), "usage": {"anyOf": [named("Usage"), {"type": "null"}]},
+                "prompt_token_ids": ids()}),
         )
     };
     let function = json!({"name": text(), "arguments": text()});
@@ -64,10 +69,16 @@ fn openai() -> Value {
             "tool_calls": list(object(&["index", "function"], begun))}),
     );
     let chat = |part: &str, schema: Value| {
-        all_of(json!({"index": count(), part: schema, "logprobs": or_null("ChatLogprobs"), "finish_reason": finish}))
+        object(
+            &["index", part, "logprobs", "finish_reason"],
+            json!({"index": count(), part: schema, "logprobs": or_null("ChatLogprobs"), "finish_reason": finish,
+                "token_ids": ids()}),
+        )
     };
-    let completion = all_of(
-        json!({"index": count(), "text": text(), "logprobs": or_null("CompletionLogprobs"), "finish_reason": finish}),
+    let completion = object(
+        &["index", "text", "logprobs", "finish_reason"],
+        json!({"index": count(), "text": text(), "logprobs": or_null("CompletionLogprobs"), "finish_reason": finish,
+            "prompt_token_ids": ids(), "token_ids": ids()}),
     );
     json!({
         "ChatCompletion": whole("chat.completion", chat("message", message)),

@@ -61,6 +61,7 @@ fn chat() -> Value {
         "top_logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX, "description": "With logprobs only"},
         "modalities": {"type": "array", "items": {"enum": ["text"]}},
         "prediction": prediction(),
+        "return_token_ids": return_token_ids(),
         "tools": tools("Tool", "response_format"),
         "tool_choice": named("ToolChoice"),
         "parallel_tool_calls": parallel_tool_calls(),
@@ -179,12 +180,18 @@ fn completion() -> Value {
         "logprobs": {"type": "integer", "minimum": 0, "maximum": LOGPROBS_MAX,
             "description": "With echo also of the prompt's tokens, the first of which has null"},
         "echo": {"type": "boolean", "default": false, "description": "The answer begins with the prompt"},
+        "return_token_ids": return_token_ids(),
         "best_of": {"type": "integer", "minimum": 1, "description": "n, if it is given"},
         "tool_choice": {"enum": ["none", "auto"]},
     })));
     let mut schema = object(&["prompt"], Value::Object(properties));
     schema["examples"] = json!([{"prompt": "Once upon a time", "max_tokens": 16}]);
     schema
+}
+
+fn return_token_ids() -> Value {
+    json!({"type": "boolean", "default": false,
+        "description": "Adds prompt_token_ids and token_ids; a stream's chunks have the ids that came since the last one"})
 }
 
 /// What both of OpenAI's endpoints know.

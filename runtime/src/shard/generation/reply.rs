@@ -2,7 +2,7 @@
 
 use net::api::{
     self, CallReply, CompletionBody, Endpoint, FinishReason, GenerateRequest, InferenceReply, PieceOf, ResponseAnswer,
-    ResponseBody, ResponseHead, ToolChoice, Usage,
+    ResponseBody, ResponseHead, TokenIds, ToolChoice, Usage,
 };
 use net::error::{ApiError, Dialect};
 use net::http::{self, Request, Response};
@@ -46,6 +46,8 @@ pub(super) struct Reply<'a> {
 #[derive(Clone, Copy, Default)]
 struct Sent {
     begun: bool,
+    /// Ids of the prompt.
+    prompt: bool,
     /// Bytes of the prompt.
     echo: usize,
     /// Characters of the tokens whose log-probabilities were sent; legacy ones count from them.
@@ -204,8 +206,12 @@ impl<'a> Reply<'a> {
         let Form::OpenAi(stream) = &self.form else { return };
         let (index, sent) = (choice.index, &mut self.sent[choice.index as usize]);
         if !sent.begun {
-            stream.begin(&mut writer.out, index, self.has_text);
             sent.begun = true;
+            let answer = &[];
+            let ids = choice.token_ids.is_some().then(|| TokenIds { prompt: &work.prompts[choice.prompt], answer });
+            stream.begin(&mut writer.out, index, self.has_text, ids);
+            // Of a completion this was nothing.
+            sent.prompt = self.endpoint == Endpoint::Chat;
         }
         let echo = work.echoes.get(choice.prompt).map_or("", String::as_str);
         let piece_of = |token| model.tokenizer.piece(token);
@@ -216,7 +222,8 @@ impl<'a> Reply<'a> {
             }
             if sent.echo < echo.len() {
                 let part = api::beginning(&echo[sent.echo..]);
-                stream.text(&mut writer.out, index, part, None);
+                stream.text(&mut writer.out, index, part, None, sent.ids(choice, work));
+                sent.took_ids(choice);
                 sent.echo += part.len();
             } else if !choice.ready.is_empty() || sent.logprobs > 0 || choice.has_silent_end() {
                 let (tokens, from) = (&choice.logprobs, sent.logprobs);
@@ -226,11 +233,13 @@ impl<'a> Reply<'a> {
                     piece_of: &piece_of,
                     text_offset: sent.chars,
                 });
-                sent.logprobs = stream.text(&mut writer.out, index, &choice.ready, logprobs);
+                let ids = sent.ids(choice, work);
+                sent.logprobs = stream.text(&mut writer.out, index, &choice.ready, logprobs, ids);
                 if logprobs.is_some() {
                     sent.chars += tokens.chars(from..sent.logprobs, &piece_of);
                 }
                 choice.ready.clear();
+                sent.took_ids(choice);
                 if sent.logprobs == choice.logprobs.len() {
                     choice.clear_logprobs();
                     sent.logprobs = 0;
@@ -242,7 +251,8 @@ impl<'a> Reply<'a> {
         if let Some(reason) = choice.finish
             && !sent.finished
         {
-            stream.finish(&mut writer.out, index, reason);
+            stream.finish(&mut writer.out, index, reason, sent.ids(choice, work));
+            sent.took_ids(choice);
             sent.finished = true;
         }
     }
@@ -324,6 +334,7 @@ impl<'a> Reply<'a> {
                 calls,
                 finish_reason: choice.finish.unwrap_or(FinishReason::Stop),
                 logprobs: choice.with_logprobs.then_some(&choice.logprobs),
+                token_ids: Sent::default().ids(choice, work),
             })
             .collect();
         let id = match self.endpoint {
@@ -385,6 +396,20 @@ impl<'a> Reply<'a> {
 }
 
 impl Sent {
+    /// What a chunk has of ids, where they were asked for: those that were not sent.
+    fn ids<'c>(&self, choice: &'c Choice, work: &'c Work) -> Option<TokenIds<'c>> {
+        let answer = choice.token_ids.as_deref()?;
+        Some(TokenIds { prompt: if self.prompt { &[] } else { &work.prompts[choice.prompt] }, answer })
+    }
+
+    /// They were sent.
+    fn took_ids(&mut self, choice: &mut Choice) {
+        self.prompt = true;
+        if let Some(ids) = &mut choice.token_ids {
+            ids.clear();
+        }
+    }
+
     /// Sends the next event of a call; whether there was one.
     fn send_call(&mut self, stream: &OpenAiStream, choice: &Choice, of: (u128, &Work), writer: &mut Writer) -> bool {
         let Some(call) = choice.calls().get(self.calls) else { return false };
