@@ -29,6 +29,39 @@ pub fn draw(isa: Isa, draw: Draw, logits: &[f32]) -> Option<usize> {
     dispatch(isa, Best { draw, logits })
 }
 
+/// The same of some tokens in ascending order and their logits, where no other one has a logit above minus infinity.
+#[must_use]
+pub fn draw_of(isa: Isa, draw: Draw, logits: impl Iterator<Item = (u32, f32)>) -> Option<u32> {
+    dispatch(isa, BestOf { draw, logits })
+}
+
+struct BestOf<I> {
+    draw: Draw,
+    logits: I,
+}
+
+impl<I: Iterator<Item = (u32, f32)>> Kernel for BestOf<I> {
+    type Output = Option<u32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Option<u32> {
+        let factor = f64::from(self.draw.factor);
+        let (mut best, mut at) = (f64::NEG_INFINITY, None);
+        let (mut known, mut noises) = (None, [0.0; BLOCK]);
+        for (token, logit) in self.logits {
+            let block = token / BLOCK_U32;
+            if known != Some(block) {
+                (known, noises) = (Some(block), noise(&self.draw, block));
+            }
+            let score = f64::from(logit) * factor + f64::from(noises[(token % BLOCK_U32) as usize]);
+            if score > best {
+                (best, at) = (score, Some(token));
+            }
+        }
+        at
+    }
+}
+
 struct Best<'a> {
     draw: Draw,
     logits: &'a [f32],
@@ -152,7 +185,8 @@ pub fn halves(wide: u64) -> [u32; 2] {
 
 const LANES: usize = BLOCK / 4;
 const LANES_U32: u32 = 16;
-const _: () = assert!(LANES_U32 as usize == LANES);
+const BLOCK_U32: u32 = 4 * LANES_U32;
+const _: () = assert!(LANES_U32 as usize == LANES && BLOCK_U32 as usize == BLOCK);
 /// The counter's last word: other streams of a seed have others.
 const STREAM: u32 = 1;
 /// 2^-32.
@@ -217,6 +251,9 @@ mod tests {
             let want = numbers.reduce(|best, i| if score(i) > score(best) { i } else { best });
             for isa in Isa::available() {
                 assert_eq!(draw(isa, DRAW, &logits), want, "{} of {count}", isa.name());
+                let all = (0_u32..).zip(logits.iter().copied());
+                let few = all.filter(|(token, _)| token % 5 < 3 || Some(*token as usize) == want);
+                assert_eq!(draw_of(isa, DRAW, few).map(|token| token as usize), want, "{} of few", isa.name());
             }
         }
     }

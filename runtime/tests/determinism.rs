@@ -507,6 +507,7 @@ fn sampling_of(stream: usize) -> SamplingParams {
         0 => base,
         1 => SamplingParams { temperature: 0.0, ..base },
         2 => SamplingParams { top_k: 40, top_p: 0.95, ..base },
+        _ if stream % 16 == 11 => SamplingParams { min_p: 0.02, ..base },
         _ => SamplingParams { min_p: 0.02, repetition_penalty: 1.1, frequency_penalty: 0.2, ..base },
     }
 }

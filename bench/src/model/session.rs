@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use kernels::Isa;
 use kernels::attention::KvType;
-use kernels::draw::Draw;
+use kernels::draw::{self, Draw};
+use kernels::{Isa, softmax};
 use runtime::cli::load_model;
-use runtime::forward::{Findings, Forward, HeadCounts, Limits, Reach, Step};
+use runtime::forward::{Findings, Forward, HeadCounts, Limits, Logits, Reach, Step};
 use runtime::kv::{KvCache, blocks_for};
 use runtime::model::{HeadScreen, LoadOptions, Model};
 use runtime::team::Team;
@@ -181,12 +181,9 @@ impl Session {
                 step.want_best(Reach { draw: draw(slot), ..GREEDY }, std::iter::empty());
             }
             let started = Instant::now();
-            self.forward.run(&self.team, &self.model.weights, &mut self.kv, &step, &|slot, logits, _| {
-                let token = match draw(slot) {
-                    Some(draw) => kernels::draw::draw(isa, draw, logits).expect("some logit is a number"),
-                    None => kernels::softmax::argmax(isa, logits),
-                };
-                last[slot].store(u32::try_from(token).expect("a vocabulary has 32-bit ids"), Ordering::Relaxed);
+            let Self { forward, team, model, kv, .. } = self;
+            forward.run_to_choose(team, &model.weights, kv, &step, &|slot, logits, _| {
+                last[slot].store(choose(isa, draw(slot), &logits), Ordering::Relaxed);
             });
             self.steps.push(started.elapsed().as_secs_f64());
             head.add(self.forward.head_counts());
@@ -203,7 +200,7 @@ impl Session {
         if wanted.iter().any(|logit| !logit.is_finite()) {
             return Err("the logits are no numbers".into());
         }
-        let best = kernels::softmax::argmax(isa, &wanted);
+        let best = softmax::argmax(isa, &wanted);
         let best = (best, wanted[best]);
         for &count in workers {
             // The portable path takes minutes on a big model; the kernels' own tests compare it.
@@ -249,7 +246,7 @@ impl Session {
         }
         self.drop_all(1);
         let logits = self.forward.logits(0);
-        let best = kernels::softmax::argmax(self.isa, logits);
+        let best = softmax::argmax(self.isa, logits);
         Ok((best, logits[best]))
     }
 
@@ -277,6 +274,17 @@ impl Session {
     fn run(&mut self, step: &Step) {
         self.forward.run(&self.team, &self.model.weights, &mut self.kv, step, &|_, _, _| {});
     }
+}
+
+/// The best token, or the one that `draw` gives.
+fn choose(isa: Isa, draw: Option<Draw>, logits: &Logits<'_>) -> u32 {
+    let token = match (logits, draw) {
+        (Logits::All(logits), None) => softmax::argmax(isa, logits),
+        (Logits::All(logits), Some(draw)) => draw::draw(isa, draw, logits).expect("some logit is a number"),
+        (Logits::Few(few), None) => return few.tokens[softmax::argmax(isa, few.logits)],
+        (Logits::Few(few), Some(draw)) => return draw::draw_of(isa, draw, few.each()).expect("some logit is a number"),
+    };
+    u32::try_from(token).expect("a vocabulary has 32-bit ids")
 }
 
 fn team_of(

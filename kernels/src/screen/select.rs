@@ -103,9 +103,8 @@ pub fn score(draw: Option<Draw>, row: u32, value: f32) -> f32 {
 }
 
 /// Of an activation row that races, for which [`bounds`](super::bounds) left `upper` and the `greatest` of each group: writes
-/// the rows whose scores could be within `distance` of the best one to `found` and says how many they are; `upper` is
-/// filled with minus infinity then. `least` is what the best one is known to reach, by bounds or by a [`score`]. `None` as
-/// [`select`].
+/// the rows whose scores could be within `distance` of the best one to `found`, ascending, and says how many they are. `least` is
+/// what the best one is known to reach, by bounds or by a [`score`]. `None` as [`select`].
 ///
 /// # Panics
 /// Where `upper` or `greatest` is of another length than `w` has rows and groups, or the row does not race.
@@ -114,7 +113,7 @@ pub fn select_raced(
     w: ScreenMatrix<'_>,
     x: &ScreenRow,
     (draw, distance, least): (Option<Draw>, f32, f32),
-    (upper, greatest): (&mut [f32], &[f32]),
+    (upper, greatest): (&[f32], &[f32]),
     found: &mut [u32],
 ) -> Option<usize> {
     assert!(x.precision.races(), "a row that races");
@@ -138,7 +137,6 @@ pub fn select_raced(
             }
         }
     }
-    upper.fill(f32::NEG_INFINITY);
     Some(count)
 }
 

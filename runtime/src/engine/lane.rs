@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::faults;
 use super::pool::Pool;
 use super::{Event, Finish, GenerationId, Link, Sampled, TokenLogprobs, push};
-use crate::forward::{Forward, Reach, Segment, Step};
+use crate::forward::{Forward, Logits, Reach, Segment, Step};
 use crate::guide::{Beside, Guide};
 use crate::kv::{KvCache, SWEEPS_KEPT};
 use crate::metrics::{GenerationMetrics, ShardMetrics};
@@ -148,8 +148,12 @@ impl Lane {
             }
         }
         let started = Instant::now();
-        forward.run(team, &model.weights, kv, step, &|_, logits, _| {
+        forward.run_to_choose(team, &model.weights, kv, step, &|_, logits, _| {
             let is_score = |logit: &f32| logit.is_finite() || *logit == f32::NEG_INFINITY && tokens.len() > 1;
+            let logits = match &logits {
+                Logits::All(logits) => &**logits,
+                Logits::Few(few) => few.logits,
+            };
             assert!(logits.iter().all(is_score), "the model's first scores are no numbers");
         });
         let elapsed = started.elapsed();
@@ -301,18 +305,22 @@ impl Lane {
         let told_to_fail = std::sync::atomic::AtomicBool::new(begun && faults::strikes(faults::Fault::Worker));
         #[cfg(test)]
         assert!(!(begun && faults::strikes(faults::Fault::Leader)), "told to fail");
-        forward.run(team, &model.weights, kv, step, &|i, logits, worker| {
+        forward.run_to_choose(team, &model.weights, kv, step, &|i, logits, worker| {
             #[cfg(test)]
             assert!(!told_to_fail.swap(false, Ordering::Relaxed), "told to fail");
             let (segment, row) = logits_row(step, i);
             let sequence = scheduler.sequence(segment.slot).expect("a row belongs to a sequence");
             let position = segment.first_position + row;
-            if !sequence.scored(position..position + 1).is_empty() {
-                return score(samplers, sampled, (i, worker), (sequence, position), logits);
+            match logits {
+                Logits::All(logits) if !sequence.scored(position..position + 1).is_empty() => {
+                    score(samplers, sampled, (i, worker), (sequence, position), logits);
+                }
+                logits => {
+                    // The rows of a decoding sequence are its last token and its draft; of a prompt only the last row is sampled.
+                    let ahead = if sequence.pending() == 1 { row } else { 0 };
+                    sample(samplers, sampled, (i, worker), (sequence, ahead), logits);
+                }
             }
-            // The rows of a decoding sequence are its last token and its draft; of a prompt only the last row is sampled.
-            let ahead = if sequence.pending() == 1 { row } else { 0 };
-            sample(samplers, sampled, (i, worker), (sequence, ahead), logits);
         });
         metrics.observe_head(self.forward.head_counts());
         let ended = Instant::now();
@@ -535,12 +543,22 @@ fn sample(
     sampled: &PerWorker<Option<Sampled>>,
     (i, worker): (usize, usize),
     (sequence, ahead): (&Sequence, usize),
-    logits: &mut [f32],
+    logits: Logits<'_>,
 ) {
     // SAFETY: the forward pass calls this on worker `worker` only.
     let sampler = unsafe { samplers.get(worker) };
     // SAFETY: the forward pass calls this once for row `i`, and nobody else looks before the pass ends.
     let result = unsafe { sampled.get(i) };
+    let logits = match logits {
+        Logits::All(logits) => logits,
+        // Who has a guide wants all.
+        Logits::Few(few) => {
+            let position = (sequence.tokens.len() + ahead) as u64;
+            let choice = sampler.sample_few(few, &sequence.sampling, position).ok();
+            *result = choice.map(|choice| Sampled { token: choice.token, logprobs: None });
+            return;
+        }
+    };
     // SAFETY: a sequence whose guide is at work drafts nothing, so that this is its only row.
     let mut guide = sequence.guide.as_ref().and_then(|guide| unsafe { guide.get() });
     *result = choose(sampler, sequence, guide.as_deref_mut(), ahead, logits);

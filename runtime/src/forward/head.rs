@@ -17,7 +17,7 @@ use kernels::screen::{self, GROUP_ROWS, Precision, ScreenMatrix, ScreenRow, Scre
 use super::buffers::{Scratch, UNIT_ROWS_MAX};
 use super::pass::{Pass, UNITS_PER_WORKER, unit_rows};
 use super::probe::Phase;
-use super::{Limits, Reach, Step};
+use super::{Few, Limits, Logits, Reach, Step};
 use crate::model::{HyperParameters, LinearView, Weights};
 use crate::shared::{Shared, SharedFrom};
 use crate::team::Member;
@@ -224,7 +224,7 @@ impl Pass<'_> {
         while let Some(i) = member.claim(COUNTER_EACH, self.step.logits.len()) {
             // SAFETY: row `i` was claimed by this worker alone, and all its columns are written.
             let logits = unsafe { self.logits.write(i * self.vocab..(i + 1) * self.vocab) };
-            (self.each)(self.first_logit + i, logits, member.index);
+            (self.told.each)(self.first_logit + i, self.few(i, logits), member.index);
         }
         scratch.lap(Phase::Each);
     }
@@ -236,8 +236,28 @@ impl Pass<'_> {
             // SAFETY: row `i` was claimed by this worker alone.
             let state = unsafe { self.logits.write(i * hidden..(i + 1) * hidden) };
             self.normalise(&self.head_rows(), i, state);
-            (self.each)(self.first_logit + i, state, member.index);
+            (self.told.each)(self.first_logit + i, Logits::All(state), member.index);
         }
+    }
+
+    /// What is told of entry `i`, whose place is `logits`.
+    fn few<'s>(&'s self, i: usize, logits: &'s mut [f32]) -> Logits<'s> {
+        let Ok(m) = self.plan.screened.binary_search(&i) else { return Logits::All(logits) };
+        // SAFETY: the counts were written two phases ago.
+        let count = unsafe { self.head.counts.read(m..m + 1) }[0];
+        if !self.tells_few(m) || count == UNDECIDED {
+            return Logits::All(logits);
+        }
+        let first = m * self.head.found_max;
+        // SAFETY: as above.
+        let tokens = unsafe { self.head.found.read(first..first + count as usize) };
+        Logits::Few(Few { tokens, logits: &logits[..tokens.len()] })
+    }
+
+    /// Whether of screened row `m` only what was found is told: its logits are the first ones in their place then, token by
+    /// token, and nothing else is written there.
+    fn tells_few(&self, m: usize) -> bool {
+        self.told.few && self.plan.precision(m).races()
     }
 
     fn screened_head(&self, member: Member<'_>, scratch: &mut Scratch, head: DenseMatrix<'_>, copy: ScreenMatrix<'_>) {
@@ -353,7 +373,11 @@ impl Pass<'_> {
                 let bound = unordered(self.head.least[m].load(Ordering::Relaxed));
                 let reached = self.reached(head, m, draw, screen::likeliest(lower, greatest));
                 let least = reached.map_or(bound, |score| bound.max(score));
-                screen::select_raced(copy, &row[0], (draw, distance, least), (lower, greatest), found)
+                let count = screen::select_raced(copy, &row[0], (draw, distance, least), (lower, greatest), found);
+                if !self.tells_few(m) {
+                    lower.fill(f32::NEG_INFINITY);
+                }
+                count
             } else {
                 let sought = Sought { count, distance, draw, also: &self.step.also[also] };
                 screen::select(self.isa, copy, &row[0], sought, lower, found, &mut scratch.select)
@@ -407,8 +431,15 @@ impl Pass<'_> {
             let input = unsafe { self.head.inputs.read(input..input + hidden) };
             let out = &mut scratch.first[..tokens.len()];
             dense::linear_rows(self.isa, head, tokens, input, out);
+            let (row, few) = (screened[m] * self.vocab, self.tells_few(m));
+            if few {
+                // SAFETY: this piece of the row was claimed by this worker alone.
+                let logits = unsafe { self.logits.write(row + first..row + first + tokens.len()) };
+                logits.copy_from_slice(out);
+                continue;
+            }
             for (&token, value) in tokens.iter().zip(out) {
-                let at = screened[m] * self.vocab + token as usize;
+                let at = row + token as usize;
                 // SAFETY: a row has each token once, and its piece was claimed by this worker alone.
                 let logit = unsafe { self.logits.write(at..at + 1) };
                 logit[0] = *value;

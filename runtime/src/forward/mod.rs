@@ -5,6 +5,7 @@ mod attend;
 mod buffers;
 mod head;
 mod inputs;
+mod logits;
 mod pass;
 mod probe;
 mod skip;
@@ -25,6 +26,7 @@ use attend::{AttendParts, AttendPlan};
 use buffers::{Buffers, Scratch};
 pub use head::HeadCounts;
 use head::{HeadBuffers, HeadPlan};
+pub use logits::{Few, Logits};
 use probe::Probe;
 pub use probe::{Findings, Phase};
 
@@ -154,6 +156,16 @@ pub struct Limits {
 /// Called for each entry of a step's logits, see [`Forward::run`].
 type Each<'a> = &'a (dyn Fn(usize, &mut [f32], usize) + Sync);
 
+/// The same for [`Forward::run_to_choose`].
+type EachChoice<'a> = &'a (dyn Fn(usize, Logits<'_>, usize) + Sync);
+
+/// Whom a step tells its logits, and whether they may be [`Few`].
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    each: EachChoice<'a>,
+    few: bool,
+}
+
 /// Rows that go through the layers together: a step, or a worker's share of it.
 #[derive(Clone, Copy)]
 struct Part<'a> {
@@ -234,10 +246,31 @@ impl Forward {
     /// Computes `step`: keys and values go into `kv`, and `each(i, logits, worker)` is called once for each entry `i`
     /// of `step.logits`, on whichever worker is free.
     pub fn run(&mut self, team: &Team, weights: &Weights, kv: &mut KvCache, step: &Step, each: Each<'_>) {
+        let each = |i: usize, logits: Logits<'_>, worker: usize| match logits {
+            Logits::All(logits) => each(i, logits, worker),
+            Logits::Few(_) => unreachable!("rows are told whole"),
+        };
+        self.run_and_tell(team, (weights, kv), step, Told { each: &each, few: false });
+    }
+
+    /// The same for who needs no more of an entry than what its token is chosen from. [`Forward::logits`] has nothing of
+    /// entries of which [`Few`] were told.
+    pub fn run_to_choose(
+        &mut self,
+        team: &Team,
+        weights: &Weights,
+        kv: &mut KvCache,
+        step: &Step,
+        each: EachChoice<'_>,
+    ) {
+        self.run_and_tell(team, (weights, kv), step, Told { each, few: true });
+    }
+
+    fn run_and_tell(&mut self, team: &Team, (weights, kv): (&Weights, &mut KvCache), step: &Step, told: Told<'_>) {
         assert!(step.tokens.len() <= self.limits.rows_max, "a step fits the buffers");
         assert!(step.logits.len() <= self.limits.logits_max, "a step's logits fit the buffer");
         self.scratch.iter_mut().filter_map(|scratch| scratch.probe.as_mut()).for_each(Probe::count_step);
-        let at = (weights, &*kv, each);
+        let at = (weights, &*kv, told);
         let vocab = weights.params.vocab;
         let apart = self.apart.cut(step);
         self.logits_start = Buffers::logits_start(&weights.params, step.tokens.len(), !apart);
@@ -266,7 +299,7 @@ impl Forward {
         self.counts = self.plan.count(self.head.counts(), vocab);
     }
 
-    fn pass<'a>(&'a self, (weights, kv, each): (&'a Weights, &'a KvCache, Each<'a>), part: Part<'a>) -> pass::Pass<'a> {
+    fn pass<'a>(&'a self, (weights, kv, told): (&'a Weights, &'a KvCache, Told<'a>), part: Part<'a>) -> pass::Pass<'a> {
         let params = &weights.params;
         pass::Pass {
             isa: self.isa,
@@ -283,7 +316,7 @@ impl Forward {
             attend_parts: &self.attend_parts,
             plan: part.head_plan,
             head: self.head.starting_at(params, part.first_logit),
-            each,
+            told,
         }
     }
 

@@ -15,12 +15,12 @@ use kernels::dense::DenseScratch;
 use kernels::ternary::{self, Factored, Gating, PanelScratch, Panels, Product};
 use kernels::{Columns, Isa, activation, dense, norm, rope};
 
-use super::Step;
 use super::attend::{AttendParts, AttendPlan};
 use super::buffers::{RowBuffers, Scratch, UNIT_ROWS_MAX, head_unit_rows};
 use super::head::{COUNTERS_AROUND, HeadPlan, HeadRows};
 use super::inputs::{Input, InputNorms, OwnRow, Quantized, Rows};
 use super::probe::Phase;
+use super::{Step, Told};
 use crate::kv::KvCache;
 use crate::model::{Activation, Layer, Linear, LinearView, Weights};
 use crate::shared::{PerWorker, SharedFrom};
@@ -44,7 +44,7 @@ pub(super) struct Pass<'a> {
     pub(super) attend_parts: &'a AttendParts,
     pub(super) plan: &'a HeadPlan,
     pub(super) head: HeadRows<'a>,
-    pub(super) each: &'a (dyn Fn(usize, &mut [f32], usize) + Sync),
+    pub(super) told: Told<'a>,
 }
 
 impl Pass<'_> {

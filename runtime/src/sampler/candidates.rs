@@ -53,6 +53,22 @@ impl Candidates {
         pick(&self.keys, &self.weights, floor, random)
     }
 
+    /// Draws by min-p alone from tokens in order of id, the only ones within its reach of `max`.
+    pub(super) fn draw_few(
+        &mut self,
+        logits: impl Iterator<Item = (u32, f32)>,
+        max: f32,
+        params: &SamplingParams,
+        random: f64,
+    ) -> u32 {
+        let inverse_temperature = 1.0 / params.temperature;
+        let bar = max - min_p_reach(params.min_p) / inverse_temperature;
+        self.keys.clear();
+        self.keys.extend(logits.filter(|&(_, logit)| logit >= bar).map(|(id, logit)| key(logit, id)));
+        self.weigh(|logit| exp_nonpositive((logit - max) * inverse_temperature));
+        pick(&self.keys, &self.weights, params.min_p.min(1.0), random)
+    }
+
     /// The `count` best tokens with their logits, best first.
     pub(super) fn best(&mut self, logits: &[f32], count: usize) -> impl Iterator<Item = (u32, f32)> + '_ {
         self.keep_best(logits, count);

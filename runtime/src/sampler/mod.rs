@@ -17,7 +17,7 @@ pub use history::{History, Seen};
 use kernels::Isa;
 use kernels::draw::{self, Draw};
 
-use crate::forward::Reach;
+use crate::forward::{Few, Reach};
 
 /// How a request wants its tokens chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -240,6 +240,29 @@ impl Sampler {
         Ok(Sampled { token, logprob: log_sum.map(|sum| logprob(raw, sum)) })
     }
 
+    /// As [`sample`](Self::sample), where [`reach`](SamplingParams::reach) looks for one token and nothing changes a logit: all
+    /// tokens but these are out of reach.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn sample_few(&mut self, few: Few<'_>, params: &SamplingParams, position: u64) -> Result<Sampled, SampleError> {
+        let error = SampleError::NoFiniteLogit { count: few.logits.len() };
+        let numbers = || few.each().map(|(token, logit)| (token, number(logit)));
+        let max = numbers().map(|(_, logit)| logit).fold(f32::NEG_INFINITY, f32::max);
+        if max == f32::NEG_INFINITY {
+            return Err(error);
+        }
+        let token = if params.top_k == 1 || params.is_greedy() {
+            numbers().find(|(_, logit)| *logit == max).map(|(token, _)| token)
+        } else if params.min_p > 0.0 {
+            let random = philox::uniform(params.seed, position);
+            Some(self.candidates.draw_few(numbers(), max, params, random))
+        } else {
+            draw::draw_of(self.isa, params.draw(position), numbers())
+        };
+        Ok(Sampled { token: token.ok_or(error)?, logprob: None })
+    }
+
     /// Natural logarithm of the probability of `token` under the raw `logits`, which are cleaned; the `top` best tokens are
     /// told by [`top_logprobs`](Self::top_logprobs).
     ///
@@ -332,21 +355,25 @@ fn forbid_others(logits: &mut [f32], allowed: &[u32]) {
     }
 }
 
+/// A logit as a number below plus infinity, minus infinity where it is none.
+fn number(logit: f32) -> f32 {
+    // Written as comparisons, which NaN fails: one instruction each, no call.
+    let logit = if logit > f32::NEG_INFINITY { logit } else { f32::NEG_INFINITY };
+    if logit < f32::MAX { logit } else { f32::MAX }
+}
+
 /// Makes every logit a number below plus infinity; the largest, `None` if that is minus infinity.
 fn clean(logits: &mut [f32]) -> Option<f32> {
     let mut lanes = [f32::NEG_INFINITY; 8];
     let (blocks, rest) = logits.as_chunks_mut::<8>();
     for block in blocks.iter_mut() {
         for (lane, logit) in lanes.iter_mut().zip(block) {
-            // Written as comparisons, which NaN fails: one instruction each, no call.
-            *logit = if *logit > f32::NEG_INFINITY { *logit } else { f32::NEG_INFINITY };
-            *logit = if *logit < f32::MAX { *logit } else { f32::MAX };
+            *logit = number(*logit);
             *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
     for (lane, logit) in lanes.iter_mut().zip(rest) {
-        *logit = if *logit > f32::NEG_INFINITY { *logit } else { f32::NEG_INFINITY };
-        *logit = if *logit < f32::MAX { *logit } else { f32::MAX };
+        *logit = number(*logit);
         *lane = if *logit > *lane { *logit } else { *lane };
     }
     let max = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
@@ -387,6 +414,41 @@ mod tests {
         assert_eq!(sample(&[1.0, 3.0, f32::INFINITY, 3.0], &params, 0), 2);
         let top_1 = SamplingParams { top_k: 1, ..SamplingParams::default() };
         assert_eq!(sample(&[1.0, 3.0, 3.0], &top_1, 5), 1);
+    }
+
+    /// Of a row that the screen went through, minus infinity and what could be chosen or not.
+    #[test]
+    fn few_tokens_give_the_choice_of_all() {
+        let all = model_like(3000);
+        let base = SamplingParams { seed: 3, ..SamplingParams::default() };
+        let (mut sampler, history) = (Sampler::new(all.len()), History::with_capacity(0));
+        for odd in [f32::NAN, f32::NEG_INFINITY, 3.0] {
+            for params in [
+                base.clone(),
+                SamplingParams { temperature: 0.0, ..base.clone() },
+                SamplingParams { top_k: 1, ..base.clone() },
+                SamplingParams { temperature: 0.3, ..base.clone() },
+                SamplingParams { min_p: 0.05, ..base.clone() },
+                SamplingParams { min_p: 0.5, temperature: 2.5, ..base.clone() },
+            ] {
+                for position in 0..40 {
+                    let mut rest = vec![f32::NEG_INFINITY; all.len()];
+                    let is_left = |id: u32| all[id as usize] > -4.0 || id as u64 % 40 == position;
+                    let tokens: Vec<u32> = (0..3000).filter(|id| is_left(*id)).collect();
+                    tokens.iter().for_each(|id| rest[*id as usize] = all[*id as usize]);
+                    rest[tokens[0] as usize] = odd;
+                    let logits: Vec<f32> = tokens.iter().map(|id| rest[*id as usize]).collect();
+                    let few = Few { tokens: &tokens, logits: &logits };
+                    let want = sampler.sample(&mut rest, &params, &history, position).unwrap();
+                    assert_eq!(sampler.sample_few(few, &params, position).unwrap(), want, "{params:?}");
+                }
+            }
+        }
+        for logits in [&[][..], &[f32::NAN, f32::NEG_INFINITY]] {
+            let few = Few { tokens: &[5, 9][..logits.len()], logits };
+            let error = SampleError::NoFiniteLogit { count: logits.len() };
+            assert_eq!(sampler.sample_few(few, &base, 0), Err(error));
+        }
     }
 
     #[test]
