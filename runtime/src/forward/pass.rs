@@ -538,15 +538,45 @@ impl Scratch {
 }
 
 /// Output rows of a unit: about [`UNITS_PER_WORKER`] units a worker, whole pairs of 16-row tiles, bounded by the
-/// scratch and, where many input rows share them, by the cache.
+/// scratch and, where many input rows share them, by the cache. Smaller ones, down to half of that, where they leave the workers
+/// less uneven shares: of 6912 rows 36 units of 192 for two workers, where 27 of 256 are 14 and 13.
 pub(super) fn unit_rows(rows: usize, n: usize, workers: usize) -> usize {
     let most = if n > CACHED_INPUT_ROWS { ternary::PANEL_UNIT_ROWS } else { UNIT_ROWS_MAX };
-    rows.div_ceil(workers * UNITS_PER_WORKER).next_multiple_of(2 * ternary::TILE_ROWS).min(most)
+    let pair = 2 * ternary::TILE_ROWS;
+    let wanted = rows.div_ceil(workers * UNITS_PER_WORKER).next_multiple_of(pair).min(most);
+    let largest_share = |unit: usize| rows.div_ceil(unit).div_ceil(workers) * unit;
+    let units = (1..=wanted / pair).rev().map(|pairs| pairs * pair).filter(|unit| unit * 2 >= wanted);
+    units.min_by_key(|&unit| largest_share(unit) * workers * SHARE_STEPS / rows).unwrap_or(wanted)
 }
 
+/// Shares that differ by less than one in so many count as even.
+const SHARE_STEPS: usize = 64;
 /// Query rows of one attention unit, and where there are many of them.
 pub(super) const QUERY_TILE: usize = 32;
 pub(super) const QUERY_TILE_MAX: usize = 2 * QUERY_TILE;
 pub(super) const UNITS_PER_WORKER: usize = 6;
 const CACHED_INPUT_ROWS: usize = 8;
 pub(super) const COUNTERS_PER_LAYER: usize = 11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_leave_workers_even_shares() {
+        for (rows, n, workers, unit) in [
+            (2560, 1, 2, 160),
+            (6912, 8, 2, 192),
+            (6912, 32, 2, 128),
+            (2560, 32, 2, 128),
+            (4096, 1, 2, 256),
+            (6912, 32, 8, 96),
+            (128_256, 1, 2, 256),
+            (128_256, 32, 1, 128),
+            (64, 1, 1, 32),
+            (16, 5, 4, 32),
+        ] {
+            assert_eq!(unit_rows(rows, n, workers), unit, "{rows} rows, {n} of input, {workers} workers");
+        }
+    }
+}
