@@ -252,11 +252,14 @@ fn constrained_answers_that_are_pushed_out_go_on_with_the_same_tokens() {
         let text: Vec<u8> = answer.iter().flat_map(|token| model.tokenizer.piece(*token)).copied().collect();
         assert!(text.iter().all(|byte| byte.is_ascii_lowercase() || *byte == b' ') && text.len() > 20, "{text:?}");
     }
-    for (rows_max, blocks) in [(256, 10), (24, 7)] {
+    // How often depends on how long their guides take, so on what else the machine does.
+    let mut preempted = 0;
+    for (rows_max, blocks) in [(256, 10), (24, 7), (256, 7), (256, 8)] {
         let (got, metrics) = run_sequences(&model, 2, (COUNT, rows_max), cache(blocks), sequences());
         assert_eq!(got, expected, "{blocks} blocks");
-        assert!(metrics.step.preempted.get() > 0, "{blocks} blocks are enough for all");
+        preempted += metrics.step.preempted.get();
     }
+    assert!(preempted > 0, "so few blocks are enough for all");
 }
 
 /// What slow guides allow is computed beside the steps, which others take meanwhile.
