@@ -420,10 +420,32 @@ impl<D: Device, J: Journal> Feeder<D, J> {
     /// Begins the next step, which may follow one whose tokens are not known yet; `false` where there is nothing to compute
     /// before they are.
     fn begin_step(&mut self, now: Instant, ports: &mut impl Ports) -> bool {
-        // Whose token is chosen here has to be waited for, and the others would leave it behind.
-        if self.flights.back().is_some_and(|flight| flight.wants.contains(&Want::Scores)) {
+        let mut next = self.spare.pop().expect("fewer steps than places are under way");
+        next.clear();
+        // Whose token is chosen here has to be waited for: meanwhile the others go on by themselves, and there is room for the
+        // scores of one step.
+        if !self.flights.back().is_some_and(|flight| flight.wants.contains(&Want::Scores)) {
+            self.form_step(&mut next, now, ports);
+        }
+        let ranked_max = self.ranked_max();
+        let Self { scheduler, tables, pace, flights, .. } = self;
+        if let Some(before) = flights.back() {
+            before.extend(scheduler, tables, &mut next, ranked_max);
+        }
+        if next.step.tokens.is_empty() {
+            self.spare.push(next);
             return false;
         }
+        self.device.submit(&next.step, tables, &next.tensor_rows, &next.wants);
+        next.begun = now;
+        (next.sets_due, next.is_unseen) = (next.wants.contains(&Want::Scores), false);
+        next.expected = Duration::try_from_secs_f64(pace.estimate_s(&rows(&next.step))).unwrap_or_default();
+        flights.push_back(next);
+        true
+    }
+
+    /// Takes in who waits, and gives `next` the rows whose tokens are known.
+    fn form_step(&mut self, next: &mut Flight, now: Instant, ports: &mut impl Ports) {
         let ranked_max = self.ranked_max();
         let Self { scheduler, tables, pace, limits, arrivals, status, samplers, beside, .. } = self;
         scheduler.admit(tables, |stream| {
@@ -432,7 +454,6 @@ impl<D: Device, J: Journal> Feeder<D, J> {
             }
             ports.send(Event::Admitted(stream));
         });
-        let mut next = self.spare.pop().expect("fewer steps than places are under way");
         let is_felt = scheduler.has_quick(beside);
         scheduler.step_aside(beside, is_felt);
         let mut demand = scheduler.demand();
@@ -441,9 +462,6 @@ impl<D: Device, J: Journal> Feeder<D, J> {
         let company = if ahead > 0 { Company::Ahead } else { Company::Nobody };
         scheduler.limit_sets(sets_time(pace.estimate_s(&demand.decodes), samplers.threads()), company);
         scheduler.form(&mut next.step, tables, limits.rows_max - ahead, budget);
-        next.wants.clear();
-        next.streams.clear();
-        next.tensor_rows.clear();
         let by_tensor = limits.prompt_attention == PromptAttention::Tensor;
         for segment in &next.step.segments {
             let sequence = scheduler.sequence_mut(segment.slot).expect("a segment belongs to a sequence");
@@ -456,19 +474,6 @@ impl<D: Device, J: Journal> Feeder<D, J> {
                 next.wants.push(want(sequence, segment.first_position + segment.rows, ranked_max));
             }
         }
-        if let Some(before) = self.flights.back() {
-            before.extend(scheduler, tables, &mut next, ranked_max);
-        }
-        if next.step.tokens.is_empty() {
-            self.spare.push(next);
-            return false;
-        }
-        self.device.submit(&next.step, tables, &next.tensor_rows, &next.wants);
-        next.begun = now;
-        (next.sets_due, next.is_unseen) = (next.wants.contains(&Want::Scores), false);
-        next.expected = Duration::try_from_secs_f64(pace.estimate_s(&rows(&next.step))).unwrap_or_default();
-        self.flights.push_back(next);
-        true
     }
 
     /// Uses the results of the oldest step, which is done.

@@ -37,6 +37,14 @@ impl Flight {
         }
     }
 
+    /// Of nobody.
+    pub(super) fn clear(&mut self) {
+        self.step.clear();
+        self.wants.clear();
+        self.streams.clear();
+        self.tensor_rows.clear();
+    }
+
     /// Sequences that go on after this step whatever token it gives them, unless that token ends them; their rows are added.
     pub(super) fn continuing(&self, scheduler: &Scheduler, rows: &mut StepRows) -> usize {
         let with_logits = self.step.segments.iter().zip(&self.streams).filter(|(s, _)| has_logits(&self.step, s));
@@ -58,6 +66,10 @@ impl Flight {
                 continue;
             }
             entries += 1;
+            // One whose token is chosen here goes on once it is.
+            if self.wants[entries - 1] == Want::Scores {
+                continue;
+            }
             if !goes_on(scheduler.sequence(segment.slot), segment, *stream) {
                 continue;
             }

@@ -350,7 +350,6 @@ fn sets_are_computed_while_the_device_computes_and_their_time_is_no_step_s() {
     let mut scene = Scene::new();
     let guide = scene.guides(&hex(), 1).remove(0);
     scene.settle();
-    scene.start(1, &[10], 100);
     scene.start_guided(2, guide, 30);
     // Long enough for any set to have its turn.
     for _ in 0..4 {
@@ -389,7 +388,7 @@ fn sets_of_more_time_than_a_step_take_turns_and_free_streams_are_in_every_step()
         scene.now += Duration::from_micros(200);
     }
     let counts: Vec<usize> = counts(&scene).iter().zip(before).map(|(after, before)| after - before).collect();
-    assert!(counts[0] >= 55 && counts[1..].iter().all(|count| (4..30).contains(count)), "{counts:?}");
+    assert!(counts[0] >= 55 && counts[1..].iter().all(|count| (1..30).contains(count)), "{counts:?}");
     // Of 60 steps, two threads each.
     assert!(counts[1..].iter().sum::<usize>() <= 44, "{counts:?}");
     assert_eq!(scene.status.guides_beside.get(), 0);
