@@ -194,8 +194,6 @@ fn a_device_that_has_none_but_guides_that_are_away_is_tested_like_an_idle_one() 
     scene.turns(3);
     for tests in 1..3 {
         assert_eq!((scene.status.tests.get(), scene.status.beside.get()), (tests, 1));
-        // It gives the known answers once more.
-        scene.feeder.device_mut().testing = 0;
         scene.now += Duration::from_secs(16);
         scene.turns(8);
     }

@@ -205,14 +205,6 @@ impl<'a> Reply<'a> {
     fn send(&mut self, (_, model, work): Of<'_>, choice: &mut Choice, writer: &mut Writer) {
         let Form::OpenAi(stream) = &self.form else { return };
         let (index, sent) = (choice.index, &mut self.sent[choice.index as usize]);
-        if !sent.begun {
-            sent.begun = true;
-            let answer = &[];
-            let ids = choice.token_ids.is_some().then(|| TokenIds { prompt: &work.prompts[choice.prompt], answer });
-            stream.begin(&mut writer.out, index, self.has_text, ids);
-            // Of a completion this was nothing.
-            sent.prompt = self.endpoint == Endpoint::Chat;
-        }
         let echo = work.echoes.get(choice.prompt).map_or("", String::as_str);
         let piece_of = |token| model.tokenizer.piece(token);
         loop {
@@ -220,7 +212,14 @@ impl<'a> Reply<'a> {
                 self.owing = Some(index as usize);
                 return;
             }
-            if sent.echo < echo.len() {
+            if !sent.begun {
+                sent.begun = true;
+                let answer = &[];
+                let ids = choice.token_ids.is_some().then(|| TokenIds { prompt: &work.prompts[choice.prompt], answer });
+                stream.begin(&mut writer.out, index, self.has_text, ids);
+                // Of a completion this was nothing.
+                sent.prompt = self.endpoint == Endpoint::Chat;
+            } else if sent.echo < echo.len() {
                 let part = api::beginning(&echo[sent.echo..]);
                 stream.text(&mut writer.out, index, part, None, sent.ids(choice, work));
                 sent.took_ids(choice);
