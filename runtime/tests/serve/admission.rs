@@ -42,17 +42,25 @@ fn retry_after_ms(answer: &Answer) -> u64 {
 
 #[test]
 fn a_request_that_does_not_get_far_enough_in_time_ends_with_an_error() {
-    let server = Server::start(&["--max-concurrent-requests", "1"]);
-    // So few that what is known of their prompts' cost lets others wait, on a slow machine a third of a second.
-    let running = hold(&server, 8);
-    let waits = server.post(COMPLETIONS, &body(4, &json!({"queue_timeout_ms": 250})));
+    // Slots that are all taken for as long as a thousand steps of 64 sequences take, on a fast machine some seconds: once
+    // one came free, it would be known how long others wait.
+    let server = Server::start(&["--max-concurrent-requests", "64"]);
+    let running = hold(&server, 64);
+    assert!(becomes_true(PATIENCE, || server.metric("bitnet_requests_running") == 64.0));
+    // Who is known to come too late is refused at once; the slower the machine, the more time it takes not to be.
+    let given_time = |of: &str, stream: bool| {
+        let times = [250, 500, 1000, 2000, 4000].into_iter();
+        let mut answers = times.map(|ms| server.post(COMPLETIONS, &body(4, &json!({of: ms, "stream": stream}))));
+        answers.find(|answer| !answer.text().contains("it would take")).unwrap()
+    };
+    let waits = given_time("queue_timeout_ms", false);
     assert_eq!((waits.status, retry_after_ms(&waits)), (429, 1000), "{}", waits.text());
     assert!(waits.text().contains("queue_timeout_ms"), "{}", waits.text());
-    let waits = server.post(COMPLETIONS, &body(4, &json!({"first_token_timeout_ms": 1000})));
+    let waits = given_time("first_token_timeout_ms", false);
     assert_eq!(waits.status, 408, "{}", waits.text());
-    let stream = server.post(COMPLETIONS, &body(4, &json!({"first_token_timeout_ms": 1000, "stream": true})));
+    let stream = given_time("first_token_timeout_ms", true);
     assert_eq!(stream.status, 408, "nothing of the stream was sent");
-    let waits = server.post(COMPLETIONS, &body(4, &json!({"timeout_ms": 1000})));
+    let waits = given_time("timeout_ms", false);
     assert_eq!(waits.status, 408, "{}", waits.text());
     drop(running);
     assert!(server.becomes_quiet());
