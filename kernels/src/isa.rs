@@ -123,6 +123,13 @@ impl Avx512Vnni {
     }
 }
 
+/// Whether AMD made this processor, whose caches want to be asked otherwise: SSE4a is in all of its 64-bit ones since 2007 and
+/// in no other maker's but Hygon's, which are AMD's.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn is_amd() -> bool {
+    is_x86_feature_detected!("sse4a")
+}
+
 impl AmxInt8 {
     /// `None` where an instruction is missing, the kernel keeps the tiles' state for itself or is none that we know how to
     /// ask, or the machine is not x86-64.
