@@ -5,7 +5,17 @@
 //! and so only one of the pages is one that it does not follow yet.
 #![expect(unsafe_code, reason = "prefetches")]
 
-use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+
+use crate::isa::is_amd;
+
+/// Asks for a line long before it is wanted: into the second-level cache, or where AMD made it into the first-level one.
+#[inline(always)]
+pub(crate) fn ask_far<T>(line: *const T) {
+    let line = line.cast();
+    // SAFETY: a prefetch reads nothing that a program can see and never faults.
+    unsafe { if is_amd() { _mm_prefetch::<_MM_HINT_T0>(line) } else { _mm_prefetch::<_MM_HINT_T1>(line) } }
+}
 
 /// A cache line.
 pub(crate) type Line = [u8; 64];
@@ -47,8 +57,7 @@ impl<P: Pages> Ahead<P> {
         let line = self.asked / STREAMS;
         for nth in 0..LINES {
             let place = self.places[(self.asked + nth) % STREAMS].wrapping_add(line);
-            // SAFETY: a prefetch reads nothing that a program can see and never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
+            ask_far(place);
         }
         self.asked += LINES;
         if self.asked >= STREAMS * EIGHTH {

@@ -12,6 +12,8 @@ use std::arch::is_aarch64_feature_detected;
 use std::env::consts::ARCH;
 use std::fmt;
 use std::str::FromStr;
+#[cfg(target_arch = "x86_64")]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Proof that AVX2, FMA and F16C exist on this machine; made only by [`Avx2::detect`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,8 @@ impl Avx2 {
     pub fn detect() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            // All of AMD's processors have had SSE4a since 2007, and no other maker's but Hygon's, which are AMD's.
+            IS_AMD.store(is_x86_feature_detected!("sse4a"), Ordering::Relaxed);
             return Some(Self(()));
         }
         None
@@ -123,12 +127,16 @@ impl Avx512Vnni {
     }
 }
 
-/// Whether AMD made this processor, whose caches want to be asked otherwise: SSE4a is in all of its 64-bit ones since 2007 and
-/// in no other maker's but Hygon's, which are AMD's.
+/// Whether AMD made this processor, whose caches want to be asked otherwise. Known once there is a token.
 #[cfg(target_arch = "x86_64")]
+#[inline(always)]
 pub(crate) fn is_amd() -> bool {
-    is_x86_feature_detected!("sse4a")
+    IS_AMD.load(Ordering::Relaxed)
 }
+
+/// A byte of its own, which a loop may look at for every line.
+#[cfg(target_arch = "x86_64")]
+static IS_AMD: AtomicBool = AtomicBool::new(false);
 
 impl AmxInt8 {
     /// `None` where an instruction is missing, the kernel keeps the tiles' state for itself or is none that we know how to

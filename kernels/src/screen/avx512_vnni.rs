@@ -2,13 +2,14 @@
 #![expect(unsafe_code, reason = "loads, stores, prefetches and calls of functions with target features")]
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
-    _mm512_setzero_si512, _mm512_storeu_si512,
+    __m512i, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512,
+    _mm512_storeu_si512,
 };
 
 use super::bounds::{FINE_MAX, Job, Outliers, PLANES_MAX, Part, Planes, Sums, word};
 use super::layout::Tile;
 use crate::Avx512Vnni;
+use crate::ahead::ask_far;
 
 pub(super) fn run(_: Avx512Vnni, job: Job<'_>, sums: &mut [Sums]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -160,6 +161,5 @@ fn store(v: __m512i, sums: &mut Sums) {
 
 #[inline(always)]
 fn prefetch(tile: &Tile, ahead: usize) {
-    // SAFETY: a prefetch reads nothing that a program can see and never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(tile.as_ptr().wrapping_add(ahead).cast()) }
+    ask_far(tile.as_ptr().wrapping_add(ahead));
 }

@@ -3,14 +3,15 @@
 
 use super::{Kernel, LANES, Simd};
 use crate::Avx512Bw;
+use crate::ahead::ask_far;
 use std::arch::x86_64::{
     __m256, __m512, __m512d, _CMP_GE_OQ, _CMP_GT_OQ, _CMP_LE_OQ, _CMP_NLE_UQ, _MM_FROUND_CUR_DIRECTION,
-    _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch, _mm256_add_ps, _mm256_loadu_si256, _mm256_max_ps,
-    _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256, _mm512_cmp_ps_mask,
-    _mm512_cvt_roundph_ps, _mm512_cvtepi32_epi16, _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_cvtps_ph, _mm512_div_ps,
-    _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_mask_cmp_ps_mask,
-    _mm512_maskz_mov_ps, _mm512_maskz_scalef_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps,
-    _mm512_set1_ps, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
+    _MM_FROUND_TO_NEAREST_INT, _mm256_add_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_storeu_si256, _mm512_abs_ps,
+    _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256, _mm512_cmp_ps_mask, _mm512_cvt_roundph_ps,
+    _mm512_cvtepi32_epi16, _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_cvtps_ph, _mm512_div_ps, _mm512_extractf32x8_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_mask_cmp_ps_mask, _mm512_maskz_mov_ps,
+    _mm512_maskz_scalef_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps, _mm512_set1_ps,
+    _mm512_setzero_pd, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps,
 };
 use std::cell::Cell;
 
@@ -194,8 +195,7 @@ impl Simd for Avx512Bw {
 
     #[inline(always)]
     fn prefetch<T>(self, line: *const T) {
-        // SAFETY: a hint that reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+        ask_far(line);
     }
 }
 

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "loads and calls of functions with target features")]
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+    __m512i, _MM_HINT_T0, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
     _mm512_reduce_add_epi32, _mm512_rol_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512,
     _mm512_srai_epi32, _mm512_srli_epi32, _mm512_ternarylogic_epi32,
 };
@@ -13,6 +13,7 @@ use super::super::linear::{Finish, Job};
 use super::columns::{ColumnMatrix, LINE_ROWS, LiveColumns};
 use super::rows::{RowActivations, RowMatrix};
 use crate::Avx512Vnni;
+use crate::ahead::ask_far;
 use crate::isa::is_amd;
 
 /// Whole row tiles, with groups of at most [`FEW_MAX`] activation rows.
@@ -27,9 +28,8 @@ pub(in super::super) fn linear<F: Finish>(_: Avx512Vnni, job: Job<'_>, finish: F
     ) {
         // Built by a closure on purpose: filled by a loop, the array costs address arithmetic in the hot loop.
         let x: [_; N] = std::array::from_fn(|t| job.x_row(start + t));
-        let ask_near = !is_amd();
         for index in tiles {
-            let sums = few_dot::<N, SPLIT>(job.row_tile(index), x, ask_near);
+            let sums = few_dot::<N, SPLIT>(job.row_tile(index), x);
             for (t, sums) in sums.into_iter().enumerate() {
                 job.store(finish, out, index, start + t, lanes(sums));
             }
@@ -57,12 +57,13 @@ pub(in super::super) fn linear<F: Finish>(_: Avx512Vnni, job: Job<'_>, finish: F
 /// Prefetches into the second level run far ahead, those into the first bring what is near. On a core of 17.5 GB/s
 /// with 147 ns of latency (whole passes over 768 MiB, 2560 columns), one row: 16.0 GB/s with both; 15.1 with the far
 /// ones alone, 13.6 with 2 KiB ahead into the first level, 9.6 without; 11.8 with every other far one. Four rows: 13.9
-/// against 12.2 with two row tiles at once. AMD's cores bring near lines by themselves: on a Zen 5 core of 42 GB/s one row
-/// 35 GB/s with both, 41 with the far ones alone (8 KiB ahead; 39, 40, 40 and 37 with 4, 6, 12 and 16). Five trits a byte (a table for four, compares for the fifth): 15.3 GB/s,
+/// against 12.2 with two row tiles at once. On a Zen 5 core of 42 GB/s one row
+/// 34 GB/s with both, 41 with the far ones alone (8 KiB ahead; 39, 40, 40 and 37 with 4, 6, 12 and 16), 42 with these into the
+/// first level. Five trits a byte (a table for four, compares for the fifth): 15.3 GB/s,
 /// which is 1.19 times the weights of 16.0, for half as much memory again beside the tiles that more rows need.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn few_dot<const N: usize, const SPLIT: usize>(w: &[Tile], x: [&[[i8; 16]]; N], ask_near: bool) -> [__m512i; N] {
+fn few_dot<const N: usize, const SPLIT: usize>(w: &[Tile], x: [&[[i8; 16]]; N]) -> [__m512i; N] {
     let x: [_; N] = std::array::from_fn(|t| &x[t][..w.len()]);
     let mut acc = [[[_mm512_setzero_si512(); SPLIT]; N]; 2];
     // Two tiles at a time: sums that a number chooses would lie in memory, 30 GB/s where registers give 41 (Zen 5).
@@ -70,11 +71,11 @@ fn few_dot<const N: usize, const SPLIT: usize>(w: &[Tile], x: [&[[i8; 16]]; N], 
     for (i, pair) in pairs.iter().enumerate() {
         for side in 0..2 {
             let acc = &mut acc[if N == 1 { side } else { 0 }];
-            add_products(&pair[side], std::array::from_fn(|t| &x[t][2 * i + side]), acc, ask_near);
+            add_products(&pair[side], std::array::from_fn(|t| &x[t][2 * i + side]), acc);
         }
     }
     if let [tile] = last {
-        add_products(tile, x.map(|x| &x[w.len() - 1]), &mut acc[0], ask_near);
+        add_products(tile, x.map(|x| &x[w.len() - 1]), &mut acc[0]);
     }
     let mut sums = [_mm512_setzero_si512(); N];
     for (t, sum) in sums.iter_mut().enumerate() {
@@ -86,14 +87,9 @@ fn few_dot<const N: usize, const SPLIT: usize>(w: &[Tile], x: [&[[i8; 16]]; N], 
 /// Adds the products of a tile with its part of each activation row; asks for tiles behind it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn add_products<const N: usize, const SPLIT: usize>(
-    tile: &Tile,
-    x: [&[i8; 16]; N],
-    acc: &mut [[__m512i; SPLIT]; N],
-    ask_near: bool,
-) {
-    prefetch::<_MM_HINT_T1>(tile, FAR_BYTES);
-    if ask_near {
+fn add_products<const N: usize, const SPLIT: usize>(tile: &Tile, x: [&[i8; 16]; N], acc: &mut [[__m512i; SPLIT]; N]) {
+    ask_far(tile.as_ptr().wrapping_add(FAR_BYTES));
+    if !is_amd() {
         prefetch::<_MM_HINT_T0>(tile, NEAR_BYTES);
     }
     let mut fields = load(tile);
@@ -159,7 +155,7 @@ fn rows_dot<const R: usize>(rows: [&[Tile]; R], next: [&[Tile]; R], x: &[[i8; 64
     for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
         let mut fields = [_mm512_setzero_si512(); R];
         for r in 0..R {
-            prefetch::<_MM_HINT_T1>(&next[r][i], 0);
+            ask_far(&raw const next[r][i]);
             fields[r] = load(&rows[r][i]);
         }
         for s in 0..4 {
@@ -227,7 +223,7 @@ fn columns_dot(block: &[Tile], lines: usize, live: &LiveColumns) -> [__m512i; 16
         let next = &columns[(i + COLUMN_WORDS_AHEAD).min(columns.len() - 1)];
         let mut v = [_mm512_setzero_si512(); 4];
         for j in 0..4 {
-            prefetch::<_MM_HINT_T1>(&block[next[j] as usize * lines], 0);
+            ask_far(&raw const block[next[j] as usize * lines]);
             v[j] = load(&block[four[j] as usize * lines]);
         }
         v[1] = _mm512_rol_epi32::<8>(v[1]);
