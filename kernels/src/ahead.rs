@@ -12,9 +12,13 @@ use crate::isa::is_amd;
 /// Asks for a line long before it is wanted: into the second-level cache, or where AMD made it into the first-level one.
 #[inline(always)]
 pub(crate) fn ask_far<T>(line: *const T) {
-    let line = line.cast();
-    // SAFETY: a prefetch reads nothing that a program can see and never faults.
-    unsafe { if is_amd() { _mm_prefetch::<_MM_HINT_T0>(line) } else { _mm_prefetch::<_MM_HINT_T1>(line) } }
+    if is_amd() {
+        // SAFETY: a prefetch reads nothing that a program can see and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    } else {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+    }
 }
 
 /// A cache line.
