@@ -143,8 +143,10 @@ pub struct PromptBudget {
     pub seconds: f64,
     pub row_s: f64,
     pub position_s: f64,
-    /// Rows that are taken at least, whatever they cost: below it a prompt would never end.
+    /// Rows that are taken at least, as far as they cost no more than `seconds_most`, and a few of them whatever they cost: below
+    /// it a prompt would never end.
     pub rows_min: usize,
+    pub seconds_most: f64,
     pub rows_max: usize,
 }
 
@@ -152,36 +154,48 @@ impl PromptBudget {
     /// A number of rows, whatever they cost.
     #[must_use]
     pub fn of_rows(rows: usize) -> Self {
-        Self { seconds: 0.0, row_s: 0.0, position_s: 0.0, rows_min: rows, rows_max: rows }
+        Self { seconds: 0.0, row_s: 0.0, position_s: 0.0, rows_min: rows, seconds_most: f64::INFINITY, rows_max: rows }
     }
 
     /// Whether nothing is left.
     #[must_use]
     pub fn is_spent(&self) -> bool {
-        self.rows_max == 0 || self.rows_min == 0 && self.seconds <= 0.0
+        self.rows_max == 0 || self.seconds <= 0.0 && (self.rows_min == 0 || self.seconds_most <= 0.0)
     }
 
     /// How many of `pending` rows from position `first` on fit what is left.
     #[must_use]
+    pub fn rows(&self, first: usize, pending: usize) -> usize {
+        let least = self.fit(first, self.seconds_most).max(ROWS_LEAST).min(self.rows_min);
+        self.fit(first, self.seconds).max(least).min(self.rows_max).min(pending)
+    }
+
+    /// How many rows from position `first` on fit so many seconds.
     #[expect(clippy::cast_precision_loss, reason = "rows and positions are few")]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number, saturated")]
-    pub fn rows(&self, first: usize, pending: usize) -> usize {
+    fn fit(&self, first: usize, seconds: f64) -> usize {
+        if seconds == f64::INFINITY {
+            return usize::MAX;
+        }
         // row_s * n + position_s * (first * n + n * n / 2) = seconds, solved for n without cancellation.
         let (linear, square) = (self.row_s + self.position_s * (first as f64 + 0.5), self.position_s / 2.0);
-        let root = (linear * linear + 4.0 * square * self.seconds.max(0.0)).sqrt();
-        let fit = if linear > 0.0 { 2.0 * self.seconds.max(0.0) / (linear + root) } else { 0.0 };
-        (fit as usize).max(self.rows_min).min(self.rows_max).min(pending)
+        let root = (linear * linear + 4.0 * square * seconds.max(0.0)).sqrt();
+        if linear > 0.0 { (2.0 * seconds.max(0.0) / (linear + root)) as usize } else { 0 }
     }
 
     /// Spends what `rows` rows from `first` on cost.
     #[expect(clippy::cast_precision_loss, reason = "rows and positions are few")]
     pub fn spend(&mut self, first: usize, rows: usize) {
-        self.seconds -= self.row_s * rows as f64 + self.position_s * positions(first, rows) as f64;
+        let seconds = self.row_s * rows as f64 + self.position_s * positions(first, rows) as f64;
+        self.seconds -= seconds;
+        self.seconds_most -= seconds;
         self.rows_min = self.rows_min.saturating_sub(rows);
         self.rows_max -= rows;
     }
 }
 
+/// Rows that are taken whatever they cost.
+const ROWS_LEAST: usize = 4;
 /// Positions of one unit, so that all features are of about one size.
 const POSITIONS_UNIT: f64 = 256.0;
 /// Share of what was learned of prompts, and of decoding, that a step leaves: steps of some ten seconds at most count, and
@@ -264,7 +278,15 @@ mod tests {
 
     #[test]
     fn a_budget_holds_what_its_rows_cost_and_never_nothing() {
-        let budget = PromptBudget { seconds: 0.010, row_s: 1e-4, position_s: 1e-7, rows_min: 16, rows_max: 512 };
+        let all = f64::INFINITY;
+        let budget = PromptBudget {
+            seconds: 0.010,
+            row_s: 1e-4,
+            position_s: 1e-7,
+            rows_min: 16,
+            seconds_most: all,
+            rows_max: 512,
+        };
         let at = |first| budget.rows(first, 10_000);
         assert_eq!((at(0), at(1000), at(100_000)), (95, 49, 16));
         assert_eq!((budget.rows(0, 7), PromptBudget { rows_max: 30, ..budget }.rows(0, 99)), (7, 30));
@@ -273,6 +295,15 @@ mod tests {
         assert_eq!((rest.rows(0, 99), rest.rows_max, rest.is_spent()), (37, 452, false));
         rest.spend(0, 60);
         assert!(rest.is_spent() && rest.rows(0, 99) == 0);
+        // The least rows are fewer where they cost too much.
+        let short = PromptBudget { seconds_most: 0.1, ..budget };
+        let at = |first| short.rows(first, 10_000);
+        assert_eq!((at(0), at(100_000), at(1_000_000)), (95, 9, 4));
+        let mut rest = short;
+        rest.spend(100_000, 9);
+        assert!(!rest.is_spent());
+        rest.spend(100_000, 4);
+        assert!(rest.is_spent());
         let mut rows = PromptBudget::of_rows(20);
         assert_eq!(rows.rows(5000, 99), 20);
         rows.spend(0, 20);

@@ -155,7 +155,14 @@ fn a_low_priority_waits_long_but_not_for_ever() {
 #[test]
 fn a_short_prompt_goes_before_a_long_one_that_came_shortly_before_and_no_other() {
     let (mut scheduler, mut kv) = (Scheduler::new(4, 8), cache(4, 16));
-    let budget = PromptBudget { seconds: 0.1, row_s: 0.01, position_s: 0.0, rows_min: 1, rows_max: 99 };
+    let budget = PromptBudget {
+        seconds: 0.1,
+        row_s: 0.01,
+        position_s: 0.0,
+        rows_min: 1,
+        seconds_most: f64::INFINITY,
+        rows_max: 99,
+    };
     scheduler.form(&mut Step::default(), &mut kv, 64, budget);
     // The long one takes a second, so others may go first for four.
     for (id, length, arrival_ms) in [(1, 100, 0), (2, 10, 3500), (3, 10, 3700)] {
