@@ -4,6 +4,7 @@ mod guides;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kernels::attention::KvType;
@@ -181,6 +182,7 @@ struct Scene {
     status: Arc<Status>,
     now: Instant,
     assignment: Assignment,
+    number: usize,
 }
 
 impl Scene {
@@ -219,11 +221,14 @@ impl Scene {
         let now = Instant::now();
         let shape = Shape::of(&model.weights, KvType::F16, limits.slots, limits.rows_max).unwrap();
         let bell = Arc::new(Doorbell::new().unwrap());
-        let beside = Beside::start_for_gpu(BESIDE, 2, &bell).unwrap();
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        // Of its own, so that a fault which strikes the threads of one strikes no other's.
+        let number = BESIDE + COUNT.fetch_add(1, Ordering::Relaxed);
+        let beside = Beside::start_for_gpu(number, 2, &bell).unwrap();
         let feeder = Feeder::new((device, Silent), limits, Arc::clone(&status), beside, now);
         let assignment = Assignment { generation: GenerationId(0), model: Arc::new(model), shape, known };
         let queues = Queues { assignment: Some(Box::new(assignment.clone())), ..Queues::default() };
-        Self { feeder, queues, status, now, assignment }
+        Self { feeder, queues, status, now, assignment, number }
     }
 
     /// Turns until the feeder rests for longer than steps take.
@@ -451,8 +456,8 @@ fn greedy() -> SamplingParams {
     SamplingParams { temperature: 0.0, ..SamplingParams::default() }
 }
 
-/// The number of the device, for faults beside its steps.
-const BESIDE: usize = 79;
+/// The number of the first scene's device, for faults beside its steps.
+const BESIDE: usize = 1000;
 /// Steps of the self test, which come first, and those that are tried for what they cost.
 const TEST_STEPS: usize = 5 + 3;
 const SLOTS: usize = 4;

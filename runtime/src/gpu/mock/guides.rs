@@ -225,7 +225,7 @@ fn a_sequence_goes_back_without_its_guide_which_comes_after_it() {
         let guide = returned.guide.as_mut().unwrap();
         assert!(guide.is_beside(), "{how}");
         // A leader that has the sequence now is told.
-        let mut leader = Beside::start(BESIDE + 1, 1, &Arc::new(LeaderBell::default())).unwrap();
+        let mut leader = Beside::start(BESIDE - 1, 1, &Arc::new(LeaderBell::default())).unwrap();
         guide.follow(&leader);
         while !leader.take_news() {
             std::thread::yield_now();
@@ -255,7 +255,7 @@ fn a_sequence_goes_on_on_another_device_and_its_guide_comes_after_it() {
             second.feeder.device_mut().mood = Mood::Fails;
             second.turns(1);
             let mut moved = second.take_returned(2);
-            let mut leader = Beside::start(BESIDE + 1, 1, &Arc::new(LeaderBell::default())).unwrap();
+            let mut leader = Beside::start(BESIDE - 1, 1, &Arc::new(LeaderBell::default())).unwrap();
             let guide = moved.guide.as_mut().unwrap();
             guide.follow(&leader);
             while guide.is_beside() && !(leader.take_news() && guide.comes_back()) {
@@ -276,7 +276,7 @@ fn a_guide_that_breaks_down_beside_a_device_ends_its_own_answer() {
     let guides = scene.guides(&hex(), 2);
     scene.settle();
     scene.start(1, &[10], 100);
-    faults::inject(faults::Fault::Guide, BESIDE.try_into().unwrap());
+    faults::inject(faults::Fault::Guide, scene.number.try_into().unwrap());
     for (id, guide) in (2..).zip(guides) {
         scene.start_guided(id, slow(guide, 0, 0), 100);
     }
