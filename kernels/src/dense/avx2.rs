@@ -2,14 +2,14 @@
 #![expect(unsafe_code, reason = "instructions of AVX2, and their loads and stores")]
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T1, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
-    _mm_prefetch, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_slli_epi32,
-    _mm256_storeu_ps,
+    __m256, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm256_castsi256_ps,
+    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_mul_ps, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
 use super::lanes::{Kernel, LANES, Lanes};
 use crate::Avx2;
+use crate::ahead::ask_far;
 
 pub(super) fn run<K: Kernel>(proof: Avx2, kernel: K) {
     // SAFETY: the token proves that these instructions exist.
@@ -139,7 +139,6 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, bytes: &[u8], ahead: usize) {
-        // SAFETY: a hint that reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead).cast()) }
+        ask_far(bytes.as_ptr().wrapping_add(ahead));
     }
 }

@@ -2,14 +2,14 @@
 #![expect(unsafe_code, reason = "instructions of AVX-512, and their loads and stores")]
 
 use std::arch::x86_64::{
-    __m512, _MM_HINT_T1, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_prefetch,
-    _mm256_loadu_si256, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
-    _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_slli_epi32,
-    _mm512_storeu_ps,
+    __m512, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm256_loadu_si256, _mm512_castsi512_ps,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mul_ps, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use super::lanes::{Kernel, LANES, Lanes};
 use crate::Avx512Bw;
+use crate::ahead::ask_far;
 
 pub(super) fn run<K: Kernel>(proof: Avx512Bw, kernel: K) {
     // SAFETY: the token proves that these instructions exist.
@@ -111,7 +111,6 @@ impl Lanes for Avx512Bw {
 
     #[inline(always)]
     fn prefetch(self, bytes: &[u8], ahead: usize) {
-        // SAFETY: a hint that reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(ahead).cast()) }
+        ask_far(bytes.as_ptr().wrapping_add(ahead));
     }
 }
