@@ -266,7 +266,8 @@ fn constrained_answers_that_are_pushed_out_go_on_with_the_same_tokens() {
 #[test]
 fn slow_guides_change_no_token_and_no_company_changes_theirs() {
     const COUNT: usize = 4;
-    const TOKENS_MAX: usize = 24;
+    // So many that the last sets take several times as long as a step may on a fast machine too.
+    const TOKENS_MAX: usize = 36;
     let model = Arc::new(load(None));
     let mut draw = Draw(8);
     let prompts: Vec<Vec<u32>> = (0..COUNT).map(|i| draw.tokens(&model, 26 + i)).collect();
