@@ -146,6 +146,7 @@ pub struct PromptBudget {
     /// Rows that are taken at least, as far as they cost no more than `seconds_most`, and a few of them whatever they cost: below
     /// it a prompt would never end.
     pub rows_min: usize,
+    /// What those may take beside `seconds`: at least as much, infinite where nobody waits for the step.
     pub seconds_most: f64,
     pub rows_max: usize,
 }
