@@ -300,9 +300,16 @@ fn slow_guides_stay_in_steps_that_nobody_else_waits_for() {
     let counts = [1, 2, 3].map(|id| scene.tokens(id).len());
     assert!(counts.iter().all(|count| *count >= 17), "{counts:?}");
     assert_eq!(scene.status.guides_beside.get(), 0);
-    scene.start(9, &[10], 200);
-    scene.until("no guide is beside", |scene| scene.status.guides_beside.get() > 3);
-    scene.until("the free stream does not end", |scene| scene.last_of(9).is_some());
+    // Beside free streams, as many as end while their threads wait for a core.
+    let begun = Instant::now();
+    for id in 9.. {
+        scene.start(id, &[10], 200);
+        scene.until("the free stream does not end", |scene| scene.last_of(id).is_some());
+        if scene.status.guides_beside.get() > 3 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "no guide is beside");
+    }
     scene.until("streams don't end", |scene| scene.status.in_flight() == 0);
     assert_eq!([1, 2, 3].map(|id| scene.tokens(id).len()), [200; 3]);
 }
